@@ -1,0 +1,1 @@
+"""Runnable experiments: thin mains, their data and their models."""

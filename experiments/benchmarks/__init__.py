@@ -1,0 +1,1 @@
+"""Performance claims: each module runs one, prints JSON lines, then a table with the CPU model."""

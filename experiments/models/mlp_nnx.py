@@ -1,0 +1,21 @@
+"""The NNX twin of `experiments.models.mlp`."""
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+
+
+class MLP(nnx.Module):
+    """Dense layers with ReLU between: `[B, ...] -> [B, features[-1]]`, where `features[0]` is the flattened input's size."""
+
+    def __init__(self, features: Sequence[int], *, rngs: nnx.Rngs):
+        widths = zip(features[:-1], features[1:], strict=True)
+        self.layers = nnx.List([nnx.Linear(inputs, outputs, rngs=rngs) for inputs, outputs in widths])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = nnx.relu(layer(x))
+        return last(x)

@@ -1,0 +1,214 @@
+"""Combinators over transforms: ``chain``, ``by_path``, ``where``, ``every``, ``between``, ``frozen``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches, require_match
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Traits, Transform, keep_state
+from jaxopt_nn.tensors.base import is_compressed
+from jaxopt_nn.tensors.nest import nest
+
+
+def chain(*members: Transform) -> Transform:
+    """Composes transforms: each member sees the view of the one before it, and packs nest as views compose.
+
+    Raises:
+      ValueError: no member; or, at ``init``, a leaf whose values are changed after a member that packs them, or a packer
+        that loses zeros after a mask.
+    """
+    if not members:
+        raise ValueError("chain() needs at least one transform; identity() is the one that does nothing")
+    if len(members) == 1:
+        return members[0]
+
+    def views(params: PyTree, state: State) -> list[PyTree]:
+        seen = [params]
+        for member, learnt, carried in zip(members, state.learnt, state.carried, strict=True):
+            seen.append(member.view(seen[-1], State(learnt, carried)))
+        return seen
+
+    def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        _check_order(members, params, info)
+        states = []
+        for i, member in enumerate(members):
+            states.append(member.init(params, info))
+            if i + 1 < len(members):
+                params = _like(member.view, params, states[-1])
+        return State(tuple(s.learnt for s in states), tuple(s.carried for s in states))
+
+    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        pulled = _gradients_at_views(members, views(params, state), state, grads)
+        carried = []
+        for member, learnt, old, slope in zip(members, state.learnt, state.carried, pulled, strict=True):
+            new = member.update(params, State(learnt, old), step=step, grads=slope)
+            carried.append(new.carried)
+            params = member.view(params, new)
+        return State(state.learnt, tuple(carried))
+
+    def project(params: PyTree, state: State) -> PyTree:
+        for member, learnt, carried in zip(members, state.learnt, state.carried, strict=True):
+            params = member.project(params, State(learnt, carried))
+        return params
+
+    def pack(params: PyTree, state: State) -> PyTree:
+        packed = None
+        for member, learnt, carried in zip(members, state.learnt, state.carried, strict=True):
+            own = State(learnt, carried)
+            inner = member.pack(params, own)
+            packed = inner if packed is None else map_with_path(lambda path, a, b: _nested(a, b), packed, inner)
+            params = member.view(params, own)
+        return packed
+
+    def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+        verdicts = [m.traits.takes(path, leaf, info) for m in members]
+        taken = [v for v in verdicts if not isinstance(v, str)]
+        if not taken:
+            return "; ".join(dict.fromkeys(v for v in verdicts if isinstance(v, str)))
+        packs = [v.packs for v in taken if v.packs]
+        return LeafTraits(packs[-1] if packs else None, all(v.keeps_zeros for v in taken))
+
+    needs = frozenset().union(*(m.traits.needs for m in members))
+    local = all(m.traits.leaf_local for m in members)
+    return Transform(init, update, lambda p, s: views(p, s)[-1], project, pack, Traits(takes, local, needs))
+
+
+def _like(view: Callable[..., PyTree], params: PyTree, state: State) -> PyTree:
+    """``view(params, state)``, also where the leaves are abstract."""
+    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves((params, state)))
+    return jax.eval_shape(view, params, state) if abstract else view(params, state)
+
+
+def _gradients_at_views(members: Sequence[Transform], seen: list[PyTree], state: State, grads: PyTree | None) -> list[PyTree]:
+    """The gradient at each member's own view: the chain's gradient, pulled back through the later members."""
+    if grads is None or not any("grads" in m.traits.needs for m in members):
+        return [grads] * len(members)
+    pulled = [grads]
+    for i in range(len(members) - 1, 0, -1):
+        own = State(state.learnt[i], state.carried[i])
+        _, pull = jax.vjp(lambda p, i=i, own=own: members[i].view(p, own), seen[i])
+        pulled.insert(0, pull(pulled[0])[0])
+    return pulled
+
+
+def _nested(outer: Any, inner: Any) -> Any:
+    """The packed leaf of two members in a row."""
+    if not is_compressed(outer):
+        return inner
+    return nest(outer, inner)
+
+
+def _check_order(members: Sequence[Transform], params: PyTree, info: ModelInfo) -> None:
+    for path, leaf in leaves_by_path(params).items():
+        packed = None
+        for i, member in enumerate(members):
+            verdict = member.traits.takes(path, leaf, info)
+            if isinstance(verdict, str):
+                continue
+            if packed == "codes":
+                raise ValueError(
+                    f"{path}: member {i} of the chain changes values that an earlier member has packed into codes; "
+                    "put the member that packs last"
+                )
+            if packed == "mask" and not verdict.keeps_zeros:
+                raise ValueError(
+                    f"{path}: member {i} of the chain does not keep zeros, after a member that prunes; "
+                    "put it before the pruning, or use a form that represents zero exactly"
+                )
+            packed = verdict.packs or packed
+
+
+def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
+    """Gives each leaf to the first case whose pattern matches its path; other leaves are left alone.
+
+    Raises:
+      ValueError: no case; or, at ``init``, a pattern that matches no leaf (near misses are named).
+    """
+    cases = list(cases)
+    if not cases:
+        raise ValueError("by_path() needs at least one (pattern, transform)")
+
+    def case_of(path: str) -> int | None:
+        return next((i for i, (pattern, _) in enumerate(cases) if matches(pattern, path)), None)
+
+    def part(params: PyTree, i: int) -> dict[str, Any]:
+        return {path: leaf for path, leaf in leaves_by_path(params).items() if case_of(path) == i}
+
+    def put(params: PyTree, parts: Sequence[dict[str, Any]]) -> PyTree:
+        new = {path: leaf for piece in parts for path, leaf in piece.items()}
+        return map_with_path(lambda path, leaf: new.get(path, leaf), params)
+
+    def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        for pattern, _ in cases:
+            require_match(pattern, leaves_by_path(params))
+        states = [t.init(part(params, i), info) for i, (_, t) in enumerate(cases)]
+        return State(tuple(s.learnt for s in states), tuple(s.carried for s in states))
+
+    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        carried = tuple(
+            t.update(
+                part(params, i), State(state.learnt[i], state.carried[i]),
+                step=step, grads=None if grads is None else part(grads, i),
+            ).carried
+            for i, (_, t) in enumerate(cases)
+        )  # fmt: skip
+        return State(state.learnt, carried)
+
+    def each(name: str) -> Callable[[PyTree, State], PyTree]:
+        def run(params: PyTree, state: State) -> PyTree:
+            pieces = [
+                getattr(t, name)(part(params, i), State(state.learnt[i], state.carried[i]))
+                for i, (_, t) in enumerate(cases)
+            ]
+            return put(params, pieces)
+
+        return run
+
+    def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+        i = case_of(path)
+        return "matches no pattern of the recipe" if i is None else cases[i][1].traits.takes(path, leaf, info)
+
+    needs = frozenset().union(*(t.traits.needs for _, t in cases))
+    local = all(t.traits.leaf_local for _, t in cases)
+    return Transform(init, update, each("view"), each("project"), each("pack"), Traits(takes, local, needs))
+
+
+def where(pattern: str, method: Transform) -> Transform:
+    """``method`` on the leaves whose path matches ``pattern`` (``by_path`` with one case)."""
+    return by_path([(pattern, method)])
+
+
+def _gated(method: Transform, open_at: Callable[[Any], Any]) -> Transform:
+    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        carried = jax.lax.cond(
+            open_at(jnp.asarray(step)),
+            lambda: method.update(params, state, step=step, grads=grads).carried,
+            lambda: state.carried,
+        )
+        return State(state.learnt, carried)
+
+    return method._replace(update=update)
+
+
+def every(n: int, method: Transform) -> Transform:
+    """``method`` whose ``update`` runs at steps 0, n, 2n, ... only."""
+    if n < 1:
+        raise ValueError(f"every(n={n}): n is a number of steps, at least 1")
+    return _gated(method, lambda step: step % n == 0)
+
+
+def between(start: int, stop: int, method: Transform) -> Transform:
+    """``method`` whose ``update`` runs at steps ``start <= step <= stop`` only."""
+    if not 0 <= start <= stop:
+        raise ValueError(f"between(start={start}, stop={stop}): needs 0 <= start <= stop")
+    return _gated(method, lambda step: (step >= start) & (step <= stop))
+
+
+def frozen(method: Transform) -> Transform:
+    """``method`` whose ``carried`` no longer changes: an earlier stage of a recipe."""
+    return method._replace(update=keep_state)

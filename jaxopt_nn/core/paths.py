@@ -1,0 +1,95 @@
+"""Paths of leaves, and patterns over them.
+
+A path is a leaf's full address inside ``variables``, keys joined by ``/``: ``params/encoder/mlp/kernel``. A pattern is a
+glob over whole segments: ``*`` stands for anything inside one segment, ``**`` for any number of segments.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import functools
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, KeyEntry, SequenceKey
+
+from jaxopt_nn.tensors.base import is_compressed
+
+PyTree = Any
+
+
+def path_of(keys: tuple[KeyEntry, ...]) -> str:
+    """The path of a leaf whose key path is ``keys``; the ``.value`` of a Flax NNX variable is no part of it."""
+    if keys and isinstance(keys[-1], GetAttrKey) and keys[-1].name == "value":
+        keys = keys[:-1]
+    return "/".join(map(_segment, keys))
+
+
+def _segment(key: KeyEntry) -> str:
+    match key:
+        case DictKey() | FlattenedIndexKey():
+            return str(key.key)
+        case SequenceKey():
+            return str(key.idx)
+        case GetAttrKey():
+            return key.name
+    return str(key).strip("[].'\"")
+
+
+def leaves_by_path(tree: PyTree) -> dict[str, Any]:
+    """``{path: leaf}`` in the tree's order; a compressed tensor is one leaf.
+
+    Raises:
+      ValueError: two leaves have the same path (a key that holds a ``/``).
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_compressed)
+    found: dict[str, Any] = {}
+    for keys, leaf in flat:
+        path = path_of(keys)
+        if path in found:
+            raise ValueError(f"{path}: two leaves have this path; rename the key that holds a '/'")
+        found[path] = leaf
+    return found
+
+
+def map_with_path(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
+    """``jax.tree.map`` with ``fn(path, leaf, *other_leaves)``; a compressed tensor is one leaf."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, *leaves: fn(path_of(keys), *leaves), tree, *rest, is_leaf=is_compressed
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    parts = []
+    for segment in pattern.split("/"):
+        parts.append("(?:[^/]*/)*" if segment == "**" else fnmatch.translate(segment)[4:-3].replace(".*", "[^/]*") + "/")
+    return re.compile("".join(parts))
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether the glob ``pattern`` matches the whole of ``path``."""
+    return _compiled(pattern).fullmatch(path + "/") is not None
+
+
+def near_misses(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """The ``known`` names that look most like ``name``."""
+    return difflib.get_close_matches(name, list(known), n=most, cutoff=0.3)
+
+
+def require_match(pattern: str, paths: Iterable[str], what: str = "path") -> list[str]:
+    """The ``paths`` that ``pattern`` matches.
+
+    Raises:
+      ValueError: none does; the message names the nearest paths.
+    """
+    paths = list(paths)
+    found = [p for p in paths if matches(pattern, p)]
+    if not found:
+        near = near_misses(pattern.replace("**/", "").replace("*", ""), paths) or paths[:3]
+        hint = f"; nearest: {', '.join(near)}" if near else f"; there is no {what} at all"
+        raise ValueError(f"pattern {pattern!r} matches no {what} of {len(paths)}{hint}")
+    return found

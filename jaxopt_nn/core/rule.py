@@ -1,0 +1,69 @@
+"""Rules (what a site computes), taps (what is measured there) and passes (what changes ``apply`` or shapes)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxopt_nn.core.model import ModelInfo, Site
+from jaxopt_nn.core.transform import State
+
+PyTree = Any
+
+
+def _stateless(site: Site, stats: Any = None) -> State:
+    return State()
+
+
+class Rule(NamedTuple):
+    """What a site computes.
+
+    Attributes:
+      apply: ``(site, state, lhs, rhs) -> array`` in the site's output shape and dtype, or ``NotImplemented``: then the
+        site runs as it stands and the report names it. ``lhs`` and ``rhs`` are arrays or compressed tensors;
+        ``site.run(lhs, rhs)`` evaluates the site on whatever operands.
+      init: ``(site, stats) -> State``; the default has no state.
+      name: for messages.
+      activations: the rule also takes sites where both operands are activations; otherwise these are left in float
+        and the report says so.
+    """
+
+    apply: Callable[..., Any]
+    init: Callable[..., State] = _stateless
+    name: str = "rule"
+    activations: bool = False
+
+
+def identity_rule() -> Rule:
+    """The rule that evaluates every site as it stands."""
+    return Rule(lambda site, state, lhs, rhs: site.run(lhs, rhs), name="identity", activations=True)
+
+
+class Tap(NamedTuple):
+    """A streaming statistic of a site.
+
+    Attributes:
+      zero: ``(site) -> accumulator``, a pytree of arrays of fixed shapes.
+      add: ``(accumulator, x, site) -> accumulator``; ``x`` is the site's activation as ``[..., I]`` (a convolution's input
+        as patches), or its output as ``[..., O]`` where ``of="output"``.
+      merge: ``(accumulator, accumulator) -> accumulator``, associative; joins loop iterations and shards.
+      of: ``"input"`` or ``"output"``.
+    """
+
+    zero: Callable[[Site], PyTree]
+    add: Callable[[PyTree, Any, Site], PyTree]
+    merge: Callable[[PyTree, PyTree], PyTree]
+    of: str = "input"
+
+
+class Pass(NamedTuple):
+    """What changes ``apply``, or shapes.
+
+    Attributes:
+      run: ``(apply, variables, info) -> (apply', variables', remap)``. ``remap(tree)`` carries any pytree of the structure
+        and shapes of ``variables`` (gradients, optimizer moments, masks) over to that of ``variables'``.
+      name: for reports.
+    """
+
+    run: Callable[[Callable[..., Any], PyTree, ModelInfo], tuple[Callable[..., Any], PyTree, Callable[[PyTree], PyTree]]]
+    name: str = "pass"

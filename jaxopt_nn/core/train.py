@@ -1,0 +1,134 @@
+"""Training with a transform: one state pytree, one jitted step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.paths import map_with_path, matches
+from jaxopt_nn.core.transform import PyTree, State, Transform
+
+
+class TrainState(NamedTuple):
+    """All that training changes, as one pytree, so that sharding, donation and checkpoints come free.
+
+    Attributes:
+      params: the whole ``variables``; leaves that are not trained ride along.
+      learnt, carried: the transform's state.
+      opt: the optimizer's state, over ``{"params", "learnt"}``.
+      step: int32 scalar. key: PRNG key; step ``t`` uses ``fold_in(key, t)``.
+    """
+
+    params: PyTree
+    learnt: PyTree
+    carried: PyTree
+    opt: PyTree
+    step: jax.Array
+    key: jax.Array
+
+    @property
+    def state(self) -> State:
+        return State(self.learnt, self.carried)
+
+
+def trained(variables: PyTree, frozen: tuple[str, ...] = ("batch_stats/**",)) -> PyTree:
+    """A tree of bools: which leaves of ``variables`` an optimizer moves: the inexact ones under no ``frozen`` pattern."""
+    return map_with_path(
+        lambda path, leaf: bool(
+            jnp.issubdtype(leaf.dtype, jnp.inexact) and not any(matches(p, path) for p in frozen)
+        ),
+        variables,
+    )
+
+
+def _split(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
+    """(the leaves where ``mask`` is true, the others); None stands for a leaf of the other part."""
+    return (
+        jax.tree.map(lambda m, x: x if m else None, mask, tree),
+        jax.tree.map(lambda m, x: None if m else x, mask, tree),
+    )
+
+
+def _join(a: PyTree, b: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None)
+
+
+def init_train_state(
+    params: PyTree,
+    method: Transform,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    *,
+    info: ModelInfo = ModelInfo(),
+    state: State | None = None,
+    frozen: tuple[str, ...] = ("batch_stats/**",),
+) -> TrainState:
+    """The state before the first step. ``state`` overrides ``method.init`` (a later stage of a recipe)."""
+    state = method.init(params, info) if state is None else state
+    moved, _ = _split(params, trained(params, frozen))
+    opt = optimizer.init({"params": moved, "learnt": state.learnt})
+    return TrainState(params, state.learnt, state.carried, opt, jnp.zeros((), jnp.int32), key)
+
+
+def make_step(
+    loss: Callable[[PyTree, Any, jax.Array], tuple[jax.Array, tuple[dict[str, Any], PyTree]]],
+    method: Transform,
+    optimizer: optax.GradientTransformation,
+    *,
+    frozen: tuple[str, ...] = ("batch_stats/**",),
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
+    """One training step, pure and jittable (``jax.jit(step, donate_argnums=0)``).
+
+    Args:
+      loss: ``(variables, batch, key) -> (scalar, (metrics, new))``, where ``new`` is a dict of top-level entries of
+        ``variables`` that the forward pass changed (``{"batch_stats": ...}``), or ``{}``.
+      method: what the forward pass sees of the parameters; ``identity()`` for plain training.
+      optimizer: any optax transformation, over ``{"params", "learnt"}``.
+      frozen: patterns of leaves that no optimizer moves.
+
+    Returns:
+      ``step(train_state, batch) -> (train_state, metrics)``; ``metrics`` gets ``loss`` added.
+    """
+
+    def step(ts: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
+        mask = trained(ts.params, frozen)
+        moved, still = _split(ts.params, mask)
+
+        def view(moved: PyTree, learnt: PyTree) -> PyTree:
+            return method.view(_join(moved, still), State(learnt, ts.carried))
+
+        def view_moved(moved: PyTree, learnt: PyTree) -> tuple[PyTree, PyTree]:
+            return _split(view(moved, learnt), mask)
+
+        (seen, seen_still), pull = jax.vjp(view_moved, moved, ts.learnt)
+
+        def objective(seen: PyTree) -> tuple[jax.Array, tuple[dict[str, Any], PyTree]]:
+            return loss(_join(seen, seen_still), batch, jax.random.fold_in(ts.key, ts.step))
+
+        (value, (metrics, new)), dense = jax.value_and_grad(objective, has_aux=True)(seen)
+        flat_zero = jax.tree.map(_zero_cotangent, seen_still)
+        grad_params, grad_learnt = pull((dense, flat_zero))
+        both = {"params": moved, "learnt": ts.learnt}
+        updates, opt = optimizer.update({"params": grad_params, "learnt": grad_learnt}, ts.opt, both)
+        both = optax.apply_updates(both, updates)
+        state = State(both["learnt"], ts.carried)
+        params = method.project(_join(both["params"], still), state)
+        at_view = _join(dense, jax.tree.map(jnp.zeros_like, still))
+        state = method.update(params, state, step=ts.step, grads=at_view)
+        params = {**params, **new} if new else params
+        return TrainState(params, state.learnt, state.carried, opt, ts.step + 1, ts.key), {**metrics, "loss": value}
+
+    return step
+
+
+def _zero_cotangent(x: Any) -> Any:
+    if jnp.issubdtype(x.dtype, jnp.inexact):
+        return jnp.zeros_like(x)
+    import numpy as np
+
+    return np.zeros(x.shape, jax.dtypes.float0)

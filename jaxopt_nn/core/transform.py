@@ -1,0 +1,203 @@
+"""The core type: a transform over parameters, and the one way to lift a per-leaf method to a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
+from jaxopt_nn.core.report import Message, Report
+from jaxopt_nn.tensors.base import is_compressed
+
+PyTree = Any
+
+
+class State(NamedTuple):
+    """State of a transform or a rule: both fields are pytrees.
+
+    ``learnt`` is trained by gradient and owned by the optimizer (LSQ steps, codebooks, thresholds); ``carried`` is
+    changed by ``update`` alone (masks, ranges, codes, the PRNG key).
+    """
+
+    learnt: PyTree = ()
+    carried: PyTree = ()
+
+
+@jax.tree_util.register_static
+class Static:
+    """A static value inside a state: hashable, compared by equality, no leaf of the pytree."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self.value == other.value
+
+    def __hash__(self) -> int:
+        return hash(self.value)
+
+    def __repr__(self) -> str:
+        return f"Static({self.value!r})"
+
+
+class LeafTraits(NamedTuple):
+    """What a transform does to one leaf that it takes.
+
+    Attributes:
+      packs: ``None`` (values change, nothing is packed), ``"mask"`` (packs a mask, which stands outermost and can hold
+        another packed tensor) or ``"codes"`` (packs the values themselves: nothing may change them after).
+      keeps_zeros: an entry that is exactly zero stays exactly zero.
+    """
+
+    packs: str | None = None
+    keeps_zeros: bool = True
+
+
+class Traits(NamedTuple):
+    """Static facts about a transform.
+
+    Attributes:
+      takes: ``(path, leaf, info) -> LeafTraits | str``: how it treats that leaf, or why it leaves it alone.
+      leaf_local: each leaf's result depends on that leaf alone.
+      needs: subset of ``{"roles", "stats", "grads", "key"}``.
+    """
+
+    takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
+    leaf_local: bool = True
+    needs: frozenset[str] = frozenset()
+
+
+class Transform(NamedTuple):
+    """Pure functions over parameters that keep the tree and the shapes. A new method is a value of this type.
+
+    Attributes:
+      init: ``(params, info=ModelInfo()) -> State``.
+      update: ``(params, state, *, step, grads=None) -> State``; touches ``carried`` only. ``grads`` is the dense gradient
+        at ``view(params, state)``.
+      view: ``(params, state) -> params`` that the forward pass sees; differentiable in ``params`` and ``state.learnt``.
+      project: ``(params, state) -> params``, after the optimizer's step.
+      pack: ``(params, state) -> params`` with compressed tensors; host code over jitted functions.
+        Law: ``densify(pack(p, s)) == view(p, s)``.
+      traits: static facts.
+    """
+
+    init: Callable[..., State]
+    update: Callable[..., State]
+    view: Callable[[PyTree, State], PyTree]
+    project: Callable[[PyTree, State], PyTree]
+    pack: Callable[[PyTree, State], PyTree]
+    traits: Traits
+
+
+def keep_state(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+    """An ``update`` that changes nothing."""
+    return state
+
+
+def keep_params(params: PyTree, state: State) -> PyTree:
+    """A ``view``, ``project`` or ``pack`` that changes nothing."""
+    return params
+
+
+def identity() -> Transform:
+    """The transform that takes every leaf and changes none."""
+    return Transform(
+        lambda params, info=ModelInfo(): State(), keep_state, keep_params, keep_params, keep_params,
+        Traits(lambda path, leaf, info: LeafTraits()),
+    )  # fmt: skip
+
+
+def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
+    """Why a method for weight matrices leaves ``leaf`` alone, or None: it takes float leaves whose site contracts them.
+
+    Without knowledge of the model every float leaf of two or more axes is taken.
+    """
+    if is_compressed(leaf):
+        return "is a compressed tensor already"
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return f"dtype {np.dtype(leaf.dtype).name} is not real floating point"
+    if 0 in leaf.shape:
+        return f"shape {tuple(leaf.shape)} holds no entry"
+    if not info.leaves and not info.roles:
+        return None if leaf.ndim >= 2 else f"has {leaf.ndim} axes; nothing is contracted over it"
+    known = {entry.path: entry.reason for entry in info.leaves}
+    if path in info.roles:
+        return None
+    reason = known.get(path) or ("is in no site" if path in known else "is unknown to this ModelInfo")
+    return reason
+
+
+def leafwise(
+    takes: Callable[[str, Any, ModelInfo], LeafTraits | str],
+    init: Callable[[str, Any, Roles], tuple[Any, Any]],
+    view: Callable[[Any, Any, Any], Any],
+    *,
+    update: Callable[..., Any] | None = None,
+    project: Callable[[Any, Any, Any], Any] | None = None,
+    pack: Callable[[str, Any, Any, Any], Any] | None = None,
+    needs: frozenset[str] = frozenset(),
+) -> Transform:
+    """Lifts a method for single leaves to a transform.
+
+    Args:
+      takes: as in ``Traits``.
+      init: ``(path, leaf, roles) -> (learnt, carried)`` of that leaf; works on abstract leaves.
+      view: ``(leaf, learnt, carried) -> leaf``.
+      update: ``(leaf, learnt, carried, step, grad) -> carried``.
+      project: ``(leaf, learnt, carried) -> leaf``.
+      pack: ``(path, leaf, learnt, carried) -> compressed tensor``.
+      needs: as in ``Traits``.
+    """
+
+    def init_tree(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(takes(p, x, info), str)}
+        states = {p: init(p, x, info.roles_of(p, x.ndim)) for p, x in taken.items()}
+        return State({p: s[0] for p, s in states.items()}, {p: s[1] for p, s in states.items()})
+
+    def on_taken(fn: Callable[..., Any], params: PyTree, state: State) -> PyTree:
+        def visit(path: str, leaf: Any) -> Any:
+            return fn(path, leaf, state.learnt[path], state.carried[path]) if path in state.carried else leaf
+
+        return map_with_path(visit, params)
+
+    def update_tree(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        if update is None:
+            return state
+        slopes = {} if grads is None else leaves_by_path(grads)
+        carried = {
+            path: update(leaf, state.learnt[path], state.carried[path], step, slopes.get(path))
+            for path, leaf in leaves_by_path(params).items()
+            if path in state.carried
+        }
+        return State(state.learnt, carried)
+
+    def lift(fn: Callable[[Any, Any, Any], Any] | None) -> Callable[[PyTree, State], PyTree]:
+        if fn is None:
+            return keep_params
+        return lambda params, state: on_taken(lambda path, *args: fn(*args), params, state)
+
+    return Transform(
+        init=init_tree,
+        update=update_tree,
+        view=lift(view),
+        project=lift(project),
+        pack=keep_params if pack is None else lambda params, state: on_taken(pack, params, state),
+        traits=Traits(takes, True, needs),
+    )
+
+
+def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo()) -> Report:
+    """Every leaf that ``method`` leaves alone, with the reason, and every leaf whose roles were assumed."""
+    messages = []
+    for path, leaf in leaves_by_path(variables).items():
+        verdict = method.traits.takes(path, leaf, info)
+        if isinstance(verdict, str):
+            messages.append(Message("skipped", path, verdict))
+        elif "roles" in method.traits.needs and path not in info.roles:
+            messages.append(Message("assumed", path, "roles: last axis is the output, no stack (pass info=inspect(...))"))
+    return Report(tuple(messages))

@@ -1,0 +1,296 @@
+"""Higher-order equations (jit, remat, custom derivatives, scan, while, cond, shard_map), re-evaluated from their bodies.
+
+Each function takes ``(evaluator, key, eqn, operands, states)`` and returns the outputs and what taps inside measured.
+Operands and outputs may be compressed tensors: they cross the boundary as their children.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from jaxopt_nn.core.transform import State
+from jaxopt_nn.interpret import jaxprs
+from jaxopt_nn.tensors.base import is_compressed
+
+if TYPE_CHECKING:
+    from jaxopt_nn.interpret.evaluate import Evaluator, Measured
+
+States = Mapping[str, State]
+Key = tuple[int, ...]
+
+
+def _compressed_any(values: Sequence[Any]) -> bool:
+    return any(map(is_compressed, values))
+
+
+def _dense(ev: Evaluator, values: Sequence[Any], eqn: Any, what: str) -> list[Any]:
+    where = f"@{eqn.source_info.name_stack}"
+    return [ev.densified(x, where, f"`{eqn.primitive.name}` {what}") for x in values]
+
+
+class _Traced:
+    """A body traced over the flat children of its operands; outputs and measurements come back in their structure."""
+
+    def __init__(self, fun: Callable[..., tuple[list[Any], Any]], operands: Sequence[Any]):
+        self.flat, tree = jax.tree.flatten(list(operands))
+
+        def flat_fun(*flat: Any) -> list[Any]:
+            out, self.tree = jax.tree.flatten(fun(*jax.tree.unflatten(tree, flat)))
+            return out
+
+        self.jaxpr, self.consts = jaxprs.trace(flat_fun, self.flat)
+        self.args = [*self.consts, *self.flat]
+
+    def result(self, flat: Sequence[Any]) -> tuple[list[Any], Any]:
+        outs, measured = jax.tree.unflatten(self.tree, flat)
+        return outs, measured
+
+
+def _forwarded(jaxpr: Any, operands: Sequence[Any], outs: list[Any]) -> list[Any]:
+    """Outputs that are operands of the body, untouched, are the operands themselves."""
+    given = dict(zip(jaxpr.invars, operands, strict=True))
+    return [given.get(v, x) if not jaxprs.is_literal(v) and is_compressed(x) else x
+            for v, x in zip(jaxpr.outvars, outs, strict=True)]  # fmt: skip
+
+
+def _jit(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+    (body,) = jaxprs.bodies(eqn) or ()
+    run = lambda *ops: ev.run(body.jaxpr, body.consts, ops, (*key, 0), states)
+    traced = _Traced(run, operands)
+    params = dict(eqn.params)
+    params["jaxpr"] = traced.jaxpr
+    spread = functools.partial(_spread, operands, len(traced.consts))
+    unspecified = jaxprs.unspecified_sharding()
+    params["in_shardings"] = spread(params["in_shardings"], unspecified, _child_shardings)
+    params["in_layouts"] = spread(params["in_layouts"], None)
+    params["donated_invars"] = spread(params["donated_invars"], False)
+    n_outs = len(jaxprs.opened(traced.jaxpr).jaxpr.outvars)
+    outs_like = jax.tree.unflatten(traced.tree, [None] * n_outs)[0]
+    out_spread = functools.partial(_spread, outs_like, 0)
+    shardings = out_spread(params["out_shardings"], unspecified, _child_shardings)
+    layouts = out_spread(params["out_layouts"], None)
+    params["out_shardings"] = (*shardings, *[unspecified] * (n_outs - len(shardings)))
+    params["out_layouts"] = (*layouts, *[None] * (n_outs - len(layouts)))
+    outs, measured = traced.result(eqn.primitive.bind(*traced.args, **params))
+    return _forwarded(body.jaxpr, operands, outs), measured
+
+
+def _child_shardings(tensor: Any, sharding: Any) -> list[Any] | None:
+    if not isinstance(sharding, jax.sharding.NamedSharding) or jax.tree.leaves(tensor)[:1] == [None]:
+        return None
+    specs = tensor.spec(sharding.spec)
+    if specs is NotImplemented:
+        return None
+    leaves = jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
+    return [jax.sharding.NamedSharding(sharding.mesh, s) for s in leaves]
+
+
+def _spread(
+    values: Sequence[Any], n_consts: int, given: Sequence[Any], default: Any, split: Callable[..., Any] | None = None
+) -> tuple[Any, ...]:
+    """A per-operand parameter of ``jit``, for the children of compressed operands."""
+    out = [default] * n_consts
+    for value, entry in zip(values, given, strict=True):
+        if is_compressed(value):
+            out += (split and split(value, entry)) or [default] * jax.tree.structure(value).num_leaves
+        else:
+            out.append(entry)
+    return tuple(out)
+
+
+def _remat(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+    (body,) = jaxprs.bodies(eqn) or ()
+    traced = _Traced(lambda *ops: ev.run(body.jaxpr, body.consts, ops, (*key, 0), states), operands)
+    params = {**eqn.params, "jaxpr": jaxprs.same_form(eqn.params["jaxpr"], traced.jaxpr)}
+    outs, measured = traced.result(eqn.primitive.bind(*traced.args, **params))
+    return _forwarded(body.jaxpr, operands, outs), measured
+
+
+def _inline(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+    (body,) = jaxprs.bodies(eqn) or ()
+    if eqn.primitive.name in jaxprs.CUSTOM_DERIVATIVES:
+        where = f"@{eqn.source_info.name_stack}"
+        ev.recorder.add("derivative", where, f"`{eqn.primitive.name}` holds a site: its body is differentiated instead")
+    return ev.run(body.jaxpr, body.consts, operands, (*key, 0), states)
+
+
+def _scan(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+    (body,) = jaxprs.bodies(eqn) or ()
+    n_consts, n_carry = jaxprs.scan_counts(eqn)
+    consts, carry, xs = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
+    inside = (*key, 0)
+    own, zeros = ev.stateful(inside, states), ev.zeros(inside)
+    if not (own or zeros or _compressed_any(operands)):
+        avals = [v.aval for v in body.jaxpr.invars]
+        closed, found = jaxprs.trace(lambda *ops: ev.run(body.jaxpr, body.consts, ops, inside, states)[0], avals)
+        if not found:
+            params = {**eqn.params, "jaxpr": jaxprs.same_form(eqn.params["jaxpr"], closed)}
+            return list(eqn.primitive.bind(*operands, **params)), {}
+    fixed = _invariant(body.jaxpr.invars[n_consts : n_consts + n_carry], body.jaxpr.outvars[:n_carry], carry)
+    carry = [x if i in fixed else d for i, (x, d) in enumerate(zip(carry, _dense_but(ev, carry, fixed, eqn), strict=True))]
+    moving = [x for i, x in enumerate(carry) if i not in fixed]
+    layered = key in ev.layer_scans
+
+    def step(held: Any, sliced: Any) -> Any:
+        (moving, total), (xs, own_now) = held, sliced
+        fill = iter(moving)
+        full = [carry[i] if i in fixed else next(fill) for i in range(n_carry)]
+        seen = {**states, **own_now}
+        outs, measured = ev.run(body.jaxpr, body.consts, [*consts, *full, *xs], inside, seen)
+        new = [x for i, x in enumerate(outs[:n_carry]) if i not in fixed]
+        new = _as_before(_dense(ev, new, eqn, "carries it"), moving)
+        ys = _dense(ev, outs[n_carry:], eqn, "stacks it")
+        if layered:
+            return (new, total), (ys, measured)
+        return (new, ev.merge(total, measured) if zeros else total), (ys, {})
+
+    init = (moving, {} if layered else zeros)
+    slices = (list(xs), own if layered else {})
+    keys = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
+    (moving, total), (ys, stacked) = lax.scan(step, init, slices, **keys)
+    fill = iter(moving)
+    full = [carry[i] if i in fixed else next(fill) for i in range(n_carry)]
+    return [*full, *ys], stacked if layered else total
+
+
+def _invariant(before: Sequence[Any], after: Sequence[Any], values: Sequence[Any]) -> set[int]:
+    """Carried compressed tensors that the body hands on untouched: they need not be carried."""
+    return {i for i, (a, b, x) in enumerate(zip(before, after, values, strict=True)) if a is b and is_compressed(x)}
+
+
+def _dense_but(ev: Evaluator, values: Sequence[Any], kept: set[int], eqn: Any) -> list[Any]:
+    return [x if i in kept else _dense(ev, [x], eqn, "carries it")[0] for i, x in enumerate(values)]
+
+
+def _as_before(new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+    """Carried values keep their weak types, which a rule's result may lack."""
+    return [lax.convert_element_type(x, o.dtype) if x.dtype != o.dtype else x for x, o in zip(new, old, strict=True)]
+
+
+def _while(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+    cond, body = jaxprs.bodies(eqn) or ()
+    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_consts, body_consts, carry = operands[:n_cond], operands[n_cond : n_cond + n_body], operands[n_cond + n_body :]
+    test = lambda *ops: ev.run(cond.jaxpr, cond.consts, ops, (*key, 0), states)[0]
+    turn = lambda *ops: ev.run(body.jaxpr, body.consts, ops, (*key, 1), states)
+    zeros = ev.zeros((*key, 1))
+    if not (zeros or _compressed_any(operands)):
+        closed_cond, found = jaxprs.trace(test, [v.aval for v in cond.jaxpr.invars])
+        closed_body, more = jaxprs.trace(lambda *ops: turn(*ops)[0], [v.aval for v in body.jaxpr.invars])
+        if not (found or more):
+            forms = {"cond_jaxpr": closed_cond, "body_jaxpr": closed_body}
+            params = {**eqn.params, **{k: jaxprs.same_form(eqn.params[k], v) for k, v in forms.items()}}
+            return list(eqn.primitive.bind(*operands, **params)), {}
+    fixed = _invariant(body.jaxpr.invars[n_body:], body.jaxpr.outvars, carry)
+    carry = _dense_but(ev, carry, fixed, eqn)
+
+    def whole(moving: Sequence[Any]) -> list[Any]:
+        fill = iter(moving)
+        return [x if i in fixed else next(fill) for i, x in enumerate(carry)]
+
+    def step(held: Any) -> Any:
+        moving, total = held
+        outs, measured = turn(*body_consts, *whole(moving))
+        new = _dense(ev, [x for i, x in enumerate(outs) if i not in fixed], eqn, "carries it")
+        return _as_before(new, moving), ev.merge(total, measured) if zeros else total
+
+    start = [x for i, x in enumerate(carry) if i not in fixed]
+    moving, total = lax.while_loop(lambda held: test(*cond_consts, *whole(held[0]))[0], step, (start, zeros))
+    return whole(moving), total
+
+
+def _cond(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+    index, *operands = operands
+    zeros = ev.zeros(key)
+
+    def branch(b: int, body: jaxprs.Body) -> Callable[..., tuple[list[Any], Measured]]:
+        def run(*ops: Any) -> tuple[list[Any], Measured]:
+            outs, measured = ev.run(body.jaxpr, body.consts, ops, (*key, b), states)
+            return _dense(ev, outs, eqn, "returns it from a branch"), {**zeros, **measured}
+
+        return run
+
+    traced = [_Traced(branch(b, body), operands) for b, body in enumerate(jaxprs.bodies(eqn) or ())]
+    consts = [c for t in traced for c in t.consts]
+    forms = []
+    offset = 0
+    for t, old in zip(traced, eqn.params["branches"], strict=True):
+        closed = _with_shared_consts(t, consts, offset) if consts else t.jaxpr
+        offset += len(t.consts)
+        forms.append(jaxprs.same_form(old, closed))
+    flat = eqn.primitive.bind(index, *consts, *traced[0].flat, **{**eqn.params, "branches": tuple(forms)})
+    return traced[0].result(flat)
+
+
+def _with_shared_consts(traced: _Traced, shared: Sequence[Any], offset: int) -> Any:
+    """A branch that takes the constants of all branches and reads its own, which start at ``offset``."""
+    inner = jaxprs.opened(traced.jaxpr)
+
+    def fun(*args: Any) -> list[Any]:
+        own = args[offset : offset + len(traced.consts)]
+        return jax.core.eval_jaxpr(inner.jaxpr, inner.consts, *own, *args[len(shared) :])
+
+    return jax.make_jaxpr(fun)(*shared, *traced.flat)
+
+
+def _shard_map(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+    (body,) = jaxprs.bodies(eqn) or ()
+    mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
+    operands, specs = _sharded(ev, eqn, operands)
+    zeros = ev.zeros((*key, 0))
+    shards = PartitionSpec(tuple(manual))
+
+    def run(*ops: Any) -> Any:
+        outs, measured = ev.run(body.jaxpr, body.consts, ops, (*key, 0), states)
+        outs = _dense(ev, outs, eqn, "returns it")
+        return outs, jax.tree.map(lambda x: jnp.expand_dims(x, 0), measured)
+
+    out_specs = (list(eqn.params["out_specs"]), jax.tree.map(lambda _: shards, zeros))
+    mapped = jax.shard_map(
+        run, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=eqn.params["check_vma"], axis_names=manual
+    )
+    outs, measured = mapped(*operands)
+    if not zeros:
+        return outs, {}
+    count = jax.tree.leaves(measured)[0].shape[0]
+    parts = [jax.tree.map(lambda x, i=i: x[i], measured) for i in range(count)]
+    return outs, functools.reduce(ev.merge, parts)
+
+
+def _sharded(ev: Evaluator, eqn: Any, operands: Sequence[Any]) -> tuple[list[Any], tuple[Any, ...]]:
+    """Operands and their specs; a compressed tensor enters by its children where its algebra gives their specs."""
+    values, specs = [], []
+    for x, spec in zip(operands, eqn.params["in_specs"], strict=True):
+        children = NotImplemented
+        if is_compressed(x):
+            x = x.expand()
+            children = x.spec(spec) if is_compressed(x) else NotImplemented
+            if children is NotImplemented:
+                (x,) = _dense(ev, [x], eqn, "shards it along an axis that its format does not follow")
+        values.append(x)
+        specs.append(spec if children is NotImplemented else children)
+    return values, tuple(specs)
+
+
+CALLS: dict[str, Callable[..., tuple[list[Any], Any]]] = {
+    "jit": _jit,
+    "pjit": _jit,
+    "remat": _remat,
+    "remat2": _remat,
+    "checkpoint": _remat,
+    "closed_call": _inline,
+    "core_call": _inline,
+    "custom_jvp_call": _inline,
+    "custom_vjp_call": _inline,
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "shard_map": _shard_map,
+}

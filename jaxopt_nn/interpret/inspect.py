@@ -1,0 +1,28 @@
+"""``inspect``: what a model is made of; nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.interpret.program import trace_model
+
+PyTree = Any
+
+
+def inspect(apply: Callable[..., PyTree], variables: PyTree, *inputs: PyTree) -> ModelInfo:
+    """The sites of ``apply``, the roles of the leaves' axes, and every matrix that feeds no site, with the reason.
+
+    Args:
+      apply: pure function ``(variables, *inputs)``.
+      variables: pytree of arrays, of ``jax.ShapeDtypeStruct``, or of compressed tensors.
+      inputs: arrays or ``jax.ShapeDtypeStruct``.
+
+    Returns:
+      A ``ModelInfo``; printing it gives a table.
+
+    Raises:
+      ValueError: no array in ``variables``, or most of the weights are closed over by ``apply``.
+    """
+    return trace_model(apply, variables, inputs).info

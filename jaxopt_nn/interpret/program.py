@@ -1,0 +1,136 @@
+"""A traced model: the jaxpr of ``apply`` on dense leaves, its sites, and what is to be said of every leaf."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_nn.core.model import Leaf, ModelInfo, Roles, Site, assumed_roles
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.report import Message, Report
+from jaxopt_nn.interpret import jaxprs, tags
+from jaxopt_nn.interpret.analyse import Analysis, Key
+from jaxopt_nn.tensors.base import is_compressed
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """``apply``, traced on abstract dense leaves.
+
+    Attributes:
+      jaxpr: open jaxpr over the flat leaves of ``(variables, *inputs)``, a compressed tensor counting as one leaf.
+      consts: its constants. out_tree: structure of what ``apply`` returns.
+      sites, layer_scans: as found by ``Analysis``. info: what ``inspect`` returns.
+    """
+
+    jaxpr: Any
+    consts: tuple[Any, ...]
+    out_tree: Any
+    sites: dict[Key, Site]
+    layer_scans: frozenset[Key]
+    info: ModelInfo
+
+
+def flatten(variables: PyTree, inputs: tuple[PyTree, ...]) -> tuple[list[Any], Any]:
+    """The flat leaves of ``(variables, *inputs)``, a compressed tensor counting as one, and their structure."""
+    return jax.tree.flatten((variables, *inputs), is_leaf=is_compressed)
+
+
+def dense_like(leaf: Any) -> Any:
+    """The abstract dense array that a leaf stands for."""
+    if is_compressed(leaf) or isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jax.typeof(leaf)
+
+
+def trace_model(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[PyTree, ...]) -> Program:
+    """Traces and analyses ``apply``; nothing is run.
+
+    Raises:
+      ValueError: ``variables`` holds no array, or most of the weights are closed over by ``apply``.
+    """
+    paths = leaves_by_path(variables)
+    if not paths:
+        raise ValueError("variables holds no array: pass the whole pytree that apply takes, e.g. model.init(...)")
+    flat, tree = flatten(variables, inputs)
+    abstract = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False)) for a in map(dense_like, flat)]
+    args = jax.tree.unflatten(tree, abstract)
+    closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(*args)
+    body = jaxprs.opened(closed)
+    shapes = dict(zip(paths, abstract, strict=False))
+    in_tags = [tags.of_leaf(path, a.ndim) for path, a in shapes.items()]
+    in_tags += [tags.ACTIVATION] * (len(abstract) - len(paths))
+    const_tags = [tags.Tag(consts=frozenset({i})) if _weightlike(c) else tags.CONSTANT for i, c in enumerate(body.consts)]
+    sizes = {path: a.size for path, a in shapes.items()}
+    found = Analysis(body.jaxpr, in_tags, sizes, const_tags)
+    report = found.recorder.report() + _constants(found, body.consts, sizes)
+    info = _model_info(found, shapes, report)
+    out_tree = jax.tree.structure(out_shape)
+    return Program(body.jaxpr, tuple(body.consts), out_tree, found.sites, frozenset(found.layer_scans), info)
+
+
+def _weightlike(const: Any) -> bool:
+    return jnp.issubdtype(const.dtype, jnp.inexact) and const.ndim >= 2
+
+
+def _constants(found: Analysis, consts: Any, sizes: dict[str, int]) -> Report:
+    """Constants that feed a site as its weight: reported, and an error where they outweigh the leaves that do."""
+    held = sum(consts[i].size for i in found.constants)
+    fed = sum(sizes[p] for p in {p for s in found.sites.values() for p in s.leaves})
+    if held > fed:
+        i = max(found.constants, key=lambda i: consts[i].size)
+        raise ValueError(
+            f"apply closes over {held:,} numbers that sites read as weights, against {fed:,} in variables; the largest is "
+            f"{consts[i].dtype}{list(consts[i].shape)}, read by {found.constants[i][0]}. A constant has no path and can't be "
+            "compressed: pass it in, apply(variables, *inputs), e.g. jaxopt_nn.nnx(model) or functools.partial turned "
+            "into an entry of variables"
+        )
+    return Report(
+        tuple(
+            Message(
+                "constant", names[0],
+                f"its weight {consts[i].dtype}{list(consts[i].shape)} is closed over by apply and stays as it is; "
+                "if it was trained, pass it in variables",
+            )
+            for i, names in found.constants.items()
+        )
+    )  # fmt: skip
+
+
+def _model_info(found: Analysis, shapes: dict[str, Any], report: Report) -> ModelInfo:
+    sites_of: dict[str, list[str]] = {path: [] for path in shapes}
+    roles: dict[str, Roles] = {}
+    lookups: dict[str, Roles] = {}
+    messages: list[Message] = []
+    for site in found.sites.values():
+        for path in site.leaves:
+            sites_of[path].append(site.name)
+        if site.roles is not None and site.leaf is not None:
+            known = (lookups if site.kind == "gather" else roles).setdefault(site.leaf, site.roles)
+            if known != site.roles:
+                messages.append(Message("note", site.name, f"uses the axes as {site.roles}; {site.leaf} keeps {known}"))
+        elif site.derived:
+            messages.append(
+                Message("densified", site.name, f"the weight is computed from {', '.join(site.leaves)} before use")
+            )
+            for path in site.leaves:
+                if len(shapes[path].shape) >= 2:
+                    lookups.setdefault(path, assumed_roles(len(shapes[path].shape)))
+    leaves = []
+    for path, a in shapes.items():
+        reason = None if sites_of[path] else _reason(found.uses.get(path, []))
+        names = tuple(dict.fromkeys(sites_of[path]))
+        leaves.append(Leaf(path, tuple(a.shape), str(a.dtype), names, reason, tuple(sorted(found.stacks[path]))))
+        if reason is not None and leaves[-1].matrix:
+            messages.append(Message("no site", path, reason))
+    return ModelInfo({**lookups, **roles}, {}, tuple(found.sites.values()), tuple(leaves), report + messages)
+
+
+def _reason(uses: list[str]) -> str:
+    return "; ".join(uses[:2]) if uses else "is not read by apply"

@@ -1,0 +1,100 @@
+"""What a site computes: weight-only, dynamic integer activations, fake-quantized activations.
+
+The compressed tensor fixes the weight's format; these rules fix the arithmetic. ``w8a8`` and ``w4a8`` quantize each row of
+the activations as it comes (one symmetric scale for each row, for a convolution one for each example), multiply integer
+codes and accumulate in int32; ``w8a16`` and ``w4a16`` leave the activations in float.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_nn.core.model import Site
+from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.transform import State
+from jaxopt_nn.formulations import integer
+from jaxopt_nn.numerics import affine
+from jaxopt_nn.tensors.qtensor import QTensor
+
+
+def arithmetic(name: str) -> Rule:
+    """The rule called ``w<bits>a<bits>``: weights of at most that width, activations of that width.
+
+    ``a16`` and ``a32`` leave activations in float (weight-only); ``a2`` to ``a8`` quantize them dynamically and multiply
+    integers. A weight wider than said, or one that is no ``QTensor``, is left in float, and the report names it.
+
+    Raises:
+      ValueError: another name.
+    """
+    found = re.fullmatch(r"w([1-8])a(\d+)", name)
+    widths = found and (int(found[1]), int(found[2]))
+    if not widths or widths[1] not in (*range(2, 9), 16, 32):
+        raise ValueError(f"arithmetic({name!r}): allowed are w1 to w8 with a2 to a8, a16 or a32, e.g. 'w8a8', 'w4a16'")
+    w_bits, a_bits = widths
+
+    def apply(site: Site, state: State, lhs: Any, rhs: Any) -> Any:
+        operands = (lhs, rhs)
+        weight = operands[site.weight] if site.weight is not None else None
+        weight = weight.expand() if weight is not None and hasattr(weight, "expand") else weight
+        if not isinstance(weight, QTensor) or weight.bits > w_bits:
+            return NotImplemented
+        if site.kind == "gather" or a_bits > 8:
+            return site.run(lhs, rhs)
+        if not jnp.issubdtype(operands[1 - site.weight].dtype, jnp.floating):
+            return NotImplemented
+        if site.kind == "dot":
+            pair = (lhs, weight) if site.weight == 1 else (weight, rhs)
+            out = integer.dot(*pair, site.params["dimension_numbers"], a_bits)
+        elif site.weight == 1:
+            out = integer.conv(lhs, weight, site.params, a_bits)
+        else:
+            return NotImplemented
+        return out if out is NotImplemented else out.astype(_result_dtype(site, lhs, rhs))
+
+    return Rule(apply, name=name)
+
+
+def _result_dtype(site: Site, lhs: Any, rhs: Any) -> Any:
+    asked = site.params.get("preferred_element_type")
+    return asked if asked is not None else jnp.result_type(lhs.dtype, rhs.dtype)
+
+
+def fake_quant_activations(bits: int = 8) -> Rule:
+    """Rounds a site's activations to ``bits`` with the scales that ``w?a<bits>`` would use, and multiplies in float.
+
+    The float twin of the integer rule, with straight-through gradients: what quantization-aware training sees.
+
+    Raises:
+      ValueError: bits outside 2 to 8.
+    """
+    if bits not in range(2, 9):
+        raise ValueError(f"fake_quant_activations(bits={bits!r}): allowed are 2 to 8")
+    qmin, qmax = affine.code_range(bits, signed=True, narrow=True)
+
+    def rounded(x: Any, axes: tuple[int, ...]) -> Any:
+        wide = x.astype(jnp.float32)
+        amax = jax.lax.stop_gradient(jnp.max(jnp.abs(wide), axis=axes, keepdims=True))
+        scale = affine.symmetric_params(amax, qmin, qmax)
+        return affine.fake_quant(wide, scale, None, qmin, qmax).astype(x.dtype)
+
+    def apply(site: Site, state: State, lhs: Any, rhs: Any) -> Any:
+        if site.kind == "gather" or site.weight is None:
+            return site.run(lhs, rhs)
+        operands = [lhs, rhs]
+        at = 1 - site.weight
+        x = operands[at]
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return NotImplemented
+        if site.kind == "dot":
+            axes = tuple(site.params["dimension_numbers"][0][at])
+        else:
+            batch = site.params["dimension_numbers"].lhs_spec[0]
+            axes = tuple(i for i in range(x.ndim) if i != batch)
+        operands[at] = rounded(x, axes)
+        return site.run(*operands)
+
+    return Rule(apply, name=f"fake_quant_activations({bits})")

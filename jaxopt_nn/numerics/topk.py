@@ -1,0 +1,101 @@
+"""Exact selection of the largest entries, without a sort."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+
+@jax.jit
+def keep_largest(scores: Array, k: ArrayLike) -> Array:
+    """A mask with exactly ``k`` True, at the ``k`` largest scores; among equals the earliest in flat order.
+
+    The threshold is built bit by bit on the integers that order as the floats do: 32 counting passes over the scores,
+    and, only where the threshold has more ties than places, some more to place the cut among them.
+
+    Args:
+      scores: floats of any rank, 32 bits or fewer; -0.0 equals 0.0; NaN counts as less than every number.
+      k: an integer, static or traced; below 0 counts as 0, above the size as the size.
+
+    Returns:
+      bool of scores' shape.
+
+    Raises:
+      TypeError: scores that are not floats of at most 32 bits.
+    """
+    order = _ordered(scores)
+    k = jnp.clip(jnp.asarray(k, jnp.int32), 0, scores.size)
+
+    def next_bit(i, threshold):
+        raised = threshold | (np.uint32(1) << (31 - i).astype(jnp.uint32))
+        return jnp.where(_count(order >= raised) >= k, raised, threshold)
+
+    threshold = lax.fori_loop(0, 32, next_bit, jnp.uint32(0))
+    above, ties = order > threshold, order == threshold
+    return above | (ties & _first(ties, k - _count(above)))
+
+
+def n_m_mask(scores: Array, n: int, m: int, axis: int) -> Array:
+    """A mask that keeps the ``n`` largest of every ``m`` consecutive entries along ``axis``; of equals the earliest.
+
+    NVIDIA's 2:4 pattern is n=2, m=4 along the input axis (Mishra et al. 2021).
+
+    Args:
+      scores: floats as in ``keep_largest``, with a multiple of ``m`` entries along the axis.
+
+    Returns:
+      bool of scores' shape.
+
+    Raises:
+      ValueError: not ``0 <= n <= m``, or entries along the axis that ``m`` does not divide.
+    """
+    axis = axis % scores.ndim
+    entries = scores.shape[axis]
+    if not 0 <= n <= m or m < 1:
+        raise ValueError(f"n={n}, m={m}: keep n of every m entries, 0 <= n <= m")
+    if entries % m:
+        raise ValueError(f"axis {axis} has {entries} entries, not a multiple of m={m}; choose another axis or m")
+    split = scores.shape[:axis] + (entries // m, m) + scores.shape[axis + 1 :]
+    order = _ordered(scores).reshape(split)
+    # Rank by comparison with each of the m entries: those larger, and the earlier of those equal.
+    rank = jnp.zeros(split, jnp.int32)
+    place = np.arange(m).reshape((m,) + (1,) * (scores.ndim - axis - 1))
+    place = place.reshape((1,) * (axis + 1) + place.shape)
+    for j in range(m):
+        rival = lax.slice_in_dim(order, j, j + 1, axis=axis + 1)
+        rank = rank + ((rival > order) | ((rival == order) & (j < place)))
+    return (rank < n).reshape(scores.shape)
+
+
+def _ordered(scores: Array) -> Array:
+    """uint32 in the order of the floats. Integer operations throughout: denormals keep their places."""
+    if not jnp.issubdtype(scores.dtype, jnp.floating) or jnp.finfo(scores.dtype).bits > 32:
+        raise TypeError(f"scores are {scores.dtype}; selection takes floats of at most 32 bits")
+    bits = lax.bitcast_convert_type(scores.astype(jnp.float32), jnp.uint32)
+    sign, infinity = np.uint32(0x80000000), np.uint32(0x7F800000)
+    bits = jnp.where(bits == sign, np.uint32(0), bits)
+    order = jnp.where(bits >= sign, ~bits, bits | sign)
+    return jnp.where((bits & ~sign) > infinity, np.uint32(0), order)
+
+
+def _count(mask: Array) -> Array:
+    return jnp.sum(mask, dtype=jnp.int32)
+
+
+def _first(mask: Array, k: Array) -> Array:
+    """True up to the flat index by which ``mask`` has ``k`` True (everywhere if it has no more than that)."""
+    index = jnp.arange(mask.size, dtype=jnp.int32).reshape(mask.shape)
+
+    def search(bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = _count(mask & (index < middle)) >= k
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    # Nothing to search for where all ties are kept, which is the usual case.
+    start = jnp.where(_count(mask) <= k, mask.size, 0).astype(jnp.int32)
+    _, end = lax.while_loop(lambda b: b[0] < b[1], search, (start, jnp.int32(mask.size)))
+    return index < end

@@ -1,0 +1,132 @@
+"""The interpreter on every model of the zoo."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.rule import Tap, identity_rule
+from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.rewrite import capture, rewrite
+from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
+from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.tensors.base import is_compressed
+from jaxopt_nn.tensors.prepare import prepare
+from tests.zoo import ZOO
+
+NAMES = list(ZOO)
+COUNT = Tap(lambda site: jnp.zeros(()), lambda acc, x, site: acc + x.size, lambda a, b: a + b)
+
+#: Matrices of the zoo that feed no site, with a word of the true reason.
+NO_SITE: dict[str, dict[str, str]] = {}
+
+#: Leaves of the zoo that a use densifies, with the operation that reads them as float arrays.
+DENSIFIED: dict[str, set[str]] = {}
+
+
+@functools.cache
+def model(name):
+    return ZOO[name]()
+
+
+def text(fun, *args):
+    return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(fun)(*args)))
+
+
+def arrays(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def quantized(name, bits):
+    m = model(name)
+    info = inspect(m.apply, m.variables, *m.inputs)
+    method = quantize(bits)
+    state = method.init(m.variables, info)
+    return method.view(m.variables, state), method.pack(m.variables, state), info
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_identity_rewrite_gives_the_same_program(name):
+    m = model(name)
+    plain = text(m.apply, m.variables, *m.inputs)
+    assert text(rewrite(m.apply), m.variables, *m.inputs) == plain
+    entering = rewrite(m.apply, identity_rule())
+    if not entering.explain(m.variables, *m.inputs).of("derivative"):
+        assert text(entering, m.variables, *m.inputs) == plain
+    ours, theirs = entering(m.variables, *m.inputs), jax.jit(m.apply)(m.variables, *m.inputs)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for a, b in zip(arrays(ours), arrays(theirs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_matrix_feeds_a_site_or_is_listed(name):
+    m = model(name)
+    info = inspect(m.apply, m.variables, *m.inputs)
+    listed = {message.path: message.reason for message in info.report.of("no site")}
+    expected = NO_SITE.get(name, {})
+    assert listed.keys() == expected.keys()
+    for path, word in expected.items():
+        assert word in listed[path]
+    sizes = {leaf.path: leaf.size for leaf in info.leaves if leaf.matrix}
+    assert sizes and sum(n for path, n in sizes.items() if path not in listed) / sum(sizes.values()) >= 0.5
+    assert info.leaves and set(info.roles) <= set(leaves_by_path(m.variables))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_four_bit_weights_run_and_equal_their_view(name):
+    m = model(name)
+    view, stored, info = quantized(name, 4)
+    assert sum(map(is_compressed, leaves_by_path(stored).values())) == len(info.roles.keys() & _floats(m.variables))
+    new = rewrite(m.apply)
+    _near(new(prepare(stored), *m.inputs), jax.jit(m.apply)(view, *m.inputs), 2e-4)
+    assert {x.path for x in new.explain(stored, *m.inputs).of("densified")} == DENSIFIED.get(name, set())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_integers_run_and_equal_their_float_twin(name):
+    m = model(name)
+    view, stored, info = quantized(name, 8)
+    integers = rewrite(m.apply, arithmetic("w8a8"))
+    twin = rewrite(m.apply, fake_quant_activations(8))
+    _near(integers(prepare(stored), *m.inputs), twin(view, *m.inputs), 2e-2)
+    weights = {s.name for s in info.sites if s.weight is not None}
+    left = {x.path for x in integers.explain(stored, *m.inputs).of("float")}
+    assert left & weights == {s.name for s in info.sites if s.derived}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_and_statistics(name):
+    m = model(name)
+    new = rewrite(m.apply, identity_rule())
+    trained = {p: x for p, x in leaves_by_path(m.variables).items() if jnp.issubdtype(x.dtype, jnp.floating)}
+
+    def loss(fun, part):
+        whole = jax.tree.unflatten(
+            jax.tree.structure(m.variables), [part.get(p, x) for p, x in leaves_by_path(m.variables).items()]
+        )
+        return sum(jnp.sum(jnp.abs(x) ** 2) for x in jax.tree.leaves(fun(whole, *m.inputs)) if jnp.issubdtype(x.dtype, jnp.inexact))
+
+    if "while_loop" not in name:
+        ours = jax.jit(jax.grad(functools.partial(loss, new)))(trained)
+        theirs = jax.jit(jax.grad(functools.partial(loss, m.apply)))(trained)
+        _near(ours, theirs, 1e-4)
+    _, stats = capture(m.apply, COUNT)(m.variables, *m.inputs)
+    info = inspect(m.apply, m.variables, *m.inputs)
+    assert set(stats) == {s.name for s in info.sites}
+    assert all(np.shape(stats[s.name]) == s.stack for s in info.sites)
+
+
+def _floats(variables):
+    return {p for p, x in leaves_by_path(variables).items() if jnp.issubdtype(x.dtype, jnp.floating)}
+
+
+def _near(ours, theirs, tolerance):
+    """Equal up to ``tolerance`` of the largest magnitude of each output."""
+    for a, b in zip(arrays(ours), arrays(theirs), strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1e-3, float(np.abs(b).max(initial=0))))

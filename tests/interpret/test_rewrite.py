@@ -1,0 +1,167 @@
+"""Rules, caching and compressed operands, on functions small enough to know the answer."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jaxopt_nn.core.rule import Rule, identity_rule
+from jaxopt_nn.core.transform import State
+from jaxopt_nn.interpret.rewrite import rewrite
+from jaxopt_nn.methods.arithmetic import arithmetic
+from jaxopt_nn.methods.quantize import quantize
+
+X = jax.random.normal(jax.random.key(0), (4, 8))
+W = {"a": jax.random.normal(jax.random.key(1), (8, 8)), "b": jax.random.normal(jax.random.key(2), (8, 8))}
+DOUBLE = Rule(lambda site, state, lhs, rhs: 2 * site.run(lhs, rhs), name="double")
+
+
+def mlp(v, x):
+    return jnp.tanh(x @ v["a"]) @ v["b"]
+
+
+def packed(v, bits=8):
+    method = quantize(bits)
+    return method.pack(v, method.init(v))
+
+
+def viewed(v, bits=8):
+    method = quantize(bits)
+    return method.view(v, method.init(v))
+
+
+def test_the_first_matching_rule_wins():
+    out = rewrite(mlp, [("b", DOUBLE), ("**", identity_rule())])(W, X)
+    np.testing.assert_allclose(out, 2 * mlp(W, X), rtol=1e-6)
+    out = rewrite(mlp, {"a": DOUBLE})(W, X)
+    np.testing.assert_allclose(out, jnp.tanh(2 * (X @ W["a"])) @ W["b"], rtol=1e-5)
+
+
+def test_a_pattern_without_a_site_names_the_nearest():
+    with pytest.raises(ValueError, match="matches no site"):
+        rewrite(mlp, [("**/c", DOUBLE)])(W, X)
+
+
+def test_rules_must_be_rules():
+    with pytest.raises(TypeError, match="no \\(pattern, Rule\\)"):
+        rewrite(mlp, [("a", 3)])
+
+
+def test_a_rule_that_returns_another_shape_is_named():
+    with pytest.raises(ValueError, match="a: rule bad returned"):
+        rewrite(mlp, [("a", Rule(lambda site, state, lhs, rhs: lhs[:2], name="bad"))])(W, X)
+
+
+def test_a_rule_that_declines_is_reported():
+    declines = Rule(lambda site, state, lhs, rhs: NotImplemented, name="shy")
+    new = rewrite(mlp, declines)
+    np.testing.assert_array_equal(new(W, X), jax.jit(mlp)(W, X))
+    assert {m.path for m in new.explain(W, X).of("float")} == {"a", "b"}
+
+
+def test_activation_sites_are_reported_when_a_rule_takes_weights_only():
+    def apply(v, x):
+        h = x @ v["a"]
+        return h @ h.T
+
+    assert [m.path for m in rewrite(apply, arithmetic("w8a8")).explain(packed(W), X).of("float")] == ["@#0"]
+
+
+def test_rule_states_come_in_by_site_and_by_layer():
+    shift = Rule(
+        lambda site, state, lhs, rhs: site.run(lhs, rhs) + state.carried,
+        init=lambda site, stats: State((), jnp.zeros(site.stack)),
+        name="shift",
+    )
+    stack = jnp.stack([W["a"], W["b"]])
+    apply = lambda v, x: lax.scan(lambda c, m: (jnp.tanh(c @ m), None), x, v)[0]
+    new = rewrite(apply, shift)
+    assert new.init(stack, X)[""].carried.shape == (2,)
+    out = new(stack, X, states={"": State((), jnp.array([1.0, -2.0]))})
+    expected = jnp.tanh(jnp.tanh(X @ W["a"] + 1.0) @ W["b"] - 2.0)
+    np.testing.assert_allclose(out, expected, rtol=1e-5)
+
+
+def test_called_eagerly_twice_it_traces_once():
+    counted = chex.assert_max_traces(mlp, n=1)
+    chex.clear_trace_counter()
+    new = rewrite(lambda v, x: counted(v, x), DOUBLE)
+    a = new(W, X)
+    b = new(jax.tree.map(lambda x: x + 1, W), X)
+    assert not np.allclose(a, b)
+
+
+def test_it_works_under_a_warm_cache_and_transformations():
+    inner = jax.jit(lambda a, b: a @ b)
+    apply = lambda v, x: inner(jnp.tanh(inner(x, v["a"])), v["b"])
+    apply(W, X)
+    new = rewrite(apply, identity_rule())
+    np.testing.assert_array_equal(jax.jit(new)(W, X), jax.jit(apply)(W, X))
+    chex.assert_trees_all_equal(
+        jax.jit(jax.grad(lambda v: new(v, X).sum()))(W), jax.jit(jax.grad(lambda v: apply(v, X).sum()))(W)
+    )
+    stack = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), W)
+    mapped = jax.jit(jax.vmap(new, in_axes=(0, None)))(stack, X)
+    np.testing.assert_allclose(mapped, jax.vmap(apply, in_axes=(0, None))(stack, X), rtol=1e-5)
+
+
+def test_a_function_that_closes_over_a_tracer_does_not_leak():
+    def outer(s):
+        return rewrite(lambda v, x: mlp(v, x) * s, DOUBLE)(W, X).sum()
+
+    with jax.checking_leaks():
+        g = jax.grad(outer)(1.0)
+    np.testing.assert_allclose(g, rewrite(mlp, DOUBLE)(W, X).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8])
+def test_weight_only_equals_the_view(bits):
+    out = rewrite(mlp)(packed(W, bits), X)
+    np.testing.assert_allclose(out, mlp(viewed(W, bits), X), rtol=2e-5, atol=2e-5)
+    assert not rewrite(mlp).explain(packed(W, bits), X)
+
+
+def test_integer_arithmetic_by_hand():
+    """W8A8 on one dot: integer sums of rounded rows times rounded columns."""
+    w = np.asarray(W["a"])
+    x = np.asarray(X)
+    s_w = np.abs(w).max(0, keepdims=True) / np.float32(127)
+    s_x = np.abs(x).max(1, keepdims=True) / np.float32(127)
+    expected = (np.rint(x / s_x).astype(np.int64) @ np.rint(w / s_w).astype(np.int64)) * s_x * s_w
+    out = rewrite(lambda v, x: x @ v, arithmetic("w8a8"))(packed({"": W["a"]})[""], X)
+    np.testing.assert_allclose(out, expected, rtol=1e-6)
+    assert not np.allclose(out, X @ W["a"], rtol=1e-4)
+    text = str(jax.make_jaxpr(rewrite(lambda v, x: x @ v, arithmetic("w8a8")))(packed({"": W["a"]})[""], X))
+    assert "preferred_element_type=int32" in text
+
+
+def test_a_leaf_that_reaches_an_output_untouched_comes_back_as_itself():
+    stored = packed(W)
+    out, leaf = rewrite(lambda v, x: (mlp(v, x), v["a"]))(stored, X)
+    assert jax.tree.structure(leaf) == jax.tree.structure(stored["a"])
+
+
+def test_an_elementwise_use_is_densified_and_named():
+    new = rewrite(lambda v, x: x @ (v["a"] * 2) + x @ v["b"])
+    report = new.explain(packed(W), X)
+    assert len(report) == 1 and "`mul` reads it as a float array" in report.messages[0].reason
+    np.testing.assert_allclose(new(packed(W), X), X @ (viewed(W)["a"] * 2) + X @ viewed(W)["b"], rtol=2e-5, atol=1e-5)
+
+
+def test_a_custom_derivative_with_a_site_inside_is_reported():
+    @jax.custom_vjp
+    def product(x, w):
+        return x @ w
+
+    product.defvjp(lambda x, w: (x @ w, (x, w)), lambda r, g: (g @ r[1].T, r[0].T @ g))
+    new = rewrite(lambda v, x: product(x, v["a"]), DOUBLE)
+    assert [m.kind for m in new.explain(W, X)] == ["derivative"]
+    plain = rewrite(lambda v, x: product(x, v["a"]))
+    assert "custom_vjp_call" in str(jax.make_jaxpr(plain)(W, X)) and not plain.explain(W, X)
+
+
+def test_errors_of_the_model_itself_come_through():
+    with pytest.raises(TypeError, match="dot_general"):
+        rewrite(mlp)(W, X[:, :3])

@@ -1,0 +1,110 @@
+"""Quantization against NumPy, and against what plain rounding of other ranges would give."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.methods.quantize import quantize
+
+W = jax.random.normal(jax.random.key(0), (16, 6)) * jnp.array([[1.0, 3.0, 0.01, 1.0, 2.0, 5.0]])
+
+
+def view(method, w, info=ModelInfo()):
+    return np.asarray(method.view({"w": w}, method.init({"w": w}, info))["w"])
+
+
+@given(st.integers(2, 8), st.booleans(), st.sampled_from([-1, 4, 8]), st.integers(0, 2**31))
+def test_symmetric_steps_are_max_over_qmax(bits, tensor, group, seed):
+    w = np.random.default_rng(seed).standard_normal((16, 3)).astype(np.float32)
+    qmax = 2 ** (bits - 1) - 1
+    if tensor:
+        method, amax = quantize(bits, granularity="tensor"), np.abs(w).max()
+    else:
+        method = quantize(bits, group=group)
+        parts = w.reshape(1 if group == -1 else 16 // group, -1, 3)
+        amax = np.broadcast_to(np.abs(parts).max(1, keepdims=True), parts.shape).reshape(w.shape)
+    step = amax.astype(np.float64) / qmax
+    out = view(method, jnp.asarray(w))
+    codes = out / step
+    np.testing.assert_allclose(codes, np.rint(codes), atol=1e-4)
+    assert (np.abs(out - w) <= step / 2 * (1 + 1e-5)).all()
+    assert np.abs(np.rint(codes)).max() == qmax
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_affine_holds_zero_and_both_ends(bits):
+    w = jnp.array([[-1.0, 0.5], [3.0, 0.0], [0.0, 2.0]])
+    out = view(quantize(bits, signed=False, symmetric=False, ste="clip"), w)
+    assert (out[np.asarray(w) == 0] == 0).all()
+    assert (np.abs(out - w) <= 0.51 * np.array([4.0, 2.0]) / (2**bits - 1) + 0.5 * np.array([4.0, 2.0]) / (2**bits - 1)).all()
+    assert all(len(np.unique(out[:, i])) <= 2**bits for i in range(2))
+
+
+def test_one_bit_is_plus_minus_the_mean_magnitude():
+    np.testing.assert_allclose(view(quantize(1), W), np.where(W > 0, 1, -1) * np.abs(W).mean(0, keepdims=True), rtol=1e-6)
+
+
+def test_stack_axes_have_their_own_steps():
+    w = jnp.stack([W, 100 * W])
+    info = ModelInfo(roles={"w": Roles((0,), (1,), (2,))})
+    np.testing.assert_array_equal(view(quantize(4), w, info)[0], view(quantize(4), W))
+    assumed = view(quantize(4), w)
+    assert not np.array_equal(assumed[0], view(quantize(4), W))
+
+
+def test_the_gradient_is_that_of_a_clipped_identity_and_the_range_is_not_differentiated():
+    method = quantize(4)
+    state = method.init({"w": W})
+    slope = jax.grad(lambda w: jnp.sum(method.view({"w": w}, state)["w"] * W))(W)
+    np.testing.assert_array_equal(slope, W)
+
+
+def test_zero_and_constant_channels_are_exact():
+    w = jnp.zeros((4, 3)).at[:, 1].set(-2.5)
+    for bits in (2, 4, 8):
+        np.testing.assert_array_equal(view(quantize(bits), w), w)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: quantize(0), "1 to 8"),
+        (lambda: quantize(9), "1 to 8"),
+        (lambda: quantize(4.0), "1 to 8"),
+        (lambda: quantize(True), "1 to 8"),
+        (lambda: quantize(4, group=0), "positive number"),
+        (lambda: quantize(4, group=8, granularity="tensor"), "positive number"),
+        (lambda: quantize(4, granularity="row"), "'channel' and 'tensor'"),
+        (lambda: quantize(4, ste="soft"), "'clip' and 'pass'"),
+    ],
+)
+def test_values_that_are_not_allowed(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_a_group_that_does_not_divide_names_the_leaf_and_the_way_out():
+    with pytest.raises(ValueError, match="w: axis 0 has 16 entries, not a multiple of group=5; pass group=-1"):
+        quantize(4, group=5).init({"w": W})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("method", [quantize(8), quantize(1), quantize(4, symmetric=False), quantize(4, group=4)])
+def test_weights_that_are_not_finite_name_the_leaf(bad, method):
+    w = W.at[3, 2].set(bad)
+    with pytest.raises(ValueError, match="w: NaN or Inf"):
+        method.pack({"w": w}, method.init({"w": w}))
+
+
+def test_a_saturated_range_packs_to_the_bit():
+    """Range over the whole tensor, then weights that grew since: codes clip, and the law holds."""
+    method = quantize(3, granularity="tensor")
+    state = method.init({"w": W})
+    from jaxopt_nn.tensors.base import densify
+
+    for w in (W, 7 * W, W * 1e-6, W + 1):
+        np.testing.assert_array_equal(densify(method.pack({"w": w}, state))["w"], jax.jit(method.view)({"w": w}, state)["w"])
