@@ -61,7 +61,7 @@ def chain(*members: Transform) -> Transform:
         for member, learnt, carried in zip(members, state.learnt, state.carried, strict=True):
             own = State(learnt, carried)
             inner = member.pack(params, own)
-            packed = inner if packed is None else map_with_path(lambda path, a, b: _nested(a, b), packed, inner)
+            packed = inner if packed is None else map_with_path(_nested, packed, params, inner)
             params = member.view(params, own)
         return packed
 
@@ -96,11 +96,9 @@ def _gradients_at_views(members: Sequence[Transform], seen: list[PyTree], state:
     return pulled
 
 
-def _nested(outer: Any, inner: Any) -> Any:
-    """The packed leaf of two members in a row."""
-    if not is_compressed(outer):
-        return inner
-    return nest(outer, inner)
+def _nested(path: str, outer: Any, seen: Any, inner: Any) -> Any:
+    """The packed leaf of two members in a row; the second saw the dense leaf ``seen`` and gave ``inner``."""
+    return nest(outer, inner) if is_compressed(outer) and inner is not seen else (outer if inner is seen else inner)
 
 
 def _check_order(members: Sequence[Transform], params: PyTree, info: ModelInfo) -> None:

@@ -150,7 +150,7 @@ def leafwise(
       view: ``(leaf, learnt, carried) -> leaf``.
       update: ``(leaf, learnt, carried, step, grad) -> carried``.
       project: ``(leaf, learnt, carried) -> leaf``.
-      pack: ``(path, leaf, learnt, carried) -> compressed tensor``.
+      pack: ``(path, leaf, learnt, carried) -> compressed tensor``; the view, uncompressed, if None.
       needs: as in ``Traits``.
     """
 
@@ -186,7 +186,7 @@ def leafwise(
         update=update_tree,
         view=lift(view),
         project=lift(project),
-        pack=keep_params if pack is None else lambda params, state: on_taken(pack, params, state),
+        pack=lift(view) if pack is None else lambda params, state: on_taken(pack, params, state),
         traits=Traits(takes, True, needs),
     )
 

@@ -43,22 +43,27 @@ class Format(NamedTuple):
     def code_range(self) -> tuple[int, int]:
         return affine.code_range(self.bits, self.signed)
 
-    def params(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """(step, zero point or None), float32 of ``scale_shape``, for a leaf."""
-        x = jax.lax.stop_gradient(x.astype(jnp.float32))
+    def params(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+        """(step, zero point or None, largest magnitude) of a leaf: float32 of ``scale_shape``."""
+        x = x.astype(jnp.float32)
         qmin, qmax = self.code_range
+        extent = affine.abs_max(x, self.scale_shape)
         if self.bits == 1 and self.symmetric:
-            scale, zero = affine.binary_params(x, self.scale_shape)
-            return scale, zero + qmin
-        lo, hi = affine.minmax(x, self.scale_shape)
+            # the order of a sum must not depend on what it is fused with: pack and view need equal bits
+            scale, zero = affine.binary_params(jax.lax.optimization_barrier(x), self.scale_shape)
+            return jax.lax.optimization_barrier(scale), zero + qmin, extent
         if not self.symmetric:
-            return affine.affine_params(lo, hi, qmin, qmax)
-        amax = jnp.maximum(jnp.abs(lo), jnp.abs(hi))
+            return *affine.affine_params(*affine.minmax(x, self.scale_shape), qmin, qmax), extent
         if self.signed:
-            return affine.symmetric_params(amax, qmin, qmax), None
-        # an unsigned symmetric range [0, qmax] holds negative weights about its middle code
+            return affine.symmetric_params(extent, qmin, qmax), None, extent
+        # an unsigned symmetric range holds negative weights about its middle code
         middle = (qmax + 1) // 2
-        return affine.symmetric_params(amax, -middle, qmax - middle), jnp.full(self.scale_shape, float(middle))
+        return affine.symmetric_params(extent, -middle, qmax - middle), jnp.full(self.scale_shape, float(middle)), extent
+
+
+@jax.jit
+def _params(leaf: Any, carried: Static) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    return carried.value.params(leaf)
 
 
 def quantize(
@@ -123,27 +128,22 @@ def _scale_shape(path: str, shape: tuple[int, ...], roles: Roles, granularity: s
 
 def _view(leaf: Any, learnt: Any, carried: Static) -> Any:
     form: Format = carried.value
-    scale, zero = form.params(leaf)
+    scale, zero, _ = _params(jax.lax.stop_gradient(leaf), carried)
     seen = affine.fake_quant(leaf.astype(jnp.float32), scale, zero, *form.code_range, ste=form.ste)
     return seen.astype(leaf.dtype)
 
 
-@jax.jit
-def _params(leaf: Any, carried: Static) -> tuple[jax.Array, jax.Array | None]:
-    return carried.value.params(leaf)
-
-
 def _pack(path: str, leaf: Any, learnt: Any, carried: Static) -> QTensor:
     form: Format = carried.value
-    scale, zero = _params(leaf, carried)
-    check_finite(path, scale)
+    scale, zero, extent = _params(leaf, carried)
+    check_finite(path, extent)
     return QTensor.quantize(
         leaf, scale, zero, bits=form.bits, signed=form.signed, dtype=np.dtype(leaf.dtype).name, stack=form.stack
     )
 
 
 def check_finite(path: str, statistic: Any) -> None:
-    """Raises ValueError where a statistic of a leaf (a range, a scale) shows that the leaf holds NaN or Inf."""
+    """Raises ValueError where a statistic of a leaf (its largest magnitudes) shows that the leaf holds NaN or Inf."""
     bad = int(jnp.sum(~jnp.isfinite(statistic)))
     if bad:
         total = math.prod(statistic.shape)

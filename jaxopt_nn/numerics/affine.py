@@ -75,7 +75,8 @@ def affine_params(lo: ArrayLike, hi: ArrayLike, qmin: int, qmax: int) -> tuple[A
     half = hi * 0.5 - lo * 0.5
     scale = _safe_scale(half * np.float32(2 / (qmax - qmin)), half, 1)
     zero = jnp.clip(qmin - jnp.round(lo * (1.0 / scale)), qmin, qmax)
-    return jnp.minimum(scale, _LARGEST / jnp.maximum(qmax - zero, zero - qmin)), zero
+    finite = jnp.minimum(scale, _LARGEST / jnp.maximum(qmax - zero, zero - qmin))
+    return jnp.where(jnp.isfinite(half), finite, scale), zero
 
 
 def binary_params(x: Array, scale_shape: Sequence[int]) -> tuple[Array, Array]:

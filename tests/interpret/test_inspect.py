@@ -18,7 +18,7 @@ def site_of(info, name):
 
 
 def test_a_dot_is_a_site_with_roles_and_macs():
-    info = inspect(lambda v, x: x @ v["w"] + v["b"], {"w": jnp.ones((8, 16)), "b": jnp.ones(16)}, X)
+    info = inspect(lambda v, x: x @ v["w"] + v["b"], {"w": jnp.ones((8, 16)), "b": jnp.ones((1, 16))}, X)
     (site,) = info.sites
     assert (site.name, site.kind, site.weight, site.leaf, site.derived) == ("w", "dot", 1, "w", False)
     assert info.roles["w"] == Roles((), (0,), (1,))
@@ -115,7 +115,7 @@ def test_a_parameter_times_a_constant_is_a_site():
 def test_weights_closed_over_are_an_error_that_says_how_to_pass_them():
     w = jnp.ones((8, 16))
     with pytest.raises(ValueError, match=r"closes over 128 numbers.*apply\(variables, \*inputs\)"):
-        inspect(lambda v, x: x @ w + v["b"], {"b": jnp.ones(16)}, X)
+        inspect(lambda v, x: x @ w + v["b"], {"b": jnp.ones((1, 16))}, X)
 
 
 def test_a_small_constant_matrix_is_listed_and_no_error():

@@ -34,7 +34,7 @@ def test_stream_is_the_oracle_s(bits, n):
     np.testing.assert_array_equal(packing.unpack_bits(packed, bits, n, 0), codes)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 8), st.lists(st.integers(1, 11), min_size=1, max_size=3), st.data())
 def test_any_axis(bits, shape, data):
     axis = data.draw(st.integers(-len(shape), len(shape) - 1))

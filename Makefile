@@ -1,0 +1,56 @@
+# Two commands do all the set-up: `make demo` and `make test`. Another Python: `make test PYTHON=python3.13`.
+PYTHON ?= python3
+WORKDIR ?= runs/digits_quickstart
+# The installation is the plain one: `make demo JAX_PLATFORMS=tpu` for another that you put into the environment.
+JAX_PLATFORMS ?= cpu
+TESTS ?=
+PYTEST_FLAGS ?= -n 2
+SLOW_FLAGS ?=
+
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
+BIN := $(VENV)/bin
+
+# Prints the interpreter: PYTHON, or pyenv's copy of that version where PYTHON is a shim that doesn't run.
+USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+FIND_PYTHON = for python in "$(PYTHON)" "$$HOME"/.pyenv/versions/$(PYTHON:python%=%)[.-]*/bin/$(PYTHON); do \
+	"$$python" -c "$(USABLE)" >/dev/null 2>&1 && echo "$$python" && exit 0; done; \
+	echo "PYTHON=$(PYTHON) cannot be used ($$("$(PYTHON)" --version 2>&1 | head -n 1)): Python 3.11 or newer that" \
+	"runs and has venv and ensurepip is needed; pass PYTHON=/path/to/python3.11" >&2; exit 1
+
+.PHONY: demo test test-all lint types pytest slow readme which clean
+
+# `test` includes `experiments`: where it is installed nothing more is.
+demo: $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-experiments)
+	JAX_PLATFORMS=$(JAX_PLATFORMS) $(BIN)/python -m experiments.compress --config=configs/digits_quickstart.py --workdir=$(WORKDIR)
+
+test: lint types pytest
+
+test-all: test slow
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+
+types: $(VENV)/installed-test
+	$(BIN)/mypy
+
+pytest: $(VENV)/installed-test
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(TESTS)
+
+# Exit status 5 says that no test is marked slow.
+slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow $(SLOW_FLAGS) $(TESTS) || test $$? -eq 5
+
+readme: $(VENV)/installed-test
+	$(BIN)/python -m experiments.readme
+
+which:
+	@$(FIND_PYTHON)
+
+clean:
+	rm -rf .venv .venv-* runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+$(VENV)/installed-%: setup.cfg pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+	{ python=$$($(FIND_PYTHON)) && echo "$$python -m venv $(VENV)" && "$$python" -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@

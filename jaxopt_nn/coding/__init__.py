@@ -1,0 +1,1 @@
+"""Level 3: the artifact that a compressed network ships as."""

@@ -1,0 +1,224 @@
+"""The artifact: a directory with the arrays by Orbax and ``manifest.json``, the structure that Orbax does not keep.
+
+The manifest holds the tree's structure (``coding.structure``), the recipe, and the size and checksum of every other file.
+No pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxopt_nn.coding.structure import Buffers, describe, rebuild
+from jaxopt_nn.tensors.base import PyTree
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """Where an artifact lies and the sum of its files' sizes; usable as a path."""
+
+    path: Path
+    bytes: int
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def save_artifact(
+    directory: str | os.PathLike[str],
+    variables: PyTree,
+    *,
+    recipe: Any = None,
+    extra: Any = None,
+    overwrite: bool = False,
+) -> Artifact:
+    """Writes ``variables`` to ``directory``, whole or not at all.
+
+    Args:
+      directory: made; its parent must exist.
+      variables: dicts (keys: strings or integers), lists, tuples and None around arrays, PRNG keys and compressed tensors.
+      recipe, extra: anything that JSON can hold, kept in the manifest.
+      overwrite: replaces an artifact that stands there.
+
+    Raises:
+      FileExistsError: ``directory`` exists and ``overwrite`` is False, or it holds something that is no artifact.
+      TypeError: a node or leaf of another kind; named by its path.
+      OSError: the disk is full, or the place can't be written; nothing is left behind.
+    """
+    target = Path(directory).absolute()
+    _check_target(target, overwrite)
+    writer = Buffers()
+    structure = describe(variables, "", writer)
+    head = {"schema": SCHEMA, "versions": versions(), "recipe": recipe, "extra": extra, "structure": structure}
+    _jsonable(head)
+    temporary = _fresh_sibling(target, "new")
+    try:
+        _write_arrays(temporary / "arrays", writer.buffers())
+        manifest = {**head, "files": _files(temporary)}
+        manifest["sha256"] = _digest(manifest)
+        _write_manifest(temporary / "manifest.json", manifest)
+        with _moved_aside(target):
+            os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return Artifact(target, directory_bytes(target))
+
+
+def load_artifact(directory: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any]]:
+    """The tree that was saved, equal to the bit, and the manifest.
+
+    Raises:
+      FileNotFoundError: no such directory.
+      ValueError: the artifact is truncated, was edited, or is of an unknown schema or kind; says what is wrong.
+    """
+    source = Path(directory).absolute()
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: no such directory")
+    manifest = _read_manifest(source / "manifest.json")
+    _check_files(source, manifest["files"])
+    buffers = _read_arrays(source / "arrays")
+    try:
+        return rebuild(manifest["structure"], "", buffers), manifest
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{source}: the manifest's structure is malformed: {error!r}") from error
+
+
+def directory_bytes(directory: str | os.PathLike[str]) -> int:
+    """The sum of the sizes of the files below ``directory``."""
+    return sum(p.stat().st_size for p in Path(directory).rglob("*") if p.is_file())
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that write and read an artifact; a library that is not installed is left out."""
+    found = {}
+    for name in ("jaxopt_nn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: no such directory; make it first")
+    if target.exists() and not (overwrite and (target / "manifest.json").is_file()):
+        hint = "it holds no artifact" if overwrite else "pass overwrite=True, or another directory"
+        raise FileExistsError(f"{target} exists; {hint}")
+
+
+@contextlib.contextmanager
+def _moved_aside(target: Path) -> Iterator[None]:
+    """What stands at ``target`` is moved away, comes back if the block fails, and is deleted if it succeeds."""
+    if not target.exists():
+        yield
+        return
+    aside = _fresh_sibling(target, "old")
+    os.rename(target, aside / target.name)
+    try:
+        yield
+    except BaseException:
+        os.rename(aside / target.name, target)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside)
+
+
+def _fresh_sibling(target: Path, use: str) -> Path:
+    sibling = target.with_name(f".{target.name}.{use}-{os.getpid()}")
+    shutil.rmtree(sibling, ignore_errors=True)  # of a process of the same number that was killed
+    sibling.mkdir()
+    return sibling
+
+
+def _write_arrays(directory: Path, buffers: dict[str, np.ndarray]) -> None:
+    import orbax.checkpoint as ocp
+
+    if not buffers:
+        return
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(directory, buffers)
+    except OSError:
+        raise
+    except Exception as error:  # TensorStore reports a full disk as a ValueError
+        raise OSError(f"{directory.parent.parent}: the arrays could not be written: {error}") from error
+
+
+def _read_arrays(directory: Path) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    if not directory.is_dir():
+        return {}
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return {name: np.asarray(buffer) for name, buffer in checkpointer.restore(directory).items()}
+    except Exception as error:
+        raise ValueError(f"{directory}: Orbax can't read the arrays: {error}") from error
+
+
+def _files(directory: Path) -> dict[str, list[int]]:
+    """``{relative name: [bytes, crc32]}`` of the files below ``directory``."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    return {p.relative_to(directory).as_posix(): [p.stat().st_size, zlib.crc32(p.read_bytes())] for p in files}
+
+
+def _check_files(directory: Path, expected: dict[str, list[int]]) -> None:
+    for name, (size, crc) in expected.items():
+        file = directory / name
+        if not file.is_file():
+            raise ValueError(f"{file}: missing; the manifest lists it with {size} bytes")
+        data = file.read_bytes()
+        if len(data) != size:
+            raise ValueError(f"{file}: {len(data)} bytes, the manifest says {size}")
+        if zlib.crc32(data) != crc:
+            raise ValueError(f"{file}: its content is not what the manifest's checksum says; the file was changed")
+
+
+def _canonical(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, separators=(",", ":"), allow_nan=False)
+
+
+def _jsonable(manifest: dict[str, Any]) -> None:
+    try:
+        _canonical(manifest)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"recipe and extra are kept as JSON: {error}") from error
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical({k: v for k, v in manifest.items() if k != "sha256"}).encode()).hexdigest()
+
+
+def _write_manifest(file: Path, manifest: dict[str, Any]) -> None:
+    with open(file, "w") as stream:
+        stream.write(_canonical(manifest) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"{file}: missing; the directory is no artifact, or was truncated")
+    try:
+        manifest = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: no valid JSON ({error}); the file was truncated or edited") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ValueError(f"{file}: schema {found!r}; this version reads schema {SCHEMA}")
+    if manifest.get("sha256") != _digest(manifest):
+        raise ValueError(f"{file}: its content is not what its own checksum says; the file was edited")
+    return manifest

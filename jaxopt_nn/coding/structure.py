@@ -1,0 +1,155 @@
+"""A tree of arrays and compressed tensors as JSON and a few buffers of bytes, and back.
+
+The arrays, in the tree's order, are laid end to end into uint8 buffers, since a checkpoint has a fixed price for each array
+and a compressed network has many small ones. The JSON says where each array lies, its dtype, shape and checksum, and how
+the tree is put together. Only known kinds are rebuilt; nothing is imported that a file names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.tensors.base import PyTree, Tensor, is_compressed
+
+#: A buffer is closed before it would exceed this many bytes.
+BUFFER_BYTES = 64 * 2**20
+
+
+class Buffers:
+    """Bytes laid end to end; an array lies in one buffer as a whole."""
+
+    def __init__(self) -> None:
+        self._parts: list[list[bytes]] = [[]]
+        self._size = 0
+
+    def add(self, value: Any) -> dict[str, Any]:
+        value = np.asarray(value)
+        data = value.tobytes()
+        if self._size and self._size + len(data) > BUFFER_BYTES:
+            self._parts.append([])
+            self._size = 0
+        at = [len(self._parts) - 1, self._size]
+        self._parts[-1].append(data)
+        self._size += len(data)
+        return {"dtype": value.dtype.name, "shape": list(value.shape), "at": at, "crc32": zlib.crc32(data)}
+
+    def buffers(self) -> dict[str, np.ndarray]:
+        joined = {str(i): np.frombuffer(b"".join(parts), np.uint8) for i, parts in enumerate(self._parts)}
+        return {name: buffer for name, buffer in joined.items() if buffer.size}
+
+
+class _Discard(Buffers):
+    def add(self, value: Any) -> dict[str, Any]:
+        return {}
+
+
+def check_storable(variables: PyTree) -> None:
+    """Raises TypeError, with the path, where a tree holds what an artifact can't."""
+    describe(variables, "", _Discard())
+
+
+def describe(node: PyTree, path: str, writer: Buffers) -> dict[str, Any]:
+    """The node as JSON; its arrays go to ``writer``."""
+    child = lambda key, value: describe(value, f"{path}/{key}" if path else str(key), writer)
+    if node is None:
+        return {"kind": "none"}
+    if type(node) is dict:
+        for key in node:
+            if type(key) not in (str, int):
+                raise TypeError(f"{path or 'variables'}: the key {key!r} is neither a string nor an integer")
+        return {"kind": "dict", "items": [[key, child(key, value)] for key, value in node.items()]}
+    if type(node) in (list, tuple):
+        return {"kind": type(node).__name__, "items": [child(i, value) for i, value in enumerate(node)]}
+    if is_compressed(node):
+        return _describe_tensor(node, child)
+    if isinstance(node, jax.Array | np.ndarray | np.generic):
+        if jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
+            data = writer.add(jax.random.key_data(node))
+            return {"kind": "key", "implementation": str(jax.random.key_impl(node)), **data}
+        if node.dtype.hasobject or node.dtype.kind in "SUMm":
+            raise TypeError(f"{path or 'variables'}: an array of dtype {node.dtype} can't be stored; pass numbers")
+        return {"kind": "array", **writer.add(node)}
+    raise TypeError(
+        f"{path or 'variables'}: {type(node).__name__} can't be stored; an artifact holds dicts, lists, tuples, None, "
+        "arrays and compressed tensors (for Flax: flax.core.unfreeze, nnx.to_pure_dict)"
+    )
+
+
+def _describe_tensor(node: Any, child: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+    static = {name: value for name, value in fields.items() if _is_static(value)}
+    children = {name: child(name, value) for name, value in fields.items() if name not in static}
+    return {"kind": type(node).__name__, "shape": _shape_of(node), "static": static, "children": children}
+
+
+def _shape_of(tensor: Any) -> list[int] | None:
+    """None for a frame: a tensor inside another one, which holds its codes."""
+    try:
+        return list(tensor.shape)
+    except AttributeError:
+        return None
+
+
+def _is_static(value: Any) -> bool:
+    """Whether a field of a compressed tensor is no pytree of arrays: plain values, and tuples of them."""
+    if isinstance(value, tuple):
+        return all(map(_is_static, value))
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _tensor_kinds(base: type = Tensor) -> dict[str, type]:
+    kinds = {base.__name__: base} if dataclasses.is_dataclass(base) else {}
+    for sub in base.__subclasses__():
+        kinds |= _tensor_kinds(sub)
+    return kinds
+
+
+def rebuild(node: dict[str, Any], path: str, buffers: dict[str, np.ndarray]) -> Any:
+    child = lambda key, value: rebuild(value, f"{path}/{key}" if path else str(key), buffers)
+    kind = node["kind"]
+    if kind == "none":
+        return None
+    if kind == "dict":
+        return {key: child(key, value) for key, value in node["items"]}
+    if kind in ("list", "tuple"):
+        items = [child(i, value) for i, value in enumerate(node["items"])]
+        return items if kind == "list" else tuple(items)
+    if kind == "array":
+        return _on_device(_array(node, path, buffers))
+    if kind == "key":
+        return jax.random.wrap_key_data(_array(node, path, buffers), impl=node["implementation"])
+    kinds = _tensor_kinds()
+    if kind not in kinds:
+        raise ValueError(f"{path}: kind {kind!r} is unknown; this version knows {', '.join(sorted(kinds))}")
+    static = {name: _as_tuple(value) for name, value in node["static"].items()}
+    tensor = kinds[kind](**static, **{name: child(name, value) for name, value in node["children"].items()})
+    if _shape_of(tensor) != node["shape"]:
+        raise ValueError(f"{path}: the {kind} has shape {_shape_of(tensor)}, the manifest says {node['shape']}")
+    return tensor
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
+def _array(node: dict[str, Any], path: str, buffers: dict[str, np.ndarray]) -> np.ndarray:
+    dtype, shape, (name, start) = jnp.dtype(node["dtype"]), tuple(node["shape"]), node["at"]
+    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    data = buffers.get(str(name), np.zeros(0, np.uint8))[start : start + size]
+    if data.size != size:
+        raise ValueError(f"{path}: {dtype.name}{list(shape)} needs {size} bytes at {node['at']}, the arrays hold {data.size}")
+    if zlib.crc32(data.tobytes()) != node["crc32"]:
+        raise ValueError(f"{path}: the checksum of its {size} bytes is not that of the manifest")
+    return np.frombuffer(data.tobytes(), dtype).reshape(shape)
+
+
+def _on_device(value: np.ndarray) -> Any:
+    """A JAX array; a dtype that JAX would narrow (64 bits, unless enabled) stays with NumPy."""
+    return jnp.asarray(value) if jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype else value

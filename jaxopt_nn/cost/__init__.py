@@ -1,0 +1,1 @@
+"""Level 6: what a program weighs and takes: ahead-of-time compilation, bytes, measured latency."""

@@ -1,0 +1,312 @@
+"""Reads optimized HLO text: which instructions write an array made of weights, and the compiler's cycle estimates.
+
+Values are followed from the entry's parameters through every operation but a product: what comes out of a ``dot`` or a
+``convolution`` is an activation. The inside of a fusion is followed too, but only the fusion's result is written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+#: Operations whose result is no new buffer, or whose buffer is written by a computation that they call.
+PASSES_ON = frozenset(
+    "parameter constant tuple get-tuple-element bitcast opt-barrier domain after-all "
+    "while conditional call async-update async-done".split()
+)
+PRODUCTS = frozenset({"dot", "convolution", "ragged-dot"})
+
+_HEADER = re.compile(r"(ENTRY\s+)?%?([\w.\-]+)\s*(?:\(.*)?\{\s*")
+_INSTRUCTION = re.compile(r"\s*(ROOT\s+)?%?([\w.\-]+)\s*=\s*(.*)")
+_OPCODE = re.compile(r"\s*([\w\-]+)(?=\()")
+_ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\](.*)")
+_CALLED = re.compile(r"\b(calls|to_apply|body|condition|\w+_computations?)=(\{[^}]*\}|%?[\w.\-]+)")
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array type. ``dtype`` as HLO spells it (``bf16``, ``s4``); ``space`` is the memory: 0 main, 1 on chip."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    space: int = 0
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bits(self) -> int:
+        """Bits of an entry; a truth value takes a byte."""
+        found = re.search(r"\d+", self.dtype)
+        return int(found[0]) if found else 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """A line of HLO. ``type`` is an ``Array`` or a nested tuple of them; ``attributes`` is what follows the operands."""
+
+    name: str
+    type: Any
+    opcode: str
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+
+    @property
+    def op_name(self) -> str:
+        """Where in the traced function it comes from, or ``""``."""
+        found = _OP_NAME.search(self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def called(self) -> dict[str, tuple[str, ...]]:
+        """The computations that it calls, by attribute (``calls``, ``body``, ...)."""
+        found = _CALLED.findall(_STRING.sub('""', self.attributes))
+        return {key: tuple(re.findall(r"[\w.\-]+", names)) for key, names in found}
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """The computations of a conditional, in the order of its operands."""
+        called = self.called
+        both = (*called.get("true_computation", ()), *called.get("false_computation", ()))
+        return called.get("branch_computations", both)
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """Computations by name, each a sequence of instructions in order of execution."""
+
+    computations: Mapping[str, Sequence[Instruction]]
+    entry: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """An array made of weights that the program writes to memory.
+
+    ``name``, ``opcode`` and ``op_name`` (the place in the traced function) tell the instruction, ``array`` what it writes,
+    ``sources`` the numbers of the entry parameters that it is made of.
+    """
+
+    name: str
+    opcode: str
+    op_name: str
+    array: Array
+    sources: tuple[int, ...]
+
+
+def parse(text: str) -> Module:
+    """Parses HLO text, with or without ``%`` before names and types before operands.
+
+    Raises:
+      ValueError: text without an ENTRY computation.
+    """
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        header = _HEADER.fullmatch(line)
+        if line.startswith("}"):
+            current = None
+        elif current is None and header and not line.startswith("HloModule"):
+            current = computations.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif current is not None and (found := _INSTRUCTION.fullmatch(re.sub(r"/\*index=\d+\*/", "", line))):
+            current.append(_instruction(found[2], found[3], root=bool(found[1])))
+    if not entry:
+        raise ValueError("no ENTRY computation in the HLO text; pass the whole program, compiled.as_text()")
+    return Module(computations, entry)
+
+
+def written(module: Module, stacks: Mapping[int, int]) -> list[Written]:
+    """The arrays, of any dtype and size, that are made of weights and written to memory, in order of the text.
+
+    Args:
+      module: a whole program.
+      stacks: for the number of each entry parameter that holds weights, the number of layers in it. A gather or a dynamic
+        slice that reads less than one layer at a time is a lookup (an embedding): its result counts as an activation.
+    """
+    flow = _Flow(module, stacks)
+    parameters = sum(i.opcode == "parameter" for i in module.computations[module.entry])
+    flow.run(module.entry, [frozenset({n} & stacks.keys()) for n in range(parameters)], writes=True)
+    order = {i.name: n for n, i in enumerate(i for c in module.computations.values() for i in c)}
+    return sorted(flow.found.values(), key=lambda w: order[w.name])
+
+
+def estimated_cycles(module: Module) -> int | None:
+    """Sum of the compiler's own estimates, a loop's body times its trip count where that is known; None without any.
+
+    Estimates are of single instructions: what overlaps is counted as if one after the other.
+    """
+    if not any(_CYCLES.search(i.attributes) for c in module.computations.values() for i in c):
+        return None
+
+    def total(computation: str) -> int:
+        return sum(cycles(i) for i in module.computations[computation])
+
+    def cycles(instruction: Instruction) -> int:
+        own = _CYCLES.search(instruction.attributes)
+        if instruction.opcode == "while":
+            trips = _TRIPS.search(instruction.attributes)
+            inner = sum(total(c) for key in ("condition", "body") for c in instruction.called.get(key, ()))
+            return inner * (int(trips[1]) if trips else 1)
+        if instruction.opcode == "conditional":
+            return max(map(total, instruction.branches), default=0)
+        if instruction.opcode in ("call", "async-start"):
+            return sum(total(c) for names in instruction.called.values() for c in names)
+        return int(own[1]) if own else 0
+
+    return total(module.entry)
+
+
+# -- following weights -----------------------------------------------------------------------------------------------------
+
+#: The numbers of the parameters that a value is made of, as a frozenset; for a tuple, a tuple of such.
+Sources = Any
+NOTHING: frozenset[int] = frozenset()
+
+
+class _Flow:
+    """One walk over a program: carries the sources of every value and notes the arrays written."""
+
+    def __init__(self, module: Module, stacks: Mapping[int, int]) -> None:
+        self.module, self.stacks = module, stacks
+        self.found: dict[tuple[str, int], Written] = {}
+
+    def run(self, computation: str, arguments: Sequence[Sources], *, writes: bool) -> Sources:
+        """The sources of the computation's result; ``writes`` is False inside a fusion."""
+        values: dict[str, Sources] = {}
+        types: dict[str, Any] = {}
+        instructions = self.module.computations[computation]
+        for i in instructions:
+            operands = [values.get(name, NOTHING) for name in i.operands]
+            if i.opcode == "parameter":
+                made_of = arguments[int(i.operands[0])]
+            elif i.opcode.removesuffix("-start") in ("gather", "dynamic-slice"):
+                made_of = self.lookup(i, operands, types.get(i.operands[0]))
+            else:
+                made_of = self.result(i, operands, writes)
+            types[i.name], values[i.name] = i.type, _spread(i.type, made_of)
+            if writes and i.opcode not in PASSES_ON and not i.opcode.endswith("-start"):
+                self.note(i, values[i.name])
+        return values[next((i for i in instructions if i.root), instructions[-1]).name]
+
+    def result(self, i: Instruction, operands: list[Sources], writes: bool) -> Sources:
+        called = i.called
+        if i.opcode in PRODUCTS:
+            return NOTHING
+        if i.opcode == "tuple":
+            return tuple(operands)
+        if i.opcode == "opt-barrier":
+            return operands[0]
+        if i.opcode == "get-tuple-element" and isinstance(operands[0], tuple):
+            return operands[0][int(re.search(r"\bindex=(\d+)", i.attributes)[1])]
+        if i.opcode == "while":
+            return self.loop(called["body"][0], operands[0], writes)
+        if i.opcode == "conditional":
+            return _merge([self.run(c, [x], writes=writes) for c, x in zip(i.branches, operands[1:])])
+        if i.opcode in ("fusion", "call", "async-start"):
+            names = (*called.get("calls", ()), *called.get("to_apply", ()))
+            return _merge([self.run(c, operands, writes=writes and i.opcode != "fusion") for c in names])
+        return _flat(tuple(operands))
+
+    def loop(self, body: str, carry: Sources, writes: bool) -> Sources:
+        while (grown := _merge([carry, self.run(body, [carry], writes=writes)])) != carry:
+            carry = grown
+        return carry
+
+    def lookup(self, i: Instruction, operands: list[Sources], table: Any) -> Sources:
+        sizes = re.search(r"slice_sizes=\{([\d,]*)\}", i.attributes)
+        read = math.prod(map(int, re.findall(r"\d+", sizes[1]))) if sizes else 0
+        whole = table.size if isinstance(table, Array) else 0
+        kept = frozenset(n for n in _flat(operands[0]) if read * self.stacks[n] >= whole)
+        return kept | _flat(tuple(operands[1:]))
+
+    def note(self, i: Instruction, sources: Sources) -> None:
+        for n, (array, made_of) in enumerate(_pairs(i.type, sources)):
+            if made_of:
+                found = Written(i.name, i.opcode, i.op_name, array, tuple(sorted(made_of)))
+                self.found[i.name, n] = found
+
+
+def _flat(sources: Sources) -> frozenset[int]:
+    """All parameters of a value, its tuple structure forgotten."""
+    return sources if isinstance(sources, frozenset) else NOTHING.union(*map(_flat, sources))
+
+
+def _spread(type_: Any, sources: Sources) -> Sources:
+    """The sources in the structure of the type; where the structures differ, every array gets all of them."""
+    if isinstance(type_, Array):
+        return _flat(sources)
+    if isinstance(sources, tuple) and len(sources) == len(type_):
+        return tuple(map(_spread, type_, sources))
+    return tuple(_spread(t, _flat(sources)) for t in type_)
+
+
+def _merge(values: Sequence[Sources]) -> Sources:
+    if values and all(isinstance(v, tuple) and len(v) == len(values[0]) for v in values):
+        return tuple(map(_merge, zip(*values)))
+    return _flat(tuple(values))
+
+
+def _pairs(type_: Any, sources: Sources) -> list[tuple[Array, frozenset[int]]]:
+    if isinstance(type_, Array):
+        return [(type_, sources)]
+    return [pair for t, s in zip(type_, sources) for pair in _pairs(t, s)]
+
+
+# -- text ------------------------------------------------------------------------------------------------------------------
+
+
+def _instruction(name: str, text: str, root: bool) -> Instruction:
+    """``TYPE opcode(operands), attributes``."""
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.find(" ")
+    opcode = _OPCODE.match(text, end)
+    if opcode is None:
+        raise ValueError(f"unreadable HLO instruction %{name}: {text[:200]!r}")
+    close = _closing(text, opcode.end())
+    inside = text[opcode.end() + 1 : close]
+    operands = () if opcode[1] == "constant" else tuple(_last_word(x) for x in _split(inside))
+    return Instruction(name, _type(text[:end]), opcode[1], operands, text[close + 1 :], root)
+
+
+def _last_word(text: str) -> str:
+    return text.split()[-1].lstrip("%")
+
+
+def _type(text: str) -> Any:
+    if text.startswith("("):
+        return tuple(_type(part) for part in _split(text[1:-1]))
+    found = _ARRAY.match(text)
+    if found is None:
+        raise ValueError(f"unreadable HLO type: {text[:200]!r}")
+    space = re.search(r"S\((\d+)\)", found[3])
+    return Array(found[1], tuple(map(int, re.findall(r"\d+", found[2]))), int(space[1]) if space else 0)
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the bracket opened at ``start`` closes."""
+    depth = 0
+    for at in range(start, len(text)):
+        depth += (text[at] in "([{") - (text[at] in ")]}")
+        if depth == 0:
+            return at
+    return len(text)
+
+
+def _split(text: str) -> list[str]:
+    """The parts between the commas that stand in no bracket."""
+    parts, depth, start = [], 0, 0
+    for at, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+    return [part.strip() for part in (*parts, text[start:]) if part.strip()]

@@ -1,0 +1,36 @@
+"""Flax NNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+PyTree = Any
+
+if TYPE_CHECKING:
+    from flax import nnx as flax_nnx
+
+
+def nnx(model: flax_nnx.Module) -> tuple[Callable[..., PyTree], PyTree]:
+    """An NNX module as ``(apply, variables)``; ``variables`` is a plain nested dict with no ``.value`` in its paths.
+
+    ``apply`` is pure: what a call changes in the module (statistics, counters of random streams) is dropped. Variables
+    that are no ``nnx.Param`` (running statistics, say) get no gradient. Call ``model.eval()`` first where dropout or
+    BatchNorm shall be in evaluation mode.
+    """
+    from flax import nnx as flax_nnx
+
+    graph, state = flax_nnx.split(model)
+    flat = flax_nnx.to_flat_state(state)
+    constant = {path for path, variable in flat if not isinstance(variable, flax_nnx.Param)}
+
+    def still(keys: tuple[Any, ...], leaf: Any) -> Any:
+        return jax.lax.stop_gradient(leaf) if tuple(k.key for k in keys) in constant else leaf
+
+    def apply(variables: PyTree, *inputs: Any) -> PyTree:
+        seen = jax.tree_util.tree_map_with_path(still, variables) if constant else variables
+        return flax_nnx.merge(graph, seen)(*inputs)
+
+    return apply, flax_nnx.to_pure_dict(state)

@@ -1,0 +1,88 @@
+"""The numbers of one stage: accuracy, true bytes, latency."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.cost.latency import interleaved
+from jaxopt_nn.pipeline.evaluate import Evaluation
+from jaxopt_nn.tensors.base import densify, nbytes
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Of the float network: ``params``, its entries in inexact leaves; ``float32_bytes``, with these at 4 bytes each."""
+
+    params: int
+    float32_bytes: int
+
+    @classmethod
+    def of(cls, variables: PyTree) -> Size:
+        numbers = _numbers(variables)
+        others = nbytes(variables) - nbytes(numbers)
+        wide = sum(x.size * (8 if jnp.iscomplexobj(x) else 4) for x in numbers)
+        return cls(sum(x.size for x in numbers), wide + others)
+
+
+def _numbers(variables: PyTree) -> list[jax.Array]:
+    return [x for x in jax.tree.leaves(variables) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def _counts(tree: PyTree) -> tuple[int, int]:
+    """(entries, entries that are not zero) of the inexact leaves that a tree stands for."""
+    return sum(x.size for x in _numbers(jax.eval_shape(densify, tree))), int(_nonzero(tree))
+
+
+@jax.jit
+def _nonzero(tree: PyTree) -> jax.Array:
+    return sum((jnp.count_nonzero(x) for x in _numbers(densify(tree))), jnp.zeros((), jnp.int32))
+
+
+def row(name: str, found: Evaluation, stored: PyTree, prepared: PyTree, baseline: Size) -> dict[str, Any]:
+    """A stage's entry in the report.
+
+    ``bytes`` are those of the stored form (codes, scales, masks, biases, everything), ``resident_bytes`` those of the
+    prepared one; ``ratio`` is the baseline's float32 bytes over ``bytes``, ``bits_per_weight`` divides by its parameters.
+    """
+    size, (params, nonzero) = nbytes(stored), _counts(prepared)
+    return {
+        "name": name,
+        "accuracy": found.accuracy,
+        "loss": found.loss,
+        "params": params,
+        "nonzero": nonzero,
+        "bytes": size,
+        "resident_bytes": nbytes(prepared),
+        "ratio": baseline.float32_bytes / size,
+        "bits_per_weight": 8 * size / baseline.params,
+        "latency_ms": {},
+    }
+
+
+def latencies(
+    networks: Sequence[Callable[..., Any]], variables: Sequence[PyTree], examples: np.ndarray, batches: Sequence[int]
+) -> list[dict[str, float]]:
+    """For each network, the median latency in ms at each batch size: compiled, on its prepared variables.
+
+    All networks take turns in one run, so that a machine that gets busy slows down all alike; compilation and the first
+    rounds are not counted.
+    """
+    jitted = [jax.jit(lambda v, x, network=network: network(v, x)) for network in networks]
+    out: list[dict[str, float]] = [{} for _ in networks]
+    for batch in batches:
+        inputs = jnp.asarray(examples[np.arange(batch) % len(examples)])
+        calls = {
+            str(i): functools.partial(run, held, inputs) for i, (run, held) in enumerate(zip(jitted, variables, strict=True))
+        }
+        for i, timing in interleaved(calls, repeats=30, seconds=2.0).items():
+            out[int(i)][str(batch)] = timing.median_ms
+    return out

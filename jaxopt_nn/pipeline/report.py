@@ -1,0 +1,192 @@
+"""What a run says: ``report.json``, ``report.md``, a table in plain text, a plot."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+COLUMNS = ("stage", "accuracy", "loss", "nonzero", "bytes", "resident", "ratio", "bits/weight")
+
+
+def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of baseline and stages."""
+    entries = [report["baseline"], *report["stages"]]
+    batches = list(entries[0]["latency_ms"])
+    cells = [
+        [
+            e["name"],
+            f"{e['accuracy']:.2%}",
+            f"{e['loss']:.4f}",
+            f"{e['nonzero'] / e['params']:.1%}",
+            f"{e['bytes']:,}",
+            f"{e['resident_bytes']:,}",
+            f"{e['ratio']:.2f}x",
+            f"{e['bits_per_weight']:.2f}",
+            *(f"{e['latency_ms'][b]:.3g}" for b in batches),
+        ]
+        for e in entries
+    ]
+    return [*COLUMNS, *(f"ms at {b}" for b in batches)], cells
+
+
+def table(report: dict[str, Any]) -> str:
+    """The table in plain text, and what lies in the artifact and in the cross-validation."""
+    header, cells = rows(report)
+    return "\n".join([*_aligned([header, *cells]), *sentences(report)])
+
+
+def sentences(report: dict[str, Any]) -> list[str]:
+    """What the table does not say."""
+    out = []
+    if artifact := report["artifact"]:
+        smaller = report["baseline"]["bytes"] / artifact["bytes"]
+        out.append(
+            f"artifact: {artifact['bytes']:,} bytes on disk, {smaller:.2f}x smaller than the baseline's arrays; "
+            f"read back, its accuracy is {artifact['accuracy_reloaded']:.2%}"
+        )
+    if cv := report.get("cross_validation"):
+        out.append(
+            f"cross-validation: {cv['folds']} folds, {cv['test_images']:,} test images; baseline "
+            f"{cv['baseline_accuracy']:.2%}, final {cv['final_accuracy']:.2%}, lost points {cv['lost_points']:.2f}"
+        )
+    return out
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    ]
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    header, cells = rows(report)
+    parts = ["# Compression report", "", *_markdown_table(header, cells), ""]
+    parts += [f"- {sentence}" for sentence in sentences(report)]
+    parts += [f"- seed {report['seed']}; {', '.join(sorted(set(report['devices'])))}; "
+              + ", ".join(f"{k} {v}" for k, v in report["versions"].items())]  # fmt: skip
+    parts += [
+        "- bytes: everything stored; resident: the form that the backend runs; ratio: the baseline's float32 bytes over",
+        "  bytes; bits/weight: over the baseline's parameters; ms at n: median latency of a batch of n",
+        "", "![accuracy against bytes](accuracy_bytes.png)", "",
+    ]  # fmt: skip
+    if report["skipped"]:
+        listed = [[s["path"], s["reason"]] for s in report["skipped"]]
+        parts += ["## Left alone, or not used as packed", "", *_markdown_table(["path", "reason"], listed), ""]
+    return "\n".join(parts)
+
+
+def _markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, *cells)]
+    bars = ["| " + " | ".join(line) + " |" for line in lines]
+    return [bars[0], "|" + "|".join(" --- " for _ in header) + "|", *bars[1:]]
+
+
+def plot(report: dict[str, Any]) -> bytes:
+    """Accuracy against stored bytes over the stages, as PNG. Needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    entries = [report["baseline"], *report["stages"]]
+    size = [e["bytes"] for e in entries]
+    accuracy = [100 * e["accuracy"] for e in entries]
+    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.axhline(accuracy[0], color="0.75", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.plot(size, accuracy, color="#4878a8", linewidth=1.5, zorder=2)
+    axes.scatter(size[1:], accuracy[1:], s=52, color="#4878a8", edgecolor="white", linewidth=1.2, zorder=3)
+    axes.scatter(size[:1], accuracy[:1], s=110, marker="*", color="#c44e52", edgecolor="white", linewidth=0.8, zorder=4)
+    low, high = min(accuracy), max(accuracy)
+    margin = max(0.35 * (high - low), 0.5)
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_xlim(max(size) * 1.6, min(size) / 1.9)
+    for i, (e, x, y) in enumerate(zip(entries, size, accuracy, strict=True)):
+        above = i % 2 == 0
+        axes.annotate(
+            f"{e['name']}\n{y:.2f} %, {e['ratio']:.1f}x", (x, y), xytext=(0, 9 if above else -9), fontsize=8,
+            textcoords="offset points", ha="center", va="bottom" if above else "top", color="0.2",
+        )  # fmt: skip
+    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: human_bytes(v)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="both", which="major", color="0.92", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("stored bytes (log scale, smaller to the right)")
+    axes.set_ylabel("test accuracy, %")
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def human_bytes(value: float) -> str:
+    """``12500 -> "12.5 kB"`` (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError("unreachable")
+
+
+def open_workdir(workdir: str | os.PathLike[str]) -> Path:
+    """The directory, made where it is missing.
+
+    Raises:
+      OSError: it can't be made or written, said before any work is done.
+    """
+    path = Path(workdir).absolute()
+    probe = path / f".writable-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"workdir can't be written ({error.strerror}); pass another", str(path)) from error
+    return path
+
+
+def write(report: dict[str, Any], workdir: Path) -> None:
+    """Writes ``accuracy_bytes.png``, ``report.md`` and, last, ``report.json``; each file is whole or not there.
+
+    Raises:
+      OSError: the disk is full, or the place can't be written.
+    """
+    text = json.dumps(report, indent=2, allow_nan=False, default=_plain) + "\n"
+    for name, content in (
+        ("accuracy_bytes.png", plot(report)),
+        ("report.md", markdown(report).encode()),
+        ("report.json", text.encode()),
+    ):
+        write_file(workdir / name, content)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"config: {type(value).__name__} {value!r} can't be kept as JSON")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary neighbour, which is then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

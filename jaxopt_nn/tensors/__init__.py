@@ -1,0 +1,1 @@
+"""Level 1: the compressed tensors, one file each."""
