@@ -149,7 +149,8 @@ def test_shardings_are_kept(method):
     mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = {"params/a/kernel": ("x",), "params/b/kernel": ("x",)}
     shardings = {
-        p: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec.get(p, ()))) for p in leaves_by_path(PARAMS)
+        p: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec.get(p, ())))
+        for p in leaves_by_path(PARAMS)
     }
     placed = jax.tree.unflatten(
         jax.tree.structure(PARAMS), [jax.device_put(x, shardings[p]) for p, x in leaves_by_path(PARAMS).items()]

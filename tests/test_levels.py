@@ -70,7 +70,7 @@ def complaint(path: pathlib.Path, name: str) -> str | None:
     if other not in LEVELS:
         return "inside the package import from the module that defines the name"
     if other != package and LEVELS[other] >= LEVELS[package]:
-        return f"{package} (level {LEVELS[package]}) imports lower levels only, {other} is level {LEVELS[other]}"
+        return f"{package} (level {LEVELS[package]}) imports lower levels only, not {other} ({LEVELS[other]})"
     return None
 
 

@@ -10,7 +10,9 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 
 
 def test_code_runs_as_written():
-    result = doctest.testfile(str(README), module_relative=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    result = doctest.testfile(
+        str(README), module_relative=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    )
     assert result.attempted > 10 and result.failed == 0
 
 

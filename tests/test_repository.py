@@ -22,7 +22,7 @@ TEXTS = sorted(
     if path.is_file() and path.suffix in SUFFIXES
 )
 # Where a home, a checkout or a scratch folder of one machine lies.
-MACHINE_PATH = re.compile(r"(?<![\w.~/<>{}$-])(?:/(?:home|root|Users|work|workspace|mnt)|[A-Z]:\\Users)[/\\]\w")
+MACHINE_PATH = re.compile(r"(?<![\w.~/<>{}$-])(?:/(?:home|root|Users|work|mnt)|[A-Z]:\\Users)[/\\]\w")
 EXTRAS = ("bench", "experiments", "notebooks", "test", "tpu")
 LOCAL = {"jaxopt_nn", "experiments", "configs", "tests"}
 # What the library uses only where it is there: the report's plot.

@@ -15,7 +15,9 @@ def machine() -> str:
     """The CPU model, the number of devices and the versions, in one line."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
     cores = sum(line.startswith("processor") for line in lines)
     return f"{model}, {cores} cores; Python {platform.python_version()}, JAX {jax.__version__}, {jax.default_backend()}"
 

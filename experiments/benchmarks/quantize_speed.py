@@ -105,7 +105,12 @@ def main() -> None:
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         over = (int(out[1]) - 4 * LEAVES * ROWS * COLUMNS - int(out[2])) / 1e6
         rows.append(
-            {"candidate": name, "seconds": seconds, "ratio": seconds / base, "peak over input + result, MB": round(over)}
+            {
+                "candidate": name,
+                "seconds": seconds,
+                "ratio": seconds / base,
+                "peak over input + result, MB": round(over),
+            }
         )
     emit(rows)
 

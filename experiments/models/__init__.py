@@ -1,1 +1,1 @@
-"""The networks that the experiments train: Flax Linen, and one NNX twin. Sizes are fields; defaults are the papers'."""
+"""Networks that the experiments train, in Flax Linen and one in NNX. Default sizes are the papers'."""

@@ -1,4 +1,4 @@
-"""Decoder-only transformer of the Llama family: grouped-query attention, rotary positions, gated MLP, tied embeddings."""
+"""Decoder-only transformer: grouped-query attention, rotary positions, gated MLP, tied embeddings."""
 
 import flax.linen as nn
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def rotary(x: jax.Array, base: float = 10_000.0) -> jax.Array:
-    """Turns each pair `(i, i + D/2)` of `x: [B, T, heads, D]` by `t * base^(-2i/D)` (Su et al., 2021, equation 34)."""
+    """Turns pair `(i, i + D/2)` of `x: [B, T, heads, D]` by `t * base^(-2i/D)` (Su et al., 2021, eq. 34)."""
     time, half = x.shape[1], x.shape[3] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = jnp.arange(time, dtype=jnp.float32)[:, None] * frequency[None, :]
@@ -16,7 +16,7 @@ def rotary(x: jax.Array, base: float = 10_000.0) -> jax.Array:
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention (Ainslie et al., 2023): `heads` queries share `kv_heads` keys and values."""
+    """Causal grouped-query attention (Ainslie et al., 2023): `heads` queries, `kv_heads` keys and values."""
 
     heads: int
     kv_heads: int
@@ -64,8 +64,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """`tokens: int [B, T] -> logits: float32 [B, T, vocabulary]`; the embedding is the output layer too.
 
-    With `scan=True` the blocks are one rematerialised block scanned over weights stacked as `blocks/...: [layers, ...]`;
-    else they are unrolled as `block_0`, `block_1`, ... `dtype` is the activations'; parameters are float32.
+    With `scan=True` the blocks are one rematerialised block, scanned over weights stacked as
+    `blocks/...: [layers, ...]`; else they are unrolled as `block_0`, `block_1`, and so on. `dtype` is the
+    activations'; parameters are float32.
     """
 
     vocabulary: int = 50_304

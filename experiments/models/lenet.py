@@ -7,7 +7,7 @@ import jax
 class LeNet5(nn.Module):
     """LeNet-5-Caffe: `[B, 28, 28, C] -> [B, classes]`; 431,080 parameters for one channel and 10 classes.
 
-    Two unpadded 5 x 5 convolutions, each with max-pooling and no activation, then a ReLU layer and the classifier.
+    Two unpadded 5 x 5 convolutions, each with max-pooling and no activation, a ReLU layer, the classifier.
     """
 
     channels: tuple[int, int] = (20, 50)

@@ -7,7 +7,7 @@ import jax
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU between: `[B, ...] -> [B, features[-1]]`; what follows the batch axis is flattened."""
+    """Dense layers with ReLU between: `[B, ...] -> [B, features[-1]]`; inputs are flattened."""
 
     features: Sequence[int]
 

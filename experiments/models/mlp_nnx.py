@@ -1,5 +1,6 @@
 """The NNX twin of `experiments.models.mlp`."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -7,11 +8,11 @@ from flax import nnx
 
 
 class MLP(nnx.Module):
-    """Dense layers with ReLU between: `[B, ...] -> [B, features[-1]]`, where `features[0]` is the flattened input's size."""
+    """Dense layers with ReLU between: `[B, ...] -> [B, features[-1]]`; `features[0]` is the input's size."""
 
     def __init__(self, features: Sequence[int], *, rngs: nnx.Rngs):
-        widths = zip(features[:-1], features[1:], strict=True)
-        self.layers = nnx.List([nnx.Linear(inputs, outputs, rngs=rngs) for inputs, outputs in widths])
+        pairs = itertools.pairwise(features)
+        self.layers = nnx.List([nnx.Linear(inputs, outputs, rngs=rngs) for inputs, outputs in pairs])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x.reshape(x.shape[0], -1)

@@ -8,7 +8,7 @@ import jax
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with BatchNorm; the shortcut is a strided 1 x 1 convolution where shapes change."""
+    """Two 3 x 3 convolutions with BatchNorm; a strided 1 x 1 convolution as shortcut where shapes change."""
 
     channels: int
     stride: int = 1
@@ -26,10 +26,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """`[B, H, W, C] -> [B, classes]`: one stage per entry of `channels`, each of `blocks` blocks, halving from the second on.
+    """`[B, H, W, C] -> [B, classes]`: a stage of `blocks` blocks per entry of `channels`.
 
-    The defaults are ResNet-20 for CIFAR (section 4.2), with projection shortcuts (option B). With `train=True` the
-    batch's statistics are used and `batch_stats` must be mutable.
+    Stages after the first halve height and width. The defaults are ResNet-20 for CIFAR (section 4.2), with
+    projection shortcuts (option B). With `train=True` the batch's statistics are used, and `batch_stats` must
+    be mutable.
     """
 
     channels: Sequence[int] = (16, 32, 64)

@@ -13,13 +13,14 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + nn.MultiHeadDotProductAttention(self.heads, deterministic=True, name="attention")(nn.LayerNorm()(x))
+        attention = nn.MultiHeadDotProductAttention(self.heads, deterministic=True, name="attention")
+        x = x + attention(nn.LayerNorm()(x))
         y = nn.gelu(nn.Dense(self.hidden, name="up")(nn.LayerNorm()(x)))
         return x + nn.Dense(x.shape[-1], name="down")(y)
 
 
 class ViT(nn.Module):
-    """`[B, H, W, C] -> [B, classes]`: strided-convolution patches, a class token, learnt positions. Defaults: ViT-Ti/16."""
+    """`[B, H, W, C] -> [B, classes]`: convolved patches, class token, learnt positions. Default: ViT-Ti/16."""
 
     patch: int = 16
     width: int = 192

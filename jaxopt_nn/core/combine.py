@@ -84,7 +84,9 @@ def _like(view: Callable[..., PyTree], params: PyTree, state: State) -> PyTree:
     return jax.eval_shape(view, params, state) if abstract else view(params, state)
 
 
-def _gradients_at_views(members: Sequence[Transform], seen: list[PyTree], state: State, grads: PyTree | None) -> list[PyTree]:
+def _gradients_at_views(
+    members: Sequence[Transform], seen: list[PyTree], state: State, grads: PyTree | None
+) -> list[PyTree]:
     """The gradient at each member's own view: the chain's gradient, pulled back through the later members."""
     if grads is None or not any("grads" in m.traits.needs for m in members):
         return [grads] * len(members)

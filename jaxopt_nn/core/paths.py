@@ -66,7 +66,9 @@ def map_with_path(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree
 def _compiled(pattern: str) -> re.Pattern[str]:
     parts = []
     for segment in pattern.split("/"):
-        parts.append("(?:[^/]*/)*" if segment == "**" else fnmatch.translate(segment)[4:-3].replace(".*", "[^/]*") + "/")
+        parts.append(
+            "(?:[^/]*/)*" if segment == "**" else fnmatch.translate(segment)[4:-3].replace(".*", "[^/]*") + "/"
+        )
     return re.compile("".join(parts))
 
 

@@ -65,5 +65,7 @@ class Pass(NamedTuple):
       name: for reports.
     """
 
-    run: Callable[[Callable[..., Any], PyTree, ModelInfo], tuple[Callable[..., Any], PyTree, Callable[[PyTree], PyTree]]]
+    run: Callable[
+        [Callable[..., Any], PyTree, ModelInfo], tuple[Callable[..., Any], PyTree, Callable[[PyTree], PyTree]]
+    ]
     name: str = "pass"

@@ -39,9 +39,7 @@ class TrainState(NamedTuple):
 def trained(variables: PyTree, frozen: tuple[str, ...] = ("batch_stats/**",)) -> PyTree:
     """A tree of bools: which leaves of ``variables`` an optimizer moves: the inexact ones under no ``frozen`` pattern."""
     return map_with_path(
-        lambda path, leaf: bool(
-            jnp.issubdtype(leaf.dtype, jnp.inexact) and not any(matches(p, path) for p in frozen)
-        ),
+        lambda path, leaf: bool(jnp.issubdtype(leaf.dtype, jnp.inexact) and not any(matches(p, path) for p in frozen)),
         variables,
     )
 

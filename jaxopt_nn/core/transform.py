@@ -199,5 +199,7 @@ def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo())
         if isinstance(verdict, str):
             messages.append(Message("skipped", path, verdict))
         elif "roles" in method.traits.needs and path not in info.roles:
-            messages.append(Message("assumed", path, "roles: last axis is the output, no stack (pass info=inspect(...))"))
+            messages.append(
+                Message("assumed", path, "roles: last axis is the output, no stack (pass info=inspect(...))")
+            )
     return Report(tuple(messages))

@@ -8,7 +8,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.cost import hlo
-from jaxopt_nn.tensors.base import array_bytes, is_compressed, nbytes
+from jaxopt_nn.tensors.base import is_compressed, nbytes
 
 PyTree = Any
 GIB = 2**30
@@ -108,14 +108,15 @@ class Compiled:
         return hlo.estimated_cycles(self.module) if self.module else None
 
     def weight_copies(self, shapes: Iterable[Sequence[int]] | None = None) -> list[WeightCopy]:
-        """The arrays of at least a layer's size, of any dtype, that are made of codes or masks and written to memory.
+        """The arrays of at least a layer's size, of any dtype, that are made of ``variables`` alone and written to memory.
 
-        Followed are the integer leaves of ``variables`` with two axes or more, and of compressed tensors the children that
-        hold a bit or more for each weight. What a product gives, and what is looked up in an embedding, is an activation.
+        Looked for are copies of compressed weights: of compressed tensors and of integer leaves with two axes or more. Of
+        other leaves (scales) only what is larger than the leaf counts. An array that depends on the inputs too, be it by an
+        index (a lookup in an embedding), is an activation.
 
         Args:
           shapes: shapes of layers; the smallest sets the size from which an array counts. By default a layer is the last
-            two axes of the leaf that the array is made of.
+            two axes of the compressed leaf that the array is made of. In a sharded program arrays have the shard's size.
 
         Raises:
           ValueError: no program, since it does not fit.
@@ -123,15 +124,18 @@ class Compiled:
         if self.module is None:
             raise ValueError(f"{self.topology}: no program to read, it does not fit: {self.message}")
         least = None if shapes is None else min(map(math.prod, shapes))
-        sources = {n: (path, _layer(shape, least), math.prod(shape)) for n, path, shape in _codes(self.leaves)}
-        stacks = {n: max(1, size // layer) for n, (_, layer, size) in sources.items()}
+        arguments = [(path, leaf) for path, leaf in self.leaves.items() for _ in jax.tree.leaves(leaf)]
+        layers = {path: least or math.prod(leaf.shape[-2:]) for path, leaf in self.leaves.items() if _coded(leaf)}
+        smallest = least or min(layers.values(), default=math.inf)
         copies = []
-        for w in hlo.written(self.module, stacks):
-            if w.array.size >= min(sources[n][1] for n in w.sources):
-                paths = tuple(dict.fromkeys(sources[n][0] for n in w.sources))
+        for w in hlo.written(self.module, range(len(arguments))):
+            made_of = dict(arguments[n] for n in w.sources)
+            coded = [layers[path] for path in made_of if path in layers]
+            beyond = max(math.prod(leaf.shape) for leaf in made_of.values()) + 1
+            if w.array.size >= (min(coded) if coded else max(smallest, beyond)):
                 size = (w.array.size * w.array.bits + 7) // 8
                 place = (w.array.dtype, w.array.shape, size, w.array.space == 1)
-                copies.append(WeightCopy(paths, w.name, w.opcode, w.op_name, *place))
+                copies.append(WeightCopy(tuple(made_of), w.name, w.opcode, w.op_name, *place))
         return copies
 
     def float_copies(self, shapes: Iterable[Sequence[int]] | None = None) -> list[WeightCopy]:
@@ -236,17 +240,5 @@ def _placed(tree: PyTree, targets: Sequence[jax.Device]) -> PyTree:
     return jax.tree.map(place, tree)
 
 
-def _codes(leaves: dict[str, Any]) -> Iterator[tuple[int, str, tuple[int, ...]]]:
-    """``(number, path, shape of the leaf)`` for each argument that holds codes or a mask."""
-    number = 0
-    for path, leaf in leaves.items():
-        children = jax.tree.leaves(leaf)
-        for n, x in enumerate(children, number):
-            dense = not is_compressed(leaf) or 8 * array_bytes(x) >= math.prod(leaf.shape)
-            if jnp.issubdtype(x.dtype, jnp.integer) and len(leaf.shape) > 1 and dense:
-                yield n, path, tuple(leaf.shape)
-        number += len(children)
-
-
-def _layer(shape: Sequence[int], least: int | None) -> int:
-    return math.prod(shape[-2:]) if least is None else least
+def _coded(leaf: Any) -> bool:
+    return len(leaf.shape) > 1 and (is_compressed(leaf) or jnp.issubdtype(leaf.dtype, jnp.integer))

@@ -1,7 +1,8 @@
 """Reads optimized HLO text: which instructions write an array made of weights, and the compiler's cycle estimates.
 
-Values are followed from the entry's parameters through every operation but a product: what comes out of a ``dot`` or a
-``convolution`` is an activation. The inside of a fusion is followed too, but only the fusion's result is written.
+Values are followed from the entry's parameters through every operation, into loops, branches and fusions. What depends on
+weights alone is made of weights; what depends on anything else too, be it by an index, is an activation. Of a fusion only
+the result is written.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 #: Operations whose result is no new buffer, or whose buffer is written by a computation that they call.
@@ -17,7 +18,6 @@ PASSES_ON = frozenset(
     "parameter constant tuple get-tuple-element bitcast opt-barrier domain after-all "
     "while conditional call async-update async-done".split()
 )
-PRODUCTS = frozenset({"dot", "convolution", "ragged-dot"})
 
 _HEADER = re.compile(r"(ENTRY\s+)?%?([\w.\-]+)\s*(?:\(.*)?\{\s*")
 _INSTRUCTION = re.compile(r"\s*(ROOT\s+)?%?([\w.\-]+)\s*=\s*(.*)")
@@ -90,7 +90,7 @@ class Module:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """An array made of weights that the program writes to memory.
+    """An array made of weights alone that the program writes to memory.
 
     ``name``, ``opcode`` and ``op_name`` (the place in the traced function) tell the instruction, ``array`` what it writes,
     ``sources`` the numbers of the entry parameters that it is made of.
@@ -125,17 +125,15 @@ def parse(text: str) -> Module:
     return Module(computations, entry)
 
 
-def written(module: Module, stacks: Mapping[int, int]) -> list[Written]:
-    """The arrays, of any dtype and size, that are made of weights and written to memory, in order of the text.
+def written(module: Module, weights: Collection[int]) -> list[Written]:
+    """The arrays, of any dtype and size, that are made of weights alone and written to memory, in order of the text.
 
     Args:
-      module: a whole program.
-      stacks: for the number of each entry parameter that holds weights, the number of layers in it. A gather or a dynamic
-        slice that reads less than one layer at a time is a lookup (an embedding): its result counts as an activation.
+      module: a whole program. weights: the numbers of the entry parameters that are weights.
     """
-    flow = _Flow(module, stacks)
+    flow = _Flow(module, frozenset(weights))
     parameters = sum(i.opcode == "parameter" for i in module.computations[module.entry])
-    flow.run(module.entry, [frozenset({n} & stacks.keys()) for n in range(parameters)], writes=True)
+    flow.run(module.entry, [frozenset({n}) for n in range(parameters)], writes=True)
     order = {i.name: n for n, i in enumerate(i for c in module.computations.values() for i in c)}
     return sorted(flow.found.values(), key=lambda w: order[w.name])
 
@@ -176,38 +174,32 @@ NOTHING: frozenset[int] = frozenset()
 class _Flow:
     """One walk over a program: carries the sources of every value and notes the arrays written."""
 
-    def __init__(self, module: Module, stacks: Mapping[int, int]) -> None:
-        self.module, self.stacks = module, stacks
+    def __init__(self, module: Module, weights: frozenset[int]) -> None:
+        self.module, self.weights = module, weights
         self.found: dict[tuple[str, int], Written] = {}
 
     def run(self, computation: str, arguments: Sequence[Sources], *, writes: bool) -> Sources:
         """The sources of the computation's result; ``writes`` is False inside a fusion."""
         values: dict[str, Sources] = {}
-        types: dict[str, Any] = {}
         instructions = self.module.computations[computation]
         for i in instructions:
-            operands = [values.get(name, NOTHING) for name in i.operands]
             if i.opcode == "parameter":
                 made_of = arguments[int(i.operands[0])]
-            elif i.opcode.removesuffix("-start") in ("gather", "dynamic-slice"):
-                made_of = self.lookup(i, operands, types.get(i.operands[0]))
             else:
-                made_of = self.result(i, operands, writes)
-            types[i.name], values[i.name] = i.type, _spread(i.type, made_of)
+                made_of = self.result(i, [values.get(name, NOTHING) for name in i.operands], writes)
+            values[i.name] = _spread(i.type, made_of)
             if writes and i.opcode not in PASSES_ON and not i.opcode.endswith("-start"):
                 self.note(i, values[i.name])
         return values[next((i for i in instructions if i.root), instructions[-1]).name]
 
     def result(self, i: Instruction, operands: list[Sources], writes: bool) -> Sources:
         called = i.called
-        if i.opcode in PRODUCTS:
-            return NOTHING
         if i.opcode == "tuple":
             return tuple(operands)
         if i.opcode == "opt-barrier":
             return operands[0]
         if i.opcode == "get-tuple-element" and isinstance(operands[0], tuple):
-            return operands[0][int(re.search(r"\bindex=(\d+)", i.attributes)[1])]
+            return operands[0][int(i.attributes.split("index=")[1].split(",")[0])]
         if i.opcode == "while":
             return self.loop(called["body"][0], operands[0], writes)
         if i.opcode == "conditional":
@@ -218,22 +210,15 @@ class _Flow:
         return _flat(tuple(operands))
 
     def loop(self, body: str, carry: Sources, writes: bool) -> Sources:
-        while (grown := _merge([carry, self.run(body, [carry], writes=writes)])) != carry:
+        # Quietly until nothing changes, since an array may turn out an activation; then once for the notes.
+        while (grown := _merge([carry, self.run(body, [carry], writes=False)])) != carry:
             carry = grown
-        return carry
-
-    def lookup(self, i: Instruction, operands: list[Sources], table: Any) -> Sources:
-        sizes = re.search(r"slice_sizes=\{([\d,]*)\}", i.attributes)
-        read = math.prod(map(int, re.findall(r"\d+", sizes[1]))) if sizes else 0
-        whole = table.size if isinstance(table, Array) else 0
-        kept = frozenset(n for n in _flat(operands[0]) if read * self.stacks[n] >= whole)
-        return kept | _flat(tuple(operands[1:]))
+        return self.run(body, [carry], writes=writes) if writes else carry
 
     def note(self, i: Instruction, sources: Sources) -> None:
         for n, (array, made_of) in enumerate(_pairs(i.type, sources)):
-            if made_of:
-                found = Written(i.name, i.opcode, i.op_name, array, tuple(sorted(made_of)))
-                self.found[i.name, n] = found
+            if made_of and made_of <= self.weights:
+                self.found[i.name, n] = Written(i.name, i.opcode, i.op_name, array, tuple(sorted(made_of)))
 
 
 def _flat(sources: Sources) -> frozenset[int]:

@@ -102,10 +102,18 @@ def dot(lhs: Any, rhs: Any, dims: Dims, a_bits: int = 8) -> Any:
     x_axis = other[list(contracting).index(axis)]
     shift = lambda axes: [i + 1 for i in axes]
     inner: Any = (tuple(map(shift, dims[0])), tuple([0, *shift(b)] for b in dims[1]))
-    spread = lambda p: None if p is None else jnp.expand_dims(jnp.moveaxis(_whole_groups(p, axis, count), axis, 0), axis + 1)
+    spread = lambda p: (
+        None if p is None else jnp.expand_dims(jnp.moveaxis(_whole_groups(p, axis, count), axis, 0), axis + 1)
+    )
     x_scales = jnp.broadcast_to(jnp.expand_dims(x_scale, 0), (count, *x_scale.shape))
     total = _scaled_dot(
-        _grouped(codes, axis, count), spread(weight.scale), spread(zero), _grouped(x_codes, x_axis, count), x_scales, inner, side
+        _grouped(codes, axis, count),
+        spread(weight.scale),
+        spread(zero),
+        _grouped(x_codes, x_axis, count),
+        x_scales,
+        inner,
+        side,
     )
     return NotImplemented if total is NotImplemented else total.sum(0)
 
@@ -115,10 +123,18 @@ def _whole_groups(param: jax.Array, axis: int, count: int) -> jax.Array:
 
 
 def _scaled_dot(
-    codes: jax.Array, scale: jax.Array, zero: jax.Array | None, x_codes: jax.Array, x_scale: jax.Array, dims: Dims, side: int
+    codes: jax.Array,
+    scale: jax.Array,
+    zero: jax.Array | None,
+    x_codes: jax.Array,
+    x_scale: jax.Array,
+    dims: Dims,
+    side: int,
 ) -> Any:
     acc = _int_dot(codes, x_codes, dims, side)
-    full = lambda p: affine.expand_groups(p, tuple(n if i not in dims[0][side] else 1 for i, n in enumerate(codes.shape)))
+    full = lambda p: affine.expand_groups(
+        p, tuple(n if i not in dims[0][side] else 1 for i, n in enumerate(codes.shape))
+    )
     if zero is not None:
         sums = jnp.sum(x_codes.astype(jnp.int32), axis=tuple(dims[0][1 - side]), keepdims=True).astype(jnp.float32)
         acc = acc - _to_output(sums, 1 - side, dims, acc.ndim) * _to_output(full(zero), side, dims, acc.ndim)

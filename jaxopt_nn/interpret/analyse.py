@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxopt_nn.core.model import Roles, Site
 from jaxopt_nn.core.report import Recorder
 from jaxopt_nn.interpret import jaxprs, tags
-from jaxopt_nn.interpret.tags import ACTIVATION, CONSTANT, Tag
+from jaxopt_nn.interpret.tags import CONSTANT, Tag
 
 #: An equation's address: its index in the top jaxpr, then in each inner one (a body's position stands between).
 Key = tuple[int, ...]
@@ -83,7 +83,9 @@ class Analysis:
         if name in jaxprs.LOOPS:
             return getattr(self, f"_{name}")(i, eqn, operands, place, scope)
         if jaxprs.hidden_site(eqn):
-            self._note("opaque", scope or name, f"`{name}` holds sites that can't be entered; its operands are densified")
+            self._note(
+                "opaque", scope or name, f"`{name}` holds sites that can't be entered; its operands are densified"
+            )
         self._consume(eqn, operands, scope)
         return [tags.mixed(operands)] * len(eqn.outvars)
 
@@ -115,10 +117,16 @@ class Analysis:
     def _while(self, i: int, eqn: Any, operands: list[Tag], place: Place, scope: str) -> list[Tag]:
         cond, body = jaxprs.bodies(eqn) or ()
         n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
-        cond_consts, body_consts, carry = operands[:n_cond], operands[n_cond : n_cond + n_body], operands[n_cond + n_body :]
+        cond_consts, body_consts, carry = (
+            operands[:n_cond],
+            operands[n_cond : n_cond + n_body],
+            operands[n_cond + n_body :],
+        )
 
         def step(carry: list[Tag]) -> list[Tag]:
-            return self._run(body.jaxpr, [CONSTANT] * len(body.consts), [*body_consts, *carry], place.enter(i, scope, 1))
+            return self._run(
+                body.jaxpr, [CONSTANT] * len(body.consts), [*body_consts, *carry], place.enter(i, scope, 1)
+            )
 
         carry = self._fixed_point(step, carry)
         self._run(cond.jaxpr, [CONSTANT] * len(cond.consts), [*cond_consts, *carry], place.enter(i, scope, 0))

@@ -65,7 +65,7 @@ def _jit(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: Sta
     run = lambda *ops: ev.run(body.jaxpr, body.consts, ops, (*key, 0), states)
     traced = _Traced(run, operands)
     params = dict(eqn.params)
-    params["jaxpr"] = traced.jaxpr
+    params["jaxpr"] = traced.jaxpr if traced.consts else ev.shared(body.jaxpr, traced.jaxpr)
     spread = functools.partial(_spread, operands, len(traced.consts))
     unspecified = jaxprs.unspecified_sharding()
     params["in_shardings"] = spread(params["in_shardings"], unspecified, _child_shardings)
@@ -134,7 +134,9 @@ def _scan(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: St
             params = {**eqn.params, "jaxpr": jaxprs.same_form(eqn.params["jaxpr"], closed)}
             return list(eqn.primitive.bind(*operands, **params)), {}
     fixed = _invariant(body.jaxpr.invars[n_consts : n_consts + n_carry], body.jaxpr.outvars[:n_carry], carry)
-    carry = [x if i in fixed else d for i, (x, d) in enumerate(zip(carry, _dense_but(ev, carry, fixed, eqn), strict=True))]
+    carry = [
+        x if i in fixed else d for i, (x, d) in enumerate(zip(carry, _dense_but(ev, carry, fixed, eqn), strict=True))
+    ]
     moving = [x for i, x in enumerate(carry) if i not in fixed]
     layered = key in ev.layer_scans
 
@@ -240,7 +242,9 @@ def _with_shared_consts(traced: _Traced, shared: Sequence[Any], offset: int) -> 
     return jax.make_jaxpr(fun)(*shared, *traced.flat)
 
 
-def _shard_map(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+def _shard_map(
+    ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States
+) -> tuple[list[Any], Measured]:
     (body,) = jaxprs.bodies(eqn) or ()
     mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
     operands, specs = _sharded(ev, eqn, operands)

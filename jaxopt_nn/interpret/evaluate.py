@@ -38,6 +38,7 @@ class Evaluator:
     def __post_init__(self) -> None:
         keys = (*self.rules, *self.taps)
         self._entered = {key[:n] for key in keys for n in range(len(key))}
+        self._shared: dict[tuple[int, str], Any] = {}
 
     def run(
         self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], key: Key, states: Mapping[str, State]
@@ -77,7 +78,9 @@ class Evaluator:
         outs = algebra.apply(eqn, operands)
         if outs is not None:
             return outs
-        return jaxprs.bind(eqn, [self.densified(x, where, f"`{eqn.primitive.name}` reads it as a float array") for x in operands])
+        return jaxprs.bind(
+            eqn, [self.densified(x, where, f"`{eqn.primitive.name}` reads it as a float array") for x in operands]
+        )
 
     def densified(self, x: Any, where: str, reason: str) -> Any:
         if not is_compressed(x):
@@ -119,6 +122,10 @@ class Evaluator:
                 f"{site.name}: rule {rule.name} returned {out.dtype}{list(out.shape)}, the site gives "
                 f"{aval.dtype}{list(aval.shape)}; cast or reshape the result in the rule"
             )
+
+    def shared(self, old: Any, new: Any) -> Any:
+        """One object for all equal programs that one function's jaxpr ``old`` became, so that it is compiled once."""
+        return self._shared.setdefault((id(old), str(new)), new)
 
     def zeros(self, key: Key) -> Measured:
         """The empty accumulators of all taps under an address."""

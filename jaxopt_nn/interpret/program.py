@@ -59,14 +59,18 @@ def trace_model(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[P
     if not paths:
         raise ValueError("variables holds no array: pass the whole pytree that apply takes, e.g. model.init(...)")
     flat, tree = flatten(variables, inputs)
-    abstract = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False)) for a in map(dense_like, flat)]
+    abstract = [
+        jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False)) for a in map(dense_like, flat)
+    ]
     args = jax.tree.unflatten(tree, abstract)
     closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(*args)
     body = jaxprs.opened(closed)
     shapes = dict(zip(paths, abstract, strict=False))
     in_tags = [tags.of_leaf(path, a.ndim) for path, a in shapes.items()]
     in_tags += [tags.ACTIVATION] * (len(abstract) - len(paths))
-    const_tags = [tags.Tag(consts=frozenset({i})) if _weightlike(c) else tags.CONSTANT for i, c in enumerate(body.consts)]
+    const_tags = [
+        tags.Tag(consts=frozenset({i})) if _weightlike(c) else tags.CONSTANT for i, c in enumerate(body.consts)
+    ]
     sizes = {path: a.size for path, a in shapes.items()}
     found = Analysis(body.jaxpr, in_tags, sizes, const_tags)
     report = found.recorder.report() + _constants(found, body.consts, sizes)

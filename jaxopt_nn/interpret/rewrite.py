@@ -58,17 +58,24 @@ class Rewritten:
         """The initial states of the rules that have one, by site."""
         program = self.program(variables, inputs)
         rules = _assigned(program, self._rules, "rule")
-        made = {program.sites[k].name: r.init(program.sites[k], (stats or {}).get(program.sites[k].name)) for k, r in rules.items()}
+        made = {
+            program.sites[k].name: r.init(program.sites[k], (stats or {}).get(program.sites[k].name))
+            for k, r in rules.items()
+        }
         return {name: state for name, state in made.items() if jax.tree.leaves(state)}
 
-    def _evaluate(self, variables: PyTree, inputs: tuple[PyTree, ...], states: dict[str, State], recorder: Recorder) -> PyTree:
+    def _evaluate(
+        self, variables: PyTree, inputs: tuple[PyTree, ...], states: dict[str, State], recorder: Recorder
+    ) -> PyTree:
         program = self.program(variables, inputs)
         flat, _ = flatten(variables, inputs)
         rules = _assigned(program, self._rules, "rule")
         for key in [k for k, rule in rules.items() if program.sites[k].weight is None and not rule.activations]:
             site, rule = program.sites[key], rules.pop(key)
             recorder.add("float", site.name, f"no operand is a weight, and rule {rule.name} takes weights only")
-        evaluator = Evaluator(program.sites, rules, _assigned(program, self._taps, "tap"), program.layer_scans, recorder)
+        evaluator = Evaluator(
+            program.sites, rules, _assigned(program, self._taps, "tap"), program.layer_scans, recorder
+        )
         outs, measured = evaluator.run(program.jaxpr, program.consts, flat, (), states)
         given = {id(x) for x in flat}
         outs = [x if id(x) in given else evaluator.densified(x, "output", "`apply` returns it") for x in outs]
@@ -104,7 +111,9 @@ def _assigned(program: Program, cases: Cases, what: str) -> dict[tuple[int, ...]
     for pattern, _ in cases:
         if pattern not in used and pattern != "**":
             near = near_misses(pattern.replace("**/", "").replace("*", ""), names) or names[:3]
-            raise ValueError(f"{what} pattern {pattern!r} matches no site of {len(names)}; nearest: {', '.join(near) or 'none'}")
+            raise ValueError(
+                f"{what} pattern {pattern!r} matches no site of {len(names)}; nearest: {', '.join(near) or 'none'}"
+            )
     return found
 
 
@@ -118,7 +127,9 @@ def _cases(given: Any, kind: type, what: str) -> Cases:
     cases = list(given.items()) if isinstance(given, Mapping) else list(given)
     for case in cases:
         if not (isinstance(case, tuple) and len(case) == 2 and isinstance(case[0], str) and isinstance(case[1], kind)):
-            raise TypeError(f"{what}: {case!r} is no (pattern, {kind.__name__}); pass one {kind.__name__} or a list of pairs")
+            raise TypeError(
+                f"{what}: {case!r} is no (pattern, {kind.__name__}); pass one {kind.__name__} or a list of pairs"
+            )
     return cases
 
 

@@ -89,7 +89,9 @@ def prune(
         reason = why_not_matrix(path, leaf, info)
         return LeafTraits("mask") if reason is None else reason
 
-    def masks(leaves: dict[str, Any], grads: dict[str, Any] | None, roles: dict[str, Roles], step: Any) -> dict[str, Any]:
+    def masks(
+        leaves: dict[str, Any], grads: dict[str, Any] | None, roles: dict[str, Roles], step: Any
+    ) -> dict[str, Any]:
         scores = {p: criterion(x.astype(jnp.float32), None if grads is None else grads[p]) for p, x in leaves.items()}
         return allocation(scores, roles, sparsity(step) if scheduled else sparsity)  # type: ignore[operator]
 
@@ -107,7 +109,11 @@ def prune(
         if not scheduled or not state.carried:
             return state
         leaves = {p: x for p, x in leaves_by_path(params).items() if p in state.carried}
-        slopes = None if grads is None else {p: g.astype(jnp.float32) for p, g in leaves_by_path(grads).items() if p in leaves}
+        slopes = (
+            None
+            if grads is None
+            else {p: g.astype(jnp.float32) for p, g in leaves_by_path(grads).items() if p in leaves}
+        )
         made = masks(leaves, slopes, {p: c["roles"].value for p, c in state.carried.items()}, step)
         return State((), {p: {**c, "mask": made[p]} for p, c in state.carried.items()})
 

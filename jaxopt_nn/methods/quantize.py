@@ -58,7 +58,11 @@ class Format(NamedTuple):
             return affine.symmetric_params(extent, qmin, qmax), None, extent
         # an unsigned symmetric range holds negative weights about its middle code
         middle = (qmax + 1) // 2
-        return affine.symmetric_params(extent, -middle, qmax - middle), jnp.full(self.scale_shape, float(middle)), extent
+        return (
+            affine.symmetric_params(extent, -middle, qmax - middle),
+            jnp.full(self.scale_shape, float(middle)),
+            extent,
+        )
 
 
 @jax.jit

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 PyTree = Any
 
@@ -16,8 +18,8 @@ PyTree = Any
 class CompressedTensor(Protocol):
     """A frozen pytree dataclass in a leaf's place.
 
-    ``shape`` is computed from the children, so that scan and vmap may slice a stack axis off. Each operation of the
-    algebra gives a compressed tensor (or an array, where it computes), or ``NotImplemented``.
+    ``shape`` is computed from the children, so that scan and vmap may slice a stack axis off: static data holds none,
+    and names other axes from the end. Children may be abstract (``jax.ShapeDtypeStruct``) for all but the values.
     """
 
     @property
@@ -26,15 +28,31 @@ class CompressedTensor(Protocol):
     def dtype(self) -> Any: ...
     @property
     def nbytes(self) -> int: ...
-    def densify(self) -> jax.Array: ...
+    def densify(self) -> Array: ...
     def expand(self) -> Any: ...
 
 
-class Tensor:
-    """Defaults: every operation of the algebra is tried on the expanded form, else ``NotImplemented``."""
+class Tensor(abc.ABC):
+    """Defaults of a compressed tensor: every operation is tried on the expanded form, else ``NotImplemented``.
 
-    shape: tuple[int, ...]
-    dtype: Any
+    An operation gives a compressed tensor (or, where it computes, an array) whose ``densify()`` equals the operation on
+    ``densify()``: to the bit for those that only move entries, to rounding for ``dot_general`` and ``conv``. Whoever gets
+    ``NotImplemented`` densifies and says so.
+    """
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Computed from the children."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> Any:
+        """The float dtype that ``densify`` gives."""
+
+    @abc.abstractmethod
+    def densify(self) -> Array:
+        """The float array that the tensor stands for."""
 
     @property
     def ndim(self) -> int:
@@ -47,21 +65,29 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """True bytes of the children; sub-byte dtypes count their bits."""
-        return sum(array_bytes(x) for x in jax.tree.leaves(self))
-
-    def densify(self) -> jax.Array:
-        """The float array that the tensor stands for."""
-        raise TypeError(f"{type(self).__name__} has no densify")
+        return nbytes(jax.tree.leaves(self))
 
     def expand(self) -> Any:
-        """An equivalent tensor or array without packing along an axis; itself where there is none."""
+        """An equivalent tensor or array with nothing packed along an axis; itself where that is so already."""
         return self
+
+    def prepared(self, platform: str) -> Any:
+        """The form that ``platform`` ("cpu", "gpu", "tpu") runs: a tensor or array of equal ``densify``."""
+        wide = self.expand()
+        return wide.prepared(platform) if is_compressed(wide) and wide is not self else wide
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} of shape {self.shape} is no array: call densify() on it, or run the model through "
+            "jaxopt_nn.rewrite, which computes on the compressed form"
+        )
 
     def _expanded(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         wide = self.expand()
         return NotImplemented if wide is self or not is_compressed(wide) else getattr(wide, operation)(*args, **kwargs)
 
     def cast(self, dtype: Any) -> Any:
+        """To another float dtype."""
         return self._expanded("cast", dtype)
 
     def transpose(self, permutation: Sequence[int]) -> Any:
@@ -71,30 +97,54 @@ class Tensor:
         return self._expanded("reshape", shape)
 
     def index(self, i: Any, axis: int) -> Any:
+        """The entry ``i`` (may be traced) of an axis, without that axis."""
         return self._expanded("index", i, axis)
 
     def slice(self, start: Sequence[int], limit: Sequence[int], strides: Sequence[int] | None = None) -> Any:
+        """As ``lax.slice``."""
         return self._expanded("slice", start, limit, strides)
 
     def dynamic_slice(self, starts: Sequence[Any], sizes: Sequence[int]) -> Any:
+        """As ``lax.dynamic_slice``."""
         return self._expanded("dynamic_slice", starts, sizes)
 
     def split(self, sizes: Sequence[int], axis: int) -> Any:
-        return self._expanded("split", sizes, axis)
+        """As ``lax.split``: a list of tensors."""
+        sizes, axis = list(sizes), axis % self.ndim
+        parts = []
+        for k, size in enumerate(sizes):
+            start, limit = [0] * self.ndim, list(self.shape)
+            start[axis], limit[axis] = sum(sizes[:k]), sum(sizes[:k]) + size
+            parts.append(self.slice(start, limit))
+        return NotImplemented if any(part is NotImplemented for part in parts) else parts
 
     def take(self, indices: Any, axis: int) -> Any:
+        """The entries ``indices`` of an axis, which the axes of ``indices`` replace; indices out of range are clipped."""
         return self._expanded("take", indices, axis)
 
-    def dot_general(self, other: Any, dimension_numbers: Any, **options: Any) -> Any:
-        return self._expanded("dot_general", other, dimension_numbers, **options)
+    def dot_general(
+        self,
+        other: Any,
+        dimension_numbers: Any,
+        *,
+        side: str = "rhs",
+        precision: Any = None,
+        preferred_element_type: Any = None,
+    ) -> Any:
+        """As ``lax.dot_general`` with this tensor on ``side`` ("lhs" or "rhs") and the array ``other`` on the other."""
+        options = {"precision": precision, "preferred_element_type": preferred_element_type}
+        return self._expanded("dot_general", other, dimension_numbers, side=side, **options)
 
     def conv(self, lhs: Any, **params: Any) -> Any:
+        """As ``lax.conv_general_dilated(lhs, self, **params)``."""
         return self._expanded("conv", lhs, **params)
 
-    def spec(self, partition: Any) -> Any:
-        return self._expanded("spec", partition)
+    def spec(self, partition: Any, mesh: Any = None) -> Any:
+        """The ``PartitionSpec`` of each child, in this tensor's structure, for a weight sharded by ``partition``."""
+        return NotImplemented
 
     def cut(self, axis: int, keep: Any) -> Any:
+        """The tensor with the entries ``keep`` of an axis only, in the same form; host code."""
         return self._expanded("cut", axis, keep)
 
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
+from jax.sharding import PartitionSpec
 
 from jaxopt_nn.numerics import affine, packing
 from jaxopt_nn.tensors.base import Tensor, is_compressed
-from jaxopt_nn.tensors.qtensor import QTensor
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["mask", "kept", "frame"],
-    meta_fields=["inner_shape", "bits", "count", "float_dtype"],
+    meta_fields=["inner_shape", "count"],
 )
 @dataclasses.dataclass(frozen=True)
 class Masked(Tensor):
@@ -28,52 +29,66 @@ class Masked(Tensor):
 
     Attributes:
       mask: uint8 ``[S..., bytes]``: one bit a weight over the flattened axes that are no stack axes (which lead).
-      kept: ``[S..., n]`` the inner array's kept entries in flat order, or ``[S..., bytes]`` its codes at their width;
-        layers that keep fewer than the fullest one are padded.
-      frame: the inner QTensor without its codes, or None where a plain array stands inside.
-      inner_shape: shape without the stack axes. bits, count: width and number of packed codes; None for a plain array.
-      float_dtype: name of the dtype that ``densify`` gives.
+      kept: ``[S..., count]`` the inner array's kept entries in flat order, or uint8 ``[S..., bytes]``, the inner tensor's
+        codes at their width, less the smallest of their range; layers that keep fewer than the fullest are padded.
+      frame: the inner tensor without its codes, or None where a plain array stands inside.
+      inner_shape: shape without the stack axes.
+      count: entries that the fullest layer keeps.
     """
 
     mask: Array
     kept: Array
-    frame: QTensor | None
+    frame: Any
     inner_shape: tuple[int, ...]
-    bits: int | None
-    count: int | None
-    float_dtype: str
+    count: int
 
     @classmethod
     def pack(cls, mask: Array, inner: Any, stack_axes: int = 0) -> Masked:
-        """Packs ``inner`` (an array or a QTensor) under ``mask`` (bool, same shape); ``stack_axes`` leading axes are stack.
+        """Packs ``inner`` under ``mask``; host code, since the count of kept entries is a shape.
 
-        An inner tensor that can't represent zero exactly (one bit, symmetric) is kept as floats.
+        An inner tensor needs ``elementwise, with_elementwise, zero_code, bits, signed``, as ``QTensor`` has them. One that
+        has no code for zero (one bit, symmetric) is kept as floats instead.
+
+        Args:
+          mask: bool, of inner's shape; True is kept.
+          inner: an array or a compressed tensor.
+          stack_axes: how many leading axes are stack axes.
+
+        Raises:
+          ValueError: a mask of another shape, no entries.
         """
-        if is_compressed(inner) and not _holds_zero(inner):
+        if tuple(mask.shape) != tuple(inner.shape):
+            raise ValueError(f"Masked: a mask of shape {tuple(mask.shape)} for a weight of shape {tuple(inner.shape)}")
+        if 0 in mask.shape:
+            raise ValueError(f"Masked: shape {tuple(mask.shape)} holds no entry; leave the leaf as it is")
+        if is_compressed(inner) and inner.zero_code() is None:
             inner = inner.densify()
-        dtype = inner.dtype
-        frame, bits, values = None, None, inner
+        frame, entries = None, inner
         if is_compressed(inner):
-            values = inner.elementwise()
-            bits, frame = inner.bits, inner.with_elementwise(None)
-            qmin, _ = affine.code_range(bits, inner.signed)
-            values = (values.astype(jnp.int16) - qmin).astype(jnp.uint8)
+            entries, frame = inner.elementwise(), inner.with_elementwise(None)
         stack, shape = mask.shape[:stack_axes], mask.shape[stack_axes:]
-        rows = mask.reshape((*stack, math.prod(shape)))
-        count = int(jnp.max(jnp.sum(rows, -1, dtype=jnp.int32)))
-        kept = _compacted(rows, values.reshape(rows.shape), count)
-        if bits is not None:
-            kept = packing.pack_bits(kept, bits, -1)
-        bitmap = packing.pack_bits(rows.astype(jnp.uint8), 1, -1)
-        return cls(bitmap, kept, frame, tuple(shape), bits, None if bits is None else count, np.dtype(dtype).name)
+        frame = jax.tree.map(lambda p: affine.expand_groups(p, (*stack, *p.shape[stack_axes:])), frame)
+        rows = np.asarray(mask, bool).reshape(math.prod(stack), math.prod(shape))
+        values = np.asarray(entries).reshape(rows.shape)
+        count = int(rows.sum(1).max())
+        kept = np.zeros((len(rows), count), values.dtype)
+        for target, row, keep in zip(kept, values, rows):
+            found = row[keep]
+            target[: found.size] = found
+        stored = jnp.asarray(kept.reshape(*stack, count))
+        if frame is not None:
+            qmin, _ = affine.code_range(frame.bits, frame.signed)
+            stored = packing.pack_bits((stored.astype(jnp.int32) - qmin).astype(jnp.uint8), frame.bits, -1)
+        bitmap = np.packbits(rows.reshape(*stack, -1), axis=-1, bitorder="little")
+        return cls(jnp.asarray(bitmap), stored, frame, tuple(shape), count)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (*self.mask.shape[:-1], *self.inner_shape)
 
     @property
-    def dtype(self) -> np.dtype:
-        return jnp.dtype(self.float_dtype)
+    def dtype(self) -> Any:
+        return self.kept.dtype if self.frame is None else self.frame.dtype
 
     @property
     def stack_axes(self) -> int:
@@ -84,44 +99,81 @@ class Masked(Tensor):
         return packing.unpack_bits(self.mask, 1, math.prod(self.inner_shape), -1).astype(bool).reshape(self.shape)
 
     def expand(self) -> Any:
-        """The inner tensor at its full size, zero where the mask is False."""
+        """The inner tensor (or array) at its full size, zero where the mask is False."""
         keep = self.keep()
-        rows = keep.reshape((*self.mask.shape[:-1], math.prod(self.inner_shape)))
         if self.frame is None:
-            return _spread(rows, self.kept, jnp.zeros((), self.dtype)).reshape(self.shape)
-        qmin, _ = affine.code_range(self.bits, self.frame.signed)
-        codes = packing.unpack_bits(self.kept, self.bits, self.count, -1)
-        full = _spread(rows, codes, jnp.zeros((), jnp.uint8)).reshape(self.shape)
-        kind = jnp.int8 if self.frame.signed else jnp.uint8
-        full = (full.astype(jnp.int16) + qmin).astype(kind)
-        zero = jnp.zeros((), kind) if self.frame.zero is None else self.frame.zero.astype(kind)
-        return self.frame.with_elementwise(jnp.where(keep, full, affine.expand_groups(zero, self.shape)))
+            return jnp.where(keep, self._spread(self.kept), jnp.zeros((), self.dtype))
+        frame = self.frame
+        qmin, _ = affine.code_range(frame.bits, frame.signed)
+        codes = self._spread(packing.unpack_bits(self.kept, frame.bits, self.count, -1))
+        codes = (codes.astype(jnp.int16) + np.int16(qmin)).astype(jnp.int8 if frame.signed else jnp.uint8)
+        return frame.with_elementwise(jnp.where(keep, codes, affine.expand_groups(frame.zero_code(), self.shape)))
+
+    def _spread(self, kept: Array) -> Array:
+        """Entries back at their places; anything elsewhere."""
+        if self.count == 0:
+            return jnp.zeros(self.shape, kept.dtype)
+        # The place of an entry among the kept: ones in the bytes before, and in its byte before it.
+        ones = lax.population_count(self.mask).astype(jnp.int32)
+        before = jnp.cumsum(ones, axis=-1) - ones
+        below = np.array([2**bit - 1 for bit in range(8)], np.uint8).reshape((1,) * self.mask.ndim + (8,))
+        within = lax.population_count(jnp.expand_dims(self.mask, -1) & below).astype(jnp.int32)
+        place = (jnp.expand_dims(before, -1) + within).reshape(*self.mask.shape[:-1], -1)
+        place = lax.slice_in_dim(place, 0, math.prod(self.inner_shape), axis=-1)
+        return jnp.take_along_axis(kept, place, axis=-1, mode="clip").reshape(self.shape)
 
     def densify(self) -> Array:
         inner = self.expand()
-        inner = inner.densify() if is_compressed(inner) else inner
-        return jnp.where(self.keep(), inner, jnp.zeros((), self.dtype))
+        return inner.densify() if is_compressed(inner) else inner
 
+    def cast(self, dtype: Any) -> Any:
+        if not jnp.issubdtype(dtype, jnp.floating):
+            return NotImplemented
+        if self.frame is None:
+            return dataclasses.replace(self, kept=self.kept.astype(dtype))
+        frame = self.frame.cast(dtype)
+        return NotImplemented if frame is NotImplemented else dataclasses.replace(self, frame=frame)
 
-def _holds_zero(inner: QTensor) -> bool:
-    return inner.zero is None or not jnp.issubdtype(inner.zero.dtype, jnp.floating)
+    def _layers(self, fn: Callable[[Array], Array]) -> Masked:
+        """``fn`` on every child: all lead with the stack axes."""
+        return jax.tree.map(fn, self)
 
+    def index(self, i: Any, axis: int) -> Any:
+        axis = axis % self.ndim
+        if axis >= self.stack_axes:
+            return super().index(i, axis)
+        return self._layers(lambda x: lax.dynamic_index_in_dim(x, i, axis, keepdims=False))
 
-@partial(jax.jit, static_argnums=2)
-def _compacted(rows: Array, values: Array, count: int) -> Array:
-    """The kept entries of each row, in order, ``count`` of them (padded with zeros)."""
-    place = jnp.where(rows, jnp.cumsum(rows, -1, dtype=jnp.int32) - 1, count)
+    def slice(self, start: Sequence[int], limit: Sequence[int], strides: Sequence[int] | None = None) -> Any:
+        n = self.stack_axes
+        bounds = list(zip(start, limit, strides or [1] * self.ndim))
+        if n == 0 or any(b != (0, size, 1) for b, size in zip(bounds[n:], self.inner_shape)):
+            return super().slice(start, limit, strides)
+        return self._layers(lambda x: lax.slice(x, *zip(*bounds[:n], *((0, size, 1) for size in x.shape[n:]))))
 
-    def one(place: Array, values: Array) -> Array:
-        return jnp.zeros((count + 1,), values.dtype).at[place].set(values)[:count]
+    def dynamic_slice(self, starts: Sequence[Any], sizes: Sequence[int]) -> Any:
+        n = self.stack_axes
+        if n == 0 or tuple(sizes[n:]) != self.inner_shape:
+            return super().dynamic_slice(starts, sizes)
+        at = lambda x: [*starts[:n], *[0] * (x.ndim - n)]
+        return self._layers(lambda x: lax.dynamic_slice(x, at(x), [*sizes[:n], *x.shape[n:]]))
 
-    flat = jax.vmap(one)(place.reshape((-1, rows.shape[-1])), values.reshape((-1, rows.shape[-1])))
-    return flat.reshape((*rows.shape[:-1], count))
+    def reshape(self, shape: Sequence[int]) -> Any:
+        n, shape = len(shape) - len(self.inner_shape), tuple(shape)
+        if n < 0 or shape[n:] != self.inner_shape:
+            return super().reshape(shape)
+        old = self.stack_axes
+        return self._layers(lambda x: x.reshape(*shape[:n], *x.shape[old:]))
 
+    def spec(self, partition: PartitionSpec, mesh: Any = None) -> Any:
+        """Stack axes are sharded; NotImplemented where another axis is, since the kept entries lie in one stream."""
+        n = self.stack_axes
+        if any(entry is not None for entry in partition[n:]):
+            return NotImplemented
+        return self._layers(lambda x: PartitionSpec(*partition[:n]))
 
-def _spread(rows: Array, kept: Array, fill: Array) -> Array:
-    """The inverse of ``_compacted``: entries back at their places, ``fill`` elsewhere."""
-    if kept.shape[-1] == 0:
-        return jnp.full(rows.shape, fill)
-    place = jnp.maximum(jnp.cumsum(rows, -1, dtype=jnp.int32) - 1, 0)
-    return jnp.where(rows, jnp.take_along_axis(kept, place, axis=-1), fill)
+    def cut(self, axis: int, keep: Any) -> Any:
+        """Cuts the expanded tensor and packs it again; host code."""
+        wide, mask = self.expand(), jnp.take(self.keep(), np.asarray(keep), axis=axis)
+        wide = wide.cut(axis, keep) if is_compressed(wide) else jnp.take(wide, np.asarray(keep), axis=axis)
+        return NotImplemented if wide is NotImplemented else Masked.pack(mask, wide, self.stack_axes)

@@ -13,31 +13,38 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike, DTypeLike
 
 from jaxopt_nn.numerics import affine, packing
+from jaxopt_nn.tensors import layout, products
 from jaxopt_nn.tensors.base import Tensor
+
+#: Codes that a TPU stores and reads packed.
+_NATIVE = {(4, True): jnp.int4, (4, False): jnp.uint4, (2, True): jnp.int2, (2, False): jnp.uint2}
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["codes", "scale", "zero"],
-    meta_fields=["bits", "signed", "float_dtype", "axis", "length", "order"],
+    meta_fields=["bits", "signed", "float_dtype", "axis", "length", "order", "rounding"],
 )
 @dataclasses.dataclass(frozen=True)
 class QTensor(Tensor):
     """``(codes - zero) * scale``, in one of two forms of equal value.
 
-    Stored: ``axis`` is set, and codes, less their smallest value, are packed at their true width along it. Prepared, or
-    8 bits: ``axis`` is None and codes are plain integers.
+    Stored: ``axis`` is set, and codes, less the smallest of their range, are packed at their true width along it.
+    Prepared, or 8 bits: ``axis`` is None and codes are plain integers.
 
     Attributes:
-      codes: uint8 (packed, or unsigned), int8, or native int4, uint4, int2, uint2.
-      scale: float32 (or bfloat16) of the weight's rank; along each axis 1, all entries, or a divisor of them (groups).
-      zero: None, or broadcast like ``scale``.
+      codes: uint8 (packed, or unsigned), int8, or native int4, uint4, int2, uint2. Its axes may stand in another order.
+      scale: float32 (or bfloat16) of the weight's rank and axis order; along each axis 1 entry, all, or a divisor of them
+        (each for a run of consecutive entries).
+      zero: None, or integers or floats that broadcast like ``scale`` (its own groups).
       bits, signed: the range of the codes.
       float_dtype: name of the dtype that ``densify`` gives.
       axis, length: the packed axis, negative, never a stack axis, and its number of entries; None where nothing is packed.
-      order: physical order of the trailing axes of prepared codes (negative axes), or None.
+      order: which axis of the weight each of the trailing axes of ``codes`` is (negative numbers); None: in order.
+      rounding: name of a narrower float dtype that values are rounded to before ``float_dtype``, or None.
     """
 
     codes: Array
@@ -49,299 +56,390 @@ class QTensor(Tensor):
     axis: int | None = None
     length: int | None = None
     order: tuple[int, ...] | None = None
+    rounding: str | None = None
 
     @classmethod
     def quantize(
-        cls, x: Array, scale: Array, zero: Array | None, *, bits: int, signed: bool, dtype: str, stack: Sequence[int] = ()
+        cls,
+        x: Array,
+        scale: ArrayLike,
+        zero: ArrayLike | None = None,
+        *,
+        bits: int,
+        signed: bool = True,
+        dtype: DTypeLike | None = None,
+        stack: Sequence[int] = (),
+        axis: int | None = None,
+        narrow: bool = False,
+        name: str = "weight",
     ) -> QTensor:
-        """Rounds ``x`` to codes, in stored form, packed along the axis (none of ``stack``) that gives the fewest bytes.
+        """Rounds ``x`` to codes, in stored form: ``densify()`` is ``affine.fake_quant(x, scale, zero, ...)`` to the bit.
+
+        Args:
+          x: floats of any rank.
+          scale: of x's rank, per axis 1, all, or a divisor; it is repeated over stack axes, so that each layer has its own.
+          zero: None, or like ``scale``. Integers within the code range are stored in a byte each; where a trace hides
+            their values they are so only if they come as integers.
+          bits: 1 to 8. signed, narrow: as in ``affine.code_range``.
+          dtype: what ``densify`` gives; x's if None.
+          stack: axes along which scan or vmap slices: never packed.
+          axis: the axis to pack; if None, that outside ``stack`` with the fewest bytes, the first of equals.
+          name: what messages call the tensor, such as its path.
 
         Raises:
-          ValueError: bits outside 1 to 8, or an ``x`` without entries.
+          ValueError: bits outside 1 to 8, no entries, a scale or zero that does not fit, a packed stack axis.
         """
-        if not 1 <= bits <= 8:
-            raise ValueError(f"QTensor: bits={bits}; allowed are 1 to 8")
-        if 0 in x.shape:
-            raise ValueError(f"QTensor: shape {tuple(x.shape)} holds no entry; leave the leaf as it is")
-        if zero is not None:
-            zero = _compact(zero)
-        if bits == 8 or x.ndim == len(stack):
-            return cls(_codes(x, scale, zero, bits, signed, None), scale, zero, bits, signed, dtype)
-        axis = _cheapest_axis(x.shape, bits, stack)
-        codes = _codes(x, scale, zero, bits, signed, axis)
-        return cls(codes, scale, zero, bits, signed, dtype, axis - x.ndim, x.shape[axis])
+        scale, zero, axis = _checked(x.shape, scale, zero, bits, signed, stack, axis, name)
+        codes = _encode(x, scale, zero, bits, signed, narrow, axis)
+        return cls._made(codes, scale, zero, bits, signed, dtype or x.dtype, axis, x.shape)
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Array,
+        scale: ArrayLike,
+        zero: ArrayLike | None = None,
+        *,
+        bits: int,
+        signed: bool = True,
+        dtype: DTypeLike = jnp.float32,
+        stack: Sequence[int] = (),
+        axis: int | None = None,
+        name: str = "weight",
+    ) -> QTensor:
+        """The stored form of codes that were found elsewhere: integers (of any dtype) within the range of ``bits``."""
+        scale, zero, axis = _checked(codes.shape, scale, zero, bits, signed, stack, axis, name)
+        return cls._made(_stored(codes, bits, signed, axis), scale, zero, bits, signed, dtype, axis, codes.shape)
+
+    @classmethod
+    def _made(cls, codes, scale, zero, bits, signed, dtype, axis, shape) -> QTensor:
+        place = (None, None) if axis is None else (axis - len(shape), shape[axis])
+        return cls(codes, scale, zero, bits, signed, jnp.dtype(dtype).name, *place)
+
+    # -- what it is ----------------------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape = list(self.codes.shape)
-        if self.axis is not None:
-            shape[self.axis] = self.length
-        if self.order is not None:
-            head = len(shape) - len(self.order)
-            tail = {logical: shape[head + i] for i, logical in enumerate(self.order)}
-            shape[head:] = [tail[i] for i in range(-len(self.order), 0)]
-        return tuple(shape)
+        shape = dict(zip(self._order, self.codes.shape))
+        if self.axis is not None and self.length is not None:
+            shape[self.axis % len(shape)] = self.length
+        return tuple(shape[a] for a in range(len(shape)))
 
     @property
     def dtype(self) -> np.dtype:
         return jnp.dtype(self.float_dtype)
 
+    @property
+    def _order(self) -> tuple[int, ...]:
+        """The weight's axis that each axis of ``codes`` is."""
+        n, tail = self.codes.ndim, self.order or ()
+        return (*range(n - len(tail)), *(n + a for a in tail))
+
     def densify(self) -> Array:
-        return affine.dequantize(self.elementwise(), self.scale, self.zero, self.dtype)
+        value = affine.dequantize(self.elementwise(), self.scale, self.zero, self.rounding or self.dtype)
+        return value.astype(self.dtype)
 
     def elementwise(self) -> Array:
-        """The codes, one integer an entry, in logical order; int8, or uint8 for unsigned codes."""
-        codes = self.codes
-        if self.axis is not None:
-            qmin, _ = affine.code_range(self.bits, self.signed)
-            codes = packing.unpack_bits(codes, self.bits, self.length, self.axis)
-            return (codes.astype(jnp.int8) + jnp.int8(qmin)) if self.signed else codes
-        if self.order is not None:
-            head = codes.ndim - len(self.order)
-            back = [head + self.order.index(i) for i in range(-len(self.order), 0)]
-            codes = codes.transpose((*range(head), *back))
-        return codes.astype(jnp.int8 if self.signed else jnp.uint8)
+        """The codes, one integer an entry, in the weight's axis order: int8, or uint8 for unsigned codes."""
+        wide = self.expand()
+        codes = wide.codes.astype(jnp.int8 if self.signed else jnp.uint8)
+        return codes.transpose([wide._order.index(a) for a in range(codes.ndim)])
 
-    def with_elementwise(self, codes: Array) -> QTensor:
-        """The same scales with other codes, unpacked."""
+    def with_elementwise(self, codes: Any) -> QTensor:
+        """The same scales with other codes, unpacked and in the weight's axis order."""
         return dataclasses.replace(self, codes=codes, axis=None, length=None, order=None)
 
+    def zero_code(self) -> Array | None:
+        """The code that decodes to 0.0, broadcast like ``zero``, or None where there is none for sure."""
+        kind = jnp.int8 if self.signed else jnp.uint8
+        if self.zero is None:
+            return jnp.zeros([1] * self.scale.ndim, kind)
+        return self.zero.astype(kind) if jnp.issubdtype(self.zero.dtype, jnp.integer) else None
+
     def expand(self) -> QTensor:
-        return self if self.axis is None and self.order is None else self.with_elementwise(self.elementwise())
+        if self.axis is None or self.length is None:
+            return self
+        place = self._order.index(self.axis % self.codes.ndim)
+        codes = _signed(packing.unpack_bits(self.codes, self.bits, self.length, place), self.bits, self.signed)
+        return dataclasses.replace(self, codes=codes, axis=None, length=None)
+
+    def prepared(self, platform: str) -> QTensor:
+        """TPU: native 4 and 2 bits, else int8. CPU: int8, of two or three axes those that share scales last (which is
+        [out, in] for a matrix with a scale for each output). GPU: int8."""
+        wide = self.expand()
+        if platform == "tpu":
+            kind = _NATIVE.get((self.bits, self.signed), wide.codes.dtype)
+            return dataclasses.replace(wide, codes=wide.codes.astype(kind))
+        if platform == "cpu" and wide.ndim in (2, 3):
+            channels = [a for a, n in enumerate(wide.shape) if wide.scale.shape[a] == n]
+            if not {wide.ndim - 2, wide.ndim - 1} & set(channels):
+                channels.append(wide.ndim - 1)
+            order = [*channels, *(a for a in range(wide.ndim) if a not in channels)]
+            codes = wide.codes.transpose([wide._order.index(a) for a in order])
+            return dataclasses.replace(wide, codes=codes, order=layout.trimmed(order))
+        return wide
 
     # -- layout --------------------------------------------------------------------------------------------------------
 
-    def _each(self, fn: Any) -> QTensor:
-        """``fn(child, is_codes)`` on codes, scale and zero of the expanded form."""
-        t = self.expand()
-        zero = None if t.zero is None else fn(t.zero, False)
-        return dataclasses.replace(t, codes=fn(t.codes, True), scale=fn(t.scale, False), zero=zero)
+    def _with(self, codes: Array, scale: Array, zero: Array | None, order: Sequence[int], axis: int | None) -> QTensor:
+        """The same tensor with other children; ``order`` and ``axis`` name the new weight's axes from the start."""
+        axis = None if axis is None else axis - len(order)
+        length = None if axis is None else self.length
+        order = layout.trimmed(order)
+        return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, order=order, axis=axis, length=length)
 
-    def cast(self, dtype: Any) -> QTensor:
-        narrowed = jnp.finfo(dtype).bits < jnp.finfo(self.dtype).bits
-        if not narrowed and jnp.dtype(dtype) != self.dtype and self.dtype != jnp.float32:
-            return NotImplemented  # widening must keep the rounding of the narrow dtype
-        return dataclasses.replace(self, float_dtype=jnp.dtype(dtype).name)
+    def _place(self) -> int | None:
+        return None if self.axis is None else self.axis % self.codes.ndim
+
+    def _param(self, fn: Any) -> tuple[Any, Any]:
+        return fn(self.scale), None if self.zero is None else fn(self.zero)
+
+    def cast(self, dtype: DTypeLike) -> Any:
+        """Rounds as often as arrays would be: bfloat16 codes cast to float32 stay on the bfloat16 grid."""
+        old, new, rounding = self.dtype, jnp.dtype(dtype), self.rounding
+        if not jnp.issubdtype(new, jnp.floating):
+            return NotImplemented
+        if old not in (jnp.float32, jnp.float64):
+            if rounding is not None and new != old:
+                return NotImplemented
+            rounding = old.name
+        return dataclasses.replace(self, float_dtype=new.name, rounding=None if rounding == new.name else rounding)
 
     def transpose(self, permutation: Sequence[int]) -> QTensor:
-        return self._each(lambda x, _: x.transpose(permutation))
+        """Codes stay where they are; ``order`` says what their axes now are."""
+        moved = {a: i for i, a in enumerate(permutation)}
+        place = self._place()
+        order = [moved[a] for a in self._order]
+        axis = None if place is None else moved[place]
+        return self._with(self.codes, *self._param(lambda p: p.transpose(permutation)), order, axis)
 
-    def reshape(self, shape: Sequence[int]) -> QTensor:
-        t = self.expand()
-        scale = _reshaped_param(t.scale.shape, t.shape, tuple(shape))
-        zero = None if t.zero is None else _reshaped_param(t.zero.shape, t.shape, tuple(shape))
-        if scale is None or (t.zero is not None and zero is None):
+    def reshape(self, shape: Sequence[int]) -> Any:
+        old, shape = self.shape, tuple(shape)
+        groups = self._param(lambda p: layout.reshaped_groups(p.shape, old, shape))
+        if groups[0] is None or (self.zero is not None and groups[1] is None):
             return NotImplemented
-        return dataclasses.replace(
-            t, codes=t.codes.reshape(shape), scale=t.scale.reshape(scale),
-            zero=None if t.zero is None else t.zero.reshape(zero),
-        )  # fmt: skip
+        scale, zero = self.scale.reshape(groups[0]), None if self.zero is None else self.zero.reshape(groups[1])
+        place = self._place()
+        if layout.without_units(old) == layout.without_units(shape) and (place is None or old[place] > 1):
+            # Only unit axes come or go: codes stay packed and in their order.
+            moved = dict(zip((a for a, n in enumerate(old) if n > 1), (a for a, n in enumerate(shape) if n > 1)))
+            solid = iter([moved[a] for a in self._order if a in moved])
+            order = [next(solid) if n > 1 else a for a, n in enumerate(shape)]
+            lengths = {moved[a]: n for a, n in zip(self._order, self.codes.shape) if a in moved}
+            codes = self.codes.reshape([lengths.get(a, 1) for a in order])
+            return self._with(codes, scale, zero, order, None if place is None else moved[place])
+        wide = self.expand()
+        codes = wide.codes.transpose([wide._order.index(a) for a in range(wide.ndim)])
+        return wide._with(codes.reshape(shape), scale, zero, range(len(shape)), None)
 
     def slice(self, start: Sequence[int], limit: Sequence[int], strides: Sequence[int] | None = None) -> QTensor:
-        t, strides = self.expand(), strides or [1] * self.ndim
-        bounds = []
-        for child in (t.scale, t.zero):
-            per = None if child is None else _sliced_groups(child.shape, t.shape, start, limit, strides)
-            if child is not None and per is None:
-                return NotImplemented
-            bounds.append(per)
-        cut = lambda x, b: None if x is None else lax.slice(x, *b)
-        return dataclasses.replace(
-            t, codes=lax.slice(t.codes, start, limit, strides), scale=cut(t.scale, bounds[0]), zero=cut(t.zero, bounds[1])
-        )
+        strides = strides or [1] * self.ndim
+        if self.ndim == 0:
+            return self
+        bounds = list(zip(start, limit, strides))
+        place, shape = self._place(), self.shape
+        if place is not None and bounds[place] != (0, shape[place], 1):
+            return self.expand().slice(start, limit, strides)
+
+        def cut(param: Array) -> Array:
+            pieces = []
+            for a, n in enumerate(shape):
+                piece = layout.sliced_groups(param.shape[a], n, *bounds[a])
+                if piece is None:
+                    param, piece = layout.spread_axis(param, a, n), bounds[a]
+                pieces.append(piece)
+            return lax.slice(param, *zip(*pieces))
+
+        physical = [bounds[a] if a != place else (0, self.codes.shape[p], 1) for p, a in enumerate(self._order)]
+        codes = lax.slice(self.codes, *zip(*physical))
+        return self._with(codes, *self._param(cut), self._order, place)
 
     def dynamic_slice(self, starts: Sequence[Any], sizes: Sequence[int]) -> QTensor:
-        t = self.expand()
-        for child in (t.scale, t.zero):
-            if child is not None and any(d not in (1, n) and s != n for d, n, s in zip(child.shape, t.shape, sizes)):
-                return NotImplemented
+        place, shape = self._place(), self.shape
+        if place is not None and sizes[place] != shape[place]:
+            return self.expand().dynamic_slice(starts, sizes)
+        starts = [0 if size == n else start for start, size, n in zip(starts, sizes, shape)]
 
-        def cut(x: Array, is_codes: bool) -> Array:
-            at = [jnp.zeros_like(i) if x.shape[a] == 1 else i for a, i in enumerate(starts)]
-            return lax.dynamic_slice(x, at, [min(s, x.shape[a]) for a, s in enumerate(sizes)])
+        def cut(param: Array) -> Array:
+            for a, (size, n) in enumerate(zip(sizes, shape)):
+                if size != n and param.shape[a] not in (1, n):
+                    param = layout.spread_axis(param, a, n)
+            whole = [size == n or d == 1 for size, n, d in zip(sizes, shape, param.shape)]
+            at = [0 if w else start for w, start in zip(whole, starts)]
+            return lax.dynamic_slice(param, at, [d if w else size for w, d, size in zip(whole, param.shape, sizes)])
 
-        return self._each(cut)
+        lengths = [self.codes.shape[p] if sizes[a] == shape[a] else sizes[a] for p, a in enumerate(self._order)]
+        codes = lax.dynamic_slice(self.codes, [starts[a] for a in self._order], lengths)
+        return self._with(codes, *self._param(cut), self._order, place)
 
-    def index(self, i: Any, axis: int) -> QTensor:
-        sizes = [1 if a == axis % self.ndim else n for a, n in enumerate(self.shape)]
-        zero = jnp.zeros((), jnp.int32)
-        part = self.dynamic_slice([jnp.asarray(i) if a == axis % self.ndim else zero for a in range(self.ndim)], sizes)
-        return part if part is NotImplemented else part._each(lambda x, _: x.squeeze(axis))
+    def index(self, i: ArrayLike, axis: int) -> Any:
+        axis, shape = axis % self.ndim, list(self.shape)
+        starts = [i if a == axis else 0 for a in range(self.ndim)]
+        part = self.dynamic_slice(starts, [1 if a == axis else n for a, n in enumerate(shape)])
+        return part.reshape([n for a, n in enumerate(shape) if a != axis])
 
-    def split(self, sizes: Sequence[int], axis: int) -> Any:
-        ends = np.cumsum(sizes)
-        parts = []
-        for end, size in zip(ends, sizes):
-            start, limit = [0] * self.ndim, list(self.shape)
-            start[axis], limit[axis] = int(end - size), int(end)
-            parts.append(self.slice(start, limit))
-        return NotImplemented if any(p is NotImplemented for p in parts) else parts
+    def take(self, indices: ArrayLike, axis: int) -> QTensor:
+        """Reads the bytes of the entries asked for, along the packed axis too: the rest stays packed."""
+        indices, axis, shape = jnp.asarray(indices), axis % self.ndim, self.shape
+        indices = jnp.clip(indices, 0, shape[axis] - 1)
+        extra, place = indices.ndim - 1, self._place()
+        moved = lambda a: a if a < axis else a + extra
+        at = self._order.index(axis)
+        order: list[int] = []
+        for a in self._order:
+            order.extend(range(axis, axis + indices.ndim) if a == axis else [moved(a)])
+        if place == axis:
+            codes = _signed(packing.take_bits(self.codes, self.bits, indices, at), self.bits, self.signed)
+            place = None
+        else:
+            codes = jnp.take(self.codes, indices, axis=at, mode="clip")
 
-    def take(self, indices: Any, axis: int) -> Any:
-        """Entries ``indices`` along ``axis``, as a tensor whose ``axis`` is replaced by the axes of ``indices``."""
-        axis = axis % self.ndim
-        if any(c is not None and c.shape[axis] not in (1, self.shape[axis]) for c in (self.scale, self.zero)):
-            return NotImplemented
-        t = self
-        if self.order is not None or self.axis is not None and self.axis % self.ndim == axis:
-            t = self.expand()
+        def rows(param: Array) -> Array:
+            d, n = param.shape[axis], shape[axis]
+            if d == 1:
+                return param.reshape(param.shape[:axis] + (1,) * indices.ndim + param.shape[axis + 1 :])
+            return jnp.take(param, indices // (n // d), axis=axis, mode="clip")
 
-        def rows(x: Array) -> Array:
-            ids = jnp.zeros_like(indices) if x.shape[axis] == 1 and t.shape[axis] != 1 else indices
-            return jnp.take(x, ids, axis=axis, mode="clip")
-
-        zero = None if t.zero is None else rows(t.zero)
-        at = None if t.axis is None else (t.axis if t.axis % t.ndim > axis else t.axis)
-        if at is not None and at % t.ndim < axis:
-            at = at - (jnp.ndim(indices) - 1)
-        return dataclasses.replace(t, codes=rows(t.codes), scale=rows(t.scale), zero=zero, axis=at)
+        return self._with(codes, *self._param(rows), order, None if place is None else moved(place))
 
     def cut(self, axis: int, keep: Any) -> Any:
-        return self.take(jnp.asarray(keep), axis)
+        """The same form with the entries ``keep`` (host indices) of ``axis``; NotImplemented if groups become uneven.
 
-    def spec(self, partition: PartitionSpec) -> Any:
-        """The children's PartitionSpecs for a weight that is sharded by ``partition``."""
-        if self.order is not None or self.axis is not None:
+        Raises:
+          ValueError: nothing kept, or an index out of range.
+        """
+        axis, n = axis % self.ndim, self.shape[axis]
+        keep = [int(k) for k in np.asarray(keep)]
+        if not keep or min(keep) < 0 or max(keep) >= n:
+            raise ValueError(f"cut: axis {axis} has {n} entries; keep at least one of 0 to {n - 1}, not {keep}")
+        kept = self._param(lambda p: layout.kept_groups(p.shape[axis], n, keep))
+        if kept[0] is None or (self.zero is not None and kept[1] is None):
             return NotImplemented
+        wide = self.expand() if self._place() == axis else self
+        pick = lambda x, entries, a: jnp.take(x, np.asarray(entries), axis=a)
+        scale = pick(self.scale, kept[0], axis)
+        zero = None if self.zero is None else pick(self.zero, kept[1], axis)
+        at = wide._order.index(axis)
+        codes, length = pick(wide.codes, keep, at), self.length
+        if wide is not self:
+            codes, length = _stored(codes, self.bits, self.signed, at), len(keep)
+        return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, length=length)
+
+    def spec(self, partition: PartitionSpec, mesh: Any = None) -> Any:
+        """The specs of codes, scale and zero for a weight that is sharded by ``partition``.
+
+        An axis along which a child has fewer entries than the weight (packed bytes, groups) is sharded only if ``mesh``
+        shows that its devices divide them; otherwise the answer is NotImplemented. An axis of one entry is replicated.
+        """
         entries = (*partition, *[None] * (self.ndim - len(partition)))
 
-        def child(x: Array) -> PartitionSpec | None:
-            if any(e is not None and d not in (1, n) for e, d, n in zip(entries, x.shape, self.shape)):
+        def part(entry: Any, d: int, n: int) -> Any:
+            if d == 1 or entry is None:
                 return None
-            return PartitionSpec(*(e if d == n and n > 1 else None for e, d, n in zip(entries, x.shape, self.shape)))
+            if d == n:
+                return entry
+            names = entry if isinstance(entry, tuple) else (entry,)
+            divides = mesh is not None and d % math.prod(mesh.shape[name] for name in names) == 0
+            return entry if divides else NotImplemented
 
-        scale, zero = child(self.scale), None if self.zero is None else child(self.zero)
-        if scale is None or (self.zero is not None and zero is None):
+        def child(array: Any, order: Sequence[int]) -> Any:
+            parts = [part(entries[a], d, self.shape[a]) for d, a in zip(array.shape, order)]
+            return NotImplemented if any(p is NotImplemented for p in parts) else PartitionSpec(*parts)
+
+        specs = [child(self.codes, self._order)]
+        specs += [child(p, range(self.ndim)) for p in (self.scale, self.zero) if p is not None]
+        if any(s is NotImplemented for s in specs):
             return NotImplemented
-        return dataclasses.replace(self, codes=PartitionSpec(*entries), scale=scale, zero=zero)
+        zero = None if self.zero is None else specs[2]
+        return dataclasses.replace(self, codes=specs[0], scale=specs[1], zero=zero)
 
     # -- arithmetic ----------------------------------------------------------------------------------------------------
 
     def dot_general(
-        self, other: Any, dimension_numbers: Any, *, side: str = "rhs", precision: Any = None, preferred_element_type: Any = None
+        self,
+        other: Any,
+        dimension_numbers: Any,
+        *,
+        side: str = "rhs",
+        precision: Any = None,
+        preferred_element_type: Any = None,
     ) -> Any:
-        """Weight-only dot: codes in the other operand's dtype, scales on the output."""
-        t, at = self.expand(), 1 if side == "rhs" else 0
-        contracting, _ = dimension_numbers
-        grouped = sorted({i for p in (t.scale, t.zero) if p is not None for i in contracting[at] if p.shape[i] > 1})
-        if grouped or not jnp.issubdtype(other.dtype, jnp.floating):
-            return NotImplemented
+        """Weight-only: see ``products.weight_dot``."""
+        wide = self.expand()
         dtype = preferred_element_type or jnp.result_type(other.dtype, self.dtype)
-        codes = t.codes.astype(other.dtype)
-        pair = (other, codes) if at else (codes, other)
-        options = {"precision": precision, "preferred_element_type": jnp.float32}
-        out = lax.dot_general(*pair, dimension_numbers, **options)
-        lay = lambda p, where: to_output(p, where, dimension_numbers, out.ndim)
-        spread = lambda p: affine.expand_groups(p.astype(jnp.float32), _ones(t.shape, contracting[at]))
-        if t.zero is not None:
-            sums = jnp.sum(other.astype(jnp.float32), axis=tuple(contracting[1 - at]), keepdims=True)
-            out = out - lay(sums, 1 - at) * lay(spread(t.zero), at)
-        return (out * lay(spread(t.scale), at)).astype(dtype)
+        return products.weight_dot(
+            wide.codes, wide._order, self.scale, self.zero, other, dimension_numbers, side, precision, dtype
+        )
 
     def conv(self, lhs: Any, **params: Any) -> Any:
-        """Weight-only convolution: codes in the activation's dtype, scales on the output features."""
-        t, numbers = self.expand(), params["dimension_numbers"]
-        out_axis = numbers.rhs_spec[0]
-        varies = any(n > 1 for i, n in enumerate(t.scale.shape) if i != out_axis)
-        if t.zero is not None or varies or params["batch_group_count"] != 1:
-            return NotImplemented
+        """Weight-only: see ``products.weight_conv``."""
+        wide = self.expand()
+        codes = wide.codes.transpose([wide._order.index(a) for a in range(wide.ndim)])
         dtype = params.get("preferred_element_type") or jnp.result_type(lhs.dtype, self.dtype)
-        kept = {k: v for k, v in params.items() if k != "preferred_element_type"}
-        out = lax.conv_general_dilated(lhs, t.codes.astype(lhs.dtype), **kept, preferred_element_type=jnp.float32)
-        scale = affine.expand_groups(t.scale.astype(jnp.float32), _ones(t.shape, [i for i in range(t.ndim) if i != out_axis]))
-        shape = [1] * out.ndim
-        shape[numbers.out_spec[1]] = -1
-        return (out * scale.reshape(shape)).astype(dtype)
+        return products.weight_conv(codes, self.scale, self.zero, lhs, params, dtype)
 
 
-def to_output(param: Array, side: int, dimension_numbers: Any, out_ndim: int) -> Array:
-    """Lays a parameter of one operand (1 entry on its contracted axes) along the axes of the dot's output."""
-    contracting, batch = dimension_numbers[0][side], dimension_numbers[1][side]
-    free = [i for i in range(param.ndim) if i not in (*contracting, *batch)]
-    kept = param.transpose((*batch, *free, *contracting)).reshape([param.shape[i] for i in (*batch, *free)])
-    if side == 0:
-        return kept.reshape((*kept.shape, *[1] * (out_ndim - kept.ndim)))
-    head, tail = kept.shape[: len(batch)], kept.shape[len(batch) :]
-    return kept.reshape((*head, *[1] * (out_ndim - kept.ndim), *tail))
+def _checked(
+    shape: tuple[int, ...],
+    scale: ArrayLike,
+    zero: ArrayLike | None,
+    bits: int,
+    signed: bool,
+    stack: Sequence[int],
+    axis: int | None,
+    name: str,
+) -> tuple[Array, Array | None, int | None]:
+    """Scale and zero as they are stored, and the axis to pack."""
+    if isinstance(bits, bool) or bits not in range(1, 9):
+        raise ValueError(f"{name}: bits={bits}; codes have 1 to 8 bits")
+    if 0 in shape:
+        raise ValueError(f"{name}: shape {shape} holds no entry; leave the leaf as it is")
+    stack = [a % len(shape) for a in stack]
+    axis = layout.packing_axis(shape, bits, stack) if axis is None else axis % len(shape)
+    if axis in stack:
+        raise ValueError(f"{name}: axis {axis} is a stack axis, which scan or vmap slices; pack along another")
+    scale = jnp.asarray(scale)
+    scale = scale if scale.dtype == jnp.bfloat16 else scale.astype(jnp.float32)
+    zero = None if zero is None else _compact(jnp.asarray(zero), bits, signed)
+    params = []
+    for label, param in (("scale", scale), ("zero", zero)):
+        if param is not None:
+            affine.check_groups(param.shape, shape, f"{name}: {label}")
+            full = tuple(n if a in stack else d for a, (d, n) in enumerate(zip(param.shape, shape)))
+            param = param if full == param.shape else affine.expand_groups(param, full)
+        params.append(param)
+    return params[0], params[1], None if bits == 8 else axis
 
 
-def _ones(shape: Sequence[int], axes: Sequence[int]) -> tuple[int, ...]:
-    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+def _compact(zero: Array, bits: int, signed: bool) -> Array:
+    """Zero points that are codes in a byte each; others (the half of one bit) in float32."""
+    kind = jnp.int8 if signed else jnp.uint8
+    if jnp.issubdtype(zero.dtype, jnp.integer):
+        return zero.astype(kind)
+    if not isinstance(zero, jax.core.Tracer):
+        qmin, qmax = affine.code_range(bits, signed)
+        value = np.asarray(zero, np.float32)
+        if np.all((value == np.round(value)) & (value >= qmin) & (value <= qmax)):
+            return jnp.asarray(value.astype(kind))
+    return zero.astype(jnp.float32)
 
 
-def _compact(zero: Array) -> Array:
-    """Zero points that are codes take a byte; the half of one bit stays float32."""
-    whole = bool(jnp.all(zero == jnp.round(zero)))
-    if not whole:
-        return zero
-    low = bool(jnp.any(zero < 0))
-    return zero.astype(jnp.int8 if low else jnp.uint8)
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _encode(
+    x: Array, scale: Array, zero: Array | None, bits: int, signed: bool, narrow: bool, axis: int | None
+) -> Array:
+    return _stored(affine.quantize(x, scale, zero, *affine.code_range(bits, signed, narrow)), bits, signed, axis)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
-def _codes(x: Array, scale: Array, zero: Array | None, bits: int, signed: bool, axis: int | None) -> Array:
-    qmin, qmax = affine.code_range(bits, signed)
-    codes = affine.quantize(x, scale, zero, qmin, qmax)
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _stored(codes: Array, bits: int, signed: bool, axis: int | None) -> Array:
     if axis is None:
         return codes.astype(jnp.int8 if signed else jnp.uint8)
-    return packing.pack_bits((codes - qmin).astype(jnp.uint8), bits, axis)
+    qmin, _ = affine.code_range(bits, signed)
+    return packing.pack_bits((codes.astype(jnp.int32) - qmin).astype(jnp.uint8), bits, axis)
 
 
-def _cheapest_axis(shape: Sequence[int], bits: int, stack: Sequence[int]) -> int:
-    free = [i for i in range(len(shape)) if i not in stack]
-    return min(free, key=lambda i: math.prod(shape) // shape[i] * packing.packed_length(shape[i], bits))
-
-
-def _reshaped_param(param: Sequence[int], old: tuple[int, ...], new: tuple[int, ...]) -> list[int] | None:
-    """The shape of a scale after its weight is reshaped, or None where it would no longer be one value a group."""
-    out, i, j = [1] * len(new), 0, 0
-    while i < len(old) or j < len(new):
-        left, right = [i] if i < len(old) else [], [j] if j < len(new) else []
-        i, j = i + len(left), j + len(right)
-        a, b = math.prod(old[k] for k in left), math.prod(new[k] for k in right)
-        while a != b:
-            if a < b:
-                a, left, i = a * old[i], [*left, i], i + 1
-            else:
-                b, right, j = b * new[j], [*right, j], j + 1
-        counts = [param[k] for k in left if old[k] > 1]
-        sizes = [old[k] for k in left if old[k] > 1]
-        total = math.prod(counts)
-        # runs of equal values must be consecutive: full axes first, then one grouped, then ones
-        tail = [c for c, n in zip(counts, sizes)]
-        while tail and tail[0] == sizes[len(sizes) - len(tail)]:
-            tail = tail[1:]
-        if any(c != 1 for c in tail[1:]):
-            return None
-        for k in right:
-            n = math.gcd(total, new[k])
-            if new[k] > 1 and total > 1:
-                if total % new[k] == 0:
-                    out[k], total = new[k], total // new[k]
-                elif new[k] % total == 0:
-                    out[k], total = total, 1
-                else:
-                    return None
-            del n
-        if total != 1:
-            return None
-    return out
-
-
-def _sliced_groups(
-    param: Sequence[int], shape: Sequence[int], start: Sequence[int], limit: Sequence[int], strides: Sequence[int]
-) -> tuple[list[int], list[int], list[int]] | None:
-    """The slice of a scale that goes with a slice of its weight, or None where a group would be cut."""
-    bounds: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for d, n, a, b, s in zip(param, shape, start, limit, strides):
-        if d == 1:
-            piece = (0, 1, 1)
-        elif d == n:
-            piece = (a, b, s)
-        elif s == 1 and a % (n // d) == 0 and b % (n // d) == 0:
-            piece = (a // (n // d), b // (n // d), 1)
-        else:
-            return None
-        for side, value in zip(bounds, piece):
-            side.append(value)
-    return bounds
+def _signed(codes: Array, bits: int, signed: bool) -> Array:
+    """Unpacked bytes as the codes that they stand for."""
+    qmin, _ = affine.code_range(bits, signed)
+    return codes.astype(jnp.int8) + np.int8(qmin) if signed else codes

@@ -13,7 +13,10 @@ from jaxopt_nn.methods.clip import clip
 from jaxopt_nn.methods.prune import magnitude, prune
 from jaxopt_nn.methods.quantize import quantize
 
-PARAMS = {"a": {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([1.0, 2.0])}, "b": {"kernel": jnp.eye(2)}}
+PARAMS = {
+    "a": {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([1.0, 2.0])},
+    "b": {"kernel": jnp.eye(2)},
+}
 
 
 def scale(factor: float):
@@ -42,7 +45,10 @@ def test_each_member_of_a_chain_sees_the_view_before_it():
 def test_by_path_gives_each_leaf_to_its_first_match():
     method = by_path([("a/kernel", scale(2.0)), ("**/kernel", scale(3.0))])
     seen = method.view(PARAMS, method.init(PARAMS))
-    expected = {"a": {"kernel": PARAMS["a"]["kernel"] * 2, "bias": PARAMS["a"]["bias"]}, "b": {"kernel": jnp.eye(2) * 3}}
+    expected = {
+        "a": {"kernel": PARAMS["a"]["kernel"] * 2, "bias": PARAMS["a"]["bias"]},
+        "b": {"kernel": jnp.eye(2) * 3},
+    }
     chex.assert_trees_all_equal(seen, expected)
 
 

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 
 from jaxopt_nn.core import paths
 
-TREE = {"params": {"encoder": {"mlp": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}}, "layers": [(np.ones(1), np.ones(2))]}}
+TREE = {
+    "params": {
+        "encoder": {"mlp": {"kernel": np.ones((2, 3)), "bias": np.ones(3)}},
+        "layers": [(np.ones(1), np.ones(2))],
+    }
+}
 
 
 def test_paths_are_full_addresses_in_tree_order():
@@ -62,7 +67,9 @@ def _oracle(pattern: list[str], path: list[str]) -> bool:
         return not path
     if pattern[0] == "**":
         return any(_oracle(pattern[1:], path[n:]) for n in range(len(path) + 1))
-    return bool(path) and bool(re.fullmatch(pattern[0].replace("*", "[^/]*"), path[0])) and _oracle(pattern[1:], path[1:])
+    return (
+        bool(path) and bool(re.fullmatch(pattern[0].replace("*", "[^/]*"), path[0])) and _oracle(pattern[1:], path[1:])
+    )
 
 
 @given(

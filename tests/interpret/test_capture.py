@@ -84,9 +84,9 @@ def test_a_branch_that_is_not_taken_measures_nothing(taken):
 
 def test_shards_are_merged():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    apply = lambda v, x: jax.shard_map(
-        lambda x, w: x @ w, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data")
-    )(x, v)
+    apply = lambda v, x: jax.shard_map(lambda x, w: x @ w, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"))(
+        x, v
+    )
     out, stats = jax.jit(capture(apply, gram()))(W[0], X)
     np.testing.assert_allclose(stats[""], X.T @ X, rtol=1e-5)
     np.testing.assert_allclose(out, X @ W[0], rtol=1e-5)

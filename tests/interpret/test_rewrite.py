@@ -139,7 +139,7 @@ def test_integer_arithmetic_by_hand():
 
 def test_a_leaf_that_reaches_an_output_untouched_comes_back_as_itself():
     stored = packed(W)
-    out, leaf = rewrite(lambda v, x: (mlp(v, x), v["a"]))(stored, X)
+    _, leaf = rewrite(lambda v, x: (mlp(v, x), v["a"]))(stored, X)
     assert jax.tree.structure(leaf) == jax.tree.structure(stored["a"])
 
 

@@ -83,7 +83,9 @@ def test_saliency_is_the_product_with_the_gradient():
 
 def test_a_criterion_and_an_allocation_of_ones_own():
     smallest_first = lambda w, g: -jnp.abs(w)
-    only_a = lambda scores, roles, share: {p: s > -1.0 if p == "a" else jnp.ones(s.shape, bool) for p, s in scores.items()}
+    only_a = lambda scores, roles, share: {
+        p: s > -1.0 if p == "a" else jnp.ones(s.shape, bool) for p, s in scores.items()
+    }
     found = masks(prune(smallest_first, sparsity=0.5, allocation=only_a))
     np.testing.assert_array_equal(found["a"], np.abs(PARAMS["a"]) < 1.0)
     assert found["b"].all()

@@ -40,12 +40,16 @@ def test_affine_holds_zero_and_both_ends(bits):
     w = jnp.array([[-1.0, 0.5], [3.0, 0.0], [0.0, 2.0]])
     out = view(quantize(bits, signed=False, symmetric=False, ste="clip"), w)
     assert (out[np.asarray(w) == 0] == 0).all()
-    assert (np.abs(out - w) <= 0.51 * np.array([4.0, 2.0]) / (2**bits - 1) + 0.5 * np.array([4.0, 2.0]) / (2**bits - 1)).all()
+    assert (
+        np.abs(out - w) <= 0.51 * np.array([4.0, 2.0]) / (2**bits - 1) + 0.5 * np.array([4.0, 2.0]) / (2**bits - 1)
+    ).all()
     assert all(len(np.unique(out[:, i])) <= 2**bits for i in range(2))
 
 
 def test_one_bit_is_plus_minus_the_mean_magnitude():
-    np.testing.assert_allclose(view(quantize(1), W), np.where(W > 0, 1, -1) * np.abs(W).mean(0, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(
+        view(quantize(1), W), np.where(W > 0, 1, -1) * np.abs(W).mean(0, keepdims=True), rtol=1e-6
+    )
 
 
 def test_stack_axes_have_their_own_steps():
@@ -107,4 +111,6 @@ def test_a_saturated_range_packs_to_the_bit():
     from jaxopt_nn.tensors.base import densify
 
     for w in (W, 7 * W, W * 1e-6, W + 1):
-        np.testing.assert_array_equal(densify(method.pack({"w": w}, state))["w"], jax.jit(method.view)({"w": w}, state)["w"])
+        np.testing.assert_array_equal(
+            densify(method.pack({"w": w}, state))["w"], jax.jit(method.view)({"w": w}, state)["w"]
+        )

@@ -21,8 +21,8 @@ Parts = tuple[Callable[..., PyTree], PyTree, tuple[jax.Array, ...]]
 class Model:
     """A pure function with everything it needs: `apply(variables, *inputs)` is any pytree of arrays.
 
-    `variables` is the whole input tree (parameters and statistics), `inputs` are arrays or PRNG keys, `note` says in
-    one line which mechanism the model exercises.
+    `variables` is the whole input tree (parameters and statistics), `inputs` are arrays or PRNG keys, `note`
+    says in one line which mechanism the model exercises.
     """
 
     name: str
@@ -33,14 +33,14 @@ class Model:
 
 
 def entry(build: Callable[[], Parts]) -> Callable[[], Model]:
-    """Turns `build() -> (apply, variables, inputs)` into a builder of a `Model` named and noted after the function."""
+    """Turns `build() -> (apply, variables, inputs)` into a builder of a `Model` of its name and docstring."""
     parts = functools.cache(build)
 
     @functools.wraps(build)
     def model() -> Model:
         apply, variables, inputs = parts()
         # One `apply`, so that tests share its compilations; fresh arrays, since a test may donate them.
-        variables, inputs = jax.tree.map(jnp.copy, (variables, inputs))
+        variables, inputs = jax.device_put((variables, inputs), may_alias=False)
         return Model(build.__name__, apply, variables, inputs, inspect.getdoc(build) or "")
 
     return model
@@ -52,10 +52,10 @@ def normal(rng: np.random.Generator, *shape: int) -> jax.Array:
 
 
 def weight(rng: np.random.Generator, *shape: int, fan_in: int | None = None) -> jax.Array:
-    """Float32 weights of variance 1 / fan_in, by default 1 / shape[-2]; a vector has standard deviation 0.1."""
+    """Float32 weights of variance 1 / fan_in, by default 1 / shape[-2]; vectors of standard deviation 0.1."""
     if fan_in is None:
         fan_in = shape[-2] if len(shape) > 1 else 100
-    return normal(rng, *shape) / math.sqrt(fan_in)
+    return jnp.asarray(rng.standard_normal(shape) / math.sqrt(fan_in), jnp.float32)
 
 
 def tokens(rng: np.random.Generator, vocabulary: int, *shape: int) -> jax.Array:
@@ -64,18 +64,17 @@ def tokens(rng: np.random.Generator, vocabulary: int, *shape: int) -> jax.Array:
 
 
 def draw(abstract: PyTree, seed: int = 0) -> PyTree:
-    """Arrays for a tree of abstract leaves, none of them constant: no bias is zero and no scale or variance one.
+    """Float32 arrays for a tree of abstract leaves, none of them constant: no bias is zero, no variance one.
 
-    Drawn by NumPy, so that both generations of JAX get the same network, and nothing has to be compiled for it.
+    Drawn by NumPy: every generation of JAX gets the same network, and nothing has to be compiled for it.
     """
     rng = np.random.default_rng(seed)
 
     def leaf(path: tuple, x: jax.ShapeDtypeStruct) -> jax.Array:
-        if path[-1].key in ("scale", "var"):
-            value = jnp.exp(0.1 * normal(rng, *x.shape))
-        else:
-            value = weight(rng, *x.shape, fan_in=math.prod(x.shape[:-1]) if len(x.shape) > 1 else None)
-        return value.astype(x.dtype)
+        assert x.dtype == jnp.float32, f"{jax.tree_util.keystr(path)}: {x.dtype}"
+        if jax.tree_util.keystr(path[-1:], simple=True) in ("scale", "var"):
+            return jnp.asarray(np.exp(0.1 * rng.standard_normal(x.shape)), jnp.float32)
+        return weight(rng, *x.shape, fan_in=math.prod(x.shape[:-1]) if len(x.shape) > 1 else None)
 
     return jax.tree_util.tree_map_with_path(leaf, abstract)
 

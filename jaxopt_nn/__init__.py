@@ -1,0 +1,80 @@
+"""jaxopt_nn: makes trained JAX networks smaller and faster, and says what it cost."""
+
+from jaxopt_nn.coding.artifact import load_artifact, save_artifact
+from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, where
+from jaxopt_nn.core.model import ModelInfo, Roles, Site
+from jaxopt_nn.core.report import Message, Report
+from jaxopt_nn.core.rule import Pass, Rule, Tap, identity_rule
+from jaxopt_nn.core.train import TrainState, init_train_state, make_step
+from jaxopt_nn.core.transform import LeafTraits, State, Traits, Transform, explain, identity, leafwise
+from jaxopt_nn.cost.aot import compile_for
+from jaxopt_nn.frameworks.linen import linen
+from jaxopt_nn.frameworks.nnx import nnx
+from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.rewrite import capture, rewrite
+from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
+from jaxopt_nn.methods.clip import clip
+from jaxopt_nn.methods.prune import global_budget, magnitude, per_leaf, prune, saliency
+from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.pipeline.compress import compress
+from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.pipeline.recipe import Stage
+from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
+from jaxopt_nn.tensors.masked import Masked
+from jaxopt_nn.tensors.prepare import prepare
+from jaxopt_nn.tensors.qtensor import QTensor
+
+__all__ = [
+    "CompressedTensor",
+    "Data",
+    "LeafTraits",
+    "Masked",
+    "Message",
+    "ModelInfo",
+    "Pass",
+    "QTensor",
+    "Report",
+    "Roles",
+    "Rule",
+    "Site",
+    "Stage",
+    "State",
+    "Tap",
+    "TrainState",
+    "Traits",
+    "Transform",
+    "arithmetic",
+    "between",
+    "by_path",
+    "capture",
+    "chain",
+    "clip",
+    "compile_for",
+    "compress",
+    "densify",
+    "every",
+    "explain",
+    "fake_quant_activations",
+    "frozen",
+    "global_budget",
+    "identity",
+    "identity_rule",
+    "init_train_state",
+    "inspect",
+    "is_compressed",
+    "leafwise",
+    "linen",
+    "load_artifact",
+    "magnitude",
+    "make_step",
+    "nbytes",
+    "nnx",
+    "per_leaf",
+    "prepare",
+    "prune",
+    "quantize",
+    "rewrite",
+    "saliency",
+    "save_artifact",
+    "where",
+]
