@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from jaxopt_nn.core.paths import near_misses
@@ -145,7 +145,9 @@ def restored(path: str, variables: PyTree) -> PyTree:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(os.path.abspath(path), target)
     except Exception as error:
-        raise ValueError(f"config.checkpoint={path!r}: no Orbax checkpoint of this model's variables: {error}") from error
+        raise ValueError(
+            f"config.checkpoint={path!r}: no Orbax checkpoint of this model's variables: {error}"
+        ) from error
 
 
 def plain(value: Any) -> Any:
@@ -222,6 +224,8 @@ def parsed(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
     made = run(_CONFIG.value, _WORKDIR.value, say=lambda line: print(line, flush=True))
     show(made, _WORKDIR.value)
 

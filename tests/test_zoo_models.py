@@ -8,6 +8,9 @@ import pytest
 from experiments.models import gpt, lenet, mlp, resnet, vit
 from tests.zoo import FORWARD_ONLY, ZOO
 
+#: These programs run for microseconds: let XLA spend as little as it can on compiling them.
+CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
 #: Matrices without a gradient, and why.
 IDLE = {
     "cond": {"['choices'][0]", "['choices'][2]", "['otherwise']"},  # the branches that are not taken
@@ -35,7 +38,7 @@ def derivative(model):
     """A jitted `(variables, *inputs) -> ((energy, outputs), gradient)`."""
     loss = energy(model)
     if model.name not in FORWARD_ONLY:
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=CHEAP)
 
     def forward(variables, *inputs):
         """The derivative along each matrix, put where its gradient would be."""
@@ -48,7 +51,7 @@ def derivative(model):
 
         return primal, {name: along(name) for name in variables}
 
-    return jax.jit(forward)
+    return jax.jit(forward, compiler_options=CHEAP)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -117,12 +120,17 @@ def test_rotary_scores_depend_on_the_distance_alone():
 def test_the_grouped_query_attention_is_that_of_jax():
     model = gpt.Attention(heads=4, kv_heads=2)
     x = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 32)), jnp.float32)
-    variables = model.init(jax.random.key(0), x)
-    kernel = {name: sub["kernel"] for name, sub in variables["params"].items()}
-    q, k, v = ((x @ kernel[name]).reshape(2, 6, -1, 8) for name in ("query", "key", "value"))
-    attended = jax.nn.dot_product_attention(gpt.rotary(q), gpt.rotary(k), v, is_causal=True)
-    expected = attended.reshape(2, 6, 32) @ kernel["out"]
-    np.testing.assert_allclose(model.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+    variables = {"params": ZOO["gpt"]().variables["params"]["block_0"]["attention"]}
+
+    @jax.jit
+    def reference(variables, x):
+        kernel = {name: sub["kernel"] for name, sub in variables["params"].items()}
+        q, k, v = ((x @ kernel[name]).reshape(2, 6, -1, 8) for name in ("query", "key", "value"))
+        attended = jax.nn.dot_product_attention(gpt.rotary(q), gpt.rotary(k), v, is_causal=True)
+        return attended.reshape(2, 6, 32) @ kernel["out"]
+
+    ours = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(ours, reference(variables, x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_scanned_transformer_is_the_unrolled_one():
@@ -130,8 +138,8 @@ def test_the_scanned_transformer_is_the_unrolled_one():
     params = dict(plain.variables["params"])
     blocks = [params.pop(f"block_{layer}") for layer in range(2)]
     params["blocks"] = jax.tree.map(lambda *xs: jnp.stack(xs), *blocks)
-    ours = jax.jit(scanned.apply)({"params": params}, *plain.inputs)
-    theirs = jax.jit(plain.apply)(plain.variables, *plain.inputs)
+    ours = jax.jit(scanned.apply, compiler_options=CHEAP)({"params": params}, *plain.inputs)
+    theirs = jax.jit(plain.apply, compiler_options=CHEAP)(plain.variables, *plain.inputs)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -156,7 +164,7 @@ def test_experts_are_mixed_by_their_gates():
                 y = np.asarray(jax.nn.gelu(token @ params["up"][expert]) @ params["down"][expert])
                 row += gates[expert] / gates[kept].sum() * y
             filled[expert] += 1
-    np.testing.assert_allclose(model.apply(model.variables, x), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(model.apply)(model.variables, x), expected, rtol=1e-4, atol=1e-5)
     assert filled.sum() == 16
 
 
@@ -169,6 +177,6 @@ def test_the_sharded_network_is_the_dense_one():
 
 def test_dropout_follows_its_key():
     model = ZOO["dropout_mha"]()
-    run = jax.jit(model.apply)
+    run = jax.jit(model.apply, compiler_options=CHEAP)
     x, key = model.inputs
     assert not np.allclose(run(model.variables, x, key), run(model.variables, x, jax.random.key(8)))

@@ -20,7 +20,7 @@ class EncoderBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """`[B, H, W, C] -> [B, classes]`: convolved patches, class token, learnt positions. Default: ViT-Ti/16."""
+    """`[B, H, W, C] -> [B, classes]`: convolved patches, class token, positions. Default: ViT-Ti/16."""
 
     patch: int = 16
     width: int = 192

@@ -144,7 +144,9 @@ def _array(node: dict[str, Any], path: str, buffers: dict[str, np.ndarray]) -> n
     size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
     data = buffers.get(str(name), np.zeros(0, np.uint8))[start : start + size]
     if data.size != size:
-        raise ValueError(f"{path}: {dtype.name}{list(shape)} needs {size} bytes at {node['at']}, the arrays hold {data.size}")
+        raise ValueError(
+            f"{path}: {dtype.name}{list(shape)} needs {size} bytes at {node['at']}, the arrays hold {data.size}"
+        )
     if zlib.crc32(data.tobytes()) != node["crc32"]:
         raise ValueError(f"{path}: the checksum of its {size} bytes is not that of the manifest")
     return np.frombuffer(data.tobytes(), dtype).reshape(shape)

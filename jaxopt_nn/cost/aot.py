@@ -14,17 +14,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.cost import hlo
+from jaxopt_nn.cost.bytes import memory_analysis
+from jaxopt_nn.cost.hlo import Module, estimated_cycles, parse, written
 from jaxopt_nn.tensors.base import is_compressed, nbytes
 
 PyTree = Any
 GIB = 2**30
 
-#: Generation -> (the layout of one host, GiB of memory of one device), after the pages "TPU v4", "TPU v5e", ... of Google
-#: Cloud's "TPU system architecture". A v4 chip has 32 GiB and two cores; ahead of time each core is a device with half.
+#: Generation -> (the layout of one host, GiB of memory of one device), after cloud.google.com/tpu/docs,
+#: v4 to v6e. A v4 chip has 32 GiB and two cores; ahead of time each core is a device of its own.
 GENERATIONS = {"v4": ("2x2x1", 16), "v5e": ("2x2", 16), "v5p": ("2x2x1", 95), "v6e": ("2x2", 32)}
 
 #: What libtpu asks of the machine when it loads; without them it looks for a TPU in the network.
@@ -61,8 +62,8 @@ class WeightCopy:
     def __str__(self) -> str:
         shape = ",".join(map(str, self.shape))
         where = "on chip" if self.on_chip else "in memory"
-        made = ", ".join(self.paths)
-        return f"{made}: %{self.instruction} ({self.opcode}) writes {self.dtype}[{shape}] {where}, from {self.op_name!r}"
+        what = f"%{self.instruction} ({self.opcode}) writes {self.dtype}[{shape}] {where}"
+        return f"{', '.join(self.paths)}: {what}, from {self.op_name!r}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,12 +72,12 @@ class Compiled:
 
     Attributes:
       topology: what it is compiled for.
-      argument_bytes: all arguments, at the width and padding that the backend stores them; unused ones are included.
-      output_bytes, temp_bytes, code_bytes: the results, the temporaries in HBM (not those on chip), the program.
+      argument_bytes: all arguments, unused ones included, at the backend's width and padding.
+      output_bytes, temp_bytes, code_bytes: results, temporaries in HBM (not those on chip), program.
       hbm_bytes: memory of one device, None where unknown.
       fits: whether the compiler found room for it, and ``total_bytes`` is at most ``hbm_bytes``.
-      message: the compiler's words where it found no room, else ``""``. Then argument and output bytes are those of the
-        arrays, ``temp_bytes`` is what is left of the total that the compiler names (rounded to 1 %), and ``hlo`` is empty.
+      message: the compiler's words where it found no room, else ``""``. Then argument and output bytes are
+        the arrays' own, ``temp_bytes`` is the rest of the total that it names (to 0.01 GiB), ``hlo`` empty.
       hlo: the optimized program's text.
       leaves: path -> abstract leaf of ``variables``.
     """
@@ -98,25 +99,27 @@ class Compiled:
         return self.argument_bytes + self.output_bytes + self.temp_bytes + self.code_bytes
 
     @functools.cached_property
-    def module(self) -> hlo.Module | None:
+    def module(self) -> Module | None:
         """The parsed program, None where there is none."""
-        return hlo.parse(self.hlo) if self.hlo else None
+        return parse(self.hlo) if self.hlo else None
 
     @property
     def estimated_cycles(self) -> int | None:
-        """The compiler's estimate, see ``hlo.estimated_cycles``; None on backends that give none."""
-        return hlo.estimated_cycles(self.module) if self.module else None
+        """The compiler's estimate, see ``hlo.estimated_cycles``; None where it gives none."""
+        return estimated_cycles(self.module) if self.module else None
 
     def weight_copies(self, shapes: Iterable[Sequence[int]] | None = None) -> list[WeightCopy]:
-        """The arrays of at least a layer's size, of any dtype, that are made of ``variables`` alone and written to memory.
+        """The arrays of a layer's size or more, of any dtype, made of ``variables`` alone, that are written.
 
-        Looked for are copies of compressed weights: of compressed tensors and of integer leaves with two axes or more. Of
-        other leaves (scales) only what is larger than the leaf counts. An array that depends on the inputs too, be it by an
-        index (a lookup in an embedding), is an activation.
+        Looked for are copies of compressed weights: of compressed tensors, and of integer leaves of two axes
+        or more (a prefetch of the codes is one). Of other leaves (scales) only what is larger than the leaf
+        counts. An array that depends on the inputs too, be it by an index (a lookup in an embedding), is an
+        activation.
 
         Args:
-          shapes: shapes of layers; the smallest sets the size from which an array counts. By default a layer is the last
-            two axes of the compressed leaf that the array is made of. In a sharded program arrays have the shard's size.
+          shapes: shapes of layers; the smallest sets the size from which an array counts. By default a layer
+            is the last two axes of the compressed leaf that the array is made of. Of a sharded program the
+            arrays have the shard's size.
 
         Raises:
           ValueError: no program, since it does not fit.
@@ -125,21 +128,22 @@ class Compiled:
             raise ValueError(f"{self.topology}: no program to read, it does not fit: {self.message}")
         least = None if shapes is None else min(map(math.prod, shapes))
         arguments = [(path, leaf) for path, leaf in self.leaves.items() for _ in jax.tree.leaves(leaf)]
-        layers = {path: least or math.prod(leaf.shape[-2:]) for path, leaf in self.leaves.items() if _coded(leaf)}
+        coded = {path: leaf.shape for path, leaf in self.leaves.items() if _coded(leaf)}
+        layers = {path: least or math.prod(shape[-2:]) for path, shape in coded.items()}
         smallest = least or min(layers.values(), default=math.inf)
         copies = []
-        for w in hlo.written(self.module, range(len(arguments))):
+        for w in written(self.module, range(len(arguments))):
             made_of = dict(arguments[n] for n in w.sources)
-            coded = [layers[path] for path in made_of if path in layers]
             beyond = max(math.prod(leaf.shape) for leaf in made_of.values()) + 1
-            if w.array.size >= (min(coded) if coded else max(smallest, beyond)):
+            bounds = [layers[path] for path in made_of if path in layers] or [max(smallest, beyond)]
+            if w.array.size >= min(bounds):
                 size = (w.array.size * w.array.bits + 7) // 8
                 place = (w.array.dtype, w.array.shape, size, w.array.space == 1)
                 copies.append(WeightCopy(tuple(made_of), w.name, w.opcode, w.op_name, *place))
         return copies
 
     def float_copies(self, shapes: Iterable[Sequence[int]] | None = None) -> list[WeightCopy]:
-        """The float arrays among ``weight_copies``: each is a dequantized copy of a layer that the program writes."""
+        """The float arrays among ``weight_copies``: dequantized copies of a layer that the program writes."""
         return [c for c in self.weight_copies(shapes) if c.dtype.startswith(("f", "bf"))]
 
 
@@ -153,14 +157,14 @@ def compile_for(
 ) -> Compiled:
     """Compiles ``apply(variables, *inputs)`` ahead of time; nothing is run.
 
-    Leaves whose ``NamedSharding`` is over devices of the topology (see ``devices``) keep it, and all others are then
-    replicated on its mesh; without such leaves the program is for one device. Import and use JAX on this machine's own
-    backend as usual before or after. On a machine without a TPU set ``JAX_PLATFORMS=cpu`` before JAX is imported to keep
-    it quiet.
+    Leaves whose ``NamedSharding`` is over devices of the topology (see ``devices``) keep it, and all others
+    are then replicated on its mesh; without such leaves the program is for one device. JAX may be used on
+    this machine's own backend before and after. ``JAX_PLATFORMS=cpu``, set before JAX is imported, keeps
+    libtpu from complaining that there is no TPU.
 
     Args:
       variables, inputs: pytrees of arrays or ``jax.ShapeDtypeStruct``, compressed tensors included.
-      topology: ``"local"`` for the default backend, or a TPU's generation and layout: ``"v5e:2x2"``, ``"v4:2x2x1"``, ....
+      topology: ``"local"`` for the default backend, or a TPU's generation and layout, as ``"v4:2x2x1"``.
       hbm_bytes: memory of a device, instead of the generation's.
 
     Raises:
@@ -181,37 +185,38 @@ def compile_for(
         sizes = (nbytes(arguments), nbytes(lowered.out_info))
         temp = max(0, total - sum(sizes))
         return Compiled(topology, *sizes, temp, 0, known, False, str(error), "", leaves)
-    stats = program.memory_analysis()
+    stats = memory_analysis(program)
     compiled = Compiled(
         topology, stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.temp_size_in_bytes,
-        stats.generated_code_size_in_bytes, known, True, "", program.as_text(), leaves,
+        stats.generated_code_size_in_bytes, known, True, "", program.as_text() or "", leaves,
     )  # fmt: skip
     return dataclasses.replace(compiled, fits=known is None or compiled.total_bytes <= known)
 
 
 @functools.cache
-def devices(topology: str) -> Sequence[jax.Device]:
-    """The devices of a topology, for a mesh: those of the default backend for ``"local"``, else such as only compile.
+def devices(topology: str) -> tuple[jax.Device, ...]:
+    """The devices of a topology, for a mesh: the default backend's for ``"local"``, else for compiling only.
 
     Raises:
       ValueError: an unknown topology. RuntimeError: the TPU compiler is not installed.
     """
     local = jax.devices()  # first, so that this machine's backend has started before libtpu is told of a TPU
     if topology == "local":
-        return local
+        return tuple(local)
     generation, _, layout = topology.partition(":")
-    known = ", ".join(repr(f"{name}:{shape}") for name, (shape, _) in GENERATIONS.items())
+    names = ", ".join(repr(f"{name}:{shape}") for name, (shape, _) in GENERATIONS.items())
+    known = f"allowed are 'local', {names} and larger layouts of these generations"
     if generation not in GENERATIONS or not layout:
-        raise ValueError(f"topology={topology!r}: allowed are 'local', {known} and other layouts of these generations")
+        raise ValueError(f"topology={topology!r}: {known}")
     if local[0].platform != "tpu":
         if importlib.util.find_spec("libtpu") is None:
             raise RuntimeError(f"topology={topology!r} needs the TPU compiler: pip install 'jaxopt_nn[tpu]'")
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return tuple(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except jax.errors.JaxRuntimeError as error:
-        raise ValueError(f"topology={topology!r}: {error}; allowed are 'local', {known} and multiples of them") from error
+        raise ValueError(f"topology={topology!r}: {known}; the compiler says: {error}") from error
 
 
 def _memory(topology: str, device: jax.Device) -> int | None:
@@ -222,20 +227,19 @@ def _memory(topology: str, device: jax.Device) -> int | None:
 
 def _placed(tree: PyTree, targets: Sequence[jax.Device]) -> PyTree:
     """The tree's abstract leaves, each with a sharding over the targets."""
-    own = {id(d) for d in targets}
 
-    def given(x: Any) -> Sharding | None:
+    def given(x: Any) -> NamedSharding | None:
         sharding = getattr(x, "sharding", None)
-        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
-            return sharding if all(id(d) in own for d in sharding.mesh.devices.flat) else None
-        return None
+        inside = isinstance(sharding, NamedSharding) and sharding.device_set <= set(targets)
+        return sharding if inside else None
 
     meshes = [s.mesh for s in map(given, jax.tree.leaves(tree)) if s is not None]
     default = NamedSharding(meshes[0], PartitionSpec()) if meshes else SingleDeviceSharding(targets[0])
 
     def place(x: Any) -> jax.ShapeDtypeStruct:
-        abstract = jax.eval_shape(lambda: x) if not hasattr(x, "dtype") else x
-        return jax.ShapeDtypeStruct(abstract.shape, abstract.dtype, sharding=given(x) or default)
+        abstract = x if hasattr(x, "dtype") else jax.eval_shape(lambda: x)
+        where, weak = given(x) or default, getattr(abstract, "weak_type", False)
+        return jax.ShapeDtypeStruct(abstract.shape, abstract.dtype, sharding=where, weak_type=weak)
 
     return jax.tree.map(place, tree)
 

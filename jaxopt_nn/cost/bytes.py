@@ -9,13 +9,25 @@ import jax
 
 
 def argument_bytes(fun: Callable[..., Any], *args: Any) -> int:
-    """Bytes of the arguments of the compiled ``fun(*args)`` on the default backend, unused arguments included.
+    """Bytes of the arguments of ``fun(*args)``, compiled for the default backend; unused ones are included.
 
-    The proof of what a stored tensor weighs: an array's own ``nbytes`` says a byte an entry for every narrow dtype, and
-    some backends (CPU) do keep a byte for an int4 entry.
+    The proof of what a stored tensor weighs: an array's own ``nbytes`` says a byte an entry for every narrow
+    dtype, and some backends (CPU) do keep a byte for an int4 entry.
 
     Args:
-      fun: a function of pytrees. args: pytrees of arrays or ``jax.ShapeDtypeStruct``; nothing is run.
+      fun: a function of pytrees.
+      args: pytrees of arrays or ``jax.ShapeDtypeStruct``; nothing is run.
     """
-    compiled = jax.jit(fun, keep_unused=True).lower(*args).compile()
-    return compiled.memory_analysis().argument_size_in_bytes
+    return memory_analysis(jax.jit(fun, keep_unused=True).lower(*args).compile()).argument_size_in_bytes
+
+
+def memory_analysis(program: jax.stages.Compiled) -> Any:
+    """``program.memory_analysis()``.
+
+    Raises:
+      RuntimeError: the backend gives none.
+    """
+    analysis = program.memory_analysis()
+    if analysis is None:
+        raise RuntimeError("this backend's compiler tells no memory sizes; compile for another one")
+    return analysis

@@ -1,8 +1,8 @@
-"""Reads optimized HLO text: which instructions write an array made of weights, and the compiler's cycle estimates.
+"""Reads optimized HLO text: which instructions write an array made of weights, and estimates of cycles.
 
-Values are followed from the entry's parameters through every operation, into loops, branches and fusions. What depends on
-weights alone is made of weights; what depends on anything else too, be it by an index, is an activation. Of a fusion only
-the result is written.
+Values are followed from the entry's parameters through every operation, into loops, branches and fusions.
+What depends on weights alone is made of weights; what depends on anything else too, be it by an index, is an
+activation. Of a fusion only the result is written.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array type. ``dtype`` as HLO spells it (``bf16``, ``s4``); ``space`` is the memory: 0 main, 1 on chip."""
+    """An array type. ``dtype`` as HLO spells it (``bf16``, ``s4``); ``space``: 0 main memory, 1 on chip."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Array:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A line of HLO. ``type`` is an ``Array`` or a nested tuple of them; ``attributes`` is what follows the operands."""
+    """A line of HLO. ``type``: an ``Array`` or a nested tuple of them; ``attributes``: the rest of it."""
 
     name: str
     type: Any
@@ -92,8 +92,8 @@ class Module:
 class Written:
     """An array made of weights alone that the program writes to memory.
 
-    ``name``, ``opcode`` and ``op_name`` (the place in the traced function) tell the instruction, ``array`` what it writes,
-    ``sources`` the numbers of the entry parameters that it is made of.
+    ``name``, ``opcode`` and ``op_name`` (the place in the traced function) tell the instruction, ``array``
+    what it writes, ``sources`` the numbers of the entry parameters that it is made of.
     """
 
     name: str
@@ -126,7 +126,7 @@ def parse(text: str) -> Module:
 
 
 def written(module: Module, weights: Collection[int]) -> list[Written]:
-    """The arrays, of any dtype and size, that are made of weights alone and written to memory, in order of the text.
+    """The arrays, of any dtype and size, that are made of weights alone and written, in order of the text.
 
     Args:
       module: a whole program. weights: the numbers of the entry parameters that are weights.
@@ -139,7 +139,7 @@ def written(module: Module, weights: Collection[int]) -> list[Written]:
 
 
 def estimated_cycles(module: Module) -> int | None:
-    """Sum of the compiler's own estimates, a loop's body times its trip count where that is known; None without any.
+    """Sum of the compiler's own estimates, a loop's body times its trip count where known; None without any.
 
     Estimates are of single instructions: what overlaps is counted as if one after the other.
     """
@@ -164,7 +164,7 @@ def estimated_cycles(module: Module) -> int | None:
     return total(module.entry)
 
 
-# -- following weights -----------------------------------------------------------------------------------------------------
+# -- following weights ---------------------------------------------------------------------------------------
 
 #: The numbers of the parameters that a value is made of, as a frozenset; for a tuple, a tuple of such.
 Sources = Any
@@ -247,7 +247,7 @@ def _pairs(type_: Any, sources: Sources) -> list[tuple[Array, frozenset[int]]]:
     return [pair for t, s in zip(type_, sources) for pair in _pairs(t, s)]
 
 
-# -- text ------------------------------------------------------------------------------------------------------------------
+# -- text ----------------------------------------------------------------------------------------------------
 
 
 def _instruction(name: str, text: str, root: bool) -> Instruction:

@@ -1,4 +1,4 @@
-"""Measured latency: candidates in turn in one run, so that a machine that warms up or gets busy favours none."""
+"""Measured latency: candidates take turns in one run, so that a machine that gets busy favours none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one candidate: median, 10th and 90th percentile over ``runs``; ``first_ms`` holds the compilation."""
+    """Milliseconds of a candidate: percentiles over ``runs``; ``first_ms``, apart, holds the compilation."""
 
     median_ms: float
     p10_ms: float
@@ -32,7 +32,8 @@ def interleaved(
     Args:
       functions: name -> function without arguments, giving any pytree of arrays.
       warmup: rounds before the timed ones, at least 1; the first gives ``first_ms``.
-      repeats: timed rounds, at least 1. seconds: no timed round starts later than this after the first one did.
+      repeats: timed rounds, at least 1.
+      seconds: no timed round starts later than this after the first one did.
 
     Raises:
       ValueError: no function, or a number below its least value.

@@ -183,6 +183,8 @@ def _while(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: S
     test = lambda *ops: ev.run(cond.jaxpr, cond.consts, ops, (*key, 0), states)[0]
     turn = lambda *ops: ev.run(body.jaxpr, body.consts, ops, (*key, 1), states)
     zeros = ev.zeros((*key, 1))
+    for name in ev.zeros((*key, 0)):
+        ev.recorder.add("note", name, "lies in the condition of a `while`, which measures nothing")
     if not (zeros or _compressed_any(operands)):
         closed_cond, found = jaxprs.trace(test, [v.aval for v in cond.jaxpr.invars])
         closed_body, more = jaxprs.trace(lambda *ops: turn(*ops)[0], [v.aval for v in body.jaxpr.invars])

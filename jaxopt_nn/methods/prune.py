@@ -129,7 +129,9 @@ def prune(
                 return leaf
             own = state.carried[path]
             _finite(path, leaf)
-            return Masked.pack(own["mask"], leaf, stack_axes=len(own["roles"].value.stack))
+            stack = own["roles"].value.stack
+            leads = stack == tuple(range(len(stack)))
+            return Masked.pack(own["mask"], leaf, stack_axes=len(stack) if leads else 0)
 
         return map_with_path(packed, params)
 

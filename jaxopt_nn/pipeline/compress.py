@@ -164,7 +164,7 @@ class Compressor:
             "schema": report.SCHEMA,
             "config": {"stages": described(self.recipe)} if config is None else dict(config),
             "seed": seed,
-            "devices": [f"{d.platform} {d.device_kind}" for d in jax.devices()],
+            "devices": measure.devices(),
             "versions": versions(),
             "metric": "accuracy",
             "baseline": rows[0],
@@ -184,9 +184,11 @@ class Compressor:
         loaded, _ = load_artifact(artifact)
         found = self._evaluators[-1](prepare(loaded), *data.test)
         last = result.stages[-1]
-        assert (found.accuracy, found.loss) == (last["accuracy"], last["loss"]), f"read back: {found}, in memory: {last}"
+        assert (found.accuracy, found.loss) == (last["accuracy"], last["loss"]), (
+            f"read back: {found}, in memory: {last}"
+        )
         result.report["artifact"] = {
-            "path": str(artifact.path), "bytes": artifact.bytes, "accuracy_reloaded": found.accuracy,
+            "path": os.path.join(workdir, "artifact"), "bytes": artifact.bytes, "accuracy_reloaded": found.accuracy,
         }  # fmt: skip
         report.write(result.report, directory)
 
@@ -227,10 +229,14 @@ def check_variables(variables: PyTree) -> PyTree:
     check_storable(variables)
     leaves = leaves_by_path(variables)
     if not leaves:
-        raise ValueError("variables holds no array: pass the whole pytree that apply takes, e.g. what model.init returned")
+        raise ValueError(
+            "variables holds no array: pass the whole pytree that apply takes, e.g. what model.init returned"
+        )
     for path, leaf in leaves.items():
         if is_compressed(leaf):
-            raise ValueError(f"{path}: is a {type(leaf).__name__}; a recipe starts from floats: jaxopt_nn.densify(variables)")
+            raise ValueError(
+                f"{path}: is a {type(leaf).__name__}; a recipe starts from floats: jaxopt_nn.densify(variables)"
+            )
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
             bad = int(jnp.sum(~jnp.isfinite(leaf)))
             raise ValueError(f"{path}: {bad} of {leaf.size} entries are NaN or Inf; find the step that diverged")
@@ -266,5 +272,7 @@ def described(recipe: Recipe) -> list[dict[str, Any]]:
 def _skipped(messages: Report) -> list[dict[str, str]]:
     """Leaves that no stage took, and places where a compressed weight is not used as such."""
     kinds = ("skipped", "no site", "constant", "opaque", "densified", "float", "derivative")
-    reasons = {(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}"): None for m in messages.of(*kinds)}
+    reasons = {
+        (m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}"): None for m in messages.of(*kinds)
+    }
     return [{"path": path, "reason": reason} for path, reason in reasons]

@@ -57,7 +57,9 @@ def _check(part: str, x: np.ndarray, y: np.ndarray) -> None:
     if not np.issubdtype(y.dtype, np.integer):
         raise TypeError(f"Data.{part}: labels are {y.dtype}; pass integers")
     if x.ndim == 0 or len(x) != len(y):
-        raise ValueError(f"Data.{part}: inputs have shape {list(x.shape)}, labels {list(y.shape)}; the first axes differ")
+        raise ValueError(
+            f"Data.{part}: inputs have shape {list(x.shape)}, labels {list(y.shape)}; the first axes differ"
+        )
     if not len(y):
         raise ValueError(f"Data.{part}: no examples")
     if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +19,19 @@ from jaxopt_nn.pipeline.evaluate import Evaluation
 from jaxopt_nn.tensors.base import densify, nbytes
 
 PyTree = Any
+
+
+def devices() -> list[str]:
+    """The devices that JAX runs on, by kind; a CPU by its model, since latencies differ a lot between models."""
+    kinds = [d.device_kind if d.platform != "cpu" else _cpu_model() for d in jax.devices()]
+    return [f"{d.platform}: {kind}" for d, kind in zip(jax.devices(), kinds, strict=True)]
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0] if named else platform.processor() or 'unknown'}, {os.cpu_count()} cores"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +97,8 @@ def latencies(
     for batch in batches:
         inputs = jnp.asarray(examples[np.arange(batch) % len(examples)])
         calls = {
-            str(i): functools.partial(run, held, inputs) for i, (run, held) in enumerate(zip(jitted, variables, strict=True))
+            str(i): functools.partial(run, held, inputs)
+            for i, (run, held) in enumerate(zip(jitted, variables, strict=True))
         }
         for i, timing in interleaved(calls, repeats=30, seconds=2.0).items():
             out[int(i)][str(batch)] = timing.median_ms

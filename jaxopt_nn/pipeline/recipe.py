@@ -43,7 +43,9 @@ class Stage:
             raise ValueError("Stage(name=''): a stage needs a name")
         where = f"stage {self.name!r}"
         if not isinstance(self.transform, Transform):
-            raise TypeError(f"{where}: transform is {type(self.transform).__name__}; pass a Transform, e.g. quantize(4)")
+            raise TypeError(
+                f"{where}: transform is {type(self.transform).__name__}; pass a Transform, e.g. quantize(4)"
+            )
         if not (self.rule is None or isinstance(self.rule, Rule)):
             raise TypeError(f"{where}: rule is {type(self.rule).__name__}; pass a Rule, e.g. arithmetic('w4a8')")
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
@@ -78,6 +80,8 @@ def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
             raise ValueError(f"recipe: two stages are called {stage.name!r} (the float network is 'baseline')")
         for name in stage.thaw:
             if name not in earlier[1:]:
-                raise ValueError(f"stage {stage.name!r}: thaw={name!r} is no earlier stage; {earlier[1:] or 'there is none'}")
+                raise ValueError(
+                    f"stage {stage.name!r}: thaw={name!r} is no earlier stage; {earlier[1:] or 'there is none'}"
+                )
         earlier.append(stage.name)
     return tuple(recipe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,7 +62,9 @@ def sentences(report: dict[str, Any]) -> list[str]:
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
 
@@ -97,30 +100,29 @@ def plot(report: dict[str, Any]) -> bytes:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     entries = [report["baseline"], *report["stages"]]
-    size = [e["bytes"] for e in entries]
-    accuracy = [100 * e["accuracy"] for e in entries]
-    figure = Figure(figsize=(7.2, 4.2), dpi=150, layout="constrained")
+    size, accuracy = [e["bytes"] for e in entries], [100 * e["accuracy"] for e in entries]
+    figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_xscale("log")
-    axes.axhline(accuracy[0], color="0.75", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    axes.axhline(accuracy[0], color="0.7", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.plot(size, accuracy, color="#4878a8", linewidth=1.5, zorder=2)
     axes.scatter(size[1:], accuracy[1:], s=52, color="#4878a8", edgecolor="white", linewidth=1.2, zorder=3)
-    axes.scatter(size[:1], accuracy[:1], s=110, marker="*", color="#c44e52", edgecolor="white", linewidth=0.8, zorder=4)
+    axes.scatter(size[:1], accuracy[:1], s=130, marker="*", color="#c44e52", edgecolor="white", linewidth=0.8, zorder=4)
     low, high = min(accuracy), max(accuracy)
-    margin = max(0.35 * (high - low), 0.5)
+    margin = max(0.45 * (high - low), 0.5)
     axes.set_ylim(low - margin, high + margin)
-    axes.set_xlim(max(size) * 1.6, min(size) / 1.9)
-    for i, (e, x, y) in enumerate(zip(entries, size, accuracy, strict=True)):
-        above = i % 2 == 0
+    axes.set_xlim(max(size) * 1.9, min(size) / 1.9)
+    for text, x, y, side in _labels(entries):
         axes.annotate(
-            f"{e['name']}\n{y:.2f} %, {e['ratio']:.1f}x", (x, y), xytext=(0, 9 if above else -9), fontsize=8,
-            textcoords="offset points", ha="center", va="bottom" if above else "top", color="0.2",
+            text, (x, y), xytext=(0, 10 * side), textcoords="offset points", fontsize=8, color="0.15", ha="center",
+            va="bottom" if side > 0 else "top", linespacing=1.3, zorder=5,
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
         )  # fmt: skip
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: human_bytes(v)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="both", which="major", color="0.92", linewidth=0.8)
+    axes.grid(which="major", color="0.93", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("stored bytes (log scale, smaller to the right)")
@@ -130,13 +132,33 @@ def plot(report: dict[str, Any]) -> bytes:
     return out.getvalue()
 
 
+def _labels(entries: Sequence[dict[str, Any]]) -> list[tuple[str, float, float, int]]:
+    """``(text, bytes, accuracy in percent, 1 above or -1 below)``; stages of nearly one size share a label.
+
+    A label stands on the side where its neighbours are not.
+    """
+    groups: list[list[dict[str, Any]]] = []
+    for entry in entries:
+        if groups and 0.8 < entry["bytes"] / groups[-1][0]["bytes"] < 1.25:
+            groups[-1].append(entry)
+        else:
+            groups.append([entry])
+    middle = [sum(e["accuracy"] for e in group) / len(group) for group in groups]
+    out = []
+    for i, group in enumerate(groups):
+        around = [middle[j] for j in (i - 1, i + 1) if 0 <= j < len(groups)]
+        side = 1 if not around or sum(around) / len(around) <= middle[i] else -1
+        lines = [f"{e['name']}  {e['accuracy']:.2%}" for e in group]
+        lines.append(f"{human_bytes(group[-1]['bytes'])}, {group[-1]['ratio']:.1f}x")
+        edge = (max if side > 0 else min)(e["accuracy"] for e in group)
+        out.append(("\n".join(lines), group[0]["bytes"], 100 * edge, side))
+    return out
+
+
 def human_bytes(value: float) -> str:
     """``12500 -> "12.5 kB"`` (powers of 1000)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    raise AssertionError("unreachable")
+    power = min(int(math.log10(max(value, 1)) // 3), 3)
+    return f"{value / 1000**power:.3g} {('B', 'kB', 'MB', 'GB')[power]}"
 
 
 def open_workdir(workdir: str | os.PathLike[str]) -> Path:
