@@ -22,7 +22,8 @@ from ml_collections import ConfigDict, config_flags
 from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.core.transform import State, identity
 from jaxopt_nn.pipeline import registry, report
-from jaxopt_nn.pipeline.compress import Compressor, Result, check_logits, check_variables
+from jaxopt_nn.pipeline.checks import check_logits, check_variables
+from jaxopt_nn.pipeline.compress import Compressor, Result
 from jaxopt_nn.pipeline.data import Data
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.train import Trainer

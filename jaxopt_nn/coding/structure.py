@@ -71,8 +71,9 @@ def describe(node: PyTree, path: str, writer: Buffers) -> dict[str, Any]:
         return _describe_tensor(node, child)
     if isinstance(node, jax.Array | np.ndarray | np.generic):
         if jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
-            data = writer.add(jax.random.key_data(node))
-            return {"kind": "key", "implementation": str(jax.random.key_impl(node)), **data}
+            key = jnp.asarray(node)
+            data = writer.add(jax.random.key_data(key))
+            return {"kind": "key", "implementation": str(jax.random.key_impl(key)), **data}
         if node.dtype.hasobject or node.dtype.kind in "SUMm":
             raise TypeError(f"{path or 'variables'}: an array of dtype {node.dtype} can't be stored; pass numbers")
         return {"kind": "array", **writer.add(node)}
@@ -105,7 +106,8 @@ def _is_static(value: Any) -> bool:
 
 
 def _tensor_kinds(base: type = Tensor) -> dict[str, type]:
-    kinds = {base.__name__: base} if dataclasses.is_dataclass(base) else {}
+    kinds: dict[str, type] = {base.__name__: base} if dataclasses.is_dataclass(base) else {}
+    sub: type
     for sub in base.__subclasses__():
         kinds |= _tensor_kinds(sub)
     return kinds
@@ -124,7 +126,7 @@ def rebuild(node: dict[str, Any], path: str, buffers: dict[str, np.ndarray]) -> 
     if kind == "array":
         return _on_device(_array(node, path, buffers))
     if kind == "key":
-        return jax.random.wrap_key_data(_array(node, path, buffers), impl=node["implementation"])
+        return jax.random.wrap_key_data(jnp.asarray(_array(node, path, buffers)), impl=node["implementation"])
     kinds = _tensor_kinds()
     if kind not in kinds:
         raise ValueError(f"{path}: kind {kind!r} is unknown; this version knows {', '.join(sorted(kinds))}")

@@ -23,6 +23,7 @@ class Message:
 KINDS = {
     "skipped": "a leaf that the method left alone",
     "no site": "a leaf with a matrix in it that feeds no dot, convolution or gather as it is",
+    "derived": "a site whose weight is computed from leaves before use; compressed ones are densified there if need be",
     "densified": "a compressed tensor that was turned into a float array at a use",
     "float": "a site that a rule left in float",
     "assumed": "something that was assumed because nobody said it",

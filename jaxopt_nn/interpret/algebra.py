@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxopt_nn.interpret import jaxprs, tags
 from jaxopt_nn.tensors.base import is_compressed
+from jaxopt_nn.tensors.qtensor import QTensor
 
 Result = Any  # an array, a compressed tensor, a list of these, or NotImplemented
 
@@ -148,6 +149,9 @@ def apply(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
     name = eqn.primitive.name
     if name in jaxprs.SITE_PRIMITIVES:
         out = site(eqn, operands)
+    elif name == "concatenate":
+        together = all(isinstance(t, QTensor) for t in operands)
+        out = QTensor.concatenate(operands, eqn.params["dimension"]) if together else NotImplemented
     elif name == "optimization_barrier":
         return list(jax.lax.optimization_barrier(list(operands)))
     elif name == "device_put":

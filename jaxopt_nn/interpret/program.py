@@ -121,7 +121,7 @@ def _model_info(found: Analysis, shapes: dict[str, Any], report: Report) -> Mode
                 messages.append(Message("note", site.name, f"uses the axes as {site.roles}; {site.leaf} keeps {known}"))
         elif site.derived:
             messages.append(
-                Message("densified", site.name, f"the weight is computed from {', '.join(site.leaves)} before use")
+                Message("derived", site.name, f"the weight is computed from {', '.join(site.leaves)} before use")
             )
             for path in site.leaves:
                 if len(shapes[path].shape) >= 2:

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact, versions
-from jaxopt_nn.coding.structure import check_storable
 from jaxopt_nn.core.combine import chain, frozen
 from jaxopt_nn.core.model import ModelInfo
-from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.core.report import Report
 from jaxopt_nn.core.transform import State, Transform, explain
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
 from jaxopt_nn.pipeline import measure, report
+from jaxopt_nn.pipeline.checks import check_logits, check_variables
 from jaxopt_nn.pipeline.data import Data
 from jaxopt_nn.pipeline.evaluate import evaluator
 from jaxopt_nn.pipeline.recipe import Recipe, Stage, check_recipe
 from jaxopt_nn.pipeline.train import Trainer
-from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.prepare import prepare
 
 PyTree = Any
@@ -125,8 +120,9 @@ class Compressor:
             Trainer(apply, method, stage, batch_size=batch_size, frozen=frozen)
             for method, stage in zip(self._methods, self.recipe, strict=True)
         ]
-        self._networks = [rewrite(apply, stage.rule or ()) for stage in self.recipe]
-        self._evaluators = [evaluator(network) for network in (apply, *self._networks)]
+        self._rewritten = [rewrite(apply, stage.rule or ()) for stage in self.recipe]
+        self._networks: list[Callable[..., Any]] = [apply, *self._rewritten]  # the baseline first, as in `forms`
+        self._evaluators = [evaluator(network) for network in self._networks]
 
     def __call__(
         self,
@@ -143,23 +139,8 @@ class Compressor:
         info = inspect(self._apply, variables, data.example)
         for method in self._methods:  # what is wrong with a recipe shows before any training
             jax.eval_shape(lambda v, method=method: method.init(v, info), variables)
-
-        size = measure.Size.of(variables)
-        baseline = self._evaluators[0](variables, *data.test)
-        rows = [measure.row("baseline", baseline, variables, variables, size)]
-        prepared, remarks = [variables], info.report.of("no site", "constant", "opaque")
-        params, states = variables, ()
-        for k, stage in enumerate(self.recipe):
-            params, states = self._train(k, params, states, info, data, jax.random.fold_in(jax.random.key(seed), k))
-            stored = self._methods[k].pack(params, _joined(states))
-            prepared.append(prepare(stored))
-            found = self._evaluators[k + 1](prepared[-1], *data.test)
-            rows.append(measure.row(stage.name, found, stored, prepared[-1], size))
-            remarks = remarks + self._networks[k].explain(prepared[-1], data.example)
-        if latency:
-            timed = measure.latencies([self._apply, *self._networks], prepared, data.test[0], BATCHES)
-            rows = [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
-
+        params, state, forms = self._trained(variables, info, data, jax.random.key(seed))
+        rows = self._measured(forms, data, latency)
         made = {
             "schema": report.SCHEMA,
             "config": {"stages": described(self.recipe)} if config is None else dict(config),
@@ -170,9 +151,9 @@ class Compressor:
             "baseline": rows[0],
             "stages": rows[1:],
             "artifact": None,
-            "skipped": _skipped(explain(self._methods[-1], variables, info) + remarks),
+            "skipped": self._skipped(forms, info, data),
         }
-        return Result(stored, self._networks[-1], params, _joined(states), made)
+        return Result(forms[-1].stored, self._rewritten[-1], params, state, made)
 
     def ship(self, result: Result, data: Data, workdir: str | os.PathLike[str]) -> None:
         """Writes the artifact, reads it back and evaluates what was read, then writes the report, with both in it."""
@@ -192,14 +173,37 @@ class Compressor:
         }  # fmt: skip
         report.write(result.report, directory)
 
-    def _train(
-        self, k: int, params: PyTree, states: tuple[State, ...], info: ModelInfo, data: Data, key: jax.Array
-    ) -> tuple[PyTree, tuple[State, ...]]:
-        """Parameters and the states of the transforms 0 to ``k`` after stage ``k``."""
-        seen = self._methods[k - 1].view(params, _joined(states)) if k else params
-        states = (*states, self.recipe[k].transform.init(seen, info))
-        params, state = self._trainers[k](params, _joined(states), data.train, key)
-        return params, _split(state, k + 1)
+    def _trained(
+        self, variables: PyTree, info: ModelInfo, data: Data, key: jax.Array
+    ) -> tuple[PyTree, State, list[measure.Form]]:
+        """Parameters and state after all stages, and the form of the network after each, the baseline first."""
+        params, seen = variables, variables
+        states: tuple[State, ...] = ()
+        forms = [measure.Form("baseline", variables, variables)]
+        for k, (stage, method) in enumerate(zip(self.recipe, self._methods, strict=True)):
+            states = (*states, stage.transform.init(seen, info))
+            params, state = self._trainers[k](params, _joined(states), data.train, jax.random.fold_in(key, k))
+            seen, states = method.view(params, state), _parts(state, k + 1)
+            stored = method.pack(params, state)
+            forms.append(measure.Form(stage.name, stored, prepare(stored)))
+        return params, state, forms
+
+    def _measured(self, forms: Sequence[measure.Form], data: Data, latency: bool) -> list[dict[str, Any]]:
+        found = [evaluate(form.prepared, *data.test) for evaluate, form in zip(self._evaluators, forms, strict=True)]
+        rows = [measure.row(form, each, forms[0]) for form, each in zip(forms, found, strict=True)]
+        if not latency:
+            return rows
+        timed = measure.latencies(self._networks, [form.prepared for form in forms], data.test[0], BATCHES)
+        return [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
+
+    def _skipped(self, forms: Sequence[measure.Form], info: ModelInfo, data: Data) -> list[dict[str, str]]:
+        """Leaves that no stage took, and places where a compressed weight is not used as such."""
+        messages = explain(self._methods[-1], forms[0].stored, info) + info.report.of("no site", "constant", "opaque")
+        for network, form in zip(self._rewritten, forms[1:], strict=True):
+            messages = messages + network.explain(form.prepared, data.example)
+        kinds = ("skipped", "no site", "constant", "opaque", "densified", "float", "derivative")
+        said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages.of(*kinds)]
+        return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
 
 
 def _accumulated(stages: tuple[Stage, ...]) -> Transform:
@@ -214,46 +218,10 @@ def _joined(states: tuple[State, ...]) -> State:
     return State(tuple(s.learnt for s in states), tuple(s.carried for s in states))
 
 
-def _split(state: State, members: int) -> tuple[State, ...]:
+def _parts(state: State, members: int) -> tuple[State, ...]:
     if members == 1:
         return (state,)
     return tuple(State(*parts) for parts in zip(state.learnt, state.carried, strict=True))
-
-
-def check_variables(variables: PyTree) -> PyTree:
-    """The tree with JAX arrays.
-
-    Raises:
-      TypeError: a leaf or node that can't be stored. ValueError: no leaf, a compressed tensor, NaN or Inf; named by path.
-    """
-    check_storable(variables)
-    leaves = leaves_by_path(variables)
-    if not leaves:
-        raise ValueError(
-            "variables holds no array: pass the whole pytree that apply takes, e.g. what model.init returned"
-        )
-    for path, leaf in leaves.items():
-        if is_compressed(leaf):
-            raise ValueError(
-                f"{path}: is a {type(leaf).__name__}; a recipe starts from floats: jaxopt_nn.densify(variables)"
-            )
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
-            bad = int(jnp.sum(~jnp.isfinite(leaf)))
-            raise ValueError(f"{path}: {bad} of {leaf.size} entries are NaN or Inf; find the step that diverged")
-    return jax.tree.map(jnp.asarray, variables)
-
-
-def check_logits(apply: Callable[..., Any], variables: PyTree, data: Data) -> None:
-    """Raises ValueError where ``apply`` gives other than ``[B, classes]`` floats, or a label has no logit."""
-    pair = np.repeat(data.example, 2, axis=0)
-    out = jax.eval_shape(apply, variables, pair)
-    given = f"{out.dtype}{list(out.shape)}" if isinstance(out, jax.ShapeDtypeStruct) else str(jax.tree.structure(out))
-    logits = isinstance(out, jax.ShapeDtypeStruct) and jnp.issubdtype(out.dtype, jnp.floating)
-    if not logits or len(out.shape) != 2 or out.shape[0] != 2:
-        raise ValueError(
-            f"apply gives {given} for 2 inputs; compress needs logits, float [2, classes]: wrap apply so that it returns them"
-        )
-    data.check_labels(out.shape[1])
 
 
 def described(recipe: Recipe) -> list[dict[str, Any]]:
@@ -267,12 +235,3 @@ def described(recipe: Recipe) -> list[dict[str, Any]]:
         }
         for stage in recipe
     ]
-
-
-def _skipped(messages: Report) -> list[dict[str, str]]:
-    """Leaves that no stage took, and places where a compressed weight is not used as such."""
-    kinds = ("skipped", "no site", "constant", "opaque", "densified", "float", "derivative")
-    reasons = {
-        (m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}"): None for m in messages.of(*kinds)
-    }
-    return [{"path": path, "reason": reason} for path, reason in reasons]

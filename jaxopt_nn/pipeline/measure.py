@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,54 +33,55 @@ def _cpu_model() -> str:
     return f"{named[0] if named else platform.processor() or 'unknown'}, {os.cpu_count()} cores"
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Of the float network: ``params``, its entries in inexact leaves; ``float32_bytes``, with these at 4 bytes each."""
+class Form(NamedTuple):
+    """A network after a stage, as it is stored and as it runs."""
 
-    params: int
-    float32_bytes: int
-
-    @classmethod
-    def of(cls, variables: PyTree) -> Size:
-        numbers = _numbers(variables)
-        others = nbytes(variables) - nbytes(numbers)
-        wide = sum(x.size * (8 if jnp.iscomplexobj(x) else 4) for x in numbers)
-        return cls(sum(x.size for x in numbers), wide + others)
+    name: str
+    stored: PyTree
+    prepared: PyTree
 
 
-def _numbers(variables: PyTree) -> list[jax.Array]:
+def row(form: Form, found: Evaluation, baseline: Form) -> dict[str, Any]:
+    """A stage's entry in the report.
+
+    ``params`` and ``nonzero`` count entries of inexact dtype. ``bytes`` are those of the stored form (codes, scales,
+    masks, biases, everything), ``resident_bytes`` those of the prepared one; ``ratio`` is the baseline's float32 bytes
+    over ``bytes``, ``bits_per_weight`` divides by the baseline's parameters.
+    """
+    size = nbytes(form.stored)
+    return {
+        "name": form.name,
+        "accuracy": found.accuracy,
+        "loss": found.loss,
+        "params": _entries(form.prepared),
+        "nonzero": int(_nonzero(form.prepared)),
+        "bytes": size,
+        "resident_bytes": nbytes(form.prepared),
+        "ratio": float32_bytes(baseline.stored) / size,
+        "bits_per_weight": 8 * size / _entries(baseline.stored),
+        "latency_ms": {},
+    }
+
+
+def float32_bytes(variables: PyTree) -> int:
+    """Bytes of a tree with its floats at 4 bytes each, whatever their dtype, and complex numbers at 8."""
+    numbers = _numbers(variables)
+    others = nbytes(variables) - nbytes(numbers)
+    return others + sum(x.size * (8 if jnp.iscomplexobj(x) else 4) for x in numbers)
+
+
+def _numbers(variables: PyTree) -> list[Any]:
     return [x for x in jax.tree.leaves(variables) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
 
-def _counts(tree: PyTree) -> tuple[int, int]:
-    """(entries, entries that are not zero) of the inexact leaves that a tree stands for."""
-    return sum(x.size for x in _numbers(jax.eval_shape(densify, tree))), int(_nonzero(tree))
+def _entries(variables: PyTree) -> int:
+    return sum(x.size for x in _numbers(jax.eval_shape(densify, variables)))
 
 
 @jax.jit
-def _nonzero(tree: PyTree) -> jax.Array:
-    return sum((jnp.count_nonzero(x) for x in _numbers(densify(tree))), jnp.zeros((), jnp.int32))
-
-
-def row(name: str, found: Evaluation, stored: PyTree, prepared: PyTree, baseline: Size) -> dict[str, Any]:
-    """A stage's entry in the report.
-
-    ``bytes`` are those of the stored form (codes, scales, masks, biases, everything), ``resident_bytes`` those of the
-    prepared one; ``ratio`` is the baseline's float32 bytes over ``bytes``, ``bits_per_weight`` divides by its parameters.
-    """
-    size, (params, nonzero) = nbytes(stored), _counts(prepared)
-    return {
-        "name": name,
-        "accuracy": found.accuracy,
-        "loss": found.loss,
-        "params": params,
-        "nonzero": nonzero,
-        "bytes": size,
-        "resident_bytes": nbytes(prepared),
-        "ratio": baseline.float32_bytes / size,
-        "bits_per_weight": 8 * size / baseline.params,
-        "latency_ms": {},
-    }
+def _nonzero(variables: PyTree) -> jax.Array:
+    counts = [jnp.count_nonzero(x) for x in _numbers(densify(variables))]
+    return sum(counts, jnp.zeros((), jnp.int32))
 
 
 def latencies(

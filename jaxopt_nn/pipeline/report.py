@@ -181,10 +181,13 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
 def write(report: dict[str, Any], workdir: Path) -> None:
     """Writes ``accuracy_bytes.png``, ``report.md`` and, last, ``report.json``; each file is whole or not there.
 
+    An older ``report.json`` goes first: where one stands, the other files belong to it.
+
     Raises:
       OSError: the disk is full, or the place can't be written.
     """
     text = json.dumps(report, indent=2, allow_nan=False, default=_plain) + "\n"
+    (workdir / "report.json").unlink(missing_ok=True)
     for name, content in (
         ("accuracy_bytes.png", plot(report)),
         ("report.md", markdown(report).encode()),

@@ -353,6 +353,33 @@ class QTensor(Tensor):
         zero = None if self.zero is None else specs[2]
         return dataclasses.replace(self, codes=specs[0], scale=specs[1], zero=zero)
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[QTensor], axis: int) -> Any:
+        """As ``lax.concatenate``; NotImplemented for tensors of different formats."""
+        wide = [part.with_elementwise(part.elementwise()) for part in parts]
+        formats = {(t.bits, t.signed, t.float_dtype, t.rounding, t.zero is None, t.scale.dtype.name) for t in wide}
+        if len(formats) != 1:
+            return NotImplemented
+
+        def joined(params: Sequence[Array]) -> Array | None:
+            shapes = [
+                [n if a == axis else d for a, d in enumerate(p.shape)]
+                for p, t in zip(params, wide)
+                for n in [t.shape[axis]]
+            ]
+            like = [max(dims) for dims in zip(*shapes)]
+            if any(n not in (1, m) for dims in shapes for a, (n, m) in enumerate(zip(dims, like)) if a != axis):
+                return None
+            targets = [[dims[axis] if a == axis else m for a, m in enumerate(like)] for dims in shapes]
+            return lax.concatenate([affine.expand_groups(p, t) for p, t in zip(params, targets)], axis)
+
+        scale = joined([t.scale for t in wide])
+        zero = None if wide[0].zero is None else joined([t.zero for t in wide])  # type: ignore[misc]
+        if scale is None or (wide[0].zero is not None and zero is None):
+            return NotImplemented
+        codes = lax.concatenate([t.codes for t in wide], axis)
+        return dataclasses.replace(wide[0], codes=codes, scale=scale, zero=zero)
+
     # -- arithmetic ----------------------------------------------------------------------------------------------------
 
     def dot_general(

@@ -78,11 +78,11 @@ def test_macs_count_loop_iterations():
     assert info.sites[0].stack == (3,)
 
 
-def test_a_derived_weight_is_a_site_and_listed_as_densified():
+def test_a_derived_weight_is_a_site_and_listed():
     info = inspect(lambda v, x: x @ (v["w"] * v["g"][None, :]), {"w": jnp.ones((8, 5)), "g": jnp.ones(5)}, X)
     (site,) = info.sites
     assert site.derived and site.leaf == "w" and site.leaves == ("w", "g")
-    assert [m.kind for m in info.report] == ["densified"]
+    assert [m.kind for m in info.report] == ["derived"]
     assert info.coverage == 1.0
 
 

@@ -63,7 +63,7 @@ def while_loop() -> Parts:
     def apply(variables: PyTree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         def unsettled(state: tuple) -> jax.Array:
             count, x, _ = state
-            return (count < 6) & (jnp.abs(x @ variables["halt"]).max() > 0.5)
+            return (count < 6) & (jnp.abs(x @ variables["halt"]).max() > 0.7)
 
         def body(state: tuple) -> tuple:
             count, x, carried = state

@@ -1,0 +1,61 @@
+"""What a network must be for the pipeline, said before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.coding.structure import check_storable
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.tensors.base import is_compressed
+
+PyTree = Any
+
+
+def check_variables(variables: PyTree) -> PyTree:
+    """The tree with JAX arrays.
+
+    Raises:
+      TypeError: a leaf or node that can't be stored. ValueError: no leaf, a compressed tensor, NaN or Inf; named by path.
+    """
+    check_storable(variables)
+    leaves = leaves_by_path(variables)
+    if not leaves:
+        raise ValueError(
+            "variables holds no array: pass the whole pytree that apply takes, e.g. what model.init returned"
+        )
+    for path, leaf in leaves.items():
+        if is_compressed(leaf):
+            raise ValueError(
+                f"{path}: is a {type(leaf).__name__}; a recipe starts from floats: jaxopt_nn.densify(variables)"
+            )
+    numbers = {path: leaf for path, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    for path, bad in jax.device_get(_not_finite(numbers)).items():
+        if bad:
+            raise ValueError(
+                f"{path}: {bad} of {numbers[path].size} entries are NaN or Inf; find the training step that diverged"
+            )
+    return jax.tree.map(jnp.asarray, variables)
+
+
+@jax.jit
+def _not_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {path: jnp.sum(~jnp.isfinite(leaf)) for path, leaf in leaves.items()}
+
+
+def check_logits(apply: Callable[..., Any], variables: PyTree, data: Data) -> None:
+    """Raises ValueError where ``apply`` gives other than ``[B, classes]`` floats, or a label has no logit."""
+    pair = np.repeat(data.example, 2, axis=0)
+    out = jax.eval_shape(apply, variables, pair)
+    given = f"{out.dtype}{list(out.shape)}" if isinstance(out, jax.ShapeDtypeStruct) else str(jax.tree.structure(out))
+    logits = isinstance(out, jax.ShapeDtypeStruct) and jnp.issubdtype(out.dtype, jnp.floating)
+    if not logits or len(out.shape) != 2 or out.shape[0] != 2:
+        raise ValueError(
+            f"apply gives {given} for 2 inputs; compress needs logits, float [2, classes]: wrap apply so that it returns them"
+        )
+    data.check_labels(out.shape[1])
