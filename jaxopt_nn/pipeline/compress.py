@@ -177,16 +177,17 @@ class Compressor:
         self, variables: PyTree, info: ModelInfo, data: Data, key: jax.Array
     ) -> tuple[PyTree, State, list[measure.Form]]:
         """Parameters and state after all stages, and the form of the network after each, the baseline first."""
-        params, seen = variables, variables
+        params = variables
         states: tuple[State, ...] = ()
         forms = [measure.Form("baseline", variables, variables)]
-        for k, (stage, method) in enumerate(zip(self.recipe, self._methods, strict=True)):
+        for k, stage in enumerate(self.recipe):
+            seen = self._methods[k - 1].view(params, _joined(states)) if k else params
             states = (*states, stage.transform.init(seen, info))
             params, state = self._trainers[k](params, _joined(states), data.train, jax.random.fold_in(key, k))
-            seen, states = method.view(params, state), _parts(state, k + 1)
-            stored = method.pack(params, state)
+            states = _parts(state, k + 1)
+            stored = self._methods[k].pack(params, state)
             forms.append(measure.Form(stage.name, stored, prepare(stored)))
-        return params, state, forms
+        return params, _joined(states), forms
 
     def _measured(self, forms: Sequence[measure.Form], data: Data, latency: bool) -> list[dict[str, Any]]:
         found = [evaluate(form.prepared, *data.test) for evaluate, form in zip(self._evaluators, forms, strict=True)]

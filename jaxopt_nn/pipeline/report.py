@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
@@ -79,8 +80,12 @@ def markdown(report: dict[str, Any]) -> str:
     parts += [
         "- bytes: everything stored; resident: the form that the backend runs; ratio: the baseline's float32 bytes over",
         "  bytes; bits/weight: over the baseline's parameters; ms at n: median latency of a batch of n",
-        "", "![accuracy against bytes](accuracy_bytes.png)", "",
-    ]  # fmt: skip
+        "",
+        "![accuracy against bytes](accuracy_bytes.png)"
+        if has_matplotlib()
+        else "No plot: matplotlib is not installed.",
+        "",
+    ]
     if report["skipped"]:
         listed = [[s["path"], s["reason"]] for s in report["skipped"]]
         parts += ["## Left alone, or not used as packed", "", *_markdown_table(["path", "reason"], listed), ""]
@@ -91,6 +96,10 @@ def _markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> li
     lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, *cells)]
     bars = ["| " + " | ".join(line) + " |" for line in lines]
     return [bars[0], "|" + "|".join(" --- " for _ in header) + "|", *bars[1:]]
+
+
+def has_matplotlib() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def plot(report: dict[str, Any]) -> bytes:
@@ -188,11 +197,10 @@ def write(report: dict[str, Any], workdir: Path) -> None:
     """
     text = json.dumps(report, indent=2, allow_nan=False, default=_plain) + "\n"
     (workdir / "report.json").unlink(missing_ok=True)
-    for name, content in (
-        ("accuracy_bytes.png", plot(report)),
-        ("report.md", markdown(report).encode()),
-        ("report.json", text.encode()),
-    ):
+    files = {"report.md": markdown(report).encode(), "report.json": text.encode()}
+    if has_matplotlib():
+        files = {"accuracy_bytes.png": plot(report), **files}
+    for name, content in files.items():
         write_file(workdir / name, content)
 
 
