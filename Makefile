@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 
 # Prints the interpreter: PYTHON, or pyenv's copy of that version where PYTHON is a shim that doesn't run.
 USABLE := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
-FIND_PYTHON = for python in "$(PYTHON)" "$$HOME"/.pyenv/versions/$(PYTHON:python%=%)[.-]*/bin/$(PYTHON); do \
+FIND_PYTHON = for python in "$(PYTHON)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$(PYTHON:python%=%)[.-]*/bin/$(PYTHON); do \
 	"$$python" -c "$(USABLE)" >/dev/null 2>&1 && echo "$$python" && exit 0; done; \
 	echo "PYTHON=$(PYTHON) cannot be used ($$("$(PYTHON)" --version 2>&1 | head -n 1)): Python 3.11 or newer that" \
 	"runs and has venv and ensurepip is needed; pass PYTHON=/path/to/python3.11" >&2; exit 1

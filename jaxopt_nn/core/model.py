@@ -34,6 +34,10 @@ def assumed_roles(ndim: int) -> Roles:
     return Roles((), tuple(range(ndim - 1)), (ndim - 1,)) if ndim else Roles()
 
 
+def _outside(lhs: Any, rhs: Any) -> Any:
+    raise TypeError("a site runs inside a rewritten model only; inspect() gives its description")
+
+
 @dataclasses.dataclass(frozen=True)
 class Site:
     """A dot, convolution or gather of the traced function.
@@ -67,7 +71,7 @@ class Site:
     stack: tuple[int, ...]
     macs: int
     params: Mapping[str, Any] = dataclasses.field(repr=False, default_factory=dict)
-    run: Callable[..., Any] | None = dataclasses.field(repr=False, compare=False, default=None)
+    run: Callable[..., Any] = dataclasses.field(repr=False, compare=False, default=_outside)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,9 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model. ``ModelInfo()`` knows nothing: then roles are assumed, and the report says so.
+    """What is known of a model, as data for methods.
+
+    ``ModelInfo()`` knows nothing: then roles are assumed, and the report says so.
 
     Attributes:
       roles: ``{path: Roles}``, static, from ``inspect``.
@@ -128,7 +134,7 @@ class ModelInfo:
         return dataclasses.replace(self, stats=dict(stats))
 
     def __str__(self) -> str:
-        rows = [("site", "kind", "operands", "stack", "in", "out", "MACs")]
+        rows: list[tuple[str, ...]] = [("site", "kind", "operands", "stack", "in", "out", "MACs")]
         for s in self.sites:
             r = s.roles or Roles()
             axes = [" ".join(map(str, a)) or "-" for a in (r.stack, r.input, r.output)]

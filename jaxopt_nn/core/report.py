@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One remark. ``kind`` is one of ``KINDS``; ``path`` names a leaf or a site; ``reason`` is a full clause."""
+    """One remark on a leaf or a site: its kind (of ``KINDS``), its path or name, the reason as a full clause."""
 
     kind: str
     path: str

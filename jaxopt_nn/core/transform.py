@@ -120,7 +120,7 @@ def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
     if is_compressed(leaf):
         return "is a compressed tensor already"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return f"dtype {np.dtype(leaf.dtype).name} is not real floating point"
+        return f"dtype {leaf.dtype} is not real floating point"
     if 0 in leaf.shape:
         return f"shape {tuple(leaf.shape)} holds no entry"
     if not info.leaves and not info.roles:

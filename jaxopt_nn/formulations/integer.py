@@ -43,14 +43,13 @@ def quantize_rows(x: jax.Array, axes: Sequence[int], bits: int = 8) -> tuple[jax
 
 
 def _signed(weight: QTensor) -> tuple[jax.Array, jax.Array | None]:
-    """The codes as int8 in logical axis order, and the zero points (float32) that go with them."""
+    """The codes as int8 in the weight's axis order, and the zero points that go with them: int32, or float32 fractions."""
     codes, zero = weight.elementwise(), weight.zero
-    zero = None if zero is None else zero.astype(jnp.float32)
-    if codes.dtype == jnp.uint8:
-        if weight.bits < 8:
-            return codes.astype(jnp.int8), zero
-        shifted = (codes.astype(jnp.int16) - 128).astype(jnp.int8)
-        return shifted, (jnp.zeros_like(weight.scale) if zero is None else zero) - 128
+    if zero is not None:
+        zero = zero.astype(jnp.int32 if jnp.issubdtype(zero.dtype, jnp.integer) else jnp.float32)
+    if codes.dtype == jnp.uint8 and weight.bits == 8:
+        codes = (codes.astype(jnp.int16) - 128).astype(jnp.int8)
+        zero = (jnp.zeros(weight.scale.shape, jnp.int32) if zero is None else zero) - 128
     return codes.astype(jnp.int8), zero
 
 
@@ -106,16 +105,10 @@ def dot(lhs: Any, rhs: Any, dims: Dims, a_bits: int = 8) -> Any:
         None if p is None else jnp.expand_dims(jnp.moveaxis(_whole_groups(p, axis, count), axis, 0), axis + 1)
     )
     x_scales = jnp.broadcast_to(jnp.expand_dims(x_scale, 0), (count, *x_scale.shape))
-    total = _scaled_dot(
-        _grouped(codes, axis, count),
-        spread(weight.scale),
-        spread(zero),
-        _grouped(x_codes, x_axis, count),
-        x_scales,
-        inner,
-        side,
-    )
-    return NotImplemented if total is NotImplemented else total.sum(0)
+    grouped_x = _grouped(x_codes, x_axis, count)
+    return _scaled_dot(
+        _grouped(codes, axis, count), spread(weight.scale), spread(zero), grouped_x, x_scales, inner, side
+    ).sum(0)
 
 
 def _whole_groups(param: jax.Array, axis: int, count: int) -> jax.Array:
@@ -124,42 +117,46 @@ def _whole_groups(param: jax.Array, axis: int, count: int) -> jax.Array:
 
 def _scaled_dot(
     codes: jax.Array,
-    scale: jax.Array,
+    scale: Any,
     zero: jax.Array | None,
     x_codes: jax.Array,
     x_scale: jax.Array,
     dims: Dims,
     side: int,
-) -> Any:
+) -> jax.Array:
+    target = tuple(n if i not in dims[0][side] else 1 for i, n in enumerate(codes.shape))
     acc = _int_dot(codes, x_codes, dims, side)
-    full = lambda p: affine.expand_groups(
-        p, tuple(n if i not in dims[0][side] else 1 for i, n in enumerate(codes.shape))
-    )
+    lay = lambda p, at: _to_output(p, at, dims, acc.ndim)
     if zero is not None:
-        sums = jnp.sum(x_codes.astype(jnp.int32), axis=tuple(dims[0][1 - side]), keepdims=True).astype(jnp.float32)
-        acc = acc - _to_output(sums, 1 - side, dims, acc.ndim) * _to_output(full(zero), side, dims, acc.ndim)
-    return acc * _to_output(x_scale, 1 - side, dims, acc.ndim) * _to_output(full(scale), side, dims, acc.ndim)
+        sums = jnp.sum(x_codes, axis=tuple(dims[0][1 - side]), keepdims=True, dtype=jnp.int32)
+        # in int32 a large zero point cancels exactly; the float path is for fractions and for sums beyond int32
+        exact = acc.dtype == jnp.int32 and zero.dtype == jnp.int32 and _length(codes, dims, side) <= LONGEST // 2
+        kind = jnp.int32 if exact else jnp.float32
+        spread = affine.expand_groups(zero.astype(kind), target)
+        acc = acc.astype(kind) - lay(sums.astype(kind), 1 - side) * lay(spread, side)
+    return acc.astype(jnp.float32) * lay(x_scale, 1 - side) * lay(affine.expand_groups(scale, target), side)
+
+
+def _length(codes: jax.Array, dims: Dims, side: int) -> int:
+    return math.prod(codes.shape[i] for i in dims[0][side])
 
 
 def _int_dot(codes: jax.Array, x_codes: jax.Array, dims: Dims, side: int) -> jax.Array:
-    """The integer sum as float32, in pieces where the contraction is longer than int32 allows."""
+    """The integer sum: int32, or float32 in pieces where the contraction is longer than int32 allows."""
     contracting = dims[0][side]
-    length = math.prod(codes.shape[i] for i in contracting)
-    operands = (x_codes, codes) if side else (codes, x_codes)
+    length = _length(codes, dims, side)
+    lhs, rhs = (x_codes, codes) if side else (codes, x_codes)
     if length <= LONGEST:
-        return lax.dot_general(*operands, dims, preferred_element_type=jnp.int32).astype(jnp.float32)
+        return lax.dot_general(lhs, rhs, dims, preferred_element_type=jnp.int32)
     at = max(range(len(contracting)), key=lambda k: codes.shape[contracting[k]])
-    axes = (dims[0][0][at], dims[0][1][at])
     size = codes.shape[contracting[at]]
     step = max(1, LONGEST * size // length)
-    pieces = [
-        lax.dot_general(
-            *(lax.slice_in_dim(x, i, min(i + step, size), axis=a) for x, a in zip(operands, axes, strict=True)),
-            dims, preferred_element_type=jnp.int32,
-        ).astype(jnp.float32)
-        for i in range(0, size, step)
-    ]  # fmt: skip
-    return sum(pieces[1:], pieces[0])
+    total: Any = 0.0
+    for i in range(0, size, step):
+        part = lambda x, axis, i=i: lax.slice_in_dim(x, i, min(i + step, size), axis=axis)
+        left, right = part(lhs, dims[0][0][at]), part(rhs, dims[0][1][at])
+        total += lax.dot_general(left, right, dims, preferred_element_type=jnp.int32).astype(jnp.float32)
+    return total
 
 
 def conv(x: Any, kernel: QTensor, params: Any, a_bits: int = 8) -> Any:

@@ -52,7 +52,7 @@ def _sharding_constraint(t: Any, params: Any, rest: Sequence[Any], aval: Any) ->
     sharding = params["sharding"]
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return NotImplemented
-    specs = t.spec(sharding.spec)
+    specs = t.spec(sharding.spec, sharding.mesh)
     if specs is NotImplemented:
         return NotImplemented
     place = lambda x, s: jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(sharding.mesh, s))

@@ -66,15 +66,25 @@ def _jit(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: Sta
     traced = _Traced(run, operands)
     params = dict(eqn.params)
     params["jaxpr"] = traced.jaxpr if traced.consts else ev.shared(body.jaxpr, traced.jaxpr)
+    for x, sharding in zip(operands, params["in_shardings"], strict=True):
+        if (
+            is_compressed(x)
+            and isinstance(sharding, jax.sharding.NamedSharding)
+            and _child_shardings(x, sharding) is None
+        ):
+            where = f"@{eqn.source_info.name_stack}"
+            ev.recorder.add(
+                "note", where, f"{type(x).__name__} {list(x.shape)} can't follow {sharding.spec}: left to the compiler"
+            )
     spread = functools.partial(_spread, operands, len(traced.consts))
     unspecified = jaxprs.unspecified_sharding()
     params["in_shardings"] = spread(params["in_shardings"], unspecified, _child_shardings)
     params["in_layouts"] = spread(params["in_layouts"], None)
     params["donated_invars"] = spread(params["donated_invars"], False)
     n_outs = len(jaxprs.opened(traced.jaxpr).jaxpr.outvars)
-    outs_like = jax.tree.unflatten(traced.tree, [None] * n_outs)[0]
+    outs_like = jax.tree.unflatten(traced.tree, range(n_outs))[0]
     out_spread = functools.partial(_spread, outs_like, 0)
-    shardings = out_spread(params["out_shardings"], unspecified, _child_shardings)
+    shardings = out_spread(params["out_shardings"], unspecified)
     layouts = out_spread(params["out_layouts"], None)
     params["out_shardings"] = (*shardings, *[unspecified] * (n_outs - len(shardings)))
     params["out_layouts"] = (*layouts, *[None] * (n_outs - len(layouts)))
@@ -83,9 +93,9 @@ def _jit(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: Sta
 
 
 def _child_shardings(tensor: Any, sharding: Any) -> list[Any] | None:
-    if not isinstance(sharding, jax.sharding.NamedSharding) or jax.tree.leaves(tensor)[:1] == [None]:
+    if not isinstance(sharding, jax.sharding.NamedSharding):
         return None
-    specs = tensor.spec(sharding.spec)
+    specs = tensor.spec(sharding.spec, sharding.mesh)
     if specs is NotImplemented:
         return None
     leaves = jax.tree.leaves(specs, is_leaf=lambda s: isinstance(s, PartitionSpec))
@@ -99,7 +109,7 @@ def _spread(
     out = [default] * n_consts
     for value, entry in zip(values, given, strict=True):
         if is_compressed(value):
-            out += (split and split(value, entry)) or [default] * jax.tree.structure(value).num_leaves
+            out += (split and split(value, entry)) or [default] * len(jax.tree.leaves(value))
         else:
             out.append(entry)
     return tuple(out)
@@ -277,7 +287,7 @@ def _sharded(ev: Evaluator, eqn: Any, operands: Sequence[Any]) -> tuple[list[Any
         children = NotImplemented
         if is_compressed(x):
             x = x.expand()
-            children = x.spec(spec) if is_compressed(x) else NotImplemented
+            children = x.spec(spec, eqn.params["mesh"]) if is_compressed(x) else NotImplemented
             if children is NotImplemented:
                 (x,) = _dense(ev, [x], eqn, "shards it along an axis that its format does not follow")
         values.append(x)

@@ -111,7 +111,8 @@ def reshaped_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int
     pieces: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):
-        left, right = [], []
+        left: list[int] = []
+        right: list[int] = []
         a = b = 1
         while True:
             if a <= b and i < len(old) and (a < b or not left):

@@ -18,6 +18,7 @@ from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.formulations import integer
 from jaxopt_nn.numerics import affine
+from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.qtensor import QTensor
 
 
@@ -37,9 +38,11 @@ def arithmetic(name: str) -> Rule:
     w_bits, a_bits = widths
 
     def apply(site: Site, state: State, lhs: Any, rhs: Any) -> Any:
+        if site.weight is None:
+            return NotImplemented
         operands = (lhs, rhs)
-        weight = operands[site.weight] if site.weight is not None else None
-        weight = weight.expand() if weight is not None and hasattr(weight, "expand") else weight
+        weight = operands[site.weight]
+        weight = weight.expand() if is_compressed(weight) else weight
         if not isinstance(weight, QTensor) or weight.bits > w_bits:
             return NotImplemented
         if site.kind == "gather" or a_bits > 8:
@@ -47,8 +50,8 @@ def arithmetic(name: str) -> Rule:
         if not jnp.issubdtype(operands[1 - site.weight].dtype, jnp.floating):
             return NotImplemented
         if site.kind == "dot":
-            pair = (lhs, weight) if site.weight == 1 else (weight, rhs)
-            out = integer.dot(*pair, site.params["dimension_numbers"], a_bits)
+            left, right = (lhs, weight) if site.weight == 1 else (weight, rhs)
+            out = integer.dot(left, right, site.params["dimension_numbers"], a_bits)
         elif site.weight == 1:
             out = integer.conv(lhs, weight, site.params, a_bits)
         else:

@@ -141,9 +141,7 @@ def dequantize(codes: Array, scale: ArrayLike, zero: ArrayLike | None, dtype: DT
     return (value * expand_groups(jnp.asarray(scale, jnp.float32), codes.shape)).astype(dtype)
 
 
-def fake_quant(
-    x: Array, scale: ArrayLike, zero: ArrayLike | None, qmin: int, qmax: int, ste: str = "clip"
-) -> Array:
+def fake_quant(x: Array, scale: ArrayLike, zero: ArrayLike | None, qmin: int, qmax: int, ste: str = "clip") -> Array:
     """``dequantize(quantize(x))``, to the bit, in x's dtype, with a straight-through derivative.
 
     Write ``v = x / s`` and ``c = clip(round(v) + z, qmin, qmax) - z``, so ``y = s c``. With the derivative of ``round``

@@ -199,11 +199,11 @@ class Compressor:
 
     def _skipped(self, forms: Sequence[measure.Form], info: ModelInfo, data: Data) -> list[dict[str, str]]:
         """Leaves that no stage took, and places where a compressed weight is not used as such."""
-        messages = explain(self._methods[-1], forms[0].stored, info) + info.report.of("no site", "constant", "opaque")
+        messages = explain(self._methods[-1], forms[0].stored, info) + info.report
         for network, form in zip(self._rewritten, forms[1:], strict=True):
             messages = messages + network.explain(form.prepared, data.example)
-        kinds = ("skipped", "no site", "constant", "opaque", "densified", "float", "derivative")
-        said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages.of(*kinds)]
+        kept = [m for m in messages if m.kind not in ("assumed", "note")]
+        said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in kept]
         return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
 
 

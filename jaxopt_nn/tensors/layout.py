@@ -54,10 +54,12 @@ def _runs(groups: Sequence[int], sizes: Sequence[int]) -> int | None:
 
 
 def packing_axis(shape: Sequence[int], bits: int, stack: Sequence[int] = ()) -> int | None:
-    """The axis outside ``stack`` along which codes pack into the fewest bytes, the first of equals; None if none is."""
+    """The axis outside ``stack`` along which codes pack into the fewest bytes, the first of equals; None if none is.
+
+    ``shape`` holds no 0.
+    """
     free = [a for a in range(len(shape)) if a not in [s % len(shape) for s in stack]]
-    cost = lambda a: math.prod(shape[:a] + shape[a + 1 :]) * packing.packed_length(shape[a], bits)
-    shape = tuple(shape)
+    cost = lambda a: math.prod(shape) // shape[a] * packing.packed_length(shape[a], bits)
     return min(free, key=cost, default=None)
 
 

@@ -134,7 +134,7 @@ class Masked(Tensor):
         frame = self.frame.cast(dtype)
         return NotImplemented if frame is NotImplemented else dataclasses.replace(self, frame=frame)
 
-    def _layers(self, fn: Callable[[Array], Array]) -> Masked:
+    def _layers(self, fn: Callable[[Array], Any]) -> Masked:
         """``fn`` on every child: all lead with the stack axes."""
         return jax.tree.map(fn, self)
 

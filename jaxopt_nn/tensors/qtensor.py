@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxopt_nn.numerics import affine, packing
-from jaxopt_nn.tensors import layout, products
+from jaxopt_nn.tensors import encode, layout, products
 from jaxopt_nn.tensors.base import Tensor
 
 #: Codes that a TPU stores and reads packed.
@@ -89,8 +89,8 @@ class QTensor(Tensor):
         Raises:
           ValueError: bits outside 1 to 8, no entries, a scale or zero that does not fit, a packed stack axis.
         """
-        scale, zero, axis = _checked(x.shape, scale, zero, bits, signed, stack, axis, name)
-        codes = _encode(x, scale, zero, bits, signed, narrow, axis)
+        scale, zero, axis = encode.checked(x.shape, scale, zero, bits, signed, stack, axis, name)
+        codes = encode.rounded(x, scale, zero, bits, signed, narrow, axis)
         return cls._made(codes, scale, zero, bits, signed, dtype or x.dtype, axis, x.shape)
 
     @classmethod
@@ -108,11 +108,21 @@ class QTensor(Tensor):
         name: str = "weight",
     ) -> QTensor:
         """The stored form of codes that were found elsewhere: integers (of any dtype) within the range of ``bits``."""
-        scale, zero, axis = _checked(codes.shape, scale, zero, bits, signed, stack, axis, name)
-        return cls._made(_stored(codes, bits, signed, axis), scale, zero, bits, signed, dtype, axis, codes.shape)
+        scale, zero, axis = encode.checked(codes.shape, scale, zero, bits, signed, stack, axis, name)
+        return cls._made(encode.stored(codes, bits, signed, axis), scale, zero, bits, signed, dtype, axis, codes.shape)
 
     @classmethod
-    def _made(cls, codes, scale, zero, bits, signed, dtype, axis, shape) -> QTensor:
+    def _made(
+        cls,
+        codes: Array,
+        scale: Array,
+        zero: Array | None,
+        bits: int,
+        signed: bool,
+        dtype: DTypeLike,
+        axis: int | None,
+        shape: tuple[int, ...],
+    ) -> QTensor:
         place = (None, None) if axis is None else (axis - len(shape), shape[axis])
         return cls(codes, scale, zero, bits, signed, jnp.dtype(dtype).name, *place)
 
@@ -160,7 +170,9 @@ class QTensor(Tensor):
         if self.axis is None or self.length is None:
             return self
         place = self._order.index(self.axis % self.codes.ndim)
-        codes = _signed(packing.unpack_bits(self.codes, self.bits, self.length, place), self.bits, self.signed)
+        codes = encode.signed_codes(
+            packing.unpack_bits(self.codes, self.bits, self.length, place), self.bits, self.signed
+        )
         return dataclasses.replace(self, codes=codes, axis=None, length=None)
 
     def prepared(self, platform: str) -> QTensor:
@@ -185,8 +197,8 @@ class QTensor(Tensor):
         """The same tensor with other children; ``order`` and ``axis`` name the new weight's axes from the start."""
         axis = None if axis is None else axis - len(order)
         length = None if axis is None else self.length
-        order = layout.trimmed(order)
-        return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, order=order, axis=axis, length=length)
+        tail = layout.trimmed(order)
+        return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, order=tail, axis=axis, length=length)
 
     def _place(self) -> int | None:
         return None if self.axis is None else self.axis % self.codes.ndim
@@ -289,7 +301,7 @@ class QTensor(Tensor):
         for a in self._order:
             order.extend(range(axis, axis + indices.ndim) if a == axis else [moved(a)])
         if place == axis:
-            codes = _signed(packing.take_bits(self.codes, self.bits, indices, at), self.bits, self.signed)
+            codes = encode.signed_codes(packing.take_bits(self.codes, self.bits, indices, at), self.bits, self.signed)
             place = None
         else:
             codes = jnp.take(self.codes, indices, axis=at, mode="clip")
@@ -322,7 +334,7 @@ class QTensor(Tensor):
         at = wide._order.index(axis)
         codes, length = pick(wide.codes, keep, at), self.length
         if wide is not self:
-            codes, length = _stored(codes, self.bits, self.signed, at), len(keep)
+            codes, length = encode.stored(codes, self.bits, self.signed, at), len(keep)
         return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, length=length)
 
     def spec(self, partition: PartitionSpec, mesh: Any = None) -> Any:
@@ -404,69 +416,3 @@ class QTensor(Tensor):
         codes = wide.codes.transpose([wide._order.index(a) for a in range(wide.ndim)])
         dtype = params.get("preferred_element_type") or jnp.result_type(lhs.dtype, self.dtype)
         return products.weight_conv(codes, self.scale, self.zero, lhs, params, dtype)
-
-
-def _checked(
-    shape: tuple[int, ...],
-    scale: ArrayLike,
-    zero: ArrayLike | None,
-    bits: int,
-    signed: bool,
-    stack: Sequence[int],
-    axis: int | None,
-    name: str,
-) -> tuple[Array, Array | None, int | None]:
-    """Scale and zero as they are stored, and the axis to pack."""
-    if isinstance(bits, bool) or bits not in range(1, 9):
-        raise ValueError(f"{name}: bits={bits}; codes have 1 to 8 bits")
-    if 0 in shape:
-        raise ValueError(f"{name}: shape {shape} holds no entry; leave the leaf as it is")
-    stack = [a % len(shape) for a in stack]
-    axis = layout.packing_axis(shape, bits, stack) if axis is None else axis % len(shape)
-    if axis in stack:
-        raise ValueError(f"{name}: axis {axis} is a stack axis, which scan or vmap slices; pack along another")
-    scale = jnp.asarray(scale)
-    scale = scale if scale.dtype == jnp.bfloat16 else scale.astype(jnp.float32)
-    zero = None if zero is None else _compact(jnp.asarray(zero), bits, signed)
-    params = []
-    for label, param in (("scale", scale), ("zero", zero)):
-        if param is not None:
-            affine.check_groups(param.shape, shape, f"{name}: {label}")
-            full = tuple(n if a in stack else d for a, (d, n) in enumerate(zip(param.shape, shape)))
-            param = param if full == param.shape else affine.expand_groups(param, full)
-        params.append(param)
-    return params[0], params[1], None if bits == 8 else axis
-
-
-def _compact(zero: Array, bits: int, signed: bool) -> Array:
-    """Zero points that are codes in a byte each; others (the half of one bit) in float32."""
-    kind = jnp.int8 if signed else jnp.uint8
-    if jnp.issubdtype(zero.dtype, jnp.integer):
-        return zero.astype(kind)
-    if not isinstance(zero, jax.core.Tracer):
-        qmin, qmax = affine.code_range(bits, signed)
-        value = np.asarray(zero, np.float32)
-        if np.all((value == np.round(value)) & (value >= qmin) & (value <= qmax)):
-            return jnp.asarray(value.astype(kind))
-    return zero.astype(jnp.float32)
-
-
-@partial(jax.jit, static_argnums=(3, 4, 5, 6))
-def _encode(
-    x: Array, scale: Array, zero: Array | None, bits: int, signed: bool, narrow: bool, axis: int | None
-) -> Array:
-    return _stored(affine.quantize(x, scale, zero, *affine.code_range(bits, signed, narrow)), bits, signed, axis)
-
-
-@partial(jax.jit, static_argnums=(1, 2, 3))
-def _stored(codes: Array, bits: int, signed: bool, axis: int | None) -> Array:
-    if axis is None:
-        return codes.astype(jnp.int8 if signed else jnp.uint8)
-    qmin, _ = affine.code_range(bits, signed)
-    return packing.pack_bits((codes.astype(jnp.int32) - qmin).astype(jnp.uint8), bits, axis)
-
-
-def _signed(codes: Array, bits: int, signed: bool) -> Array:
-    """Unpacked bytes as the codes that they stand for."""
-    qmin, _ = affine.code_range(bits, signed)
-    return codes.astype(jnp.int8) + np.int8(qmin) if signed else codes

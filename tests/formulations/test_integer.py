@@ -128,3 +128,14 @@ def test_integers_are_what_the_compiler_sees():
     t = tensor(jax.random.normal(jax.random.key(0), (16, 6)), 4, (1, 6))
     text = str(jax.make_jaxpr(lambda x, t: integer.dot(x, t, (((1,), (0,)), ((), ()))))(jnp.ones((2, 16)), t))
     assert "preferred_element_type=int32" in text
+
+
+def test_a_large_zero_point_cancels_exactly():
+    """Codes near 255 with a zero point of 250: the float sum would lose what is left after the cancellation."""
+    n = 2**14
+    codes = np.full((n, 1), 251, np.uint8)
+    t = QTensor.from_codes(jnp.asarray(codes), jnp.ones((1, 1)), jnp.full((1, 1), 250), bits=8, signed=False)
+    x = np.full((1, n), 127, np.float32)
+    x[0, 0] = 1.0
+    out = integer.dot(jnp.asarray(x), t, (((1,), (0,)), ((), ())))
+    assert float(out[0, 0]) == 127.0 * (n - 1) + 1

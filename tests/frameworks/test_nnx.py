@@ -73,18 +73,3 @@ def test_statistics_get_no_gradient(model):
     gradient = jax.grad(lambda part: jnp.sum(apply({**variables, **part}, X) ** 2))(numbers)
     assert not np.any(gradient["norm"]["mean"]) and not np.any(gradient["norm"]["var"])
     assert np.any(gradient["norm"]["scale"]) and np.any(gradient["up"]["kernel"])
-
-
-def test_a_stopped_weight_is_still_a_site():
-    """A layer whose weights are no ``Param`` is compressed like another; only training leaves it alone."""
-
-    class Fixed(flax_nnx.Module):
-        def __init__(self):
-            self.w = flax_nnx.Variable(jnp.ones((5, 2)))
-
-        def __call__(self, x):
-            return x @ self.w[...]
-
-    apply, variables = nnx(Fixed())
-    (site,) = inspect(apply, variables, X).sites
-    assert (site.name, site.derived) == ("w", False)

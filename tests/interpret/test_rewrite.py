@@ -165,3 +165,50 @@ def test_a_custom_derivative_with_a_site_inside_is_reported():
 def test_errors_of_the_model_itself_come_through():
     with pytest.raises(TypeError, match="dot_general"):
         rewrite(mlp)(W, X[:, :3])
+
+
+MESH = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+PLACES = {
+    "inner jit with shardings and donation": lambda v, x: jax.jit(
+        lambda w, x: jnp.tanh(x @ w),
+        in_shardings=(jax.NamedSharding(MESH, jax.P(None, "x")), jax.NamedSharding(MESH, jax.P())),
+        donate_argnums=1,
+    )(v["a"], x),
+    "a leaf handed through an inner jit": lambda v, x: x @ jax.jit(lambda w: w)(v["a"]),
+    "layout inside an inner jit": lambda v, x: x @ jax.jit(lambda w: w.T)(v["a"]),
+    "carried by a loop, untouched": lambda v, x: lax.fori_loop(
+        0, 3, lambda i, c: (c[0], jnp.tanh(c[1] @ c[0])), (v["a"], x)
+    )[1],
+    "carried by a while, untouched": lambda v, x: lax.while_loop(
+        lambda c: c[2] < 3, lambda c: (c[0], jnp.tanh(c[1] @ c[0]), c[2] + 1), (v["a"], x, 0)
+    )[1],
+    "a branch": lambda v, x: lax.cond(x[0, 0] > 0, lambda w: x @ w, lambda w: x @ w.T, v["a"]),
+    "remat": lambda v, x: jax.checkpoint(lambda w, x: jnp.tanh(x @ w))(v["a"], x),
+    "a sharded shard_map": lambda v, x: jax.shard_map(
+        lambda x, w: x @ w, mesh=MESH, in_specs=(jax.P(), jax.P(None, "x")), out_specs=jax.P(None, "x")
+    )(x, v["a"]),
+    "a sharding constraint": lambda v, x: (
+        x @ lax.with_sharding_constraint(v["a"], jax.NamedSharding(MESH, jax.P(None, "x")))
+    ),
+    "a barrier": lambda v, x: x @ lax.optimization_barrier(v["a"]),
+    "split and squeezed": lambda v, x: x @ jnp.split(v["a"].reshape(8, 2, 4), 2, axis=1)[1].squeeze(1),
+    "lookups out of range": lambda v, x: v["a"].at[jnp.array([-20, 3, 30])].get(mode="fill") + x[:3] * 0,
+}
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("place", PLACES)
+def test_packed_weights_go_anywhere_and_stay_packed(place, bits):
+    apply = PLACES[place]
+    new = rewrite(apply)
+    ours = jax.jit(new)(packed(W, bits), X)
+    np.testing.assert_allclose(ours, jax.jit(apply)(viewed(W, bits), X), rtol=2e-5, atol=2e-5)
+    assert not new.explain(packed(W, bits), X)
+    if "lookups" not in place:
+        w8a8 = rewrite(apply, arithmetic("w8a8"))
+        assert not w8a8.explain(packed(W, bits), X) and np.isfinite(w8a8(packed(W, bits), X)).all()
+
+
+def test_gradients_of_activations_flow_through_integer_weights():
+    slope = jax.grad(lambda x: rewrite(mlp)(packed(W), x).sum())(X)
+    np.testing.assert_allclose(slope, jax.grad(lambda x: mlp(viewed(W), x).sum())(X), rtol=1e-4, atol=1e-5)

@@ -75,7 +75,7 @@ def densified(x):
     return x if isinstance(x, jax.Array) else x.densify()
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.sampled_from([(1,), (5, 3), (2, 4, 4)]), st.integers(1, 8), st.floats(0, 1), st.integers(0, 9))
 def test_any_width_and_density(shape, bits, density, seed):
     x, mask = normal(shape, seed), masks(shape, density, seed)
@@ -91,10 +91,10 @@ def test_bytes():
     q = QTensor.quantize(kept, affine.symmetric_params(affine.abs_max(kept, (1, n)), -8, 7), bits=4)
     m = Masked.pack(mask, q)
     assert m.nbytes == n * n // 8 + -(-m.count // 2) + 4 * n
-    assert 8 * m.nbytes / (n * n) < 1.55
+    assert 8 * m.nbytes / (n * n) <= 1.5
     compiled = jax.jit(lambda m, x: x @ m.densify()).lower(m, jnp.ones((1, n))).compile()
     stored = compiled.memory_analysis().argument_size_in_bytes - 4 * n
-    assert 8 * (stored - 4 * n) / (n * n) <= 1.5 * 1.0 and stored <= m.nbytes * 1.02
+    assert stored <= m.nbytes * 1.02
     same(m.densify(), q.densify())
 
 

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxopt_nn.numerics import affine
+from jaxopt_nn.tensors import layout
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.prepare import prepare
 from jaxopt_nn.tensors.qtensor import QTensor
@@ -51,7 +52,7 @@ def make(shape=(6, 8), scale_shape=(1, 8), bits=4, signed=True, zero=False, shri
 SHAPES = [((6, 8), (1, 8)), ((6, 8), (3, 8)), ((6, 8), (6, 2)), ((6, 8), (1, 1)), ((2, 6, 5), (2, 1, 5)), ((9,), (1,))]
 
 
-@settings(max_examples=40)
+@settings(max_examples=16)
 @given(
     st.sampled_from(SHAPES), st.integers(1, 8), st.booleans(), st.sampled_from([False, True]), st.floats(0.2, 1.2),
     st.sampled_from([jnp.float32, jnp.bfloat16]),
@@ -176,7 +177,7 @@ def test_vmap_maps_and_packs(stacked):
     x = normal((3, 6, 8))
     packed = jax.jit(jax.vmap(lambda x, s: QTensor.quantize(x, s, bits=3)))(x, jnp.full((3, 1, 8), 0.2))
     same(packed.densify(), affine.fake_quant(x, jnp.full((3, 1, 8), 0.2), None, -4, 3))
-    assert packed.axis == -2 and packed.codes.shape == (3, 3, 8)
+    assert packed.axis == -1 and packed.codes.shape == (3, 6, 3)
 
 
 def test_jit_grad_and_donation():
@@ -266,57 +267,55 @@ def test_cpu_puts_the_axes_that_share_a_scale_last():
 
 # -- layout --------------------------------------------------------------------------------------------------------------
 
-FORMS = {
-    "stored": lambda q: q,
-    "cpu": lambda q: prepare(q, "cpu"),
-    "tpu": lambda q: prepare(q, "tpu"),
-    "turned": lambda q: q.transpose((1, 0)).transpose((1, 0)) if q.ndim == 2 else q,
-}
 WEIGHTS = {
     "channel": dict(scale_shape=(1, 8)),
-    "groups": dict(scale_shape=(3, 8)),
+    "groups": dict(scale_shape=(3, 8), axis=0),
     "groups of outputs and zero": dict(scale_shape=(6, 2), zero=True, bits=2),
     "tensor, 3 bits": dict(scale_shape=(1, 1), bits=3, axis=1),
-    "bfloat16": dict(scale_shape=(1, 8), dtype=jnp.bfloat16),
+    "bfloat16": dict(scale_shape=(1, 8), dtype=jnp.bfloat16, bits=8),
+}
+FORMS = {
+    "stored": lambda q: q,
+    "turned": lambda q: q.transpose((1, 0)).expand().transpose((1, 0)),
+    "cpu": lambda q: prepare(q, "cpu"),
+    "tpu": lambda q: prepare(q, "tpu"),
+}
+IDS = np.array([[0, 5, 2], [1, 1, 99]])
+LAYOUT = {
+    "transpose": (lambda t: t.transpose((1, 0)), lambda x: x.T),
+    "units": (lambda t: t.reshape((1, 6, 1, 8)), lambda x: x.reshape(1, 6, 1, 8)),
+    "units off": (lambda t: t.reshape((1, 6, 8)).reshape((6, 8)), lambda x: x),
+    "units, turned": (lambda t: t.transpose((1, 0)).reshape((8, 1, 6)), lambda x: x.T.reshape(8, 1, 6)),
+    "slice of columns": (lambda t: t.slice((0, 2), (6, 8)), lambda x: x[:, 2:]),
+    "slice across groups": (lambda t: t.slice((1, 0), (4, 8)), lambda x: x[1:4]),
+    "strides": (lambda t: t.slice((0, 1), (6, 8), (2, 3)), lambda x: x[::2, 1::3]),
+    "slice of a group": (lambda t: t.slice((2, 4), (4, 8)), lambda x: x[2:4, 4:8]),
+    "dynamic rows": (lambda t, i=3: t.dynamic_slice((jnp.int32(i), 0), (2, 8)), lambda x: x[3:5]),
+    "dynamic, clamped": (lambda t: t.dynamic_slice((0, jnp.int32(7)), (6, 3)), lambda x: x[:, 5:]),
+    "split rows": (lambda t: t.split((2, 4), 0)[1], lambda x: x[2:]),
+    "split columns": (lambda t: t.split((3, 1, 4), -1)[1], lambda x: x[:, 3:4]),
+    "index of a row": (lambda t: t.index(jnp.int32(4), 0), lambda x: x[4]),
+    "index of a column": (lambda t: t.index(-2, -1), lambda x: x[:, -2]),
+    "take rows": (lambda t: t.take(IDS, 0), lambda x: np.take(x, IDS, 0, mode="clip")),
+    "take columns": (lambda t: t.take(IDS, -1), lambda x: np.take(x, IDS, 1, mode="clip")),
+    "take one": (lambda t: t.take(3, 1), lambda x: x[:, 3]),
 }
 
 
-@pytest.fixture(params=[(w, f) for w in WEIGHTS for f in FORMS], ids=lambda p: f"{p[0]}-{p[1]}")
-def weight(request):
-    return FORMS[request.param[1]](make((6, 8), **WEIGHTS[request.param[0]]))
-
-
-def test_layout_operations(weight):
-    dense = weight.densify()
-    ops = {
-        "transpose": lambda t: t.transpose((1, 0)),
-        "units": lambda t: t.reshape((1, 6, 1, 8)),
-        "units back": lambda t: t.reshape((1, 6, 8)).reshape((6, 8)),
-        "turned units": lambda t: t.transpose((1, 0)).reshape((8, 1, 6)),
-    }
-    for name, op in ops.items():
-        same(op(weight).densify(), op(dense))
-        same(jax.jit(lambda t, op=op: op(t).densify())(weight), op(dense)), name
-    same(weight.slice((0, 2), (6, 8)).densify(), dense[:, 2:])
-    same(weight.slice((1, 0), (4, 8)).densify(), dense[1:4])
-    same(weight.slice((0, 1), (6, 8), (2, 3)).densify(), dense[::2, 1::3])
-    same(weight.slice((2, 4), (4, 8)).densify(), dense[2:4, 4:8])
-    same(weight.dynamic_slice((jnp.int32(3), 0), (2, 8)).densify(), dense[3:5])
-    same(weight.dynamic_slice((0, jnp.int32(7)), (6, 3)).densify(), dense[:, 5:])
-    for axis, sizes in ((0, (2, 4)), (1, (3, 1, 4))):
-        for part, expected in zip(weight.split(sizes, axis), lax.split(dense, sizes, axis)):
-            same(part.densify(), expected)
-    for axis in (0, -1):
-        same(jax.jit(lambda t, i, axis=axis: t.index(i, axis).densify())(weight, 4), jnp.take(dense, 4, axis=axis))
-        ids = jnp.array([[0, 5, 2], [1, 1, 99]])
-        same(weight.take(ids, axis).densify(), jnp.take(dense, ids, axis=axis, mode="clip"))
-        same(weight.take(jnp.int32(3), axis).densify(), jnp.take(dense, 3, axis=axis))
+@pytest.mark.parametrize(
+    "weight, form", [*((w, "stored") for w in WEIGHTS), *(("groups", f) for f in FORMS), ("bfloat16", "cpu")]
+)
+def test_layout_operations(weight, form):
+    q = FORMS[form](make((6, 8), **WEIGHTS[weight]))
+    dense = np.asarray(q.densify())
+    results = jax.jit(lambda t: {name: op(t).densify() for name, (op, _) in LAYOUT.items()})(q)
+    for name, (_, expected) in LAYOUT.items():
+        same(results[name], expected(dense))
 
 
 def test_stored_bytes_are_read_in_place():
     """Operations across the packed axis leave codes packed."""
-    q = make((6, 8), (1, 8), 3)
-    assert q.axis == -2
+    q = make((6, 8), (1, 8), 3, axis=0)
     for t in (
         q.slice((0, 1), (6, 4)),
         q.take(jnp.array([1, 2]), 1),
@@ -348,18 +347,23 @@ def test_reshape_where_scales_permit(shape, scale_shape, new, possible):
         same(result.densify(), q.densify().reshape(new))
 
 
-@settings(max_examples=40)
+@settings(max_examples=200)
 @given(st.data())
-def test_reshape_never_lies(data):
+def test_reshaped_groups_never_lie(data):
     shape = data.draw(st.sampled_from([(4, 6), (2, 2, 6), (1, 4, 6), (24,), (2, 12)]))
-    divisors = lambda n: [d for d in range(1, n + 1) if n % d == 0]
-    groups = tuple(data.draw(st.sampled_from(divisors(n))) for n in shape)
+    groups = tuple(data.draw(st.sampled_from([d for d in range(1, n + 1) if n % d == 0])) for n in shape)
     new = data.draw(st.sampled_from([(24,), (4, 6), (2, 2, 6), (4, 3, 2), (8, 3), (4, 1, 6), (12, 2)]))
-    scale = np.arange(1, np.prod(groups) + 1, dtype=np.float32).reshape(groups)
-    q = QTensor(np.ones(shape, np.int8), scale, None, 8, True, "float32")
-    result = q.reshape(new)
-    if result is not NotImplemented:
-        same(result.densify(), q.densify().reshape(new))
+
+    def repeat(scale, shape):
+        for axis, n in enumerate(shape):
+            scale = np.repeat(scale, n // scale.shape[axis], axis)
+        return scale
+
+    scale, result = np.arange(np.prod(groups)).reshape(groups), layout.reshaped_groups(groups, shape, new)
+    if result is not None:
+        np.testing.assert_array_equal(repeat(scale.reshape(result), new), repeat(scale, shape).reshape(new))
+    elif all(d in (1, n) for d, n in zip(groups, shape)):
+        assert new not in ((2, 2, 6), (4, 1, 6)) or shape not in ((4, 6), (1, 4, 6))
 
 
 def test_cast_rounds_as_often_as_arrays():
@@ -371,7 +375,6 @@ def test_cast_rounds_as_often_as_arrays():
             t, x = t.cast(dtype), x.astype(dtype)
         assert t.dtype == x.dtype
         same(t.densify(), x)
-    assert q.cast("bfloat16").cast("bfloat16") == q.cast("bfloat16") or True
     assert q.cast("bfloat16").cast("float32").cast("bfloat16").rounding is None
     assert q.cast("bfloat16").cast("float16").cast("float32") is NotImplemented
     assert q.cast(jnp.int32) is NotImplemented

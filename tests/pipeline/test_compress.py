@@ -1,0 +1,324 @@
+"""The whole of it in one call: for Linen, NNX and plain JAX; what is reported is true; bad input is refused early."""
+
+import errno
+import inspect
+import json
+import subprocess
+import sys
+import textwrap
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_nn as jn
+from jaxopt_nn.coding import artifact as artifacts
+from jaxopt_nn.pipeline import report as reports
+from jaxopt_nn.pipeline.compress import Compressor
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((160, 8)).astype(np.float32)
+Y = np.argmax(X[:, :3], 1).astype(np.int32)
+DATA = jn.Data(train=(X[:96], Y[:96]), test=(X[96:], Y[96:]))
+NAMES = {"name", "accuracy", "loss", "params", "nonzero", "bytes", "resident_bytes", "ratio", "bits_per_weight"}
+
+
+def weights(*shape):
+    return jnp.asarray(RNG.standard_normal(shape) / np.sqrt(shape[0]), jnp.float32)
+
+
+VARIABLES = {"up": {"w": weights(8, 32), "b": jnp.zeros(32)}, "down": {"w": weights(32, 3)}, "calls": jnp.zeros(2, jnp.int32)}
+
+
+def apply(variables, x):
+    return jnp.maximum(x @ variables["up"]["w"] + variables["up"]["b"][None], 0) @ variables["down"]["w"]
+
+
+def recipe(**last):
+    return [
+        jn.Stage("clip", jn.clip(-0.5, 0.5)),
+        jn.Stage("prune", jn.prune(sparsity=0.75, allocation=jn.global_budget), epochs=20, learning_rate=1e-2),
+        jn.Stage("quantize", jn.quantize(4), **{"epochs": 5, "rule": jn.arithmetic("w4a8"), **last}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "new" / "workdir"
+    return jn.compress(apply, VARIABLES, recipe(), DATA, workdir=workdir), workdir
+
+
+# -- a user's code, at most 15 lines -----------------------------------------------------------------------------------
+
+
+def with_linen():
+    import flax.linen as nn
+
+    model = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)])
+    variables = model.init(jax.random.key(0), X[:1])
+    network, variables = jn.linen(model, variables)
+    recipe = [
+        jn.Stage("prune", jn.where("**/kernel", jn.prune(sparsity=0.5)), epochs=1),
+        jn.Stage("quantize", jn.where("**/kernel", jn.quantize(4)), epochs=1, rule=jn.arithmetic("w4a8")),
+    ]
+    return jn.compress(network, variables, recipe, DATA, latency=False)
+
+
+def with_nnx():
+    from flax import nnx
+
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(8, 16, rngs=rngs), nnx.BatchNorm(16, rngs=rngs), nnx.Dropout(0.5, rngs=rngs),
+                           nnx.relu, nnx.Linear(16, 3, rngs=rngs))  # fmt: skip
+    model.eval()
+    network, variables = jn.nnx(model)
+    recipe = [jn.Stage("quantize", jn.quantize(8), epochs=1, rule=jn.arithmetic("w8a8"))]
+    return jn.compress(network, variables, recipe, DATA, latency=False)
+
+
+def with_plain_jax():
+    params = [(weights(8, 16), jnp.zeros(16)), (weights(16, 3), jnp.zeros(3))]
+
+    def network(params, x):
+        (w0, b0), (w1, b1) = params
+        return jax.nn.relu(x @ w0 + b0[None]) @ w1 + b1[None]
+
+    recipe = [jn.Stage("quantize", jn.quantize(2), epochs=1)]
+    return jn.compress(network, params, recipe, DATA, latency=False)
+
+
+@pytest.mark.parametrize(
+    ("user", "ratio", "left_alone"),
+    [
+        (with_linen, 3.0, {"params/layers_0/bias", "params/layers_2/bias"}),
+        (with_nnx, 2.0, {"layers/0/bias", "layers/1/mean", "layers/1/scale", "layers/2/rngs/key", "layers/4/bias"}),
+        (with_plain_jax, 4.0, {"0/1", "1/1"}),
+    ],
+)
+def test_in_at_most_15_lines(user, ratio, left_alone):
+    assert len(inspect.getsource(user).splitlines()) <= 15
+    result = user()
+    assert result.stages[-1]["ratio"] > ratio
+    assert left_alone <= {s["path"] for s in result.report["skipped"]}
+    assert result(X[:5]).shape == (5, 3)
+    assert str(result).count("\n") == len(result.stages) + 1 - 0
+
+
+# -- what is reported is true ------------------------------------------------------------------------------------------
+
+
+def test_the_report_has_its_schema(run):
+    result, workdir = run
+    report = json.loads((workdir / "report.json").read_text())
+    assert report == result.report
+    assert list(report) == [
+        "schema", "config", "seed", "devices", "versions", "metric", "baseline", "stages", "artifact", "skipped",
+    ]  # fmt: skip
+    assert report["schema"] == 1 and report["metric"] == "accuracy"
+    for entry in (report["baseline"], *report["stages"]):
+        assert set(entry) == NAMES | {"latency_ms"}
+        assert list(entry["latency_ms"]) == ["1", "32", "1024"] and min(entry["latency_ms"].values()) > 0
+    assert set(report["artifact"]) == {"path", "bytes", "accuracy_reloaded"}
+    assert all(set(entry) == {"path", "reason"} for entry in report["skipped"])
+    assert [s["name"] for s in report["stages"]] == ["clip", "prune", "quantize"]
+    assert sorted(p.name for p in workdir.iterdir()) == ["accuracy_bytes.png", "artifact", "report.json", "report.md"]
+
+
+def test_bytes_count_everything_stored(run):
+    result, _ = run
+    base, clip, prune, quantize = result.report["baseline"], *result.stages
+    total, in_matrices = 8 * 32 + 32 + 32 * 3, 8 * 32 + 32 * 3
+    assert base["params"] == clip["params"] == quantize["params"] == total
+    assert base["bytes"] == clip["bytes"] == 4 * total + 8 == base["resident_bytes"]
+    kept, other = in_matrices // 4, 4 * 32 + 8
+    assert prune["bytes"] == in_matrices // 8 + 4 * kept + other
+    scales, biases = 4 * (32 + 3), 4 * 32 + 8
+    masks = in_matrices // 8
+    assert quantize["bytes"] == pytest.approx(masks + kept / 2 + scales + biases, abs=2)
+    assert quantize["resident_bytes"] == in_matrices + scales + biases
+    for entry in result.stages:
+        assert entry["ratio"] == base["bytes"] / entry["bytes"]
+        assert entry["bits_per_weight"] == 8 * entry["bytes"] / total
+    assert prune["nonzero"] == kept + int(jnp.count_nonzero(result.params["up"]["b"]))
+    assert quantize["bytes"] == jn.nbytes(result.variables)
+
+
+def test_the_stored_network_is_what_was_evaluated(run):
+    result, _ = run
+    logits = result(DATA.test[0])
+    assert np.mean(np.argmax(logits, 1) == DATA.test[1]) == result.stages[-1]["accuracy"]
+    assert result.stages[-1]["accuracy"] > 0.75
+    seen = jn.densify(result.variables)
+    assert float(jnp.abs(result.params["up"]["w"]).max()) <= 0.5, "projection of the first stage holds in the last"
+    chex.assert_trees_all_equal(seen["up"]["b"], result.params["up"]["b"])
+    assert np.all(np.asarray(seen["up"]["w"])[~np.asarray(result.state.carried[1]["up/w"]["mask"])] == 0)
+    chex.assert_trees_all_equal(seen["calls"], VARIABLES["calls"])
+
+
+def test_the_mask_of_a_stage_is_frozen_in_later_ones_unless_thawed():
+    ramp = lambda step: jnp.minimum(0.1 * step, 0.5)
+    stages = [jn.Stage("prune", jn.prune(sparsity=ramp), epochs=2, learning_rate=1e-2), jn.Stage("q", jn.quantize(8), epochs=3)]
+    small = jn.Data((X[:32], Y[:32]), DATA.test)
+    for thaw, sparsity in (((), 0.1), (("prune",), 0.2)):
+        stages[1] = jn.Stage("q", jn.quantize(8), epochs=3, thaw=thaw)
+        result = Compressor(apply, stages, batch_size=32)(VARIABLES, small, latency=False)
+        kept = [int(c["mask"].sum()) for c in result.state.carried[0].values()]
+        assert kept == [n - round(sparsity * n) for n in (32 * 3, 8 * 32)]
+
+
+def test_the_artifact_is_the_network(run):
+    result, workdir = run
+    loaded, manifest = jn.load_artifact(workdir / "artifact")
+    chex.assert_trees_all_equal(loaded, result.variables)
+    assert jax.tree.structure(loaded) == jax.tree.structure(result.variables)
+    assert [s["name"] for s in manifest["recipe"]] == ["clip", "prune", "quantize"]
+    entry = result.report["artifact"]
+    assert entry["bytes"] == sum(p.stat().st_size for p in (workdir / "artifact").rglob("*") if p.is_file())
+    assert entry["accuracy_reloaded"] == result.stages[-1]["accuracy"]
+
+
+def test_a_fresh_process_gets_the_same_accuracy(run, tmp_path):
+    result, workdir = run
+    np.savez(tmp_path / "data.npz", x=DATA.test[0], y=DATA.test[1])
+    code = f"""
+        import jax.numpy as jnp, numpy as np, jaxopt_nn as jn
+        def apply(v, x):
+            return jnp.maximum(x @ v["up"]["w"] + v["up"]["b"][None], 0) @ v["down"]["w"]
+        variables, _ = jn.load_artifact({str(workdir / "artifact")!r})
+        data = np.load({str(tmp_path / "data.npz")!r})
+        logits = jn.rewrite(apply, jn.arithmetic("w4a8"))(jn.prepare(variables), data["x"])
+        print(np.mean(np.argmax(logits, 1) == data["y"]))
+    """
+    out = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert float(out.stdout) == result.stages[-1]["accuracy"]
+
+
+def test_what_is_left_alone_is_listed_with_its_reason(run):
+    reasons = {s["path"]: s["reason"] for s in run[0].report["skipped"]}
+    assert set(reasons) == {"up/b", "calls"}
+    assert "add" in reasons["up/b"] and "int32" in reasons["calls"]
+
+
+def test_integer_leaves_pass_through(run):
+    assert run[0].variables["calls"] is VARIABLES["calls"] or not np.any(run[0].variables["calls"])
+
+
+def test_a_second_run_of_the_same_recipe_does_not_trace_the_model_again():
+    chex.clear_trace_counter()
+    traces = []
+
+    def counted(variables, x):
+        traces.append(x.shape)
+        return apply(variables, x)
+
+    compressor = Compressor(counted, recipe())
+    results = []
+    for seed in range(2):
+        before = len(traces)
+        results.append(compressor(VARIABLES, DATA, seed=seed, latency=False))
+        traced = traces[before:]
+    assert [shape[0] for shape in traced] == [2, 1], "only the check of the logits and inspect look at it again"
+    assert results[0].stages[-1]["loss"] != results[1].stages[-1]["loss"], "the seed shuffles the minibatches"
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+CHEAP = [jn.Stage("quantize", jn.quantize(4))]
+
+
+def leaf(value):
+    return {**VARIABLES, "up": {**VARIABLES["up"], "w": value}}
+
+
+@pytest.mark.parametrize(
+    ("variables", "error", "said"),
+    [
+        (leaf(VARIABLES["up"]["w"].at[3, 4].set(jnp.nan)), ValueError, "up/w: 1 of 256 entries are NaN or Inf"),
+        (leaf(VARIABLES["up"]["w"].at[0].set(jnp.inf)), ValueError, "up/w: 32 of 256 entries are NaN or Inf"),
+        ({}, ValueError, "variables holds no array"),
+        ({"up": {}, "down": []}, ValueError, "variables holds no array"),
+        (leaf(1.0), TypeError, "up/w: float can't be stored"),
+        (jn.quantize(8).pack(VARIABLES, jn.quantize(8).init(VARIABLES)), ValueError, "down/w: is a QTensor; .*densify"),
+    ],
+)
+def test_bad_variables(variables, error, said):
+    with pytest.raises(error, match=said):
+        jn.compress(apply, variables, CHEAP, DATA)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (lambda v, x: apply(v, x)[:, 0], r"apply gives float32\[2\] for 2 inputs; compress needs logits"),
+        (lambda v, x: apply(v, x)[None], r"apply gives float32\[1, 2, 3\]"),
+        (lambda v, x: apply(v, x).mean(0, keepdims=True), r"apply gives float32\[1, 3\]"),
+        (lambda v, x: jnp.argmax(apply(v, x), -1, keepdims=True), r"apply gives int32\[2, 1\]"),
+        (lambda v, x: (apply(v, x), {}), r"apply gives PyTreeDef.* needs logits"),
+        (lambda v, x: apply(v, x)[:, :2], "Data.train: label 2 .* but apply gives 2 logits: allowed are 0 to 1"),
+        (lambda v, x: apply(VARIABLES, x) + 0 * v["up"]["b"][0], "apply closes over 352 numbers"),
+    ],
+)
+def test_bad_models(bad, said):
+    with pytest.raises(ValueError, match=said):
+        jn.compress(bad, VARIABLES, CHEAP, DATA)
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        (jn.Stage("q", jn.where("**/kernel", jn.quantize(4))), "pattern .* matches no path of 4; nearest"),
+        (jn.Stage("q", jn.quantize(4, group=3)), "down/w: axis 0 has 32 entries, not a multiple of group=3"),
+        (jn.Stage("q", jn.chain(jn.quantize(4), jn.clip(-1.0, 1.0))), "put the member that packs last"),
+    ],
+)
+def test_a_bad_last_stage_is_refused_before_the_first_is_trained(stage, said, monkeypatch):
+    first = jn.Stage("first", jn.clip(-1.0, 1.0), epochs=10**9)
+    with pytest.raises(ValueError, match=said):
+        jn.compress(apply, VARIABLES, [first, stage], DATA)
+
+
+def test_a_stage_after_the_packing_is_refused():
+    with pytest.raises(ValueError, match="put the member that packs last"):
+        jn.compress(apply, VARIABLES, [*CHEAP, jn.Stage("clip", jn.clip(-1.0, 1.0))], DATA)
+
+
+def test_a_workdir_that_can_not_be_written_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    slow = [jn.Stage("clip", jn.clip(-1.0, 1.0), epochs=10**9)]
+    with pytest.raises(OSError, match="workdir can't be written .*Not a directory.*pass another"):
+        jn.compress(apply, VARIABLES, slow, DATA, workdir=tmp_path / "file" / "workdir")
+
+
+@pytest.fixture(scope="module")
+def cheap():
+    compressor = Compressor(apply, CHEAP)
+    return compressor, compressor(VARIABLES, DATA, latency=False)
+
+
+@pytest.mark.parametrize("full", ["arrays", "accuracy_bytes.png", "report.md", "report.json"])
+def test_a_full_disk_leaves_no_half_written_file(cheap, tmp_path, monkeypatch, full):
+    compressor, result = cheap
+    compressor.ship(result, DATA, tmp_path)
+    fsync, write_arrays = reports.os.fsync, artifacts._write_arrays
+    target = {"now": full}
+
+    def no_space(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def failing(path, content, write=reports.write_file):
+        if path.name == target["now"]:
+            monkeypatch.setattr(reports.os, "fsync", no_space)
+        write(path, content)
+
+    if full == "arrays":
+        monkeypatch.setattr(artifacts, "_write_arrays", no_space)
+    monkeypatch.setattr(reports, "write_file", failing)
+    with pytest.raises(OSError, match="No space left"):
+        compressor.ship(result, DATA, tmp_path)
+    assert (reports.os.fsync, artifacts._write_arrays) != (fsync, write_arrays)
+    left = {p.name for p in tmp_path.iterdir()}
+    assert left <= {"accuracy_bytes.png", "artifact", "report.json", "report.md"}
+    assert ("report.json" in left) == (full == "arrays"), "a report stands only where all else belongs to it"
+    chex.assert_trees_all_equal(jn.load_artifact(tmp_path / "artifact")[0], result.variables)

@@ -1,0 +1,66 @@
+"""Recipes are checked when they are made."""
+
+import numpy as np
+import optax
+import pytest
+
+from jaxopt_nn.methods.arithmetic import arithmetic
+from jaxopt_nn.methods.clip import clip
+from jaxopt_nn.pipeline.recipe import Stage, check_recipe
+
+CLIP = clip(-1.0, 1.0)
+
+
+def test_the_learning_rate_falls_to_zero_by_half_a_cosine():
+    optimizer = Stage("c", CLIP, learning_rate=0.1).optimizer(10)
+    params, state, steps = np.zeros(1), None, []
+    state = optimizer.init(params)
+    for _ in range(11):
+        update, state = optimizer.update(np.ones(1), state, params)
+        steps.append(-float(update[0]))
+    expected = 0.05 * (1 + np.cos(np.pi * np.arange(11) / 10))  # Adam's step on a constant gradient is the rate itself
+    np.testing.assert_allclose(steps, expected, atol=1e-6)
+
+
+def test_a_schedule_is_taken_as_it_is():
+    optimizer = Stage("c", CLIP, learning_rate=optax.constant_schedule(0.25)).optimizer(3)
+    update, _ = optimizer.update(np.ones(1), optimizer.init(np.zeros(1)), np.zeros(1))
+    np.testing.assert_allclose(update, [-0.25], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"name": ""}, ValueError, "needs a name"),
+        ({"transform": "prune"}, TypeError, "transform is str; pass a Transform"),
+        ({"rule": "w4a8"}, TypeError, "rule is str; pass a Rule"),
+        ({"epochs": 1.5}, ValueError, "epochs=1.5"),
+        ({"epochs": True}, ValueError, "epochs=True"),
+        ({"learning_rate": 0.0}, ValueError, "learning_rate=0.0"),
+        ({"learning_rate": float("nan")}, ValueError, "learning_rate=nan"),
+    ],
+)
+def test_bad_stages(arguments, error, said):
+    with pytest.raises(error, match=said):
+        Stage(**{"name": "s", "transform": CLIP, **arguments})
+
+
+def test_good_recipes():
+    stages = check_recipe([Stage("a", CLIP), Stage("b", CLIP, rule=arithmetic("w8a8"), thaw=("a",))])
+    assert [s.name for s in stages] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "error", "said"),
+    [
+        ([], ValueError, "no stage"),
+        (Stage("a", CLIP), TypeError, "pass a list"),
+        ([CLIP], TypeError, "pass a list"),
+        ([Stage("a", CLIP), Stage("a", CLIP)], ValueError, "two stages are called 'a'"),
+        ([Stage("baseline", CLIP)], ValueError, "two stages are called 'baseline'"),
+        ([Stage("a", CLIP), Stage("b", CLIP, thaw=("c",))], ValueError, r"thaw='c' is no earlier stage; \['a'\]"),
+    ],
+)
+def test_bad_recipes(recipe, error, said):
+    with pytest.raises(error, match=said):
+        check_recipe(recipe)
