@@ -193,24 +193,32 @@ def _same_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str)
 
 
 def show(made: dict[str, Any], workdir: str) -> None:
-    """Prints the table, coloured where the output is a terminal."""
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        header, cells = report.rows(made)
-        table = Table(title="baseline and stages", title_justify="left")
-        for i, column in enumerate(header):
-            table.add_column(column, justify="right" if i else "left", style="bold" if i in (1, 6) else None)
-        for line in cells:
-            table.add_row(*line)
-        console = Console()
-        console.print(table)
-        for sentence in report.sentences(made):
-            console.print(sentence)
-    else:
+    """Prints the table; coloured where the output is a terminal that is wide enough."""
+    if not (sys.stdout.isatty() and _show_coloured(made)):
         print(report.table(made))
     print(f"report: {os.path.join(workdir, 'report.md')}")
+
+
+def _show_coloured(made: dict[str, Any]) -> bool:
+    """False where the terminal is too narrow."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    header, cells = report.rows(made, without=["loss"])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in header:
+        bold = "bold" if column in ("accuracy", "ratio") else ""
+        table.add_column(column, justify="left" if column == "stage" else "right", style=bold, no_wrap=True)
+    for line in cells:
+        table.add_row(*line)
+    console = Console()
+    if console.measure(table).minimum > console.width:
+        return False
+    console.print(table)
+    for sentence in report.sentences(made):
+        console.print(sentence)
+    return True
 
 
 def parsed(argv: Sequence[str]) -> list[str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.paths import map_with_path, matches
 from jaxopt_nn.core.transform import PyTree, State, Transform
+
+if TYPE_CHECKING:
+    import optax
 
 
 class TrainState(NamedTuple):
@@ -92,6 +95,7 @@ def make_step(
     Returns:
       ``step(train_state, batch) -> (train_state, metrics)``; ``metrics`` gets ``loss`` added.
     """
+    import optax  # the package imports without it
 
     def step(ts: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         mask = trained(ts.params, frozen)
@@ -127,6 +131,4 @@ def make_step(
 def _zero_cotangent(x: Any) -> Any:
     if jnp.issubdtype(x.dtype, jnp.inexact):
         return jnp.zeros_like(x)
-    import numpy as np
-
     return np.zeros(x.shape, jax.dtypes.float0)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxopt_nn.core.model import ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path

@@ -47,7 +47,7 @@ class WeightCopy:
       paths: the leaves of ``variables`` that it is made of.
       instruction, opcode: the HLO instruction that writes it. op_name: its place in the traced function.
       dtype, shape, nbytes: of what is written. dtype is in HLO's spelling: ``bf16``, ``f32``, ``s8``.
-      on_chip: written to on-chip memory (VMEM), not to HBM.
+      on_chip: written to memory on the chip (VMEM), not to HBM, where it would be a temporary.
     """
 
     paths: tuple[str, ...]
@@ -138,7 +138,7 @@ class Compiled:
             bounds = [layers[path] for path in made_of if path in layers] or [max(smallest, beyond)]
             if w.array.size >= min(bounds):
                 size = (w.array.size * w.array.bits + 7) // 8
-                place = (w.array.dtype, w.array.shape, size, w.array.space == 1)
+                place = (w.array.dtype, w.array.shape, size, w.array.on_chip)
                 copies.append(WeightCopy(tuple(made_of), w.name, w.opcode, w.op_name, *place))
         return copies
 

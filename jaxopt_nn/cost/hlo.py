@@ -32,7 +32,10 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """An array type. ``dtype`` as HLO spells it (``bf16``, ``s4``); ``space``: 0 main memory, 1 on chip."""
+    """An array type. ``dtype`` is in HLO's spelling (``bf16``, ``s4``), ``space`` the number of a memory.
+
+    Of the memories 0 is the device's main one, 5 the host's; others (1 VMEM, 3 CMEM of a v4) are on chip.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -41,6 +44,10 @@ class Array:
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def on_chip(self) -> bool:
+        return self.space not in (0, 5)
 
     @property
     def bits(self) -> int:

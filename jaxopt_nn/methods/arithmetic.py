@@ -47,7 +47,7 @@ def arithmetic(name: str) -> Rule:
             return NotImplemented
         if site.kind == "gather" or a_bits > 8:
             return site.run(lhs, rhs)
-        if not jnp.issubdtype(operands[1 - site.weight].dtype, jnp.floating):
+        if not _rows(operands[1 - site.weight]):
             return NotImplemented
         if site.kind == "dot":
             left, right = (lhs, weight) if site.weight == 1 else (weight, rhs)
@@ -59,6 +59,11 @@ def arithmetic(name: str) -> Rule:
         return out if out is NotImplemented else out.astype(_result_dtype(site, lhs, rhs))
 
     return Rule(apply, name=name)
+
+
+def _rows(x: Any) -> bool:
+    """Whether an operand can be quantized as it comes: a real float array (the other may be a weight too)."""
+    return not is_compressed(x) and jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def _result_dtype(site: Site, lhs: Any, rhs: Any) -> Any:
@@ -90,7 +95,7 @@ def fake_quant_activations(bits: int = 8) -> Rule:
         operands = [lhs, rhs]
         at = 1 - site.weight
         x = operands[at]
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not _rows(x):
             return NotImplemented
         if site.kind == "dot":
             axes = tuple(site.params["dimension_numbers"][0][at])

@@ -8,38 +8,36 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
-COLUMNS = ("stage", "accuracy", "loss", "nonzero", "bytes", "resident", "ratio", "bits/weight")
+#: Column of a table -> what it says of an entry.
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "stage": lambda e: e["name"],
+    "accuracy": lambda e: f"{e['accuracy']:.2%}",
+    "loss": lambda e: f"{e['loss']:.4f}",
+    "nonzero": lambda e: f"{e['nonzero'] / e['params']:.1%}",
+    "bytes": lambda e: f"{e['bytes']:,}",
+    "resident": lambda e: f"{e['resident_bytes']:,}",
+    "ratio": lambda e: f"{e['ratio']:.2f}x",
+    "bits/w": lambda e: f"{e['bits_per_weight']:.2f}",
+}
 
 
-def rows(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def rows(report: dict[str, Any], without: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table of baseline and stages."""
     entries = [report["baseline"], *report["stages"]]
-    batches = list(entries[0]["latency_ms"])
-    cells = [
-        [
-            e["name"],
-            f"{e['accuracy']:.2%}",
-            f"{e['loss']:.4f}",
-            f"{e['nonzero'] / e['params']:.1%}",
-            f"{e['bytes']:,}",
-            f"{e['resident_bytes']:,}",
-            f"{e['ratio']:.2f}x",
-            f"{e['bits_per_weight']:.2f}",
-            *(f"{e['latency_ms'][b]:.3g}" for b in batches),
-        ]
-        for e in entries
-    ]
-    return [*COLUMNS, *(f"ms at {b}" for b in batches)], cells
+    columns = {name: cell for name, cell in COLUMNS.items() if name not in without}
+    for batch in entries[0]["latency_ms"]:
+        columns[f"ms@{batch}"] = lambda e, batch=batch: f"{e['latency_ms'][batch]:.3g}"
+    return list(columns), [[cell(entry) for cell in columns.values()] for entry in entries]
 
 
 def table(report: dict[str, Any]) -> str:
-    """The table in plain text, and what lies in the artifact and in the cross-validation."""
-    header, cells = rows(report)
+    """The table in plain text, narrow enough for a terminal, and what the table does not say."""
+    header, cells = rows(report, without=["loss"])
     return "\n".join([*_aligned([header, *cells]), *sentences(report)])
 
 
@@ -79,7 +77,7 @@ def markdown(report: dict[str, Any]) -> str:
               + ", ".join(f"{k} {v}" for k, v in report["versions"].items())]  # fmt: skip
     parts += [
         "- bytes: everything stored; resident: the form that the backend runs; ratio: the baseline's float32 bytes over",
-        "  bytes; bits/weight: over the baseline's parameters; ms at n: median latency of a batch of n",
+        "  bytes; bits/w: bits over the baseline's parameters; ms@n: median latency of a batch of n",
         "",
         "![accuracy against bytes](accuracy_bytes.png)"
         if has_matplotlib()

@@ -369,7 +369,8 @@ class QTensor(Tensor):
     def concatenate(cls, parts: Sequence[QTensor], axis: int) -> Any:
         """As ``lax.concatenate``; NotImplemented for tensors of different formats."""
         wide = [part.with_elementwise(part.elementwise()) for part in parts]
-        formats = {(t.bits, t.signed, t.float_dtype, t.rounding, t.zero is None, t.scale.dtype.name) for t in wide}
+        kinds = [tuple(None if p is None else p.dtype.name for p in (t.codes, t.scale, t.zero)) for t in wide]
+        formats = {(t.bits, t.float_dtype, t.rounding, *kind) for t, kind in zip(wide, kinds)}
         if len(formats) != 1:
             return NotImplemented
 

@@ -27,7 +27,19 @@ from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.qtensor import QTensor
 
 RNG = np.random.default_rng(0)
-DTYPES = ("float32", "bfloat16", "float16", "float8_e4m3fn", "int4", "uint4", "int2", "int8", "uint8", "bool", "complex64")
+DTYPES = (
+    "float32",
+    "bfloat16",
+    "float16",
+    "float8_e4m3fn",
+    "int4",
+    "uint4",
+    "int2",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+)
 
 
 def floats(*shape):
@@ -122,9 +134,11 @@ def test_every_dtype(dtype):
 
 trees = st.recursive(
     st.none() | st.integers(0, 4).map(lambda n: np.arange(n, dtype=np.int16)),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.lists(inner, max_size=3).map(tuple)
-    | st.dictionaries(st.integers(-2, 2) | st.text("ab/", max_size=2), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.integers(-2, 2) | st.text("ab/", max_size=2), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 
@@ -313,12 +327,18 @@ def node_of(manifest, *keys):
     ("change", "said"),
     [
         (lambda m: m.update(schema=2), "schema 2; this version reads schema 1"),
-        (lambda m: node_of(m, "a", 0).update(kind="Oracle"), "a/0: kind 'Oracle' is unknown; this version knows .*QTensor"),
+        (
+            lambda m: node_of(m, "a", 0).update(kind="Oracle"),
+            "a/0: kind 'Oracle' is unknown; this version knows .*QTensor",
+        ),
         (lambda m: node_of(m, "z", "bias").update(shape=[11]), "z/bias: the checksum of its 44 bytes"),
         (lambda m: node_of(m, "z", "bias").update(shape=[10_000]), "z/bias: float32.10000. needs 40000 bytes"),
         (lambda m: node_of(m, "z", "bias").update(at=[3, 0]), "z/bias: .* the arrays hold 0"),
         (lambda m: node_of(m, "z", "bias").update(crc32=1), "z/bias: the checksum"),
-        (lambda m: node_of(m, "z", "kernel").update(shape=[24, 11]), "z/kernel: the Masked has shape .24, 10., the manifest"),
+        (
+            lambda m: node_of(m, "z", "kernel").update(shape=[24, 11]),
+            "z/kernel: the Masked has shape .24, 10., the manifest",
+        ),
         (lambda m: node_of(m, "a", 0)["static"].update(color=3), "malformed"),
         (lambda m: node_of(m, "a", 0).pop("kind"), "malformed"),
     ],

@@ -135,8 +135,10 @@ def test_tpus_keep_int4_packed_and_report_copies(topology):
     assert codes <= narrow.argument_bytes - 2 * 8 * ROWS <= codes + 8 * scales + 4096
     assert narrow.fits and narrow.message == "" and narrow.estimated_cycles > 0
     assert narrow.float_copies() == []
-    copy = compile_for(scanned(copied), weights(jnp.int4), [x], topology).float_copies()
-    assert copy and all(c.shape[-2:] == (ROWS, COLUMNS) for c in copy)
+    wide = compile_for(scanned(copied), weights(jnp.int4), [x], topology)
+    copies = wide.float_copies()
+    assert copies and all(c.shape[-2:] == (ROWS, COLUMNS) for c in copies)
+    assert max((c.nbytes for c in copies if not c.on_chip), default=0) <= wide.temp_bytes
 
 
 @tpu

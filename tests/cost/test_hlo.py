@@ -182,6 +182,10 @@ def test_every_type_is_read_back(type_):
     assert instruction.type == type_
 
 
+def test_memories():
+    assert [hlo.Array("f32", (), space).on_chip for space in (0, 1, 3, 5)] == [False, True, True, False]
+
+
 def test_bits_of_an_entry():
     widths = {"f32": 32, "bf16": 16, "s4": 4, "u2": 2, "pred": 8, "f8e4m3fn": 8}
     assert {dtype: hlo.Array(dtype, ()).bits for dtype in widths} == widths

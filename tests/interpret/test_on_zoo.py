@@ -160,3 +160,15 @@ def _near(ours, theirs, tolerance):
     for a, b in zip(arrays(ours), arrays(theirs), strict=True):
         assert np.isfinite(a).all()
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(1e-3, float(np.abs(b).max(initial=0))))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mapped_over_networks_it_is_the_same_program(name):
+    m = model(name)
+    stack = jax.tree.map(lambda x: jnp.stack([x, x]), m.variables)
+    axes = (0, *(None for _ in m.inputs))
+    plain = text(jax.vmap(m.apply, axes), stack, *m.inputs)
+    assert text(jax.vmap(rewrite(m.apply), axes), stack, *m.inputs) == plain
+    entering = rewrite(m.apply, identity_rule())
+    if not entering.explain(m.variables, *m.inputs).of("derivative"):
+        assert text(jax.vmap(entering, axes), stack, *m.inputs) == plain

@@ -212,3 +212,12 @@ def test_packed_weights_go_anywhere_and_stay_packed(place, bits):
 def test_gradients_of_activations_flow_through_integer_weights():
     slope = jax.grad(lambda x: rewrite(mlp)(packed(W), x).sum())(X)
     np.testing.assert_allclose(slope, jax.grad(lambda x: mlp(viewed(W), x).sum())(X), rtol=1e-4, atol=1e-5)
+
+
+def test_a_product_of_two_packed_weights_is_densified_and_named():
+    apply = lambda v, x: x @ (v["a"] @ v["b"])
+    for rule in ((), arithmetic("w8a8")):
+        new = rewrite(apply, rule)
+        expected = X @ (viewed(W)["a"] @ viewed(W)["b"])
+        np.testing.assert_allclose(new(packed(W), X), expected, rtol=1e-4, atol=1e-4)
+        assert {m.path for m in new.explain(packed(W), X).of("densified")} == {"b"}

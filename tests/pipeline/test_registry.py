@@ -42,7 +42,11 @@ def test_stages_from_a_config():
         [
             {"name": "p", "method": "prune", "sparsity": 0.5, "epochs": 3, "learning_rate": 0.5},
             {"name": "q", "method": "quantize", "bits": 4, "rule": "w4a8", "thaw": ["p"], "where": "**"},
-            {"name": "r", "method": "identity", "learning_rate": {"schedule": "cosine", "init_value": 1, "decay_steps": 2}},
+            {
+                "name": "r",
+                "method": "identity",
+                "learning_rate": {"schedule": "cosine", "init_value": 1, "decay_steps": 2},
+            },
         ]
     )
     assert [s.name for s in made] == ["p", "q", "r"]
@@ -54,7 +58,10 @@ def test_stages_from_a_config():
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"name": "x", "method": "quantise", "bits": 4}, r"stages\[0\] \(x\): method 'quantise' is unknown; nearest: quantize"),
+        (
+            {"name": "x", "method": "quantise", "bits": 4},
+            r"stages\[0\] \(x\): method 'quantise' is unknown; nearest: quantize",
+        ),
         ({"name": "x", "method": "quantize", "bit": 4}, "method 'quantize' has no 'bit'; nearest: bits"),
         ({"name": "x", "method": "quantize"}, "method 'quantize' needs bits"),
         ({"name": "x", "method": "quantize", "bits": 9}, r"quantize\(bits=9\)"),
@@ -62,7 +69,10 @@ def test_stages_from_a_config():
         ({"name": "x", "method": "prune", "sparsity": 0.5, "criterion": "magntude"}, "criterion 'magntude'.*magnitude"),
         ({"name": "x", "method": "prune", "sparsity": 0.5, "allocation": "globl"}, "allocation 'globl'.*global_budget"),
         ({"name": "x", "method": "prune", "sparsity": {"schedule": "linaer"}}, "schedule 'linaer'.*linear"),
-        ({"name": "x", "method": "prune", "sparsity": {"schedule": "linear", "start": 0}}, "schedule 'linear' has no 'start'"),
+        (
+            {"name": "x", "method": "prune", "sparsity": {"schedule": "linear", "start": 0}},
+            "schedule 'linear' has no 'start'",
+        ),
         ({"name": "x", "method": "prune", "sparsity": {"end": 1}}, "a mapping is a schedule and needs 'schedule'"),
         ({"name": "x", "method": "clip", "lo": -1.0, "hi": 1.0, "epochs": -1}, "epochs=-1"),
         ({"name": "x"}, r"stages\[0\]: needs 'method'"),

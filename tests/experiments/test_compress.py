@@ -1,0 +1,212 @@
+"""The main job: every config runs, shrunk; own models, own data and checkpoints; mistakes are named."""
+
+import copy
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from configs.digits_quickstart import get_config
+from experiments import compress
+from jaxopt_nn.coding.artifact import load_artifact
+from jaxopt_nn.pipeline.data import Data
+
+TRACES = []
+
+
+def shrunk(**changes):
+    config = compress.plain(get_config())
+    config["float"]["epochs"] = 8
+    for stage in config["stages"]:
+        stage["epochs"] = 4
+    config["data"]["folds"] = 2
+    return {**config, **changes}
+
+
+def own_model(seed):
+    """Softmax regression; the weights say which seed they got."""
+
+    def apply(variables, x):
+        TRACES.append(x.shape)
+        return x.reshape(len(x), -1) @ variables["w"]
+
+    return apply, {"w": jnp.full((4, 2), 0.01 * seed)}
+
+
+def own_data(fold, folds, seed):
+    x = np.random.default_rng(0).standard_normal((40, 2, 2)).astype(np.float32)
+    y = (x[:, 0, 0] > 0).astype(int)
+    return Data((x[:32], y[:32]), (x[32:], y[32:]))
+
+
+def no_model():
+    return {}
+
+
+def tiny(**changes):
+    return {
+        "seed": 0, "model": f"{__name__}:own_model", "checkpoint": "", "batch_size": 8,
+        "data": {"source": f"{__name__}:own_data", "folds": 2, "cross_validate": False},
+        "float": {"epochs": 5, "learning_rate": 0.1},
+        "stages": [{"name": "quantize", "method": "quantize", "bits": 8}], **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("quickstart")
+    lines = []
+    return compress.run(shrunk(), str(workdir), say=lines.append), workdir, lines
+
+
+def test_the_quickstart_is_ten_times_smaller_with_the_same_architecture(quickstart):
+    report, workdir, lines = quickstart
+    assert [s["name"] for s in report["stages"]] == ["clip", "prune", "quantize"]
+    assert {s["params"] for s in (report["baseline"], *report["stages"])} == {50_610}
+    assert report["baseline"]["bytes"] == 202_440
+    assert report["stages"][-1]["ratio"] > 16 and report["stages"][-1]["bits_per_weight"] < 2
+    assert 202_440 / report["artifact"]["bytes"] > 12
+    assert report["baseline"]["accuracy"] > 0.8 and report["stages"][-1]["accuracy"] > 0.7
+    assert {s["path"] for s in report["skipped"]} == {f"params/Dense_{i}/bias" for i in range(3)}
+    assert len(lines) == 2 and lines[0].startswith("fold 1 of 2: baseline ")
+    assert json.loads((workdir / "report.json").read_text()) == report
+
+
+def test_its_artifact_gives_the_accuracy_of_the_stage(quickstart):
+    report, workdir, _ = quickstart
+    assert report["artifact"]["accuracy_reloaded"] == report["stages"][-1]["accuracy"]
+    assert report["artifact"]["path"] == str(workdir / "artifact")
+    _, manifest = load_artifact(report["artifact"]["path"])
+    assert manifest["recipe"] == report["config"]["stages"]
+
+
+def test_all_images_are_tested_once(quickstart):
+    report, *_ = quickstart
+    found = report["cross_validation"]
+    assert (found["folds"], found["test_images"]) == (2, 1797)
+    for name, entry in (("baseline", report["baseline"]), ("final", report["stages"][-1])):
+        parts = found[f"{name}_accuracy_of_folds"]
+        assert parts[0] == entry["accuracy"]
+        assert found[f"{name}_accuracy"] == pytest.approx((899 * parts[0] + 898 * parts[1]) / 1797)
+    assert found["lost_points"] == pytest.approx(100 * (found["baseline_accuracy"] - found["final_accuracy"]))
+
+
+def test_another_fold_compiles_nothing_that_holds_the_model():
+    experiment = compress.Experiment(compress.checked(tiny()))
+    results = [experiment.fold(0, latency=False)]
+    before = len(TRACES)
+    results.append(experiment.fold(1, latency=False))
+    assert len(TRACES) == before > 0
+    assert results[0].report["seed"] + 1 == results[1].report["seed"]
+
+
+def test_the_table_is_printed_plain_or_coloured(quickstart, capsys, monkeypatch):
+    report, workdir, _ = quickstart
+    compress.show(report, str(workdir))
+    plain = capsys.readouterr().out
+    assert plain.splitlines()[0].startswith("stage ") and plain.splitlines()[-1] == f"report: {workdir}/report.md"
+    assert "cross-validation: 2 folds, 1,797 test images" in plain
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    for width, coloured in ((60, False), (120, True)):
+        monkeypatch.setenv("COLUMNS", str(width))
+        compress.show(report, str(workdir))
+        shown = capsys.readouterr().out
+        assert (shown == plain) != coloured
+        assert all(word in shown for word in ("quantize", "16.1", "cross-validation"))
+
+
+def command(config, *flags):
+    root = pathlib.Path(compress.__file__).parent.parent
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.compress", f"--config={config}", *flags],
+        capture_output=True,
+        text=True,
+        cwd=root,
+    )
+
+
+def test_the_command(tmp_path):
+    text = f"from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({tiny()!r})\n"
+    (tmp_path / "tiny.py").write_text(text)
+    flags = ["--config.seed=3", "--config.float.epochs=2", f"--workdir={tmp_path / 'run'}"]
+    done = command(tmp_path / "tiny.py", f"--config.model={__name__}:own_model", *flags)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].split()[:2] == ["stage", "accuracy"] and lines[2].split()[0] == "baseline"
+    assert lines[-1] == f"report: {tmp_path / 'run' / 'report.md'}"
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["config"]["seed"] == report["seed"] == 3 and report["config"]["float"]["epochs"] == 2
+    assert "orbax" not in done.stderr, "the logs of libraries are no part of the output"
+
+
+@pytest.mark.parametrize(
+    ("flag", "near"), [("--config.sead=1", "seed"), ("--config.stages[1].sparsty=0.5", "sparsity")]
+)
+def test_a_mistyped_flag_names_the_nearest_field(tmp_path, flag, near):
+    done = command("configs/digits_quickstart.py", flag, f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f'Did you mean "{near}"' in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def without(config, key):
+    return {k: v for k, v in config.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (tiny(sead=1), "config.sead: no such field; nearest: seed"),
+        (
+            tiny(data={"source": "x:y", "fold": 5, "cross_validate": False}),
+            "config.data.fold: no such field; nearest: folds",
+        ),
+        (without(tiny(), "float"), "config.float: missing"),
+        (tiny(float={"epochs": 1, "learning_rate": -1.0}), "learning_rate=-1.0"),
+        (tiny(model="experiments.models.digits:biuld"), "has no 'biuld'; nearest: build"),
+        (tiny(model=f"{__name__}:no_model"), "gave dict; it must return .apply, variables."),
+        (
+            tiny(data={"source": f"{__name__}:tiny", "folds": 2, "cross_validate": False}),
+            "tiny gave dict; it must return a Data",
+        ),
+        (tiny(stages=[{"name": "q", "method": "quantise", "bits": 4}]), "'quantise' is unknown; nearest: quantize"),
+        (tiny(checkpoint="x", data={"source": "x:y", "folds": 5, "cross_validate": True}), "can't be cross-validated"),
+        (tiny(checkpoint="nowhere"), "config.checkpoint='nowhere': no Orbax checkpoint"),
+    ],
+)
+def test_a_wrong_config_is_named(tmp_path, config, said):
+    with pytest.raises(ValueError, match=said):
+        compress.run(config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_own_model_own_data_and_a_seed(tmp_path):
+    report = compress.run(tiny(seed=2), str(tmp_path))
+    assert report["baseline"]["params"] == 8 and report["baseline"]["accuracy"] > 0.7
+    assert "cross_validation" not in report and report["seed"] == 2
+
+
+def test_a_checkpoint_takes_the_place_of_training(tmp_path):
+    variables = {"w": jnp.arange(8.0).reshape(4, 2)}
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "float", variables)
+    report = compress.run(tiny(checkpoint=str(tmp_path / "float")), str(tmp_path / "run"))
+    x, y = own_data(0, 2, 0).test
+    assert report["baseline"]["accuracy"] == np.mean(np.argmax(x.reshape(8, 4) @ np.asarray(variables["w"]), 1) == y)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "other", {"w": jnp.ones((3, 2))})
+    with pytest.raises(ValueError, match="no Orbax checkpoint of this model's variables"):
+        compress.run(tiny(checkpoint=str(tmp_path / "other")), str(tmp_path / "run"))
+
+
+def test_a_config_is_not_changed_by_a_run(tmp_path):
+    config = tiny()
+    before = copy.deepcopy(config)
+    compress.checked(config)
+    compress.Experiment(config)
+    assert config == before
