@@ -29,8 +29,6 @@ from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.train import Trainer
 
 PyTree = Any
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the report and the artifact go; made if missing.")
 
 
 def run(config: Mapping[str, Any], workdir: str, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -213,11 +211,11 @@ def _show_coloured(made: dict[str, Any]) -> bool:
     for line in cells:
         table.add_row(*line)
     console = Console()
-    if console.measure(table).minimum > console.width:
+    if len(report.table(made).splitlines()[0]) + len(header) + 2 > console.width:
         return False
     console.print(table)
     for sentence in report.sentences(made):
-        console.print(sentence)
+        console.print(sentence, highlight=False)
     return True
 
 
@@ -233,12 +231,15 @@ def parsed(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    if not flags.FLAGS["verbosity"].present:
+    given = flags.FLAGS
+    if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
-    made = run(_CONFIG.value, _WORKDIR.value, say=lambda line: print(line, flush=True))
-    show(made, _WORKDIR.value)
+    made = run(given.config, given.workdir, say=lambda line: print(line, flush=True))
+    show(made, given.workdir)
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the run.")
+    flags.DEFINE_string("workdir", None, "Where the report and the artifact go; made if missing.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=parsed)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.benchmarks.common import emit
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.rule import identity_rule
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
@@ -45,20 +47,34 @@ def row(name: str) -> dict[str, Any]:
         "sites": len(info.sites),
         "covered": f"{info.coverage:.1%}",
     }
-    for bits, rule, twin in ((8, [("**", arithmetic("w8a8"))], fake_quant_activations(8)), (4, [], ())):
+    for bits, rule in ((8, [("**", arithmetic("w8a8"))]), (4, [])):
         method = quantize(bits)
         state = method.init(model.variables, info)
         stored = method.pack(model.variables, state)
         deployed = rewrite(model.apply, rule)
+        left = sorted(
+            {m.path for m in deployed.explain(stored, *model.inputs).of("float") if not m.path.startswith("@")}
+        )
+        # what the integers leave in float, the twin leaves unrounded
+        twin = [*((name, identity_rule()) for name in left), ("**", fake_quant_activations(8))] if rule else []
         reference = rewrite(model.apply, twin)(method.view(model.variables, state), *model.inputs)
         worst, agree = difference(deployed(prepare(stored), *model.inputs), reference)
         label = "W8A8" if bits == 8 else "W4"
         out |= {label: worst, f"{label} agree": f"{agree:.1%}"}
         if bits == 8:
-            report = deployed.explain(stored, *model.inputs)
-            out["float"] = sorted({m.path for m in report.of("float") if not m.path.startswith("@")})
-    out["no site"] = [f"{m.path} ({m.reason})" for m in info.report.of("no site")]
+            out["left in float"] = left
+    out["no site"] = no_site(info)
     return out
+
+
+def no_site(info: ModelInfo) -> list[str]:
+    """The matrices that feed no site, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for m in info.report.of("no site"):
+        by_reason.setdefault(m.reason.split(" in ")[0], []).append(m.path)
+    return [
+        f"{paths[0] if len(paths) == 1 else f'{len(paths)} leaves'}: {reason}" for reason, paths in by_reason.items()
+    ]
 
 
 def main() -> None:

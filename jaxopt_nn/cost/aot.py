@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxopt_nn.core.paths import leaves_by_path
@@ -213,6 +212,8 @@ def devices(topology: str) -> tuple[jax.Device, ...]:
             raise RuntimeError(f"topology={topology!r} needs the TPU compiler: pip install 'jaxopt_nn[tpu]'")
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
     try:
         return tuple(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except jax.errors.JaxRuntimeError as error:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 PyTree = Any
 
@@ -30,6 +29,7 @@ def evaluator(apply: Callable[..., jax.Array], batch_size: int = 512) -> Callabl
       apply: ``(variables, x) -> logits [B, classes]``.
       batch_size: examples a call.
     """
+    import optax
 
     @jax.jit
     def totals(variables: PyTree, x: jax.Array, y: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import optax
+from typing import TYPE_CHECKING, Any
 
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import Transform
+
+if TYPE_CHECKING:
+    import optax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Stage:
 
     def optimizer(self, steps: int) -> optax.GradientTransformation:
         """Adam over ``steps`` steps."""
+        import optax
+
         rate = self.learning_rate
         return optax.adam(rate if callable(rate) else optax.cosine_decay_schedule(rate, max(steps, 1)))
 

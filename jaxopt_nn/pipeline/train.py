@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import State, Transform, identity
 from jaxopt_nn.pipeline.recipe import Stage
+
+if TYPE_CHECKING:
+    import optax
 
 PyTree = Any
 Epoch = Callable[[TrainState, Any, Any], tuple[TrainState, jax.Array]]
@@ -36,6 +38,7 @@ def make_epoch(
     The inputs of ``epoch`` are minibatches, ``x [steps, B, ...]`` and ``y [steps, B]``, taken one after the other by a
     scan; the loss is softmax cross-entropy.
     """
+    import optax
 
     def loss(variables: PyTree, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[dict[str, Any], PyTree]]:
         x, y = batch

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jaxopt_nn.coding import artifact as artifacts
 from jaxopt_nn.coding import structure
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
-from jaxopt_nn.core.combine import chain, where
+from jaxopt_nn.core.combine import chain
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.tensors.base import nbytes

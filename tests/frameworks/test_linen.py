@@ -44,5 +44,5 @@ def test_keyword_arguments_go_to_every_call():
 
 
 def test_the_inner_tree_is_refused():
-    with pytest.raises(ValueError, match="none called 'params'; pass what model.init returned"):
+    with pytest.raises(ValueError, match=r"none called 'params'; pass what model.init returned"):
         linen(MODEL, VARIABLES["params"])

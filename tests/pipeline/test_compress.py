@@ -296,7 +296,7 @@ def test_a_stage_after_the_packing_is_refused():
 def test_a_workdir_that_can_not_be_written_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     slow = [jn.Stage("clip", jn.clip(-1.0, 1.0), epochs=10**9)]
-    with pytest.raises(OSError, match="workdir can't be written .*Not a directory.*pass another"):
+    with pytest.raises(OSError, match=r"workdir can't be written .*Not a directory.*pass another"):
         jn.compress(apply, VARIABLES, slow, DATA, workdir=tmp_path / "file" / "workdir")
 
 

@@ -38,5 +38,5 @@ def test_labels_are_integers():
 
 
 def test_labels_have_a_logit():
-    with pytest.raises(ValueError, match="Data.train: label 2 at 2, but apply gives 2 logits: allowed are 0 to 1"):
+    with pytest.raises(ValueError, match=r"Data.train: label 2 at 2, but apply gives 2 logits: allowed are 0 to 1"):
         Data((X, Y), (X, Y % 2)).check_labels(2)

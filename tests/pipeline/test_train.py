@@ -77,7 +77,7 @@ def test_no_epochs_change_nothing():
 
 def test_a_diverging_loss_names_stage_and_epoch():
     trainer = Trainer(apply, identity(), Stage("wild", identity(), epochs=3, learning_rate=1e38), batch_size=16)
-    with pytest.raises(FloatingPointError, match="stage 'wild': the loss is .* in epoch [12]; lower learning_rate=1e"):
+    with pytest.raises(FloatingPointError, match=r"stage 'wild': the loss is .* in epoch [12]; lower learning_rate=1e"):
         trainer(PARAMS, State(), (X, Y), jax.random.key(0))
 
 
