@@ -169,14 +169,14 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: a field is unknown (near misses are named) or missing, or a checkpoint is to be cross-validated.
     """
-    config = plain(config)
-    _same_fields(config, FIELDS, "config")
-    if config["checkpoint"] and config["data"]["cross_validate"]:
+    fields: dict[str, Any] = plain(config)
+    _same_fields(fields, FIELDS, "config")
+    if fields["checkpoint"] and fields["data"]["cross_validate"]:
         raise ValueError(
             "config.checkpoint: one checkpoint can't be cross-validated, it has seen the test images of the other folds; "
             "set data.cross_validate=False"
         )
-    return config
+    return fields
 
 
 def _same_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:

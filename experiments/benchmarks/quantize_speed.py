@@ -35,8 +35,8 @@ class Wide(nn.Module):
 
 def weights() -> dict[str, jax.Array]:
     rng = np.random.default_rng(0)
-    base = rng.standard_normal((ROWS, COLUMNS), np.float32)
-    return {f"layer_{i}": {"kernel": jnp.asarray(base * np.float32(i + 1))} for i in range(LEAVES)}
+    draw = lambda: jax.device_put(rng.standard_normal((ROWS, COLUMNS), np.float32))
+    return {f"layer_{i}": {"kernel": draw()} for i in range(LEAVES)}
 
 
 @jax.jit
@@ -85,13 +85,14 @@ def high_water() -> int:
 
 
 def peak(name: str) -> None:
-    """Runs one candidate once and prints the high-water mark before and after, and the result's bytes."""
-    tree = weights()
+    """Runs one candidate once and prints the high-water mark of JAX alone and in the end, and the result's bytes."""
     fun = candidates()[name]
+    jnp.zeros(()).block_until_ready()
+    start = high_water()
+    tree = weights()
     jax.block_until_ready(fun({"layer_0": tree["layer_0"]}))
-    before = high_water()
     out = jax.block_until_ready(fun(tree))
-    print(before, high_water(), sum(x.nbytes for x in jax.tree.leaves(out)))
+    print(start, high_water(), sum(x.nbytes for x in jax.tree.leaves(out)))
 
 
 def main() -> None:
@@ -103,13 +104,16 @@ def main() -> None:
     for name, seconds in times.items():
         command = [sys.executable, "-m", "experiments.benchmarks.quantize_speed", "--peak", name]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        over = (int(out[1]) - 4 * LEAVES * ROWS * COLUMNS - int(out[2])) / 1e6
+        jax_alone, peak_bytes, result = map(int, out)
+        over = (peak_bytes - jax_alone - 4 * LEAVES * ROWS * COLUMNS - result) / 1e6
         rows.append(
             {
                 "candidate": name,
                 "seconds": seconds,
                 "ratio": seconds / base,
-                "peak over input + result, MB": round(over),
+                "VmHWM, MB": round(peak_bytes / 1e6),
+                "of which JAX alone": round(jax_alone / 1e6),
+                "over JAX + input + result": round(over),
             }
         )
     emit(rows)

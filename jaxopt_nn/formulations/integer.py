@@ -10,12 +10,14 @@ exact in the integers. A scale for each group of the contracted axis gives one s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxopt_nn.numerics import affine
@@ -27,6 +29,13 @@ LONGEST = 2**17
 Dims = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
 
+def row_scale(x: jax.Array, axes: Sequence[int], bits: int = 8) -> jax.Array:
+    """``max|x| / qmax`` over ``axes``, float32, kept as axes of length 1; 1 for an all-zero row, NaN for a row with NaN."""
+    _, qmax = affine.code_range(bits, signed=True, narrow=True)
+    amax = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=tuple(axes), keepdims=True)
+    return jnp.where(amax < qmax * affine.SMALLEST_SCALE, 1.0, amax * np.float32(1 / qmax))
+
+
 def quantize_rows(x: jax.Array, axes: Sequence[int], bits: int = 8) -> tuple[jax.Array, jax.Array]:
     """Symmetric dynamic quantization with one scale for each index over the axes that are *not* in ``axes``.
 
@@ -34,12 +43,10 @@ def quantize_rows(x: jax.Array, axes: Sequence[int], bits: int = 8) -> tuple[jax
       x: ``[...]``, any float dtype. axes: the axes that share a scale. bits: 2 to 8.
 
     Returns:
-      ``(codes int8, scale float32)``; ``scale`` has length 1 on ``axes``. An all-zero row has scale 1 and codes 0.
+      ``(codes int8, scale float32)``; ``scale`` has length 1 on ``axes``. No code leaves the range, so none is clipped.
     """
-    qmin, qmax = affine.code_range(bits, signed=True, narrow=True)
-    amax = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=tuple(axes), keepdims=True)
-    scale = affine.symmetric_params(amax, qmin, qmax)
-    return affine.quantize(x, scale, None, qmin, qmax).astype(jnp.int8), scale
+    scale = row_scale(x, axes, bits)
+    return jnp.round(x.astype(jnp.float32) * (1.0 / scale)).astype(jnp.int8), scale
 
 
 def _signed(weight: QTensor) -> tuple[jax.Array, jax.Array | None]:
@@ -92,11 +99,27 @@ def dot(lhs: Any, rhs: Any, dims: Dims, a_bits: int = 8) -> Any:
     grouped = sorted({i for p in parts for i in _groups(p, contracting)})
     if len(grouped) > 1:
         return NotImplemented
-    other = dims[0][1 - side]
+    fixed = tuple(tuple(tuple(map(int, axes)) for axes in pair) for pair in dims)
+    return _dot(codes, weight.scale, zero, x, fixed, side, a_bits, grouped[0] if grouped else None)
+
+
+# Compiled as one function, so that a deep model traces it once for each shape.
+@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
+def _dot(
+    codes: jax.Array,
+    scale: jax.Array,
+    zero: jax.Array | None,
+    x: jax.Array,
+    dims: Any,
+    side: int,
+    a_bits: int,
+    axis: int | None,
+) -> jax.Array:
+    contracting, other = dims[0][side], dims[0][1 - side]
     x_codes, x_scale = quantize_rows(x, other, a_bits)
-    if not grouped:
-        return _scaled_dot(codes, weight.scale, zero, x_codes, x_scale, dims, side)
-    (axis,) = grouped
+    if axis is None:
+        return _scaled_dot(codes, scale, zero, x_codes, x_scale, dims, side)
+    parts = [scale] if zero is None else [scale, zero]
     count = max(p.shape[axis] for p in parts)
     x_axis = other[list(contracting).index(axis)]
     shift = lambda axes: [i + 1 for i in axes]
@@ -106,9 +129,9 @@ def dot(lhs: Any, rhs: Any, dims: Dims, a_bits: int = 8) -> Any:
     )
     x_scales = jnp.broadcast_to(jnp.expand_dims(x_scale, 0), (count, *x_scale.shape))
     grouped_x = _grouped(x_codes, x_axis, count)
-    return _scaled_dot(
-        _grouped(codes, axis, count), spread(weight.scale), spread(zero), grouped_x, x_scales, inner, side
-    ).sum(0)
+    return _scaled_dot(_grouped(codes, axis, count), spread(scale), spread(zero), grouped_x, x_scales, inner, side).sum(
+        0
+    )
 
 
 def _whole_groups(param: jax.Array, axis: int, count: int) -> jax.Array:

@@ -85,8 +85,7 @@ def fake_quant_activations(bits: int = 8) -> Rule:
 
     def rounded(x: Any, axes: tuple[int, ...]) -> Any:
         wide = x.astype(jnp.float32)
-        amax = jax.lax.stop_gradient(jnp.max(jnp.abs(wide), axis=axes, keepdims=True))
-        scale = affine.symmetric_params(amax, qmin, qmax)
+        scale = jax.lax.stop_gradient(integer.row_scale(wide, axes, bits))
         return affine.fake_quant(wide, scale, None, qmin, qmax).astype(x.dtype)
 
     def apply(site: Site, state: State, lhs: Any, rhs: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -31,8 +32,12 @@ def rows(report: dict[str, Any], without: Sequence[str] = ()) -> tuple[list[str]
     entries = [report["baseline"], *report["stages"]]
     columns = {name: cell for name, cell in COLUMNS.items() if name not in without}
     for batch in entries[0]["latency_ms"]:
-        columns[f"ms@{batch}"] = lambda e, batch=batch: f"{e['latency_ms'][batch]:.3g}"
+        columns[f"ms@{batch}"] = functools.partial(_latency, batch=batch)
     return list(columns), [[cell(entry) for cell in columns.values()] for entry in entries]
+
+
+def _latency(entry: dict[str, Any], batch: str) -> str:
+    return f"{entry['latency_ms'][batch]:.3g}"
 
 
 def table(report: dict[str, Any]) -> str:

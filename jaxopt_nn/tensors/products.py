@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -47,6 +49,23 @@ def weight_dot(
     """
     if other.dtype not in FLOATS:
         return NotImplemented
+    numbers = tuple(tuple(tuple(map(int, axes)) for axes in pair) for pair in dimension_numbers)
+    return _weight_dot(codes, scale, zero, other, tuple(order), numbers, side, precision, jnp.dtype(dtype))
+
+
+# Compiled as one function, so that a deep model traces it once for each shape.
+@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
+def _weight_dot(
+    codes: Array,
+    scale: Array,
+    zero: Array | None,
+    other: Array,
+    order: tuple[int, ...],
+    dimension_numbers: Any,
+    side: str,
+    precision: Any,
+    dtype: Any,
+) -> Array:
     at = 1 if side == "rhs" else 0
     contracted, batch = (list(numbers[at]) for numbers in dimension_numbers)
     other_contracted, other_batch = (list(numbers[1 - at]) for numbers in dimension_numbers)
