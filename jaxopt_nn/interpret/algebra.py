@@ -73,6 +73,7 @@ LAYOUT: dict[str, Callable[..., Result]] = {
     "dynamic_slice": _dynamic_slice,
     "split": _split,
     "sharding_constraint": _sharding_constraint,
+    "stop_gradient": _same,
     "copy": _same,
     "copy_p": _same,
 }

@@ -150,6 +150,7 @@ LAYOUT: dict[str, Callable[[Any, Tag], Tag | None]] = {
     "sharding_constraint": _same,
     "mesh_cast": _same,
     "reshard": _same,
+    "stop_gradient": _same,
     "pvary": _same,
     "pcast": _same,
     "rev": _same,

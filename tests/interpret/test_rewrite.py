@@ -190,6 +190,7 @@ PLACES = {
     "a sharding constraint": lambda v, x: (
         x @ lax.with_sharding_constraint(v["a"], jax.NamedSharding(MESH, jax.P(None, "x")))
     ),
+    "a stopped gradient": lambda v, x: x @ lax.stop_gradient(v["a"]),
     "a barrier": lambda v, x: x @ lax.optimization_barrier(v["a"]),
     "split and squeezed": lambda v, x: x @ jnp.split(v["a"].reshape(8, 2, 4), 2, axis=1)[1].squeeze(1),
     "lookups out of range": lambda v, x: v["a"].at[jnp.array([-20, 3, 30])].get(mode="fill") + x[:3] * 0,
