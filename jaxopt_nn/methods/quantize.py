@@ -140,15 +140,15 @@ def _view(leaf: Any, learnt: Any, carried: Static) -> Any:
 def _pack(path: str, leaf: Any, learnt: Any, carried: Static) -> QTensor:
     form: Format = carried.value
     scale, zero, extent = _params(leaf, carried)
-    check_finite(path, extent)
-    return QTensor.quantize(
-        leaf, scale, zero, bits=form.bits, signed=form.signed, dtype=np.dtype(leaf.dtype).name, stack=form.stack
-    )
+    dtype = np.dtype(leaf.dtype).name
+    packed = QTensor.quantize(leaf, scale, zero, bits=form.bits, signed=form.signed, dtype=dtype, stack=form.stack)
+    check_finite(path, extent)  # after the codes are under way: waiting for the range first would leave the device idle
+    return packed
 
 
 def check_finite(path: str, statistic: Any) -> None:
     """Raises ValueError where a statistic of a leaf (its largest magnitudes) shows that the leaf holds NaN or Inf."""
-    bad = int(jnp.sum(~jnp.isfinite(statistic)))
+    bad = int(np.sum(~np.isfinite(np.asarray(statistic))))
     if bad:
         total = math.prod(statistic.shape)
         raise ValueError(

@@ -48,7 +48,7 @@ def table(report: dict[str, Any]) -> str:
 
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table does not say."""
-    out = []
+    out = _speed(report)
     if artifact := report["artifact"]:
         smaller = report["baseline"]["bytes"] / artifact["bytes"]
         out.append(
@@ -61,6 +61,16 @@ def sentences(report: dict[str, Any]) -> list[str]:
             f"{cv['baseline_accuracy']:.2%}, final {cv['final_accuracy']:.2%}, lost points {cv['lost_points']:.2f}"
         )
     return out
+
+
+def _speed(report: dict[str, Any]) -> list[str]:
+    """A plain word where the last stage is smaller and not faster; none where latency was not measured."""
+    before, after = report["baseline"]["latency_ms"], report["stages"][-1]["latency_ms"]
+    slower = {n: after[n] / before[n] for n in before if after[n] > 1.02 * before[n]}
+    if not slower:
+        return []
+    ratios = ", ".join(f"{ratio:.2f}x the baseline's time at a batch of {n}" for n, ratio in slower.items())
+    return [f"smaller, not faster, on this backend: {ratios} (zeros are computed, and codes are read as numbers)"]
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:

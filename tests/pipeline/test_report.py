@@ -85,3 +85,10 @@ def test_what_json_can_not_hold_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         reports.write({**REPORT, "config": {"a": float("nan")}}, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_smaller_and_not_faster_is_said():
+    made = {"baseline": entry("baseline", 0.9, 4000), "stages": [entry("quantize", 0.9, 400)], "artifact": {}}
+    assert not any("faster" in line for line in reports.sentences(made))
+    made["stages"][-1]["latency_ms"] = {"1": 1.0, "32": 11.0}
+    assert reports.sentences(made)[0].startswith("smaller, not faster, on this backend: 2.00x")
