@@ -30,7 +30,10 @@ def magnitude(weight: jax.Array, grad: jax.Array | None = None) -> jax.Array:
 def saliency(weight: jax.Array, grad: jax.Array | None = None) -> jax.Array:
     """``|w dL/dw|``, the first-order change of the loss (Molchanov et al. 2017, eq. 8; SNIP, Lee et al. 2019, eq. 4)."""
     if grad is None:
-        raise ValueError("saliency needs gradients: it scores in update(..., grads=...), not at init")
+        raise ValueError(
+            "saliency needs gradients, which update gets and init does not: pass a schedule that starts at 0, "
+            "e.g. sparsity=optax.linear_schedule(0.0, 0.9, steps)"
+        )
     return jnp.abs(weight * grad)
 
 
@@ -100,7 +103,13 @@ def prune(
         roles = {p: info.roles_of(p, x.ndim) for p, x in taken.items()}
         if not taken:
             return State((), {})
-        at_zero = lambda leaves: masks(leaves, None, roles, 0)
+        with jax.ensure_compile_time_eval():
+            nothing_yet = scheduled and float(sparsity(0)) == 0  # type: ignore[operator]
+
+        def at_zero(leaves: dict[str, Any]) -> dict[str, Any]:
+            # no score is needed yet, so that a criterion may wait for gradients
+            return {p: jnp.ones(x.shape, bool) for p, x in leaves.items()} if nothing_yet else masks(leaves, None, roles, 0)
+
         abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in taken.values())
         made = jax.eval_shape(at_zero, taken) if abstract else jax.jit(at_zero)(taken)
         return State((), {p: {"mask": made[p], "roles": Static(roles[p])} for p in taken})
@@ -135,7 +144,8 @@ def prune(
 
         return map_with_path(packed, params)
 
-    needs = frozenset({"roles"} | ({"grads"} if criterion is saliency else set()))
+    # any criterion but magnitude may read gradients; only a schedule scores again after init
+    needs = frozenset({"roles"} | ({"grads"} if scheduled and criterion is not magnitude else set()))
     return Transform(init, update, view, keep_params, pack, Traits(takes, allocation is per_leaf, needs))
 
 

@@ -74,7 +74,7 @@ def test_saliency_is_the_product_with_the_gradient():
     """Largest weights with no gradient go; magnitude would keep them."""
     w = {"w": jnp.array([[10.0, 9.0], [0.1, 0.2]])}
     g = {"w": jnp.array([[0.0, 0.0], [5.0, -5.0]])}
-    method = prune(lambda x, g: saliency(x, x if g is None else g), sparsity=lambda step: 0.5)
+    method = prune(saliency, sparsity=optax.linear_schedule(0.0, 0.5, 1))
     state = method.update(w, method.init(w), step=1, grads=g)
     np.testing.assert_array_equal(state.carried["w"]["mask"], [[False, False], [True, True]])
     with pytest.raises(ValueError, match="saliency needs gradients"):

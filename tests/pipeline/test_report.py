@@ -91,4 +91,4 @@ def test_smaller_and_not_faster_is_said():
     made = {"baseline": entry("baseline", 0.9, 4000), "stages": [entry("quantize", 0.9, 400)], "artifact": {}}
     assert not any("faster" in line for line in reports.sentences(made))
     made["stages"][-1]["latency_ms"] = {"1": 1.0, "32": 11.0}
-    assert reports.sentences(made)[0].startswith("smaller, not faster, on this backend: 2.00x")
+    assert reports.sentences(made)[0].endswith("by batch: 2.00x at 1")
