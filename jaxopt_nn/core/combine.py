@@ -75,7 +75,17 @@ def chain(*members: Transform) -> Transform:
 
     needs = frozenset().union(*(m.traits.needs for m in members))
     local = all(m.traits.leaf_local for m in members)
-    return Transform(init, update, lambda p, s: views(p, s)[-1], project, pack, Traits(takes, local, needs))
+    return Transform(
+        init, update, lambda p, s: views(p, s)[-1], project, pack, Traits(takes, local, needs, _measures(members))
+    )
+
+
+def _measures(members: Sequence[Transform]) -> Callable[..., dict[str, Any]] | None:
+    """All that the members measure, on one model."""
+    found = [m.traits.measure for m in members if m.traits.measure is not None]
+    if not found:
+        return None
+    return lambda apply, variables, inputs: {k: v for each in found for k, v in each(apply, variables, inputs).items()}
 
 
 def _like(view: Callable[..., PyTree], params: PyTree, state: State) -> PyTree:
@@ -175,7 +185,8 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
 
     needs = frozenset().union(*(t.traits.needs for _, t in cases))
     local = all(t.traits.leaf_local for _, t in cases)
-    return Transform(init, update, each("view"), each("project"), each("pack"), Traits(takes, local, needs))
+    measure = _measures([t for _, t in cases])
+    return Transform(init, update, each("view"), each("project"), each("pack"), Traits(takes, local, needs, measure))
 
 
 def where(pattern: str, method: Transform) -> Transform:
@@ -195,11 +206,19 @@ def _gated(method: Transform, open_at: Callable[[Any], Any]) -> Transform:
     return method._replace(update=update)
 
 
-def every(n: int, method: Transform) -> Transform:
-    """``method`` whose ``update`` runs at steps 0, n, 2n, ... only."""
+def every(n: int, method: Transform, last: int | None = None) -> Transform:
+    """``method`` whose ``update`` runs at steps 0, n, 2n, ... only, and at step ``last``.
+
+    With the last step of the training as ``last``, a schedule reaches its target also where ``n`` does not divide it.
+
+    Raises:
+      ValueError: ``n`` below 1, ``last`` below 0.
+    """
     if n < 1:
         raise ValueError(f"every(n={n}): n is a number of steps, at least 1")
-    return _gated(method, lambda step: step % n == 0)
+    if last is not None and last < 0:
+        raise ValueError(f"every(n={n}, last={last}): last is a step, 0 or more, or None")
+    return _gated(method, lambda step: (step % n == 0) | (last is not None and step == last))
 
 
 def between(start: int, stop: int, method: Transform) -> Transform:

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from jaxopt_nn.core.report import Report
 
 
@@ -99,6 +101,38 @@ class Leaf:
     def matrix(self) -> bool:
         """Whether a matrix may lie in it: at least two axes, besides the stack, longer than one."""
         return sum(n > 1 for i, n in enumerate(self.shape) if i not in self.stack) >= 2
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """An axis of a leaf in an axis group.
+
+    Attributes:
+      path, axis: which axis of which leaf.
+      role: ``producer`` (an output axis of a site's weight), ``vector`` (a bias, a norm's scale: combined element by
+        element) or ``consumer`` (a contracted axis of a site's weight).
+      units: int ``[length of the axis]``: entry j belongs to unit ``units[j]`` of the group.
+    """
+
+    path: str
+    axis: int
+    role: str
+    units: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AxisGroup:
+    """Axes that must be cut or sharded together: the units of one layer, and all that reads them.
+
+    Attributes:
+      size: number of units.
+      members: the axes, the producers first.
+      pinned: None, or the reason why no unit may be cut.
+    """
+
+    size: int
+    members: tuple[Member, ...]
+    pinned: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.model import ModelInfo
-from jaxopt_nn.core.paths import map_with_path, matches
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches
 from jaxopt_nn.core.transform import PyTree, State, Transform
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     frozen: tuple[str, ...] = ("batch_stats/**",),
+    gradient_norms: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """One training step, pure and jittable (``jax.jit(step, donate_argnums=0)``).
 
@@ -91,6 +92,8 @@ def make_step(
       method: what the forward pass sees of the parameters; ``identity()`` for plain training.
       optimizer: any optax transformation, over ``{"params", "learnt"}``.
       frozen: patterns of leaves that no optimizer moves.
+      gradient_norms: adds ``gradient_norms`` to the metrics, ``{path: Euclidean norm}`` of the gradient that the optimizer
+        gets, behind the view: where a method's derivative vanishes, it is zero.
 
     Returns:
       ``step(train_state, batch) -> (train_state, metrics)``; ``metrics`` gets ``loss`` added.
@@ -115,6 +118,12 @@ def make_step(
         (value, (metrics, new)), dense = jax.value_and_grad(objective, has_aux=True)(seen)
         flat_zero = jax.tree.map(_zero_cotangent, seen_still)
         grad_params, grad_learnt = pull((dense, flat_zero))
+        if gradient_norms:
+            slopes = leaves_by_path(grad_params).items()
+            metrics = {
+                **metrics,
+                "gradient_norms": {p: jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))) for p, g in slopes},
+            }
         both = {"params": moved, "learnt": ts.learnt}
         updates, opt = optimizer.update({"params": grad_params, "learnt": grad_learnt}, ts.opt, both)
         both = optax.apply_updates(both, updates)

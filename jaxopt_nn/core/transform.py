@@ -64,11 +64,14 @@ class Traits(NamedTuple):
       takes: ``(path, leaf, info) -> LeafTraits | str``: how it treats that leaf, or why it leaves it alone.
       leaf_local: each leaf's result depends on that leaf alone.
       needs: subset of ``{"roles", "stats", "grads", "key"}``.
+      measure: ``(apply, variables, inputs) -> {name: statistic}``: what ``init`` reads in ``info.stats``, taken from the
+        model as it runs on ``inputs [N, ...]``; None where it reads none.
     """
 
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
     leaf_local: bool = True
     needs: frozenset[str] = frozenset()
+    measure: Callable[[Callable[..., Any], PyTree, Any], dict[str, Any]] | None = None
 
 
 class Transform(NamedTuple):

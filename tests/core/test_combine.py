@@ -59,7 +59,15 @@ def test_where_names_near_misses():
 
 @pytest.mark.parametrize(
     ("method", "expected"),
-    [(every(3, scale(1.0)), 4), (between(2, 5, scale(1.0)), 4), (frozen(scale(1.0)), 0), (scale(1.0), 10)],
+    [
+        (every(3, scale(1.0)), 4),
+        (every(4, scale(1.0), last=9), 4),
+        (every(3, scale(1.0), last=9), 4),
+        (every(1, scale(1.0), last=2), 10),
+        (between(2, 5, scale(1.0)), 4),
+        (frozen(scale(1.0)), 0),
+        (scale(1.0), 10),
+    ],
 )
 def test_gates_run_update_when_they_should(method, expected):
     state = method.init(PARAMS)
@@ -73,6 +81,7 @@ def test_gates_run_update_when_they_should(method, expected):
     ("make", "match"),
     [
         (lambda: every(0, identity()), "at least 1"),
+        (lambda: every(5, identity(), last=-1), "0 or more"),
         (lambda: between(5, 2, identity()), "start <= stop"),
         (chain, "at least one"),
         (lambda: by_path([]), "at least one"),

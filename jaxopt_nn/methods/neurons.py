@@ -1,0 +1,115 @@
+"""Neuron pruning with masks: whole units of a layer, set to zero in every leaf that they touch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.core.model import AxisGroup, ModelInfo, Roles
+from jaxopt_nn.core.paths import leaves_by_path, near_misses
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Static, Transform, keep_state, leafwise
+from jaxopt_nn.tensors.base import is_compressed
+from jaxopt_nn.tensors.masked import Masked
+
+#: ``{path: {axis: bool [length of the axis]}}``; True is kept.
+Keep = Mapping[str, Mapping[int, Any]]
+
+
+def mask_units(keep: Keep) -> Transform:
+    """Sets whole slices of leaves to zero: ``{path: {axis: bool [length]}}``, True is kept.
+
+    Returns:
+      A ``Transform`` whose masks live in ``carried`` and never change. Leaves of two or more axes pack into ``Masked``,
+      vectors stay dense; gradients reach kept entries only.
+
+    Raises:
+      ValueError: a mask that is no vector of bools, or keeps nothing; at ``init``, a path that is no leaf (near misses
+        are named), an axis that the leaf does not have, or a mask of another length.
+    """
+    masks = {path: {axis: _checked(path, axis, m) for axis, m in axes.items()} for path, axes in keep.items()}
+
+    def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+        if path not in masks:
+            return "no unit of it is masked"
+        if is_compressed(leaf):
+            return "is a compressed tensor already"
+        return LeafTraits("mask" if len(leaf.shape) >= 2 else None)
+
+    def init(path: str, leaf: Any, roles: Roles) -> tuple[Any, Any]:
+        axes = masks[path]
+        for axis, mask in axes.items():
+            if not 0 <= axis < len(leaf.shape) or leaf.shape[axis] != len(mask):
+                raise ValueError(
+                    f"{path}: a mask of {len(mask)} units for axis {axis} of shape {tuple(leaf.shape)}; find the masks on "
+                    "a tree of the same shapes"
+                )
+        leads = roles.stack == tuple(range(len(roles.stack)))
+        static = Static((tuple(axes), len(roles.stack) if leads else 0))
+        return (), {"keep": tuple(jnp.asarray(m) for m in axes.values()), "static": static}
+
+    def view(leaf: Any, learnt: Any, carried: Any) -> Any:
+        return jnp.where(_whole(leaf.shape, carried), leaf, jnp.zeros_like(leaf))
+
+    def pack(path: str, leaf: Any, learnt: Any, carried: Any) -> Any:
+        if len(leaf.shape) < 2 or 0 in leaf.shape:
+            return view(leaf, learnt, carried)
+        return Masked.pack(_whole(leaf.shape, carried), leaf, stack_axes=carried["static"].value[1])
+
+    made = leafwise(takes, init, view, update=None, pack=pack)
+
+    def checked_init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        known = leaves_by_path(params)
+        for path in masks:
+            if path not in known:
+                near = near_misses(path, known) or list(known)[:3]
+                raise ValueError(
+                    f"mask_units: {path!r} is no leaf of {len(known)}; nearest: {', '.join(near) or 'none'}"
+                )
+        return made.init(params, info)
+
+    return made._replace(init=checked_init, update=keep_state)
+
+
+def _checked(path: str, axis: int, mask: Any) -> np.ndarray:
+    array = np.asarray(mask)
+    if array.dtype != bool or array.ndim != 1:
+        raise ValueError(
+            f"{path}, axis {axis}: {array.dtype}{list(array.shape)}; pass a bool for each entry of the axis"
+        )
+    if not array.any():
+        raise ValueError(
+            f"{path}, axis {axis}: the mask keeps none of {array.size} units, fewer than one; keep at least one"
+        )
+    return array
+
+
+def _whole(shape: tuple[int, ...], carried: Any) -> jax.Array:
+    """The mask of the whole leaf, bool."""
+    mask = jnp.ones(shape, bool)
+    for axis, keep in zip(carried["static"].value[0], carried["keep"], strict=True):
+        mask &= jnp.expand_dims(keep, [i for i in range(len(shape)) if i != axis])
+    return mask
+
+
+def unit_norms(group: AxisGroup, leaves: Mapping[str, Any], role: str) -> np.ndarray:
+    """The L2 norm of each unit's weights in the members of one role (``producer``: fan-in, ``consumer``: fan-out).
+
+    Args:
+      group: the axis group.
+      leaves: ``{path: array}``.
+      role: as in ``Member``.
+
+    Returns:
+      float64 ``[size]``; zero where the group has no such member.
+    """
+    total = np.zeros(group.size)
+    for member in group.members:
+        if member.role == role:
+            squares = np.square(np.abs(np.asarray(leaves[member.path]).astype(np.float64)))
+            rows = np.moveaxis(squares, member.axis, 0)
+            np.add.at(total, member.units, rows.reshape(len(member.units), -1).sum(1))
+    return np.sqrt(total)
