@@ -12,15 +12,21 @@ from jaxopt_nn.core.model import ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import explain, identity
-from jaxopt_nn.methods.clip import clip
-from jaxopt_nn.methods.prune import global_budget, magnitude, prune, saliency
+from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
+from jaxopt_nn.methods.neurons import mask_units
+from jaxopt_nn.methods.prune import erk, global_budget, magnitude, prune, saliency
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.tensors.base import densify, is_compressed
 
 RAMP = optax.linear_schedule(0.0, 0.5, 4)
 TABLE = {
     "identity": identity(),
     "clip": clip(-0.5, 0.75),
+    "clip, latent weights": clip(-0.5, 0.75, ste="pass", project=False),
+    "clip_percentile": clip_percentile(5, 90),
+    "clip_percentile(channel)": clip_percentile(20, 80, granularity="channel", ste="pass"),
+    "clip_std(channel)": clip_std(0.5, granularity="channel", project=False),
     **{f"quantize({b})": quantize(b) for b in range(1, 9)},
     "quantize(8, unsigned, affine)": quantize(8, signed=False, symmetric=False),
     "quantize(5, unsigned)": quantize(5, signed=False),
@@ -28,13 +34,25 @@ TABLE = {
     "quantize(4, group)": quantize(4, group=4),
     "quantize(6, tensor)": quantize(6, granularity="tensor"),
     "quantize(4, pass)": quantize(4, ste="pass"),
+    "quantize(4, none)": quantize(4, ste="none"),
+    "quantize(4, stochastic)": quantize(4, rounding="stochastic", key=jax.random.key(1)),
+    "quantize(1, stochastic)": quantize(1, rounding="stochastic", key=3),
+    "quantize(3, stochastic, affine)": quantize(3, signed=False, symmetric=False, rounding="stochastic", key=4),
     "prune": prune(sparsity=0.75),
     "prune to nothing": prune(sparsity=1.0),
     "prune nothing": prune(sparsity=0.0),
     "prune globally": prune(sparsity=0.6, allocation=global_budget),
+    "prune by erk": prune(sparsity=0.7, allocation=erk),
+    "prune below a threshold": prune(threshold=0.4),
+    "prune below a rising threshold": prune(threshold=optax.linear_schedule(0.0, 0.5, 4)),
+    "prune for good": prune(sparsity=cubic(0.8, end=3), regrow=False, allocation=erk),
+    "prune in rounds": every(2, prune(sparsity=staircase(0.8, rounds=3, end=6)), last=5),
     "prune on a schedule": prune(magnitude, sparsity=RAMP),
     "prune by saliency": between(1, 9, prune(saliency, sparsity=RAMP)),
+    "mask_units": mask_units({"params/a/kernel": {1: np.arange(6) != 2}, "params/a/bias": {0: np.arange(6) != 2}}),
     "chain": chain(clip(-1.0, 1.0), prune(sparsity=0.5), quantize(4)),
+    "chain of a mask and random codes": chain(prune(sparsity=0.5), quantize(4, rounding="stochastic", key=5)),
+    "a mask, then percentiles": chain(prune(sparsity=0.5), clip_percentile(10, 90)),
     "chain of masks": chain(prune(sparsity=0.5), prune(sparsity=0.75), quantize(3, symmetric=False)),
     "a mask, then other values": chain(prune(sparsity=0.5), clip(-0.5, 0.5)),
     "by_path": by_path([("**/a/kernel", quantize(8)), ("**/kernel", prune(sparsity=0.5))]),

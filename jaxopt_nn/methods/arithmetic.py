@@ -71,22 +71,25 @@ def _result_dtype(site: Site, lhs: Any, rhs: Any) -> Any:
     return asked if asked is not None else jnp.result_type(lhs.dtype, rhs.dtype)
 
 
-def fake_quant_activations(bits: int = 8) -> Rule:
+def fake_quant_activations(bits: int = 8, ste: str = "clip") -> Rule:
     """Rounds a site's activations to ``bits`` with the scales that ``w?a<bits>`` would use, and multiplies in float.
 
-    The float twin of the integer rule, with straight-through gradients: what quantization-aware training sees.
+    The float twin of the integer rule, with straight-through gradients: what quantization-aware training sees. With
+    ``ste="none"`` rounding has its true derivative, zero, and no site behind another one gets a gradient.
 
     Raises:
-      ValueError: bits outside 2 to 8.
+      ValueError: bits outside 2 to 8; another derivative than those of ``numerics.affine.fake_quant``.
     """
     if bits not in range(2, 9):
         raise ValueError(f"fake_quant_activations(bits={bits!r}): allowed are 2 to 8")
+    if ste not in ("clip", "pass", "none"):
+        raise ValueError(f"fake_quant_activations(ste={ste!r}): allowed are 'clip', 'pass' and 'none'")
     qmin, qmax = affine.code_range(bits, signed=True, narrow=True)
 
     def rounded(x: Any, axes: tuple[int, ...]) -> Any:
         wide = x.astype(jnp.float32)
         scale = jax.lax.stop_gradient(integer.row_scale(wide, axes, bits))
-        return affine.fake_quant(wide, scale, None, qmin, qmax).astype(x.dtype)
+        return affine.fake_quant(wide, scale, None, qmin, qmax, ste).astype(x.dtype)
 
     def apply(site: Site, state: State, lhs: Any, rhs: Any) -> Any:
         if site.kind == "gather" or site.weight is None:

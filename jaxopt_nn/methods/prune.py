@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -42,18 +43,26 @@ def _kept(size: int, sparsity: Any) -> jax.Array:
     return size - jnp.round(jnp.asarray(sparsity, jnp.float32) * size).astype(jnp.int32)
 
 
+def _keep(score: jax.Array, stack: tuple[int, ...], k: Any) -> jax.Array:
+    """The mask of the ``k`` largest scores of each layer of a stack."""
+    moved = jnp.moveaxis(score, stack, range(len(stack)))
+    rows = moved.reshape((-1, *moved.shape[len(stack) :])) if stack else moved[None]
+    masks = jax.vmap(lambda s: topk.keep_largest(s, k))(rows)
+    return jnp.moveaxis(masks.reshape(moved.shape), range(len(stack)), stack)
+
+
+def _layers(shape: tuple[int, ...], roles: Roles) -> tuple[int, tuple[int, ...]]:
+    """How many layers a leaf holds, and the shape of one."""
+    return math.prod(shape[a] for a in roles.stack), tuple(n for a, n in enumerate(shape) if a not in roles.stack)
+
+
 def per_leaf(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
     """The same sparsity in every leaf, and in every layer of a stack."""
 
-    def mask(path: str, score: jax.Array) -> jax.Array:
-        stack = roles[path].stack
-        moved = jnp.moveaxis(score, stack, range(len(stack)))
-        rows = moved.reshape((-1, *moved.shape[len(stack) :])) if stack else moved[None]
-        k = _kept(rows[0].size, sparsity)
-        masks = jax.vmap(lambda s: topk.keep_largest(s, k))(rows)
-        return jnp.moveaxis(masks.reshape(moved.shape), range(len(stack)), stack)
+    def kept(path: str) -> jax.Array:
+        return _kept(math.prod(_layers(scores[path].shape, roles[path])[1]), sparsity)
 
-    return {path: mask(path, score) for path, score in scores.items()}
+    return {path: _keep(score, roles[path].stack, kept(path)) for path, score in scores.items()}
 
 
 def global_budget(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
@@ -67,48 +76,101 @@ def global_budget(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsit
     return out
 
 
+def erk(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
+    """Erdos-Renyi-kernel: the density of a layer is proportional to ``sum(dims) / prod(dims)`` over all its axes.
+
+    Mocanu et al. 2018, eq. 1, for matrices; Evci et al. 2020 (RigL), section 3, for kernels. Thin layers stay dense, wide
+    ones pay for it; a layer whose density would exceed 1 becomes dense, and the rest is rescaled. As in the authors' code,
+    but that the total is exact there where RigL rounds layer by layer: ``size - round(sparsity * size)`` over all leaves.
+    Stack axes are no part of ``dims``, and each layer of a stack keeps equally many; leaves without a stack make up for
+    what a stack rounds.
+    """
+    facts = {path: _layers(score.shape, roles[path]) for path, score in scores.items()}
+    # Densest first: so whoever exceeds 1 has had its turn before those that share what is left.
+    order = sorted(facts, key=lambda path: -sum(facts[path][1]) / math.prod(facts[path][1]))
+    total = _kept(sum(score.size for score in scores.values()), sparsity)
+    counts = _erk_counts([facts[path] for path in order], total)
+    return {path: _keep(scores[path], roles[path].stack, counts[i]) for i, path in enumerate(order)}
+
+
+def _erk_counts(layers: list[tuple[int, tuple[int, ...]]], total: jax.Array) -> jax.Array:
+    """Entries to keep in each layer, int32; ``layers`` are (number of them, dims), the densest first.
+
+    With ``w = sum(dims)``, a sparse layer keeps ``e w`` where ``e`` is what is left over the sum of ``w`` of all layers
+    from this one on. Taken in this order, cutting each at its size is the authors' loop over sets of dense layers: once a
+    layer is sparse, ``e`` stays as it is.
+    """
+    copies = np.array([n for n, _ in layers], np.int32)
+    sizes = np.array([math.prod(dims) for _, dims in layers], np.int32)
+    weights = copies * np.array([max(sum(dims), 1) for _, dims in layers], np.float64)
+    shares = (weights / np.cumsum(weights[::-1])[::-1]).astype(np.float32)
+
+    def give(left: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
+        share, size, copy = layer
+        count = jnp.clip(jnp.round(left * share / copy).astype(jnp.int32), 0, size)
+        return left - count * copy, count
+
+    left, counts = jax.lax.scan(give, total, (jnp.asarray(shares), jnp.asarray(sizes), jnp.asarray(copies)))
+    # What rounding left over, or took too much: the first leaves without a stack that have room for it.
+    room = jnp.where(copies == 1, jnp.where(left > 0, sizes - counts, counts), 0)
+    taken = jnp.clip(jnp.abs(left) - (jnp.cumsum(room) - room), 0, room)
+    return counts + jnp.sign(left) * taken
+
+
+def _above(scores: dict[str, jax.Array], roles: dict[str, Roles], threshold: Any) -> dict[str, jax.Array]:
+    """Weights whose score reaches the threshold; 0 keeps all."""
+    threshold = jnp.asarray(threshold, jnp.float32)
+    return {path: (score >= threshold) | (threshold == 0) for path, score in scores.items()}
+
+
 def prune(
-    criterion: Criterion = magnitude, *, sparsity: float | Callable[[Any], Any], allocation: Allocation = per_leaf
+    criterion: Criterion = magnitude,
+    *,
+    sparsity: float | Callable[[Any], Any] | None = None,
+    threshold: float | Callable[[Any], Any] | None = None,
+    allocation: Allocation = per_leaf,
+    regrow: bool = True,
 ) -> Transform:
-    """Sets the weights of the lowest score to zero, exactly as many as asked, ties by position.
+    """Sets the weights of the lowest score to zero: exactly as many as asked, ties by position, or those below a threshold.
+
+    Either may be a schedule ``step -> value`` (``cubic``, ``staircase``, any of optax's), which is read in ``update``, and
+    at step 0 in ``init``; a number prunes once, in ``init``.
 
     Args:
       criterion: any callable of the signature ``Criterion``.
-      sparsity: share of zeros in [0, 1], or a schedule ``step -> share``; a schedule is read in ``update`` (and at step 0
-        in ``init``), a number prunes once, in ``init``.
-      allocation: ``per_leaf``, ``global_budget``, or any callable of the signature ``Allocation``.
+      sparsity: share of zeros in [0, 1].
+      threshold: 0 or more, in units of the score: weights whose score is below it go (``|w| < 0.01``); 0 prunes nothing.
+      allocation: how a sparsity is shared out: ``per_leaf``, ``global_budget``, ``erk``, or any callable of the signature
+        ``Allocation``.
+      regrow: at each update of a schedule, a pruned weight's latent value, which got no gradient since, competes again
+        (the authors' code of Zhu & Gupta 2017); False: a pruned weight never returns (scored below all others, so where a
+        target falls again, fewer are kept than it says).
 
     Returns:
       A ``Transform`` whose masks live in ``carried`` and which packs into ``Masked``; gradients reach kept weights only.
 
     Raises:
-      ValueError: sparsity outside [0, 1].
+      ValueError: both or neither of sparsity and threshold; a number, or a schedule's value at step 0, outside the above;
+        an allocation beside a threshold; at ``pack``, NaN or Inf.
     """
-    scheduled = callable(sparsity)
-    if not scheduled and not 0 <= float(sparsity) <= 1:  # type: ignore[arg-type]
-        raise ValueError(f"prune(sparsity={sparsity}): a share of zeros, 0 to 1, or a schedule of the step")
+    amount = threshold if sparsity is None else sparsity
+    start = _checked_start(sparsity, threshold, allocation)
+    scheduled = callable(amount)
+    select = _above if sparsity is None else allocation
 
-    def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
-        reason = why_not_matrix(path, leaf, info)
-        return LeafTraits("mask") if reason is None else reason
-
-    def masks(
-        leaves: dict[str, Any], grads: dict[str, Any] | None, roles: dict[str, Roles], step: Any
-    ) -> dict[str, Any]:
-        scores = {p: criterion(x.astype(jnp.float32), None if grads is None else grads[p]) for p, x in leaves.items()}
-        return allocation(scores, roles, sparsity(step) if scheduled else sparsity)  # type: ignore[operator]
+    def masks(scores: dict[str, Any], roles: dict[str, Roles], step: Any) -> dict[str, Any]:
+        return select(scores, roles, amount(step) if callable(amount) else amount)
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(takes(p, x, info), str)}
+        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(_takes(p, x, info), str)}
         roles = {p: info.roles_of(p, x.ndim) for p, x in taken.items()}
         if not taken:
             return State((), {})
-        with jax.ensure_compile_time_eval():
-            nothing_yet = scheduled and float(sparsity(0)) == 0  # type: ignore[operator]
 
         def at_zero(leaves: dict[str, Any]) -> dict[str, Any]:
-            # no score is needed yet, so that a criterion may wait for gradients
-            return {p: jnp.ones(x.shape, bool) for p, x in leaves.items()} if nothing_yet else masks(leaves, None, roles, 0)
+            if scheduled and start == 0:  # no score is needed yet, so that a criterion may wait for gradients
+                return {p: jnp.ones(x.shape, bool) for p, x in leaves.items()}
+            return masks(_scores(criterion, leaves, None), roles, 0)
 
         abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in taken.values())
         made = jax.eval_shape(at_zero, taken) if abstract else jax.jit(at_zero)(taken)
@@ -118,35 +180,68 @@ def prune(
         if not scheduled or not state.carried:
             return state
         leaves = {p: x for p, x in leaves_by_path(params).items() if p in state.carried}
-        slopes = (
-            None
-            if grads is None
-            else {p: g.astype(jnp.float32) for p, g in leaves_by_path(grads).items() if p in leaves}
-        )
-        made = masks(leaves, slopes, {p: c["roles"].value for p, c in state.carried.items()}, step)
-        return State((), {p: {**c, "mask": made[p]} for p, c in state.carried.items()})
-
-    def view(params: PyTree, state: State) -> PyTree:
-        def seen(path: str, leaf: Any) -> Any:
-            return jnp.where(state.carried[path]["mask"], leaf, jnp.zeros_like(leaf)) if path in state.carried else leaf
-
-        return map_with_path(seen, params)
-
-    def pack(params: PyTree, state: State) -> PyTree:
-        def packed(path: str, leaf: Any) -> Any:
-            if path not in state.carried or is_compressed(leaf):
-                return leaf
-            own = state.carried[path]
-            _finite(path, leaf)
-            stack = own["roles"].value.stack
-            leads = stack == tuple(range(len(stack)))
-            return Masked.pack(own["mask"], leaf, stack_axes=len(stack) if leads else 0)
-
-        return map_with_path(packed, params)
+        old = {p: c["mask"] for p, c in state.carried.items()}
+        scores = _scores(criterion, leaves, None if grads is None else leaves_by_path(grads))
+        if not regrow:
+            scores = {p: jnp.where(old[p], score, -jnp.inf) for p, score in scores.items()}
+        made = masks(scores, {p: c["roles"].value for p, c in state.carried.items()}, step)
+        return State((), {p: {**c, "mask": made[p] if regrow else made[p] & old[p]} for p, c in state.carried.items()})
 
     # any criterion but magnitude may read gradients; only a schedule scores again after init
     needs = frozenset({"roles"} | ({"grads"} if scheduled and criterion is not magnitude else set()))
-    return Transform(init, update, view, keep_params, pack, Traits(takes, allocation is per_leaf, needs))
+    return Transform(init, update, _view, keep_params, _pack, Traits(_takes, select in (per_leaf, _above), needs))
+
+
+def _checked_start(sparsity: Any, threshold: Any, allocation: Allocation) -> float:
+    """What is asked at step 0; errors as in ``prune``."""
+    if (sparsity is None) == (threshold is None):
+        raise ValueError(
+            f"prune(sparsity={sparsity}, threshold={threshold}): give one of them: the share of zeros, or the score below "
+            "which weights go"
+        )
+    if sparsity is None and allocation is not per_leaf:
+        raise ValueError(
+            "prune(threshold=..., allocation=...): a threshold decides for each weight by itself; leave allocation out"
+        )
+    amount = threshold if sparsity is None else sparsity
+    with jax.ensure_compile_time_eval():
+        start = float(amount(0) if callable(amount) else amount)
+    when = f"{start} at step 0" if callable(amount) else f"{start}"
+    if sparsity is not None and not 0 <= start <= 1:
+        raise ValueError(f"prune(sparsity={when}): a share of zeros, 0 to 1, or a schedule of the step")
+    if not 0 <= start < math.inf:
+        raise ValueError(f"prune(threshold={when}): a finite score, 0 or more, or a schedule of the step")
+    return start
+
+
+def _scores(criterion: Criterion, leaves: dict[str, Any], grads: dict[str, Any] | None) -> dict[str, Any]:
+    wide = lambda x: x.astype(jnp.float32)
+    return {p: criterion(wide(x), None if grads is None else wide(grads[p])) for p, x in leaves.items()}
+
+
+def _takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+    reason = why_not_matrix(path, leaf, info)
+    return LeafTraits("mask") if reason is None else reason
+
+
+def _view(params: PyTree, state: State) -> PyTree:
+    def seen(path: str, leaf: Any) -> Any:
+        return jnp.where(state.carried[path]["mask"], leaf, jnp.zeros_like(leaf)) if path in state.carried else leaf
+
+    return map_with_path(seen, params)
+
+
+def _pack(params: PyTree, state: State) -> PyTree:
+    def packed(path: str, leaf: Any) -> Any:
+        if path not in state.carried or is_compressed(leaf):
+            return leaf
+        own = state.carried[path]
+        _finite(path, leaf)
+        stack = own["roles"].value.stack
+        leads = stack == tuple(range(len(stack)))
+        return Masked.pack(own["mask"], leaf, stack_axes=len(stack) if leads else 0)
+
+    return map_with_path(packed, params)
 
 
 @jax.jit

@@ -4,14 +4,26 @@ With step ``s`` and zero point ``z``, a weight ``w`` becomes the code ``q = clip
 back as ``s (q - z)`` (Jacob et al. 2018, eq. 1). Symmetric: ``z = 0`` and ``s = max|w| / qmax``. One bit, symmetric, is
 ``{-a, +a}`` with ``a = mean|w|`` (Rastegari et al. 2016, eq. 6), since a symmetric integer range has no two levels.
 
-Training sees the read-back weights with a straight-through gradient: rounding has derivative zero almost everywhere, and
-is given derivative one inside the range and zero outside (Bengio et al. 2013); ``ste="pass"`` gives one everywhere. The
-range is recomputed from the weights at every view and is not differentiated.
+Training sees the read-back weights ``y(w)``, and needs a derivative for rounding. With ``v = w / s``:
+
+* ``ste="none"``, the true one: ``round(v)`` is constant between its jumps, so ``dy/dw = s round'(v) / s = 0`` almost
+  everywhere. No gradient reaches a weight: hard rounding, for the study of vanishing gradients.
+* ``ste="clip"``, straight through (Bengio et al. 2013): ``round(v) = v + e`` with an error ``|e| <= 1/2`` that is taken to be
+  independent of ``v``. Then ``round'(v) = 1``, and ``dy/dw = 1`` while the code is inside ``[qmin, qmax]``; outside, the clip
+  makes it constant: 0.
+* ``ste="pass"``: the error of the clip too is taken to be independent of ``w``, so ``dy/dw = 1`` everywhere.
+* with ``rounding="stochastic"``, up with a probability of ``v - floor(v)``, ``E[round(v)] = v``, so inside the range 1 is the
+  derivative of the expectation, exactly, and not an assumption.
+
+The range is recomputed from the weights at every view and is not differentiated.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import zlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +42,8 @@ class Format(NamedTuple):
     Attributes:
       bits, signed, symmetric, ste: as in ``quantize``.
       scale_shape: along each axis 1, the leaf's length, or a divisor of it (groups).
+      stack: the leaf's stack axes.
+      generator: of the PRNG key for stochastic rounding; None rounds to nearest.
     """
 
     bits: int
@@ -38,6 +52,7 @@ class Format(NamedTuple):
     scale_shape: tuple[int, ...]
     ste: str
     stack: tuple[int, ...]
+    generator: str | None = None
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -65,9 +80,29 @@ class Format(NamedTuple):
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """State of one leaf: its format, and for stochastic rounding the data of its PRNG key (uint32), which checkpoints hold."""
+
+    form: Static
+    key_data: Any = None
+
+    @property
+    def key(self) -> jax.Array | None:
+        generator = self.form.value.generator
+        return None if generator is None else jax.random.wrap_key_data(self.key_data, impl=generator)
+
+
 @jax.jit
-def _params(leaf: Any, carried: Static) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    return carried.value.params(leaf)
+def _params(leaf: Any, carried: Carried) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    return carried.form.value.params(leaf)
+
+
+@jax.jit
+def _codes(leaf: Any, scale: jax.Array, zero: jax.Array | None, carried: Carried) -> jax.Array:
+    codes = affine.quantize(leaf, scale, zero, *carried.form.value.code_range, key=carried.key)
+    return codes.astype(jnp.int8 if carried.form.value.signed else jnp.uint8)
 
 
 def quantize(
@@ -78,32 +113,42 @@ def quantize(
     granularity: str = "channel",
     group: int = -1,
     ste: str = "clip",
+    rounding: str = "nearest",
+    key: jax.Array | int | None = None,
 ) -> Transform:
     """Quantizes weight matrices to ``bits``-wide integers.
 
     Args:
       bits: 1 to 8.
-      signed: codes in ``[-2^(b-1), 2^(b-1) - 1]``, else in ``[0, 2^b - 1]``.
+      signed: codes in ``[-2^(b-1), 2^(b-1) - 1]``, else in ``[0, 2^b - 1]``: 8 bits are [-128, 127] or [0, 255], 6 bits
+        [-32, 31], 5 bits unsigned [0, 31].
       symmetric: no zero point; else the range is ``[min(w, 0), max(w, 0)]`` with an integer zero point.
       granularity: ``"channel"`` (one step for each index over stack and output axes) or ``"tensor"`` (one for each layer
         of the stack).
       group: with ``granularity="channel"``, one step for each run of ``group`` entries along the last input axis; -1: none.
-      ste: ``"clip"`` (gradient zero outside the range) or ``"pass"``.
+      ste: the derivative of rounding: ``"clip"`` (1 inside the range, 0 outside), ``"pass"`` (1) or ``"none"`` (0, the true
+        one: nothing trains).
+      rounding: ``"nearest"`` (half to even) or ``"stochastic"`` (up with a probability equal to the fraction; Gupta et al.
+        2015): then the view has the weight as its expectation, is a function of weights and key alone, and changes with
+        each ``update``, which folds ``step`` into the key.
+      key: a PRNG key or an integer seed, for stochastic rounding; each leaf folds in a hash of its path.
 
     Returns:
       A ``Transform`` that packs into ``QTensor``; it takes float leaves that some site contracts.
 
     Raises:
-      ValueError: a value outside the above; at ``init``, a leaf that ``group`` does not divide; at ``pack``, NaN or Inf.
+      ValueError: a value outside the above, stochastic rounding without a key or a key without it; at ``init``, a leaf
+        that ``group`` does not divide; at ``pack``, NaN or Inf.
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
         raise ValueError(f"quantize(bits={bits!r}): allowed are the whole numbers 1 to 8")
     if granularity not in ("channel", "tensor"):
         raise ValueError(f"quantize(granularity={granularity!r}): allowed are 'channel' and 'tensor'")
-    if ste not in ("clip", "pass"):
-        raise ValueError(f"quantize(ste={ste!r}): allowed are 'clip' and 'pass'")
+    if ste not in ("clip", "pass", "none"):
+        raise ValueError(f"quantize(ste={ste!r}): allowed are 'clip', 'pass' and 'none'")
     if group != -1 and (group < 1 or granularity != "channel"):
         raise ValueError(f"quantize(group={group}): a positive number with granularity='channel', or -1 for none")
+    root, generator = _root_key(rounding, key)
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
         reason = why_not_matrix(path, leaf, info)
@@ -111,9 +156,32 @@ def quantize(
 
     def init(path: str, leaf: Any, roles: Roles) -> tuple[Any, Any]:
         shape = _scale_shape(path, leaf.shape, roles, granularity, group)
-        return (), Static(Format(bits, signed, symmetric, shape, ste, roles.stack))
+        form = Format(bits, signed, symmetric, shape, ste, roles.stack, generator)
+        own = None if root is None else jax.random.fold_in(root, np.uint32(zlib.crc32(path.encode())))
+        return (), Carried(Static(form), None if own is None else jax.random.key_data(own))
 
-    return leafwise(takes, init, _view, pack=_pack, needs=frozenset({"roles"}))
+    update = None if root is None else _fold_in
+    return leafwise(takes, init, _view, update=update, pack=_pack, needs=frozenset({"roles"}))
+
+
+def _root_key(rounding: str, key: jax.Array | int | None) -> tuple[jax.Array | None, str | None]:
+    """The key of stochastic rounding and the name of its generator; (None, None) for nearest."""
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f"quantize(rounding={rounding!r}): allowed are 'nearest' and 'stochastic'")
+    if (key is None) == (rounding == "stochastic"):
+        raise ValueError(
+            f"quantize(rounding={rounding!r}, key={key}): stochastic rounding needs a key, e.g. key=jax.random.key(0), and "
+            "no other rounding has one"
+        )
+    if key is None:
+        return None, None
+    root = jax.random.key(key) if isinstance(key, int) else key
+    return root, str(jax.random.key_impl(root))
+
+
+def _fold_in(leaf: Any, learnt: Any, carried: Carried, step: Any, grad: Any) -> Carried:
+    key = jax.random.fold_in(carried.key, step)  # type: ignore[arg-type]
+    return Carried(carried.form, jax.random.key_data(key))
 
 
 def _scale_shape(path: str, shape: tuple[int, ...], roles: Roles, granularity: str, group: int) -> tuple[int, ...]:
@@ -130,18 +198,21 @@ def _scale_shape(path: str, shape: tuple[int, ...], roles: Roles, granularity: s
     return tuple(out)
 
 
-def _view(leaf: Any, learnt: Any, carried: Static) -> Any:
-    form: Format = carried.value
+def _view(leaf: Any, learnt: Any, carried: Carried) -> Any:
+    form: Format = carried.form.value
     scale, zero, _ = _params(jax.lax.stop_gradient(leaf), carried)
-    seen = affine.fake_quant(leaf.astype(jnp.float32), scale, zero, *form.code_range, ste=form.ste)
-    return seen.astype(leaf.dtype)
+    wide = leaf.astype(jnp.float32)
+    return affine.fake_quant(wide, scale, zero, *form.code_range, ste=form.ste, key=carried.key).astype(leaf.dtype)
 
 
-def _pack(path: str, leaf: Any, learnt: Any, carried: Static) -> QTensor:
-    form: Format = carried.value
+def _pack(path: str, leaf: Any, learnt: Any, carried: Carried) -> QTensor:
+    form: Format = carried.form.value
     scale, zero, extent = _params(leaf, carried)
+    stored = partial(QTensor.quantize, leaf)
+    if form.generator is not None:
+        stored = partial(QTensor.from_codes, _codes(leaf, scale, zero, carried))
     dtype = np.dtype(leaf.dtype).name
-    packed = QTensor.quantize(leaf, scale, zero, bits=form.bits, signed=form.signed, dtype=dtype, stack=form.stack)
+    packed = stored(scale, zero, bits=form.bits, signed=form.signed, dtype=dtype, stack=form.stack)
     check_finite(path, extent)  # after the codes are under way: waiting for the range first would leave the device idle
     return packed
 

@@ -29,6 +29,8 @@ from jax.typing import ArrayLike, DTypeLike
 SMALLEST_SCALE, LARGEST_SCALE = float(2.0**-126), float(2.0**126)
 # A hair under the largest float32: a product of up to 255 and a scale bounded by it does not overflow.
 _LARGEST = float(np.finfo(np.float32).max) * (1 - 2.0**-22)
+# From here on floats of 32 bits are whole numbers.
+_WHOLE = float(2**23)
 
 
 def code_range(bits: int, signed: bool, narrow: bool = False) -> tuple[int, int]:
@@ -115,6 +117,9 @@ def quantize(
     integers and values lie at odd multiples of half a scale.
     """
     value = x.astype(jnp.float32) * _spread_inverse(scale, x.shape)
+    if key is not None:
+        # Changes no code; stands between the product and the difference below, which a backend might contract.
+        value = jnp.clip(value, -_WHOLE, _WHOLE)
     whole = None
     if zero is not None:
         offset = jnp.asarray(zero, jnp.float32)
@@ -141,8 +146,17 @@ def dequantize(codes: Array, scale: ArrayLike, zero: ArrayLike | None, dtype: DT
     return (value * expand_groups(jnp.asarray(scale, jnp.float32), codes.shape)).astype(dtype)
 
 
-def fake_quant(x: Array, scale: ArrayLike, zero: ArrayLike | None, qmin: int, qmax: int, ste: str = "clip") -> Array:
-    """``dequantize(quantize(x))``, to the bit, in x's dtype, with a straight-through derivative.
+def fake_quant(
+    x: Array,
+    scale: ArrayLike,
+    zero: ArrayLike | None,
+    qmin: int,
+    qmax: int,
+    ste: str = "clip",
+    *,
+    key: Array | None = None,
+) -> Array:
+    """``dequantize(quantize(x, key=key))``, to the bit, in x's dtype, with a straight-through derivative.
 
     Write ``v = x / s`` and ``c = clip(round(v) + z, qmin, qmax) - z``, so ``y = s c``. With the derivative of ``round``
     taken to be 1, inside the range (``qmin <= v + z <= qmax``) ``dc/dx = 1 / s`` and ``dc/ds = -x / s^2 = -v / s``;
@@ -153,36 +167,45 @@ def fake_quant(x: Array, scale: ArrayLike, zero: ArrayLike | None, qmin: int, qm
       eq. 3, with bounds counted as inside);
     * ``dy/dz = 0`` inside, ``-s`` outside (LSQ+, Bhalgat et al. 2020, eq. 6).
 
+    ``ste="none"`` is the true derivative: ``round`` is constant between its jumps, so ``c`` is so everywhere, and every
+    entry counts as outside: ``dy/dx = 0``, ``dy/ds = c``, ``dy/dz = -s``.
+
+    With a PRNG ``key``, rounding is stochastic as in ``quantize``. Inside the range ``E[round(v)] = v``, whose derivative
+    is 1: there ``dy/dx`` above is exact for the expectation, and ``E[dy/ds] = 0``.
+
     Raises:
-      ValueError: ``ste`` is neither "clip" nor "pass".
+      ValueError: ``ste`` is none of "clip", "pass" and "none".
     """
-    if ste not in ("clip", "pass"):
-        raise ValueError(f'ste={ste!r}: the derivative outside the range is "clip" (0) or "pass" (1)')
-    return _fake_quant(x, scale, zero, qmin, qmax, ste)
+    if ste not in ("clip", "pass", "none"):
+        raise ValueError(
+            f'ste={ste!r}: the derivative of rounding is "clip" (1 inside the range, 0 outside), "pass" (1) or "none" (0)'
+        )
+    return _fake_quant(x, scale, zero, key, qmin, qmax, ste)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
-def _fake_quant(x, scale, zero, qmin, qmax, ste):
-    return dequantize(quantize(x, scale, zero, qmin, qmax), scale, zero, x.dtype)
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
+def _fake_quant(x, scale, zero, key, qmin, qmax, ste):
+    return dequantize(quantize(x, scale, zero, qmin, qmax, key=key), scale, zero, x.dtype)
 
 
 def _fake_quant_jvp(qmin, qmax, ste, primals, tangents):
-    x, scale, zero = primals
-    dx, dscale, dzero = tangents
+    x, scale, zero, key = primals
+    dx, dscale, dzero, _ = tangents
     value = x.astype(jnp.float32) * _spread_inverse(scale, x.shape)
     offset = jnp.zeros((), jnp.float32) if zero is None else jnp.asarray(zero, jnp.float32)
     offset = expand_groups(offset, x.shape)
-    inside = (value >= qmin - offset) & (value <= qmax - offset)
+    # where c follows v: nowhere, for the true derivative
+    inside = (value >= qmin - offset) & (value <= qmax - offset) & (ste != "none")
     slope = jnp.zeros(x.shape, jnp.float32)
     if not isinstance(dx, SymbolicZero):
         slope = slope + (dx if ste == "pass" else jnp.where(inside, dx, 0)).astype(jnp.float32)
     if not isinstance(dscale, SymbolicZero):
-        codes = quantize(x, scale, zero, qmin, qmax) - offset
+        codes = quantize(x, scale, zero, qmin, qmax, key=key) - offset
         slope = slope + expand_groups(dscale, x.shape) * (codes - jnp.where(inside, value, 0.0))
     if dzero is not None and not isinstance(dzero, SymbolicZero):
         step = expand_groups(jnp.asarray(scale, jnp.float32), x.shape)
         slope = slope - expand_groups(dzero, x.shape) * jnp.where(inside, 0.0, step)
-    return _fake_quant(x, scale, zero, qmin, qmax, ste), slope.astype(x.dtype)
+    return _fake_quant(x, scale, zero, key, qmin, qmax, ste), slope.astype(x.dtype)
 
 
 _fake_quant.defjvp(_fake_quant_jvp, symbolic_zeros=True)

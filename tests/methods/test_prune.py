@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxopt_nn.core.combine import every
 from jaxopt_nn.core.model import ModelInfo, Roles
-from jaxopt_nn.methods.prune import global_budget, magnitude, per_leaf, prune, saliency
+from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
+from jaxopt_nn.methods.schedules import cubic
 
 PARAMS = {"a": jnp.asarray(np.random.default_rng(0).standard_normal((8, 6)), jnp.float32), "b": jnp.full((4, 5), 0.3)}
 
@@ -18,6 +20,7 @@ def masks(method, params=PARAMS, info=ModelInfo()):
     return {p: np.asarray(c["mask"]) for p, c in method.init(params, info).carried.items()}
 
 
+@settings(max_examples=12)
 @given(st.floats(0, 1), st.integers(0, 2**31), st.booleans())
 def test_exactly_the_smallest_go(sparsity, seed, ties):
     w = np.random.default_rng(seed).standard_normal((7, 5)).astype(np.float32)
@@ -104,3 +107,152 @@ def test_allocations_agree_on_one_leaf():
     one = {"w": PARAMS["a"]}
     a, b = (masks(prune(magnitude, sparsity=0.3, allocation=f), one)["w"] for f in (per_leaf, global_budget))
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "w", [PARAMS["a"], jnp.stack([PARAMS["a"], 3 * PARAMS["a"]]), PARAMS["a"].astype(jnp.bfloat16)]
+)
+def test_a_threshold_takes_what_lies_below_it(w):
+    wide = np.abs(np.asarray(w, np.float32))
+    level = float(wide.ravel()[7])
+    found = masks(prune(threshold=level), {"w": w})["w"]
+    np.testing.assert_array_equal(found, wide >= np.float32(level))
+    assert found.ravel()[7] and 0 < found.mean() < 1
+
+
+def test_thresholds_of_another_score_of_nothing_and_on_a_schedule():
+    square = lambda w, g: w * w
+    np.testing.assert_array_equal(masks(prune(square, threshold=0.25))["a"], np.abs(PARAMS["a"]) >= 0.5)
+    assert masks(prune(threshold=0.0), {"w": jnp.zeros((2, 2))})["w"].all()
+    method = prune(threshold=optax.linear_schedule(0.0, 0.3, 10))
+    state = method.init(PARAMS)
+    assert np.asarray(state.carried["b"]["mask"]).all()
+    below = [method.update(PARAMS, state, step=t).carried["a"]["mask"] for t in (0, 5, 10)]
+    np.testing.assert_array_equal(below, [np.abs(PARAMS["a"]) >= np.float32(t) for t in (0, 0.15, 0.3)])
+
+
+def reference_erk(layers, sparsity):
+    """Densities as RigL's ``get_sparsities_erdos_renyi`` finds them: a loop over sets of dense layers."""
+    dense = set()
+    while True:
+        wanted = (1 - sparsity) * sum(np.prod(d) for d in layers.values())
+        wanted -= sum(np.prod(layers[p]) for p in dense)
+        raw = {p: sum(d) / np.prod(d) for p, d in layers.items() if p not in dense}
+        if not raw:
+            return dict.fromkeys(layers, 1.0)
+        epsilon = wanted / sum(r * np.prod(layers[p]) for p, r in raw.items())
+        if epsilon * max(raw.values()) <= 1:
+            return {p: 1.0 if p in dense else epsilon * raw[p] for p in layers}
+        dense |= {p for p, r in raw.items() if r == max(raw.values())}
+
+
+LENETS = {
+    "300-100": {"a": (784, 300), "b": (300, 100), "c": (100, 10)},
+    "caffe": {"conv1": (5, 5, 1, 20), "conv2": (5, 5, 20, 50), "fc1": (800, 500), "fc2": (500, 10)},
+    "equal": {p: (4, 6) for p in "abcde"},
+    "thin": {"a": (3, 2), "b": (40, 30), "c": (1, 7), "d": (2, 2, 5, 6)},
+}
+
+
+@pytest.mark.parametrize("layers", LENETS.values(), ids=LENETS)
+def test_erk_is_the_authors_loop_with_an_exact_total(layers):
+    total = sum(np.prod(d) for d in layers.values())
+    scores = {p: jnp.zeros(d) for p, d in layers.items()}
+    allocate = jax.jit(lambda s: erk(scores, dict.fromkeys(layers, Roles()), s))
+    for sparsity in (0.0, 0.3, 0.5, 0.9, 0.98, 0.999, 1.0):
+        counts = {p: int(m.sum()) for p, m in allocate(sparsity).items()}
+        assert sum(counts.values()) == total - round(sparsity * total)
+        for p, density in reference_erk(layers, sparsity).items():
+            assert abs(counts[p] - density * np.prod(layers[p])) <= 1.5, (p, sparsity)
+    if len(layers) == 3:  # LeNet-300-100 at 90 %: the head stays dense, unlike a uniform sparsity
+        counts = {p: int(m.sum()) for p, m in allocate(0.9).items()}
+        assert counts["c"] == 1000 and counts["a"] / 235200 < 0.1 < counts["b"] / 30000
+
+
+@settings(max_examples=8)
+@given(
+    st.lists(st.sampled_from([(2, 3), (8, 5), (1, 9), (3, 3, 2, 4), (30, 20)]), min_size=1, max_size=4), st.floats(0, 1)
+)
+def test_erk_keeps_exactly_as_many_as_asked(shapes, sparsity):
+    layers = {str(i): d for i, d in enumerate(shapes)}
+    scores = {p: jnp.zeros(d) for p, d in layers.items()}
+    found = erk(scores, dict.fromkeys(layers, Roles()), sparsity)
+    total = sum(np.prod(d) for d in shapes)
+    assert sum(int(m.sum()) for m in found.values()) == total - int(np.rint(np.float32(sparsity) * np.float32(total)))
+
+
+def test_erk_and_thresholds_on_a_stack():
+    """Each layer of a stack keeps equally many, as if it stood alone; a leaf without a stack makes up for the rest."""
+    rng = np.random.default_rng(0)
+    params = {
+        "flat": jnp.asarray(rng.standard_normal((9, 7)), jnp.float32),
+        "stack": jnp.asarray(rng.standard_normal((6, 5, 4)), jnp.float32),
+    }
+    info = ModelInfo(roles={"flat": Roles((), (0,), (1,)), "stack": Roles((1,), (0,), (2,))})
+    alone = {"flat": (9, 7), **{f"stack{i}": (6, 4) for i in range(5)}}
+    for sparsity in (0.1, 0.5, 0.77, 0.9):
+        found = masks(prune(sparsity=sparsity, allocation=erk), params, info)
+        each = found["stack"].sum((0, 2))
+        assert len(set(each)) == 1 and found["flat"].sum() + each.sum() == 183 - round(183 * sparsity)
+        density = reference_erk(alone, sparsity)
+        assert abs(each[0] - 24 * density["stack0"]) <= 1 and abs(found["flat"].sum() - 63 * density["flat"]) <= 3
+        scores, kept = np.abs(params["stack"])[:, 2], found["stack"][:, 2]
+        assert scores[kept].min() > scores[~kept].max(initial=0)
+
+
+def shrunk(method, steps=12):
+    """Masks of ``a`` while the weight that was the largest shrinks and the smallest grows."""
+    state, found = method.init(PARAMS), []
+    order = np.argsort(np.abs(PARAMS["a"]).ravel())
+    for step in range(steps):
+        flat = PARAMS["a"].ravel()
+        if step >= 4:
+            flat = flat.at[order[0]].set(10.0).at[order[-1]].set(1e-3)
+        params = {**PARAMS, "a": flat.reshape(8, 6)}
+        state = method.update(params, state, step=step)
+        found.append(np.asarray(state.carried["a"]["mask"]).ravel())
+    return np.stack(found), order
+
+
+@pytest.mark.parametrize(
+    "amount", [{"sparsity": cubic(0.7, end=10)}, {"threshold": optax.linear_schedule(0.0, 0.8, 8)}]
+)
+def test_a_pruned_weight_returns_or_not(amount):
+    back, order = shrunk(prune(**amount))
+    assert not back[3, order[0]] and back[-1, order[0]] and not back[-1, order[-1]]
+    gone, _ = shrunk(prune(**amount, regrow=False))
+    assert not gone[-1, order[0]] and not gone[-1, order[-1]]
+    assert (np.diff(gone.astype(int), axis=0) <= 0).all()
+    if "sparsity" in amount:
+        assert gone[-1].sum() == back[-1].sum() == 48 - round(0.7 * 48)
+
+
+@pytest.mark.parametrize("allocation", [per_leaf, global_budget, erk])
+def test_pruning_for_good_still_reaches_its_target(allocation):
+    method = every(3, prune(sparsity=cubic(0.85, end=10), allocation=allocation, regrow=False), last=10)
+    state = method.init(PARAMS)
+    update = jax.jit(lambda s, t: method.update(PARAMS, s, step=t))
+    for step in range(11):
+        state = update(state, step)
+    kept = sum(int(c["mask"].sum()) for c in state.carried.values())
+    assert kept == (48 - round(48 * 0.85) + 20 - 17 if allocation is per_leaf else 68 - round(68 * 0.85))
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: prune(), "give one of them"),
+        (lambda: prune(sparsity=0.5, threshold=0.1), "give one of them"),
+        (lambda: prune(threshold=0.1, allocation=erk), "leave allocation out"),
+        (lambda: prune(threshold=-0.1), r"threshold=-0.1\): a finite score"),
+        (lambda: prune(threshold=np.inf), "finite score"),
+        (lambda: prune(sparsity=1.01), r"sparsity=1.01\): a share of zeros"),
+        (lambda: prune(sparsity=np.nan), "a share of zeros"),
+        (lambda: prune(sparsity=lambda step: step - 1.0), r"sparsity=-1.0 at step 0\)"),
+        (lambda: prune(sparsity=optax.linear_schedule(2.0, 0.5, 10)), "2.0 at step 0"),
+        (lambda: prune(threshold=optax.linear_schedule(-1.0, 0.5, 10)), r"threshold=-1.0 at step 0\)"),
+    ],
+)
+def test_values_that_are_not_allowed(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from jaxopt_nn.core.model import ModelInfo, Roles
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.tensors.base import densify
 
 W = jax.random.normal(jax.random.key(0), (16, 6)) * jnp.array([[1.0, 3.0, 0.01, 1.0, 2.0, 5.0]])
 
@@ -83,7 +84,10 @@ def test_zero_and_constant_channels_are_exact():
         (lambda: quantize(4, group=0), "positive number"),
         (lambda: quantize(4, group=8, granularity="tensor"), "positive number"),
         (lambda: quantize(4, granularity="row"), "'channel' and 'tensor'"),
-        (lambda: quantize(4, ste="soft"), "'clip' and 'pass'"),
+        (lambda: quantize(4, ste="soft"), "'clip', 'pass' and 'none'"),
+        (lambda: quantize(4, rounding="up"), "'nearest' and 'stochastic'"),
+        (lambda: quantize(4, rounding="stochastic"), "needs a key"),
+        (lambda: quantize(4, key=jax.random.key(0)), "no other rounding has one"),
     ],
 )
 def test_values_that_are_not_allowed(make, match):
@@ -108,9 +112,97 @@ def test_a_saturated_range_packs_to_the_bit():
     """Range over the whole tensor, then weights that grew since: codes clip, and the law holds."""
     method = quantize(3, granularity="tensor")
     state = method.init({"w": W})
-    from jaxopt_nn.tensors.base import densify
-
     for w in (W, 7 * W, W * 1e-6, W + 1):
         np.testing.assert_array_equal(
             densify(method.pack({"w": w}, state))["w"], jax.jit(method.view)({"w": w}, state)["w"]
         )
+
+
+@pytest.mark.parametrize(
+    ("bits", "signed", "lowest", "highest"),
+    [(8, True, -128, 127), (8, False, 0, 255), (6, True, -32, 31), (5, False, 0, 31), (1, False, 0, 1)],
+)
+def test_the_ranges_of_the_field_are_used_to_their_ends(bits, signed, lowest, highest):
+    w = jnp.linspace(-1.0, 2.0, 600).reshape(300, 2)
+    method = quantize(bits, signed=signed, symmetric=False)
+    codes = np.asarray(method.pack({"w": w}, method.init({"w": w}))["w"].elementwise())
+    assert (codes.min(), codes.max()) == (lowest, highest)
+
+
+def stochastic(bits, seed=0, **other):
+    return quantize(bits, rounding="stochastic", key=jax.random.key(seed), **other)
+
+
+FORMS = [{"bits": 2}, {"bits": 8}, {"bits": 1}, {"bits": 3, "symmetric": False}, {"bits": 4, "group": 4}]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_the_expectation_over_keys_is_the_weight(form):
+    """Hoeffding: a mean of n values within one step is off by more than ``step sqrt(20 / n)`` once in 1e17."""
+    n, w = 400, np.asarray(W[:, :3])
+    params, method = {"w": jnp.asarray(w)}, stochastic(**form)
+    state = method.init(params)
+    draw = jax.jit(lambda s, step: (method.view(params, s)["w"], method.update(params, s, step=step)))
+    draws = []
+    for i in range(n):
+        seen, state = draw(state, i)
+        draws.append(np.asarray(seen, np.float64))
+    step = np.asarray(method.pack(params, state)["w"].scale)
+    step = np.repeat(step, 16 // len(step), 0)
+    # outside the codes' range the clip decides: one bit holds [-mean, mean], an integer zero point moves an end
+    held = (w >= np.min(draws, (0, 1))) & (w <= np.max(draws, (0, 1)))
+    assert held.mean() > (0.4 if form["bits"] == 1 else 0.9)
+    assert (np.abs(draws - w) <= step * (1 + 1e-5))[:, held].all()
+    bound = step * np.sqrt(20 / n)
+    assert (np.abs(np.mean(draws, 0) - w) <= bound)[held].all()
+    assert (np.abs(view(quantize(**form), params["w"]) - w) > bound)[held].any(), "plain rounding would pass"
+
+
+def test_a_draw_belongs_to_key_path_and_step():
+    params = {"a": W, "b": W}
+    method = stochastic(2)
+    state = method.init(params)
+    first = method.view(params, state)
+    assert not np.array_equal(first["a"], first["b"])
+    assert np.array_equal(first["a"], method.view(params, stochastic(2).init(params))["a"])
+    assert np.array_equal(
+        first["a"], method.view({"a": W}, quantize(2, rounding="stochastic", key=0).init({"a": W}))["a"]
+    )
+    for other in (stochastic(2, seed=1).init(params), method.update(params, state, step=0)):
+        assert not np.array_equal(first["a"], method.view(params, other)["a"])
+    stepped = [method.update(params, state, step=t).carried["a"].key_data for t in (0, 1)]
+    assert not np.array_equal(*stepped)
+
+
+@pytest.mark.parametrize("bits", [1, 5, 8])
+def test_random_codes_pack_to_the_bit_on_moved_and_saturated_weights(bits):
+    method = stochastic(bits, granularity="tensor")
+    state = method.init({"w": W})
+    for w in (W, 7 * W, W + 1, W.astype(jnp.bfloat16)):
+        seen = jax.jit(method.view)({"w": w}, state)["w"]
+        np.testing.assert_array_equal(densify(method.pack({"w": w}, state))["w"], seen)
+
+
+def slopes(method, w=W):
+    state = method.init({"w": w})
+    return np.asarray(jax.jit(jax.grad(lambda w: jnp.sum(method.view({"w": w}, state)["w"] * W)))(w))
+
+
+def test_derivatives_of_rounding():
+    """One bit covers [-mean, mean] only: weights further out are outside the range."""
+    inside = np.abs(W) <= np.abs(W).mean(0, keepdims=True)
+    assert 0 < inside.mean() < 1
+    np.testing.assert_array_equal(slopes(quantize(1)), np.where(inside, W, 0))
+    np.testing.assert_array_equal(slopes(quantize(1, ste="pass")), W)
+    np.testing.assert_array_equal(slopes(quantize(1, ste="none")), np.zeros_like(W))
+    np.testing.assert_array_equal(slopes(stochastic(1)), np.where(inside, W, 0))
+    np.testing.assert_array_equal(slopes(stochastic(4, ste="none")), np.zeros_like(W))
+
+
+def test_hard_rounding_is_the_true_derivative():
+    """A finite difference of the view between two jumps: nothing moves."""
+    method = quantize(3, ste="none")
+    state = method.init({"w": W})
+    f = lambda w: jnp.sum(method.view({"w": w}, state)["w"] * W)
+    eps = jnp.zeros_like(W).at[2, 3].set(1e-4)
+    assert float(f(W + eps) - f(W - eps)) == 0.0 and slopes(method)[2, 3] == 0.0

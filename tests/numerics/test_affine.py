@@ -255,6 +255,52 @@ def test_integer_zero_and_bfloat16_scale_are_differentiable_around():
     assert dx.dtype == ds.dtype == jnp.bfloat16 and dx.shape == x.shape
 
 
+@pytest.mark.parametrize("zero", [None, 1.0, 0.5])
+def test_the_true_derivatives_are_finite_differences(zero):
+    """``ste="none"``, in all three arguments, between the jumps of rounding and clipping."""
+    qmin, qmax, eps = -2, 3, 1e-3
+    x = jnp.array([-2.2, -0.6, 0.1, 0.55, 1.4, 2.6], jnp.float32)
+    scale = jnp.float32(0.5)
+    f = lambda x, s, z: affine.fake_quant(x, s, z, qmin, qmax, "none")
+    if zero is None:
+        _, slope = jax.jvp(lambda x, s: f(x, s, None), (x, scale), (jnp.ones(6), jnp.float32(1)))
+        expected = (f(x + eps, scale + eps, None) - f(x - eps, scale - eps, None)) / (2 * eps)
+        np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-4)
+        return
+    offset = jnp.float32(zero)
+    along_x = jax.jvp(lambda x: f(x, scale, offset), (x,), (jnp.ones(6),))[1]
+    np.testing.assert_array_equal(along_x, np.zeros(6))
+    along_s = jax.jvp(lambda s: f(x, s, offset), (scale,), (jnp.float32(1),))[1]
+    np.testing.assert_allclose(
+        along_s, (f(x, 0.5 + eps, offset) - f(x, 0.5 - eps, offset)) / (2 * eps), rtol=1e-3, atol=1e-4
+    )
+    along_z = jax.jvp(lambda z: f(x, scale, z), (offset,), (jnp.float32(1),))[1]
+    np.testing.assert_array_equal(along_z, np.full(6, -0.5))
+    if zero % 1:  # an integer is itself a jump, of the floor
+        np.testing.assert_allclose(
+            along_z, (f(x, scale, offset + eps) - f(x, scale, offset - eps)) / (2 * eps), rtol=1e-3
+        )
+
+
+@pytest.mark.parametrize("ste", ["clip", "pass", "none"])
+def test_derivatives_under_a_key(ste):
+    """The same draw in value and derivative; typed and raw keys; vmap shares the draw."""
+    x, scale, key = jnp.asarray(normal((40,))), jnp.float32(0.5), jax.random.key(3)
+    f = lambda x, s: affine.fake_quant(x, s, None, -2, 3, ste, key=key)
+    codes = affine.quantize(x, scale, None, -2, 3, key=key)
+    bits_equal(jax.jit(f)(x, scale), codes * scale)
+    v = np.asarray(x) / F32(0.5)
+    inside = (v >= -2) & (v <= 3)
+    dx, ds = jax.jit(jax.grad(lambda x, s: jnp.sum(f(x, s)), argnums=(0, 1)))(x, scale)
+    np.testing.assert_array_equal(dx, {"clip": inside, "pass": np.ones(40), "none": np.zeros(40)}[ste])
+    each = np.asarray(codes) - np.where(inside & (ste != "none"), v, 0)
+    np.testing.assert_allclose(ds, each.sum(), rtol=1e-5)
+    raw = affine.fake_quant(x, scale, None, -2, 3, ste, key=jax.random.key_data(key))
+    bits_equal(raw, f(x, scale))
+    stacked = jax.vmap(jax.grad(lambda x: jnp.sum(f(x, scale))))(jnp.stack([x, x]))
+    np.testing.assert_array_equal(stacked, np.stack([dx, dx]))
+
+
 def test_bad_ste():
     with pytest.raises(ValueError, match="ste='round'"):
         affine.fake_quant(jnp.ones(3), 1.0, None, -8, 7, ste="round")
@@ -267,3 +313,5 @@ def test_stochastic_rounding_is_unbiased_and_exact_on_codes():
     assert abs(float(codes.mean()) - 0.3) < 4 * np.sqrt(0.21 / 20_000)
     exact = jnp.tile(jnp.array([-8.0, 0.0, 3.0, 127.0]), 5000)
     np.testing.assert_array_equal(affine.quantize(exact, 1.0, None, -128, 127, key=jax.random.key(1)), exact)
+    wide = affine.quantize(jnp.array([1e30, -1e30, jnp.nan]), 1.0, None, -128, 127, key=jax.random.key(1))
+    np.testing.assert_array_equal(wide, [127, -128, np.nan])
