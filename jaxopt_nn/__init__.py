@@ -2,7 +2,7 @@
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
 from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, where
-from jaxopt_nn.core.model import ModelInfo, Roles, Site
+from jaxopt_nn.core.model import AxisGroup, Member, ModelInfo, Roles, Site
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Pass, Rule, Tap, identity_rule
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
@@ -10,25 +10,38 @@ from jaxopt_nn.core.transform import LeafTraits, State, Traits, Transform, expla
 from jaxopt_nn.cost.aot import compile_for
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.frameworks.nnx import nnx
+from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
-from jaxopt_nn.methods.clip import clip
-from jaxopt_nn.methods.prune import global_budget, magnitude, per_leaf, prune, saliency
+from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
+from jaxopt_nn.methods.distill import distillation_loss
+from jaxopt_nn.methods.neurons import mask_units
+from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.schedules import cubic, staircase
+from jaxopt_nn.methods.transfer import transfer_weights
+from jaxopt_nn.parallel.infer import predictor
+from jaxopt_nn.passes.neurons import Units, dead_units, prune_neurons, unit_activity, weak_units
+from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.pipeline.compress import compress
 from jaxopt_nn.pipeline.data import Data
-from jaxopt_nn.pipeline.recipe import Stage
+from jaxopt_nn.pipeline.recipe import Distill, Stage
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.prepare import prepare
 from jaxopt_nn.tensors.qtensor import QTensor
 
 __all__ = [
+    "AxisGroup",
+    "Checkpoints",
     "CompressedTensor",
     "Data",
+    "Distill",
     "LeafTraits",
     "Masked",
+    "Member",
     "Message",
     "ModelInfo",
     "Pass",
@@ -43,15 +56,24 @@ __all__ = [
     "TrainState",
     "Traits",
     "Transform",
+    "Units",
     "arithmetic",
+    "axis_groups",
     "between",
     "by_path",
     "capture",
     "chain",
     "clip",
+    "clip_percentile",
+    "clip_std",
+    "clipping",
     "compile_for",
     "compress",
+    "cubic",
+    "dead_units",
     "densify",
+    "distillation_loss",
+    "erk",
     "every",
     "explain",
     "fake_quant_activations",
@@ -67,14 +89,22 @@ __all__ = [
     "load_artifact",
     "magnitude",
     "make_step",
+    "mask_units",
     "nbytes",
     "nnx",
     "per_leaf",
+    "predictor",
     "prepare",
     "prune",
+    "prune_neurons",
     "quantize",
     "rewrite",
     "saliency",
     "save_artifact",
+    "shrink_widths",
+    "staircase",
+    "transfer_weights",
+    "unit_activity",
+    "weak_units",
     "where",
 ]

@@ -23,7 +23,7 @@ import numpy as np
 from jaxopt_nn.coding.structure import Buffers, describe, rebuild
 from jaxopt_nn.tensors.base import PyTree
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def save_artifact(
     temporary = _fresh_sibling(target, "new")
     try:
         _write_arrays(temporary / "arrays", writer.buffers())
-        manifest = {**head, "files": _files(temporary)}
+        manifest = {**head, "files": list_files(temporary)}
         manifest["sha256"] = _digest(manifest)
         _write_manifest(temporary / "manifest.json", manifest)
         with _moved_aside(target):
@@ -89,7 +89,7 @@ def load_artifact(directory: str | os.PathLike[str]) -> tuple[PyTree, dict[str, 
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such directory")
     manifest = _read_manifest(source / "manifest.json")
-    _check_files(source, manifest["files"])
+    check_files(source, manifest["files"])
     buffers = _read_arrays(source / "arrays")
     try:
         return rebuild(manifest["structure"], "", buffers), manifest
@@ -151,6 +151,8 @@ def _write_arrays(directory: Path, buffers: dict[str, np.ndarray]) -> None:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory, buffers)
+        # holds the name of this process's temporary directory; nobody reads it where renaming is atomic
+        (directory / "commit_success.txt").unlink(missing_ok=True)
     except OSError:
         raise
     except Exception as error:  # TensorStore reports a full disk as a ValueError
@@ -169,13 +171,19 @@ def _read_arrays(directory: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{directory}: Orbax can't read the arrays: {error}") from error
 
 
-def _files(directory: Path) -> dict[str, list[int]]:
-    """``{relative name: [bytes, crc32]}`` of the files below ``directory``."""
+def list_files(directory: Path) -> dict[str, list[Any]]:
+    """``{relative name: [bytes, crc32 in hex]}`` of the files below ``directory``."""
     files = sorted(p for p in directory.rglob("*") if p.is_file())
-    return {p.relative_to(directory).as_posix(): [p.stat().st_size, zlib.crc32(p.read_bytes())] for p in files}
+    return {p.relative_to(directory).as_posix(): [p.stat().st_size, _crc(p.read_bytes())] for p in files}
 
 
-def _check_files(directory: Path, expected: dict[str, list[int]]) -> None:
+def _crc(data: bytes) -> str:
+    """Eight digits, so that a manifest's size does not depend on what it says."""
+    return f"{zlib.crc32(data):08x}"
+
+
+def check_files(directory: Path, expected: dict[str, list[Any]]) -> None:
+    """Raises ValueError where a file of the list is missing, or has another size or checksum."""
     for name, (size, crc) in expected.items():
         file = directory / name
         if not file.is_file():
@@ -183,7 +191,7 @@ def _check_files(directory: Path, expected: dict[str, list[int]]) -> None:
         data = file.read_bytes()
         if len(data) != size:
             raise ValueError(f"{file}: {len(data)} bytes, the manifest says {size}")
-        if zlib.crc32(data) != crc:
+        if _crc(data) != crc:
             raise ValueError(f"{file}: its content is not what the manifest's checksum says; the file was changed")
 
 

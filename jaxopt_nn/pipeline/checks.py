@@ -48,14 +48,32 @@ def _not_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {path: jnp.sum(~jnp.isfinite(leaf)) for path, leaf in leaves.items()}
 
 
-def check_logits(apply: Callable[..., Any], variables: PyTree, data: Data) -> None:
-    """Raises ValueError where ``apply`` gives other than ``[B, classes]`` floats, or a label has no logit."""
+def check_logits(apply: Callable[..., Any], variables: PyTree, data: Data, what: str = "apply") -> int:
+    """The number of classes.
+
+    Raises:
+      ValueError: ``apply`` gives other than floats ``[*labels, classes]``, or a label has no logit.
+    """
     pair = np.repeat(data.example, 2, axis=0)
+    places = (2, *data.test[1].shape[1:])
     out = jax.eval_shape(apply, variables, pair)
     given = f"{out.dtype}{list(out.shape)}" if isinstance(out, jax.ShapeDtypeStruct) else str(jax.tree.structure(out))
     logits = isinstance(out, jax.ShapeDtypeStruct) and jnp.issubdtype(out.dtype, jnp.floating)
-    if not logits or len(out.shape) != 2 or out.shape[0] != 2:
+    if not logits or out.shape[:-1] != places:
         raise ValueError(
-            f"apply gives {given} for 2 inputs; compress needs logits, float [2, classes]: wrap apply so that it returns them"
+            f"{what} gives {given} for 2 inputs with labels {list(places)}; compress needs logits, float "
+            f"[{', '.join(map(str, places))}, classes]: wrap apply so that it returns them, and pass class numbers as "
+            "labels (no one-hot)"
         )
-    data.check_labels(out.shape[1])
+    data.check_labels(out.shape[-1])
+    return out.shape[-1]
+
+
+def check_teacher(apply: Callable[..., Any], variables: PyTree, data: Data, classes: int) -> None:
+    """Raises ValueError where a teacher gives other than logits of as many classes as its student."""
+    taught = check_logits(apply, variables, data, "the teacher")
+    if taught != classes:
+        raise ValueError(
+            f"the teacher gives {taught} classes, the student {classes}: distillation needs the same classes; "
+            "cut or map the teacher's logits in its apply"
+        )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -16,14 +18,18 @@ from jaxopt_nn.core.transform import State, Transform, explain
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
 from jaxopt_nn.pipeline import measure, report
-from jaxopt_nn.pipeline.checks import check_logits, check_variables
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
+from jaxopt_nn.pipeline.checks import check_logits, check_teacher, check_variables
 from jaxopt_nn.pipeline.data import Data
 from jaxopt_nn.pipeline.evaluate import evaluator
+from jaxopt_nn.pipeline.leaves import histograms
 from jaxopt_nn.pipeline.recipe import Recipe, Stage, check_recipe
-from jaxopt_nn.pipeline.train import Trainer
+from jaxopt_nn.pipeline.train import Teacher, TrainApply, Trainer, Watch, steps_of
 from jaxopt_nn.tensors.prepare import prepare
 
 PyTree = Any
+#: Where the positions of a stage's training lie, by its name.
+Places = Callable[[str], Checkpoints]
 #: Batch sizes whose latency is reported.
 BATCHES = (1, 32, 1024)
 
@@ -63,43 +69,66 @@ def compress(
     recipe: Recipe,
     data: Data,
     *,
+    train_apply: TrainApply | None = None,
+    teacher: Teacher | None = None,
     seed: int = 0,
     workdir: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
     frozen: tuple[str, ...] = ("batch_stats/**",),
-    latency: bool = True,
+    latency: bool | Sequence[int] = True,
     config: Mapping[str, Any] | None = None,
+    checkpoints: Places | None = None,
+    watch: Watch = nothing,
 ) -> Result:
-    """Takes a trained classifier through a recipe; after each stage, evaluates the network that would be deployed.
+    """Takes a trained network through a recipe; after each stage, evaluates the network that would be deployed.
 
     Stage k is trained with the transforms of stages 1 to k together, the ``carried`` of the earlier ones frozen unless
     thawed. Deployed means: packed, prepared for the default backend, and run with the stage's rule.
 
     Args:
-      apply: ``(variables, x [B, ...]) -> logits [B, classes]``, in evaluation mode, pure.
+      apply: ``(variables, x [B, ...]) -> logits [*labels, classes]``, in evaluation mode, pure.
       variables: its float variables.
       recipe: stages, in order.
       data: what is trained on and evaluated on.
+      train_apply: ``(variables, x, key) -> (logits, changed)``, the network in training mode: batch statistics, dropout;
+        ``changed`` holds top-level entries of ``variables``. None trains ``apply``.
+      teacher: ``(apply, variables)`` that stages with ``distill`` train towards; None: the given network itself.
       seed: of the order of the minibatches.
-      workdir: where ``report.json``, ``report.md``, ``accuracy_bytes.png`` and ``artifact/`` go; None writes nothing.
+      workdir: where the report, its plots and ``artifact/`` go; None writes nothing.
       batch_size: of training.
       frozen: patterns of leaves that are not trained.
-      latency: whether to measure it, at batches of 1, 32 and 1024.
+      latency: whether to measure it, at batches of 1, 32 and 1024; or the batches.
       config: kept in the report; the recipe in words if None.
+      checkpoints: ``name of a stage -> Checkpoints``: training goes on from what lies there. It must be of the same recipe.
+      watch: is told of each stretch of training.
 
     Raises:
       ValueError: variables without a leaf, with NaN or Inf, or compressed already; an ``apply`` that gives other than
-        logits; weights closed over by ``apply``; a pattern that matches nothing; labels outside the classes.
+        logits; weights closed over by ``apply``; a pattern that matches nothing; labels outside the classes; a teacher of
+        another number of classes.
       FloatingPointError: the loss of a stage is NaN or Inf.
       OSError: ``workdir`` can't be written, or the disk is full; no file is left half-written.
     """
     if workdir is not None:
         report.open_workdir(workdir)  # what can't be written shows before any training
-    compressor = Compressor(apply, recipe, batch_size=batch_size, frozen=frozen)
-    result = compressor(variables, data, seed=seed, latency=latency, config=config)
+    compressor = Compressor(
+        apply, recipe, train_apply=train_apply, batch_size=batch_size, frozen=frozen, teacher=teacher and teacher[0]
+    )
+    result = compressor(
+        variables, data, seed=seed, latency=latency, config=config, checkpoints=checkpoints, watch=watch,
+        teacher_variables=teacher and teacher[1],
+    )  # fmt: skip
     if workdir is not None:
         compressor.ship(result, data, workdir)
     return result
+
+
+class _Plan(NamedTuple):
+    """What a number of steps an epoch makes of a recipe: the accumulated method and the training of each stage."""
+
+    added: list[Transform]
+    methods: list[Transform]
+    trainers: list[Trainer]
 
 
 class Compressor:
@@ -110,19 +139,30 @@ class Compressor:
         apply: Callable[..., jax.Array],
         recipe: Recipe,
         *,
+        train_apply: TrainApply | None = None,
+        teacher: Callable[..., jax.Array] | None = None,
         batch_size: int = 64,
         frozen: tuple[str, ...] = ("batch_stats/**",),
     ):
         self.recipe = check_recipe(recipe)
-        self._apply = apply
-        self._methods = [_accumulated(self.recipe[: k + 1]) for k in range(len(self.recipe))]
-        self._trainers = [
-            Trainer(apply, method, stage, batch_size=batch_size, frozen=frozen)
-            for method, stage in zip(self._methods, self.recipe, strict=True)
-        ]
+        self._apply, self._train_apply = apply, train_apply or plain_training(apply)
+        self._batch_size, self._frozen, self._teacher = batch_size, frozen, teacher
         self._rewritten = [rewrite(apply, stage.rule or ()) for stage in self.recipe]
         self._networks: list[Callable[..., Any]] = [apply, *self._rewritten]  # the baseline first, as in `forms`
         self._evaluators = [evaluator(network) for network in self._networks]
+        self._plan = functools.lru_cache(maxsize=4)(self._planned)
+
+    def _planned(self, steps: int) -> _Plan:
+        added = [stage.method(steps * stage.epochs) for stage in self.recipe]
+        methods = [_accumulated(self.recipe[: k + 1], added[: k + 1]) for k in range(len(added))]
+        trainers = [
+            Trainer(
+                self._train_apply, method, stage, steps=steps, batch_size=self._batch_size, frozen=self._frozen,
+                teacher=self._teacher or self._apply,
+            )
+            for method, stage in zip(methods, self.recipe, strict=True)
+        ]  # fmt: skip
+        return _Plan(added, methods, trainers)
 
     def __call__(
         self,
@@ -130,28 +170,43 @@ class Compressor:
         data: Data,
         *,
         seed: int = 0,
-        latency: bool = True,
+        latency: bool | Sequence[int] = True,
         config: Mapping[str, Any] | None = None,
+        teacher_variables: PyTree = None,
+        checkpoints: Places | None = None,
+        watch: Watch = nothing,
     ) -> Result:
         """As ``compress``; ``ship`` writes it down."""
+        start = time.monotonic()
         variables = check_variables(variables)
-        check_logits(self._apply, variables, data)
+        classes = check_logits(self._apply, variables, data)
+        if self._teacher:
+            check_teacher(self._teacher, teacher_variables, data, classes)
         info = inspect(self._apply, variables, data.example)
-        for method in self._methods:  # what is wrong with a recipe shows before any training
-            jax.eval_shape(lambda v, method=method: method.init(v, info), variables)
-        params, state, forms = self._trained(variables, info, data, jax.random.key(seed))
-        rows = self._measured(forms, data, latency)
+        plan = self._plan(steps_of(len(data.train[1]), self._batch_size))
+        for method in plan.methods:  # what is wrong with a recipe shows before any training
+            known = self._measured_info(method, info, variables, data)
+            jax.eval_shape(lambda v, method=method, known=known: method.init(v, known), variables)
+        taught = teacher_variables if self._teacher else variables
+        trained = _Training(plan, info, data, jax.random.key(seed), taught, checkpoints, watch)
+        params, state, forms, history, info = self._trained(variables, trained)
+        batches = (BATCHES if latency else ()) if isinstance(latency, bool) else tuple(latency)
+        rows = self._measured(forms, data, batches)
+        matrices = [leaf.path for leaf in info.leaves if leaf.matrix and leaf.path in info.roles]
         made = {
             "schema": report.SCHEMA,
             "config": {"stages": described(self.recipe)} if config is None else dict(config),
             "seed": seed,
             "devices": measure.devices(),
             "versions": versions(),
-            "metric": "accuracy",
+            "metric": data.metric,
             "baseline": rows[0],
             "stages": rows[1:],
             "artifact": None,
-            "skipped": self._skipped(forms, info, data),
+            "skipped": self._skipped(plan.methods[-1], forms, info, data),
+            "history": history,
+            "histograms": histograms(variables, plan.methods[-1].view(params, state), matrices),
+            "seconds": time.monotonic() - start,
         }
         return Result(forms[-1].stored, self._rewritten[-1], params, state, made)
 
@@ -159,9 +214,11 @@ class Compressor:
         """Writes the artifact, reads it back and evaluates what was read, then writes the report, with both in it."""
         directory = report.open_workdir(workdir)
         config = result.report["config"]
+        rule = self.recipe[-1].rule
         artifact = save_artifact(
-            directory / "artifact", result.variables, recipe=config.get("stages", config), overwrite=True
-        )
+            directory / "artifact", result.variables, recipe=config.get("stages", config),
+            extra={"config": config, "rule": rule.name if rule else None}, overwrite=True,
+        )  # fmt: skip
         loaded, _ = load_artifact(artifact)
         found = self._evaluators[-1](prepare(loaded), *data.test)
         last = result.stages[-1]
@@ -174,32 +231,43 @@ class Compressor:
         report.write(result.report, directory)
 
     def _trained(
-        self, variables: PyTree, info: ModelInfo, data: Data, key: jax.Array
-    ) -> tuple[PyTree, State, list[measure.Form]]:
-        """Parameters and state after all stages, and the form of the network after each, the baseline first."""
-        params = variables
+        self, variables: PyTree, given: _Training
+    ) -> tuple[PyTree, State, list[measure.Form], list[dict[str, Any]], ModelInfo]:
+        """Parameters and state after all stages, the form of the network after each, the baseline first, history, info."""
+        plan, params, info, history = given.plan, variables, given.info, []
         states: tuple[State, ...] = ()
         forms = [measure.Form("baseline", variables, variables)]
         for k, stage in enumerate(self.recipe):
-            seen = self._methods[k - 1].view(params, _joined(states)) if k else params
-            states = (*states, stage.transform.init(seen, info))
-            params, state = self._trainers[k](params, _joined(states), data.train, jax.random.fold_in(key, k))
+            seen = plan.methods[k - 1].view(params, _joined(states)) if k else params
+            info = self._measured_info(plan.added[k], info, seen, given.data)
+            states = (*states, plan.added[k].init(seen, info))
+            params, state, entries = plan.trainers[k](
+                params, _joined(states), given.data.train, jax.random.fold_in(given.key, k), watch=given.watch,
+                teacher_variables=given.taught, checkpoints=given.checkpoints and given.checkpoints(stage.name),
+            )  # fmt: skip
+            history += entries
             states = _parts(state, k + 1)
-            stored = self._methods[k].pack(params, state)
+            stored = plan.methods[k].pack(params, state)
             forms.append(measure.Form(stage.name, stored, prepare(stored)))
-        return params, _joined(states), forms
+        return params, _joined(states), forms, history, info
 
-    def _measured(self, forms: Sequence[measure.Form], data: Data, latency: bool) -> list[dict[str, Any]]:
+    def _measured_info(self, method: Transform, info: ModelInfo, variables: PyTree, data: Data) -> ModelInfo:
+        """``info`` with what ``method`` must see of the model on the training data."""
+        if method.traits.measure is None:
+            return info
+        return info.with_stats({**info.stats, **method.traits.measure(self._apply, variables, data.train[0])})
+
+    def _measured(self, forms: Sequence[measure.Form], data: Data, batches: Sequence[int]) -> list[dict[str, Any]]:
         found = [evaluate(form.prepared, *data.test) for evaluate, form in zip(self._evaluators, forms, strict=True)]
         rows = [measure.row(form, each, forms[0]) for form, each in zip(forms, found, strict=True)]
-        if not latency:
-            return rows
-        timed = measure.latencies(self._networks, [form.prepared for form in forms], data.test[0], BATCHES)
+        timed = measure.latencies(self._networks, [form.prepared for form in forms], data.test[0], batches)
         return [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
 
-    def _skipped(self, forms: Sequence[measure.Form], info: ModelInfo, data: Data) -> list[dict[str, str]]:
+    def _skipped(
+        self, method: Transform, forms: Sequence[measure.Form], info: ModelInfo, data: Data
+    ) -> list[dict[str, str]]:
         """Leaves that no stage took, and places where a compressed weight is not used as such."""
-        messages = explain(self._methods[-1], forms[0].stored, info) + info.report
+        messages = explain(method, forms[0].stored, info) + info.report
         for network, form in zip(self._rewritten, forms[1:], strict=True):
             messages = messages + network.explain(form.prepared, data.example)
         kept = [m for m in messages if m.kind not in ("assumed", "note")]
@@ -207,9 +275,27 @@ class Compressor:
         return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
 
 
-def _accumulated(stages: tuple[Stage, ...]) -> Transform:
-    *earlier, last = stages
-    return chain(*[s.transform if s.name in last.thaw else frozen(s.transform) for s in earlier], last.transform)
+class _Training(NamedTuple):
+    """What the stages of one run share."""
+
+    plan: _Plan
+    info: ModelInfo
+    data: Data
+    key: jax.Array
+    taught: PyTree
+    checkpoints: Places | None
+    watch: Watch
+
+
+def plain_training(apply: Callable[..., jax.Array]) -> TrainApply:
+    """A network that is trained as it is evaluated."""
+    return lambda variables, x, key: (apply(variables, x), {})
+
+
+def _accumulated(stages: Sequence[Stage], added: Sequence[Transform]) -> Transform:
+    last = stages[-1]
+    earlier = [t if stage.name in last.thaw else frozen(t) for stage, t in zip(stages[:-1], added[:-1], strict=True)]
+    return chain(*earlier, added[-1])
 
 
 def _joined(states: tuple[State, ...]) -> State:
@@ -233,6 +319,8 @@ def described(recipe: Recipe) -> list[dict[str, Any]]:
             "epochs": stage.epochs,
             "learning_rate": "schedule" if callable(stage.learning_rate) else stage.learning_rate,
             "rule": stage.rule.name if stage.rule else None,
+            "training_rule": stage.training_rule.name if stage.training_rule else None,
+            "distill": dataclasses.asdict(stage.distill) if stage.distill else None,
         }
         for stage in recipe
     ]

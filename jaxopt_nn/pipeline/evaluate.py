@@ -1,4 +1,4 @@
-"""Accuracy and loss of a classifier over a set of any size."""
+"""Accuracy and loss of a classifier, or a language model, over a set of any size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PyTree = Any
 
 
 class Evaluation(NamedTuple):
-    """``accuracy`` in [0, 1], mean cross-entropy ``loss`` in nats, and the number of ``correct`` answers."""
+    """``accuracy`` in [0, 1], mean cross-entropy ``loss`` in nats, both over labels; the number of ``correct`` answers."""
 
     accuracy: float
     loss: float
@@ -26,7 +26,7 @@ def evaluator(apply: Callable[..., jax.Array], batch_size: int = 512) -> Callabl
     The last batch is padded, so that a set of another size compiles nothing new; padding counts for nothing.
 
     Args:
-      apply: ``(variables, x) -> logits [B, classes]``.
+      apply: ``(variables, x [B, ...]) -> logits [*labels, classes]`` for labels ``[B]`` or ``[B, T]``.
       batch_size: examples a call.
     """
     import optax
@@ -35,6 +35,7 @@ def evaluator(apply: Callable[..., jax.Array], batch_size: int = 512) -> Callabl
     def totals(variables: PyTree, x: jax.Array, y: jax.Array, real: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = apply(variables, x).astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        real = jnp.broadcast_to(real.reshape(-1, *[1] * (y.ndim - 1)), y.shape)
         hits = (jnp.argmax(logits, -1) == y) & real
         return jnp.sum(hits), jnp.sum(jnp.where(real, losses, 0.0))
 
@@ -44,9 +45,9 @@ def evaluator(apply: Callable[..., jax.Array], batch_size: int = 512) -> Callabl
             part = slice(start, start + batch_size)
             pad = batch_size - len(y[part])
             inputs = np.concatenate([x[part], np.repeat(x[:1], pad, axis=0)])
-            labels = np.pad(y[part].astype(np.int32), (0, pad))
+            labels = np.pad(y[part].astype(np.int32), [(0, pad)] + [(0, 0)] * (y.ndim - 1))
             hits, losses = totals(variables, inputs, labels, np.arange(batch_size) < batch_size - pad)
             correct, loss = correct + int(hits), loss + float(losses)
-        return Evaluation(correct / len(y), loss / len(y), correct)
+        return Evaluation(correct / y.size, loss / y.size, correct)
 
     return evaluate

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxopt_nn.cost.latency import interleaved
 from jaxopt_nn.pipeline.evaluate import Evaluation
+from jaxopt_nn.pipeline.leaves import leaf_table
 from jaxopt_nn.tensors.base import densify, nbytes
 
 PyTree = Any
@@ -60,6 +61,7 @@ def row(form: Form, found: Evaluation, baseline: Form) -> dict[str, Any]:
         "ratio": float32_bytes(baseline.stored) / size,
         "bits_per_weight": 8 * size / _entries(baseline.stored),
         "latency_ms": {},
+        "leaves": leaf_table(form.stored),
     }
 
 

@@ -15,44 +15,92 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distill:
+    """Training towards a teacher's outputs (Hinton et al. 2015), as ``methods.distill.distillation_loss``.
+
+    Attributes:
+      temperature: divides both networks' logits in the soft part, whose loss is multiplied by its square.
+      hard_weight: of the labels' cross-entropy; the soft part gets the rest.
+
+    Raises:
+      ValueError: a temperature that is not positive, a weight outside [0, 1].
+    """
+
+    temperature: float = 4.0
+    hard_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"Distill(temperature={self.temperature}): a positive number, e.g. 4.0")
+        if not 0 <= self.hard_weight <= 1:
+            raise ValueError(f"Distill(hard_weight={self.hard_weight}): a share from 0 to 1, e.g. 0.1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage: a transform joins those of the earlier stages, and the network is trained with all of them.
 
     Attributes:
       name: in reports; unique within a recipe.
-      transform: what this stage adds.
+      transform: what this stage adds; or a function of the stage's number of training steps that gives it, for schedules.
       epochs: passes over the training data; 0 for none.
       learning_rate: Adam's, decayed to zero over the stage by half a cosine; or an optax schedule of the stage's step.
       rule: what the deployed network's sites compute, e.g. ``arithmetic("w4a8")``; None evaluates the codes with float
         activations. Holds for this stage, not for later ones.
       thaw: names of earlier stages whose ``carried`` (masks, say) goes on changing.
+      training_rule: what the sites compute in training, e.g. ``fake_quant_activations(8)``; None: as they stand.
+      distill: trains towards the teacher's outputs; None: towards the labels alone.
+      gradient_norms: keeps each leaf's gradient norm in the history.
 
     Raises:
       ValueError: an empty name, negative epochs, a learning rate that is no positive number.
-      TypeError: ``transform`` or ``rule`` of another type.
+      TypeError: ``transform``, a rule or ``distill`` of another type.
     """
 
     name: str
-    transform: Transform
+    transform: Transform | Callable[[int], Transform]
     epochs: int = 0
     learning_rate: float | Callable[[Any], Any] = 1e-3
     rule: Rule | None = None
     thaw: tuple[str, ...] = ()
+    training_rule: Rule | None = None
+    distill: Distill | None = None
+    gradient_norms: bool = False
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("Stage(name=''): a stage needs a name")
+        if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
+            raise ValueError(f"Stage(name={self.name!r}): a stage needs a name that a folder can have")
         where = f"stage {self.name!r}"
-        if not isinstance(self.transform, Transform):
+        if not (isinstance(self.transform, Transform) or callable(self.transform)):
             raise TypeError(
-                f"{where}: transform is {type(self.transform).__name__}; pass a Transform, e.g. quantize(4)"
+                f"{where}: transform is {type(self.transform).__name__}; pass a Transform, e.g. quantize(4), or a function "
+                "of the number of steps that returns one"
             )
-        if not (self.rule is None or isinstance(self.rule, Rule)):
-            raise TypeError(f"{where}: rule is {type(self.rule).__name__}; pass a Rule, e.g. arithmetic('w4a8')")
+        for field, kind, hint in (
+            ("rule", Rule, "a Rule, e.g. arithmetic('w4a8')"),
+            ("training_rule", Rule, "a Rule, e.g. fake_quant_activations(8)"),
+            ("distill", Distill, "Distill(temperature=4.0, hard_weight=0.1)"),
+        ):
+            value = getattr(self, field)
+            if not (value is None or isinstance(value, kind)):
+                raise TypeError(f"{where}: {field} is {type(value).__name__}; pass {hint}")
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
             raise ValueError(f"{where}: epochs={self.epochs!r}; allowed are the whole numbers from 0")
         if not callable(self.learning_rate) and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"{where}: learning_rate={self.learning_rate}; a positive number or an optax schedule")
+
+    def method(self, steps: int) -> Transform:
+        """What this stage adds, trained for ``steps`` steps.
+
+        Raises:
+          TypeError: the function of the number of steps gives something else.
+        """
+        if isinstance(self.transform, Transform):
+            return self.transform
+        made = self.transform(steps)
+        if not isinstance(made, Transform):
+            raise TypeError(f"stage {self.name!r}: transform(steps={steps}) gave {type(made).__name__}, no Transform")
+        return made
 
     def optimizer(self, steps: int) -> optax.GradientTransformation:
         """Adam over ``steps`` steps."""

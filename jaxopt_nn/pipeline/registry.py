@@ -5,42 +5,57 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import optax
 
-from jaxopt_nn.core.combine import where
+from jaxopt_nn.core.combine import every, where
 from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import Transform, identity
+from jaxopt_nn.methods import clip, schedules
 from jaxopt_nn.methods import prune as pruning
-from jaxopt_nn.methods.arithmetic import arithmetic
-from jaxopt_nn.methods.clip import clip
+from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.pipeline.recipe import Stage
+from jaxopt_nn.passes.neurons import prune_neurons
+from jaxopt_nn.pipeline.recipe import Distill, Stage
 
 METHODS: dict[str, Callable[..., Transform]] = {
-    "clip": clip,
+    "clip": clip.clip,
+    "clip_percentile": clip.clip_percentile,
+    "clip_std": clip.clip_std,
     "identity": identity,
     "prune": pruning.prune,
+    "prune_neurons": prune_neurons,
     "quantize": quantize,
 }
 CRITERIA: dict[str, pruning.Criterion] = {"magnitude": pruning.magnitude, "saliency": pruning.saliency}
 ALLOCATIONS: dict[str, pruning.Allocation] = {
+    "erk": pruning.erk,
     "global_budget": pruning.global_budget,
     "per_leaf": pruning.per_leaf,
 }
 SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "cosine": optax.cosine_decay_schedule,
+    "cubic": schedules.cubic,
     "linear": optax.linear_schedule,
     "polynomial": optax.polynomial_schedule,
+    "staircase": schedules.staircase,
 }
+#: Arguments of schedules that count steps; a config may give them as a share of the stage, 0.0 to 1.0.
+STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
 NAMED: dict[str, Mapping[str, Any]] = {"criterion": CRITERIA, "allocation": ALLOCATIONS}
-STAGE_FIELDS = ("name", "method", "where", "epochs", "learning_rate", "rule", "thaw")
+STAGE_FIELDS = (
+    "name", "method", "where", "epochs", "learning_rate", "rule", "thaw", "every", "training_rule", "distill",
+    "gradient_norms",
+)  # fmt: skip
 
 
 def lookup(name: str, table: Mapping[str, Any], what: str) -> Any:
@@ -76,18 +91,28 @@ def imported(name: str) -> Any:
     return getattr(module, attribute)
 
 
-def transform(method: str, *, pattern: str | None = None, **arguments: Any) -> Transform:
+def transform(
+    method: str, *, pattern: str | None = None, steps: int = 0, interval: int = 1, seed: int = 0, **arguments: Any
+) -> Transform:
     """A transform from names: ``transform("prune", pattern="**/kernel", criterion="magnitude", sparsity=0.9)``.
 
-    An argument ``{"schedule": "linear", ...}`` becomes that optax schedule.
+    An argument ``{"schedule": "cubic", "final": 0.9, "end": 0.7}`` becomes that schedule; a float among its steps is a share
+    of ``steps``. A method that needs a ``key`` gets one of ``seed``.
+
+    Args:
+      steps: of the training ahead.
+      interval: ``update`` runs every so many steps, and at the last.
 
     Raises:
       ValueError: an unknown method, criterion, allocation or schedule, or an argument that the method does not have.
     """
     factory = lookup(method, METHODS, "method")
-    built = {key: _argument(key, value) for key, value in arguments.items()}
+    built = {key: _argument(key, value, steps) for key, value in arguments.items()}
+    if built.get("rounding") == "stochastic":
+        built["key"] = jax.random.key(seed)
     made = called(factory, f"method {method!r}", built)
-    return made if pattern is None else where(pattern, made)
+    made = made if pattern is None else where(pattern, made)
+    return made if interval == 1 else every(interval, made, last=max(steps - 1, 0))
 
 
 def rule(name: str | None) -> Rule | None:
@@ -97,11 +122,32 @@ def rule(name: str | None) -> Rule | None:
     return imported(name)() if ":" in name else arithmetic(name)
 
 
+def training_rule(name: str | None) -> Rule | None:
+    """What sites compute in training: ``"a8"`` rounds activations to 8 bits, ``"a8-none"`` with the true derivative of
+    rounding (``-pass`` and ``-clip`` straight through); None, or ``""``, leaves them in float.
+
+    Raises:
+      ValueError: another name.
+    """
+    if not name:
+        return None
+    if ":" in name:
+        return imported(name)()
+    found = re.fullmatch(r"a([2-8])(?:-(clip|pass|none))?", name)
+    if not found:
+        raise ValueError(
+            f"training_rule={name!r}: allowed are 'a2' to 'a8', with '-pass' or '-none' for another derivative, or your own "
+            "as package.module:name"
+        )
+    return fake_quant_activations(int(found[1]), found[2] or "clip")
+
+
 def stages(config: Sequence[Mapping[str, Any]]) -> list[Stage]:
     """A recipe from a config: one mapping a stage.
 
-    Each has ``name``, ``method`` and the method's own arguments, and may have ``where`` (a pattern of paths), ``epochs``,
-    ``learning_rate``, ``rule`` and ``thaw``, as in ``Stage``.
+    Each has ``name``, ``method`` and the method's own arguments, and may have ``where`` (a pattern of paths), ``every``
+    (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``rule``, ``thaw``, ``training_rule``,
+    ``distill`` (a mapping) and ``gradient_norms``.
 
     Raises:
       ValueError: an entry is missing or unknown.
@@ -114,17 +160,30 @@ def _stage(i: int, entry: dict[str, Any]) -> Stage:
         if not isinstance(entry.get(field), str):
             raise ValueError(f"stages[{i}]: needs {field!r}, a string; has {', '.join(sorted(entry)) or 'nothing'}")
     own = {key: entry.pop(key) for key in STAGE_FIELDS if key in entry}
+    make = functools.partial(transform, own["method"], pattern=own.get("where"), interval=own.get("every", 1), **entry)
     try:
-        made = transform(own["method"], pattern=own.get("where"), **entry)
-        kept = {key: own[key] for key in ("epochs", "learning_rate") if key in own}
-        if isinstance(kept.get("learning_rate"), Mapping):
-            kept["learning_rate"] = _argument("learning_rate", kept["learning_rate"])
-        return Stage(own["name"], made, rule=rule(own.get("rule")), thaw=tuple(own.get("thaw", ())), **kept)
+        make(steps=100)  # what is wrong with the arguments shows here, before the number of steps is known
+        return Stage(own["name"], lambda steps: make(steps=steps), **stage_fields(own))
     except ValueError as error:
         raise ValueError(f"stages[{i}] ({own['name']}): {error}") from error
 
 
-def _argument(key: str, value: Any) -> Any:
+def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a ``Stage`` from a config's fields of those names.
+
+    Raises:
+      ValueError: an unknown rule, or a schedule or ``distill`` that does not hold together.
+    """
+    kept = {key: own[key] for key in ("epochs", "learning_rate", "gradient_norms") if key in own}
+    if isinstance(kept.get("learning_rate"), Mapping):
+        kept["learning_rate"] = _argument("learning_rate", kept["learning_rate"])
+    if own.get("distill"):
+        kept["distill"] = called(Distill, "distill", own["distill"])
+    rules = {"rule": rule(own.get("rule")), "training_rule": training_rule(own.get("training_rule"))}
+    return {**kept, **rules, "thaw": tuple(own.get("thaw", ()))}
+
+
+def _argument(key: str, value: Any, steps: int = 0) -> Any:
     if isinstance(value, str) and key in NAMED:
         return lookup(value, NAMED[key], key)
     if isinstance(value, Mapping):
@@ -132,7 +191,10 @@ def _argument(key: str, value: Any) -> Any:
         name = fields.pop("schedule", None)
         if name is None:
             raise ValueError(f"{key}: a mapping is a schedule and needs 'schedule', one of {', '.join(SCHEDULES)}")
-        return called(lookup(name, SCHEDULES, "schedule"), f"schedule {name!r}", fields)
+        counted = {
+            k: round(v * steps) if k in STEPS and isinstance(v, float) and 0 <= v <= 1 else v for k, v in fields.items()
+        }
+        return called(lookup(name, SCHEDULES, "schedule"), f"schedule {name!r}", counted)
     return value
 
 

@@ -1,10 +1,12 @@
-"""Training a classifier: an epoch is one call of a compiled function."""
+"""Training: stretches of steps, each one call of a compiled function; resumable."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,106 +14,226 @@ import numpy as np
 
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import State, Transform, identity
+from jaxopt_nn.interpret.rewrite import rewrite
+from jaxopt_nn.methods.distill import distillation_loss
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.recipe import Stage
 
 if TYPE_CHECKING:
     import optax
 
 PyTree = Any
-Epoch = Callable[[TrainState, Any, Any], tuple[TrainState, jax.Array]]
+#: ``(variables, x, key) -> (logits, changed top-level entries of variables)``: a network in training mode.
+TrainApply = Callable[[PyTree, Any, jax.Array], tuple[jax.Array, dict[str, PyTree]]]
+#: ``(apply, variables)`` of a network whose outputs another is trained towards.
+Teacher = tuple[Callable[..., jax.Array], PyTree]
+#: What is said after each stretch: the history's entry, and ``steps`` and ``seconds_left`` (None at first) beside.
+Watch = Callable[[dict[str, Any]], None]
+STRETCH = 100
+STRETCH_BYTES = 64e6
 
 
-def make_epoch(
-    apply: Callable[..., jax.Array],
+class Trained(NamedTuple):
+    """What a training gives: ``history`` has an entry for each stretch of steps, as in the report."""
+
+    variables: PyTree
+    state: State
+    history: list[dict[str, Any]]
+
+
+def make_stretch(
+    train_apply: TrainApply,
     method: Transform,
     optimizer: optax.GradientTransformation,
+    stage: Stage,
+    *,
     frozen: tuple[str, ...] = ("batch_stats/**",),
-) -> Epoch:
-    """A jitted ``epoch(train_state, x, y) -> (train_state, mean loss)``; the state is donated.
+    teacher: Callable[..., jax.Array] | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+    """A jitted ``stretch(train_state, x, y, n, teacher_variables) -> (train_state, sums of the metrics)``.
 
-    Args:
-      apply: ``(variables, x [B, ...]) -> logits [B, classes]``.
-      method: what the forward pass sees of the parameters, with its straight-through gradients.
-      optimizer: over ``{"params", "learnt"}``.
-      frozen: patterns of leaves that are not trained.
-
-    The inputs of ``epoch`` are minibatches, ``x [steps, B, ...]`` and ``y [steps, B]``, taken one after the other by a
-    scan; the loss is softmax cross-entropy.
+    It takes the first ``n`` of the minibatches ``x [steps, B, ...]``, ``y [steps, B, ...]``, one after the other; ``n`` is
+    traced, so that a shorter stretch compiles nothing. The state is donated. The loss is softmax cross-entropy, or, with
+    ``stage.distill``, that of ``distillation_loss``; the teacher gets no gradient.
     """
     import optax
 
+    forward = rewrite(train_apply, stage.training_rule) if stage.training_rule else train_apply
+
     def loss(variables: PyTree, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[dict[str, Any], PyTree]]:
-        x, y = batch
-        logits = apply(variables, x).astype(jnp.float32)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y)), ({}, {})
+        x, y, teacher_variables = batch
+        logits, new = forward(variables, x, key)
+        logits = logits.astype(jnp.float32)
+        if stage.distill and teacher:
+            goal = teacher(teacher_variables, x)
+            losses = distillation_loss(
+                logits, goal, y, temperature=stage.distill.temperature, hard_weight=stage.distill.hard_weight
+            )
+        else:
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        hits = jnp.mean((jnp.argmax(logits, -1) == y).astype(jnp.float32))
+        return jnp.mean(losses), ({"accuracy": hits}, new)
 
-    step = make_step(loss, method, optimizer, frozen=frozen)
+    step = make_step(loss, method, optimizer, frozen=frozen, gradient_norms=stage.gradient_norms)
 
-    def epoch(ts: TrainState, x: Any, y: Any) -> tuple[TrainState, jax.Array]:
-        ts, metrics = jax.lax.scan(step, ts, (x, y))
-        return ts, jnp.mean(metrics["loss"])
+    def stretch(ts: TrainState, x: Any, y: Any, n: Any, teacher_variables: PyTree) -> tuple[TrainState, dict[str, Any]]:
+        def body(i: Any, carry: Any) -> Any:
+            ts, sums = carry
+            ts, metrics = step(ts, (x[i], y[i], teacher_variables))
+            return ts, jax.tree.map(jnp.add, sums, metrics)
 
-    return jax.jit(epoch, donate_argnums=0)
+        _, metrics = jax.eval_shape(step, ts, (x[0], y[0], teacher_variables))
+        return jax.lax.fori_loop(0, n, body, (ts, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)))
+
+    return jax.jit(stretch, donate_argnums=0)
 
 
-def minibatches(x: np.ndarray, y: np.ndarray, batch_size: int, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """The examples in an order drawn from ``key``: ``x [steps, B, ...]``, ``y [steps, B]``.
+def order_of(examples: int, batch_size: int, key: jax.Array) -> np.ndarray:
+    """Which examples each minibatch of an epoch holds, drawn from ``key``: int ``[steps, B]``.
 
     The rest that fills no batch is left out; fewer examples than ``batch_size`` are one smaller batch.
     """
     words = np.asarray(jax.random.key_data(key)).ravel()
-    order = np.random.default_rng(words.tolist()).permutation(len(y))
-    steps = max(len(y) // batch_size, 1)
-    order = order[: steps * batch_size].reshape(steps, -1)
-    return x[order], y[order].astype(np.int32)
+    order = np.random.default_rng(words.tolist()).permutation(examples)
+    steps = steps_of(examples, batch_size)
+    return order[: steps * batch_size].reshape(steps, -1)
+
+
+def steps_of(examples: int, batch_size: int) -> int:
+    """Steps of an epoch."""
+    return max(examples // batch_size, 1)
+
+
+class Stretch(NamedTuple):
+    """Minibatches ``x, y [steps, B, ...]`` of which the first ``n`` count, and the steps done after them."""
+
+    x: np.ndarray
+    y: np.ndarray
+    n: int
+    done: int
+
+
+def stretches(
+    data: tuple[np.ndarray, np.ndarray], batch_size: int, epochs: int, key: jax.Array, start: int = 0
+) -> Iterator[Stretch]:
+    """The stretches of all epochs from step ``start`` (the end of one) on; epoch ``e`` is drawn from ``fold_in(key, e)``.
+
+    All have one shape: an epoch is cut into nearly equal parts.
+    """
+    x, y = data
+    steps = steps_of(len(y), batch_size)
+    most = max(min(STRETCH, int(STRETCH_BYTES / max(batch_size * x[:1].nbytes, 1))), 1)
+    length = math.ceil(steps / math.ceil(steps / most))
+    for epoch in range(epochs):
+        if (epoch + 1) * steps <= start:
+            continue
+        order = order_of(len(y), batch_size, jax.random.fold_in(key, epoch))
+        for at in range(0, steps, length):
+            n = min(length, steps - at)
+            if epoch * steps + at >= start:
+                rows = order[np.minimum(np.arange(at, at + length), steps - 1)]
+                yield Stretch(x[rows], y[rows].astype(np.int32), n, epoch * steps + at + n)
 
 
 class Trainer:
     """Trains a network for the epochs of a stage; called again with as many minibatches, it compiles nothing new.
 
     Args:
-      apply, method, frozen: as in ``make_epoch``.
-      stage: gives the epochs and the optimizer.
+      train_apply: the network in training mode.
+      method: what the forward pass sees of the parameters, with its straight-through gradients.
+      stage: gives the epochs, the optimizer and the loss.
+      steps: of an epoch, as ``steps_of``.
       batch_size: examples a step.
+      frozen: patterns of leaves that are not trained.
+      teacher: ``apply`` of the network that ``stage.distill`` asks for.
+
+    Raises:
+      ValueError: ``stage.distill`` without a teacher.
     """
 
     def __init__(
         self,
-        apply: Callable[..., jax.Array],
+        train_apply: TrainApply,
         method: Transform,
         stage: Stage,
         *,
+        steps: int,
         batch_size: int = 64,
         frozen: tuple[str, ...] = ("batch_stats/**",),
+        teacher: Callable[..., jax.Array] | None = None,
     ):
-        self._stage, self._batch_size, self._frozen = stage, batch_size, frozen
-        self._parts = functools.lru_cache(maxsize=8)(functools.partial(self._make, apply, method))
-
-    def _make(
-        self, apply: Callable[..., jax.Array], method: Transform, steps: int
-    ) -> tuple[optax.GradientTransformation, Epoch]:
-        optimizer = self._stage.optimizer(steps * self._stage.epochs)
-        return optimizer, make_epoch(apply, method, optimizer, self._frozen)
+        if stage.distill and teacher is None:
+            raise ValueError(f"stage {stage.name!r}: distill needs a teacher; pass teacher=(apply, variables)")
+        self._stage, self._batch_size, self._frozen, self._steps = stage, batch_size, frozen, steps
+        self._optimizer = stage.optimizer(steps * stage.epochs)
+        make = functools.partial(make_stretch, train_apply, method, self._optimizer, stage, frozen=frozen)
+        self._run = make(teacher=teacher if stage.distill else None)
+        self._distills = stage.distill is not None
 
     def __call__(
-        self, variables: PyTree, state: State, data: tuple[np.ndarray, np.ndarray], key: jax.Array
-    ) -> tuple[PyTree, State]:
-        """``(variables, state)`` after training on ``data``; the order of epoch ``e`` is drawn from ``fold_in(key, e)``.
+        self,
+        variables: PyTree,
+        state: State,
+        data: tuple[np.ndarray, np.ndarray],
+        key: jax.Array,
+        *,
+        teacher_variables: PyTree = None,
+        checkpoints: Checkpoints | None = None,
+        watch: Watch = nothing,
+    ) -> Trained:
+        """Trains on ``data``, from the newest checkpoint on where there is one.
 
         Raises:
           FloatingPointError: the loss is NaN or Inf; names the stage and the epoch.
+          ValueError: a checkpoint of another network.
         """
-        if not self._stage.epochs:
-            return variables, state
-        x, y = data
-        optimizer, epoch = self._parts(max(len(y) // self._batch_size, 1))
-        ts = init_train_state(variables, identity(), optimizer, key, state=state, frozen=self._frozen)
-        ts = jax.tree.map(jnp.copy, ts)  # an epoch donates its state, and the caller keeps his arrays
-        for e in range(self._stage.epochs):
-            ts, loss = epoch(ts, *minibatches(x, y, self._batch_size, jax.random.fold_in(key, e)))
-            if not np.isfinite(float(loss)):
-                raise FloatingPointError(
-                    f"stage {self._stage.name!r}: the loss is {float(loss)} in epoch {e + 1}; lower learning_rate="
-                    f"{self._stage.learning_rate}"
-                )
-        return ts.params, ts.state
+        stage = self._stage
+        total = stage.epochs * self._steps
+        if not total:
+            return Trained(variables, state, [])
+        ts = init_train_state(variables, identity(), self._optimizer, key, state=state, frozen=self._frozen)
+        done, history = 0, []
+        if checkpoints and (found := checkpoints.restore(ts)):
+            done, ts, meta = found
+            history = meta["history"]
+        ts = jax.tree.map(jnp.copy, ts)  # a stretch donates its state, and the caller keeps his arrays
+        clock = _Clock(stage.name, total, self._steps, watch)
+        waiting: tuple[Stretch, Any] | None = None
+        taught = teacher_variables if self._distills else None
+        for part in stretches(data, self._batch_size, stage.epochs, key, start=done):
+            ts, sums = self._run(ts, part.x, part.y, part.n, taught)
+            if waiting:  # one behind: the next minibatches are gathered while this stretch runs
+                history.append(clock.entry(*waiting, stage))
+            waiting = (part, sums)
+            if checkpoints and (checkpoints.due() or part.done == total):
+                history.append(clock.entry(*waiting, stage))
+                waiting = None
+                checkpoints.save(part.done, ts, {"history": history})
+        if waiting:
+            history.append(clock.entry(*waiting, stage))
+        return Trained(ts.params, ts.state, history)
+
+
+class _Clock:
+    """Turns the sums of a stretch into an entry of the history, and says it with the time left."""
+
+    def __init__(self, name: str, total: int, steps: int, watch: Watch):
+        self._name, self._total, self._steps, self._watch = name, total, steps, watch
+        self._start: tuple[int, float] | None = None
+
+    def entry(self, part: Stretch, sums: dict[str, Any], stage: Stage) -> dict[str, Any]:
+        means = jax.tree.map(lambda x: float(x) / part.n, jax.device_get(sums))
+        epoch = part.done / self._steps
+        if not np.isfinite(means["loss"]):
+            raise FloatingPointError(
+                f"stage {self._name!r}: the loss is {means['loss']} in epoch {math.ceil(epoch)}; "
+                f"lower learning_rate={stage.learning_rate}"
+            )
+        found = {"stage": self._name, "step": part.done, "epoch": round(epoch, 4), **means}
+        left, now = None, time.monotonic()
+        if self._start is None:
+            self._start = part.done, now  # the first stretch holds the compilation and tells nothing of the others
+        else:
+            left = (now - self._start[1]) / (part.done - self._start[0]) * (self._total - part.done)
+        self._watch({**found, "steps": self._total, "seconds_left": left})
+        return found

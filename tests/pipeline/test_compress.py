@@ -22,6 +22,9 @@ RNG = np.random.default_rng(0)
 X = RNG.standard_normal((160, 8)).astype(np.float32)
 Y = np.argmax(X[:, :3], 1).astype(np.int32)
 DATA = jn.Data(train=(X[:96], Y[:96]), test=(X[96:], Y[96:]))
+WRITTEN = {
+    "accuracy_bytes.png", "leaves.png", "loss.png", "weights.png", "artifact", "report.html", "report.md", "report.json",
+}  # fmt: skip
 NAMES = {"name", "accuracy", "loss", "params", "nonzero", "bytes", "resident_bytes", "ratio", "bits_per_weight"}
 
 
@@ -121,15 +124,19 @@ def test_the_report_has_its_schema(run):
     assert report == result.report
     assert list(report) == [
         "schema", "config", "seed", "devices", "versions", "metric", "baseline", "stages", "artifact", "skipped",
+        "history", "histograms", "seconds",
     ]  # fmt: skip
-    assert report["schema"] == 1 and report["metric"] == "accuracy"
+    assert report["schema"] == 2 and report["metric"] == "accuracy"
     for entry in (report["baseline"], *report["stages"]):
-        assert set(entry) == NAMES | {"latency_ms"}
+        assert set(entry) == NAMES | {"latency_ms", "leaves"}
+        assert sum(leaf["bytes"] for leaf in entry["leaves"]) == entry["bytes"]
         assert list(entry["latency_ms"]) == ["1", "32", "1024"] and min(entry["latency_ms"].values()) > 0
     assert set(report["artifact"]) == {"path", "bytes", "accuracy_reloaded"}
     assert all(set(entry) == {"path", "reason"} for entry in report["skipped"])
     assert [s["name"] for s in report["stages"]] == ["clip", "prune", "quantize"]
-    assert sorted(p.name for p in workdir.iterdir()) == ["accuracy_bytes.png", "artifact", "report.json", "report.md"]
+    assert {e["stage"] for e in report["history"]} == {"clip", "prune", "quantize"}
+    assert set(report["histograms"]) == {"up/w", "down/w"}
+    assert {p.name for p in workdir.iterdir()} == WRITTEN
 
 
 def test_bytes_count_everything_stored(run):
@@ -261,7 +268,7 @@ def test_bad_variables(variables, error, said):
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (lambda v, x: apply(v, x)[:, 0], r"apply gives float32\[2\] for 2 inputs; compress needs logits"),
+        (lambda v, x: apply(v, x)[:, 0], r"apply gives float32\[2\] for 2 inputs with labels \[2\]; .* needs logits"),
         (lambda v, x: apply(v, x)[None], r"apply gives float32\[1, 2, 3\]"),
         (lambda v, x: apply(v, x).mean(0, keepdims=True), r"apply gives float32\[1, 3\]"),
         (lambda v, x: jnp.argmax(apply(v, x), -1, keepdims=True), r"apply gives int32\[2, 1\]"),
@@ -329,6 +336,6 @@ def test_a_full_disk_leaves_no_half_written_file(cheap, tmp_path, monkeypatch, f
         compressor.ship(result, DATA, tmp_path)
     assert (reports.os.fsync, artifacts._write_arrays) != (fsync, write_arrays)
     left = {p.name for p in tmp_path.iterdir()}
-    assert left <= {"accuracy_bytes.png", "artifact", "report.json", "report.md"}
+    assert left <= WRITTEN
     assert ("report.json" in left) == (full == "arrays"), "a report stands only where all else belongs to it"
     chex.assert_trees_all_equal(jn.load_artifact(tmp_path / "artifact")[0], result.variables)

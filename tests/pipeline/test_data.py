@@ -20,7 +20,8 @@ def test_keeps_what_it_is_given():
         ((X[:0], Y[:0]), (X, Y), "Data.train: no examples"),
         ((X, Y), (X[:0], Y[:0]), "Data.test: no examples"),
         ((X, Y[:3]), (X, Y), r"Data.train: inputs have shape \[4, 3\], labels \[3\]"),
-        ((X, Y), (X, np.eye(4, dtype=int)), r"Data.test: labels have shape \[4, 4\].*no one-hot"),
+        ((X, Y), (X, np.eye(4, dtype=int)), r"train labels are int64\[\] each, test labels int64\[4\]"),
+        ((X, Y), (X, np.int32(3)), "Data.test: labels have no axis"),
         ((X, Y), (X, -Y), "Data.test: label -2"),
         ((X / np.array([1, 1, np.inf], np.float32) + np.nan, Y), (X, Y), "Data.train: NaN or Inf"),
         ((X, Y), (X[:, :2], Y), r"train inputs are float32\[3\] each, test inputs float32\[2\]"),
@@ -40,3 +41,13 @@ def test_labels_are_integers():
 def test_labels_have_a_logit():
     with pytest.raises(ValueError, match=r"Data.train: label 2 at 2, but apply gives 2 logits: allowed are 0 to 1"):
         Data((X, Y), (X, Y % 2)).check_labels(2)
+
+
+def test_labels_of_a_language_model_and_its_metric():
+    tokens = np.zeros((4, 5), int)
+    data = Data((X, tokens), (X, tokens + 1), metric="bits/byte")
+    data.check_labels(2)
+    with pytest.raises(ValueError, match=r"Data.test: label 1 at 0, 0, but apply gives 1 logits"):
+        data.check_labels(1)
+    with pytest.raises(ValueError, match=r"Data\(metric='f1'\): allowed are accuracy, bits/byte"):
+        Data((X, Y), (X, Y), metric="f1")

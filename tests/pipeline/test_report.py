@@ -1,26 +1,51 @@
-"""Tables, plot and files of a report."""
+"""Tables, sentences and files of a report."""
 
 import json
-import struct
+import math
 
 import pytest
 
+from jaxopt_nn.pipeline import plots, tables
 from jaxopt_nn.pipeline import report as reports
 
 
-def entry(name, accuracy, size):
+def leaf(path, bits, shape=(20, 50), **changed):
+    size = math.prod(shape)
     return {
-        "name": name, "accuracy": accuracy, "loss": 0.5, "params": 1000, "nonzero": 250, "bytes": size,
-        "resident_bytes": 2 * size, "ratio": 4000 / size, "bits_per_weight": size / 125, "latency_ms": {"1": 0.5, "32": 12.0},
+        "path": path, "shape": list(shape), "format": "Masked(QTensor int4)" if bits < 32 else "float32", "bits": bits,
+        "size": size, "nonzero": size // 4, "bytes": int(bits * size) // 8, "min": -0.5, "max": 0.25, **changed,
     }  # fmt: skip
 
 
+def entry(name, accuracy, size, **changed):
+    return {
+        "name": name, "accuracy": accuracy, "loss": 0.5, "params": 1000, "nonzero": 250, "bytes": size,
+        "resident_bytes": 2 * size, "ratio": 4000 / size, "bits_per_weight": size / 125, "latency_ms": {"1": 0.5, "32": 12.0},
+        "leaves": [leaf("a/kernel", size / 125), leaf("a/bias", 32.0, (50,))], **changed,
+    }  # fmt: skip
+
+
+def logged(stage, step, **changed):
+    return {"stage": stage, "step": step, "epoch": step / 10, "loss": 2 / step, "accuracy": 1 - 0.5 / step, **changed}
+
+
 REPORT = {
-    "schema": 1, "config": {}, "seed": 3, "devices": ["cpu: x"] * 8, "versions": {"jax": "1.2"}, "metric": "accuracy",
+    "schema": 2, "config": {}, "seed": 3, "devices": ["cpu: x"] * 8, "versions": {"jax": "1.2"}, "metric": "accuracy",
     "baseline": entry("baseline", 0.98, 4000),
     "stages": [entry("clip", 0.97, 4000), entry("prune", 0.9, 1500), entry("quantize", 0.95, 400)],
     "artifact": {"path": "x", "bytes": 500, "accuracy_reloaded": 0.95},
     "skipped": [{"path": "a/b", "reason": "x | y"}],
+    "history": [
+        logged(stage, step, gradient_norms={"a/kernel": 0.1 / step, "b/kernel": 0.0}) for stage in ("float", "quantize")
+        for step in (5, 10, 12)
+    ],
+    "histograms": {"a/kernel": {"edges": [-1.0, -0.25, 0.25, 1.0], "before": [300, 400, 300], "after": [0, 900, 100]}},
+}  # fmt: skip
+#: What stands at least in a report: a network that was imported, latency not measured.
+BARE = {
+    **REPORT, "history": [], "histograms": {}, "artifact": None, "skipped": [], "devices": [], "versions": {},
+    "baseline": entry("baseline", 0.98, 4000, latency_ms={}, leaves=[]),
+    "stages": [entry("quantize", 0.98, 4000, latency_ms={}, leaves=[])],
 }  # fmt: skip
 CROSS = {"folds": 5, "test_images": 1797, "baseline_accuracy": 0.98, "final_accuracy": 0.975, "lost_points": 0.5}
 
@@ -37,46 +62,92 @@ def test_the_table_says_it_in_columns():
     assert lines[6].endswith("5 folds, 1,797 test images; baseline 98.00%, final 97.50%, lost points 0.50")
 
 
+def test_a_language_model_has_bits_a_byte_beside_the_accuracy():
+    header, cells = tables.rows({**REPORT, "metric": "bits/byte"})
+    assert header[1:4] == ["accuracy", "bits/byte", "loss"]
+    assert {line[2] for line in cells} == {f"{0.5 / math.log(2):.4f}"} == {"0.7213"}
+    assert "0.7213 bits a byte before, 0.7213 after" in tables.headline({**REPORT, "metric": "bits/byte"})
+
+
+def test_leaves_in_columns():
+    header, cells = tables.leaf_rows(
+        entry("x", 0.9, 400, leaves=[leaf("a/b", 3.2), leaf("c", 0.0, (0,), min=None, max=None)])
+    )
+    assert header == ["path", "shape", "format", "bits/w", "nonzero", "bytes", "min", "max"]
+    assert cells == [
+        ["a/b", "20 x 50", "Masked(QTensor int4)", "3.20", "25.0%", "400", "-0.5", "0.25"],
+        ["c", "0", "Masked(QTensor int4)", "0.00", "-", "0", "-", "-"],
+    ]
+    assert tables.leaf_rows({"name": "baseline"})[1] == []
+
+
+@pytest.mark.parametrize(
+    ("final", "said"),
+    [
+        (entry("q", 0.95, 400), "10.0x smaller than float32: 4,000 bytes before, 400 after; accuracy 98.00% before, "
+                                "95.00% after, 3.00 points lost."),
+        (entry("q", 0.985, 4000), "Not smaller than float32: 4,000 bytes before, 4,000 after; accuracy 98.00% before, "
+                                  "98.50% after, 0.50 points gained."),
+        (entry("q", 0.98, 2000), "2.0x smaller than float32: 4,000 bytes before, 2,000 after; accuracy 98.00% before, "
+                                 "98.00% after, nothing lost."),
+    ],
+)  # fmt: skip
+def test_the_headline_is_honest(final, said):
+    assert tables.headline({**REPORT, "stages": [final]}) == said
+
+
 def test_markdown_has_the_same_and_what_was_left_alone():
-    text = reports.markdown(REPORT)
-    header, cells = reports.rows(REPORT)
-    assert "loss" in header
-    for line in (header, *cells):
-        assert "| " + " | ".join(line) + " |" in text
+    text = reports.markdown(REPORT, ["loss.png"])
+    for header, cells in (tables.rows(REPORT), tables.leaf_rows(REPORT["stages"][-1])):
+        for line in (header, *cells):
+            assert "| " + " | ".join(line) + " |" in text
+    assert "loss" in tables.rows(REPORT)[0]
     assert "| a/b | x \\| y |" in text and "- seed 3; cpu: x; jax 1.2" in text
-
-
-@pytest.mark.parametrize("sizes", [(4000, 4000, 4000), (4000, 1500, 400), (400, 4000, 40)])
-@pytest.mark.parametrize("accuracies", [(0.98, 0.9, 0.95), (0.5, 0.5, 0.5)])
-def test_the_plot_is_a_png_for_any_report(sizes, accuracies):
-    stages = [entry(f"s{i}", a, s) for i, (a, s) in enumerate(zip(accuracies, sizes, strict=True))]
-    picture = reports.plot({**REPORT, "stages": stages})
-    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = struct.unpack(">II", picture[16:24])
-    assert width > 900 and height > 500
-
-
-def test_labels_of_one_size_are_joined_and_stand_where_their_neighbours_are_not():
-    labels = reports._labels([REPORT["baseline"], *REPORT["stages"]])
-    assert [text.split("\n")[:-1] for text, *_ in labels] == [
-        ["baseline  98.00%", "clip  97.00%"], ["prune  90.00%"], ["quantize  95.00%"],
-    ]  # fmt: skip
-    assert [side for *_, side in labels] == [1, -1, 1]
+    assert "](loss.png)" in text and "weights.png" not in text
 
 
 @pytest.mark.parametrize(
     ("value", "said"), [(1, "1 B"), (999, "999 B"), (12_500, "12.5 kB"), (2e6, "2 MB"), (5e12, "5e+03 GB")]
 )
 def test_bytes_for_people(value, said):
-    assert reports.human_bytes(value) == said
+    assert tables.human_bytes(value) == said
+
+
+def test_all_files_are_written_and_those_of_an_older_report_go(tmp_path):
+    reports.write(REPORT, tmp_path)
+    words = {"report.html", "report.json", "report.md"}
+    assert {path.name for path in tmp_path.iterdir()} == words | plots.PLOTS.keys()
+    assert json.loads((tmp_path / "report.json").read_text()) == REPORT
+    for name in plots.PLOTS:
+        assert f"]({name})" in (tmp_path / "report.md").read_text()
+    reports.write(BARE, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == words | {"accuracy_bytes.png"}
+    assert json.loads((tmp_path / "report.json").read_text()) == BARE
+
+
+@pytest.mark.parametrize("full", ["accuracy_bytes.png", "report.html", "report.md", "report.json"])
+def test_no_report_stands_where_a_file_of_it_could_not_be_written(tmp_path, monkeypatch, full):
+    monkeypatch.setattr(plots, "images", lambda report: {"accuracy_bytes.png": b"PNG"})
+    reports.write(REPORT, tmp_path)
+    write_file = reports.write_file
+
+    def failing(path, content):
+        if path.name == full:
+            raise OSError(28, "No space left on device")
+        write_file(path, content)
+
+    monkeypatch.setattr(reports, "write_file", failing)
+    with pytest.raises(OSError, match="No space"):
+        reports.write(REPORT, tmp_path)
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(reports, "has_matplotlib", lambda: False)
     reports.write(REPORT, tmp_path)
     assert "No plot: matplotlib is not installed" in (tmp_path / "report.md").read_text()
-    assert json.loads((tmp_path / "report.json").read_text()) == REPORT
-    assert not (tmp_path / "accuracy_bytes.png").exists()
+    assert "matplotlib is not installed" in (tmp_path / "report.html").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json", "report.md"}
 
 
 def test_what_json_can_not_hold_is_refused_before_anything_is_written(tmp_path):
@@ -89,6 +160,6 @@ def test_what_json_can_not_hold_is_refused_before_anything_is_written(tmp_path):
 
 def test_smaller_and_not_faster_is_said():
     made = {"baseline": entry("baseline", 0.9, 4000), "stages": [entry("quantize", 0.9, 400)], "artifact": {}}
-    assert not any("faster" in line for line in reports.sentences(made))
+    assert not any("faster" in line for line in tables.sentences(made))
     made["stages"][-1]["latency_ms"] = {"1": 1.0, "32": 11.0}
-    assert reports.sentences(made)[0].endswith("by batch: 2.00x at 1")
+    assert tables.sentences(made)[0].endswith("by batch: 2.00x at 1")

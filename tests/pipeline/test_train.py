@@ -1,4 +1,4 @@
-"""An epoch is the same as its steps one by one; evaluation is the same as NumPy's."""
+"""A stretch is the same as its steps one by one; a run that is cut off goes on to the same numbers."""
 
 import chex
 import jax
@@ -9,10 +9,15 @@ import pytest
 
 from jaxopt_nn.core.train import init_train_state
 from jaxopt_nn.core.transform import State, identity
+from jaxopt_nn.methods.arithmetic import fake_quant_activations
 from jaxopt_nn.methods.prune import prune
+from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.pipeline import train
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim
+from jaxopt_nn.pipeline.compress import plain_training
 from jaxopt_nn.pipeline.evaluate import evaluator
-from jaxopt_nn.pipeline.recipe import Stage
-from jaxopt_nn.pipeline.train import Trainer, make_epoch, minibatches
+from jaxopt_nn.pipeline.recipe import Distill, Stage
+from jaxopt_nn.pipeline.train import Trainer, make_stretch, order_of, steps_of, stretches
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((50, 4)).astype(np.float32)
@@ -24,60 +29,234 @@ def apply(variables, x):
     return x @ variables["w"] + variables["b"][None]
 
 
-def test_minibatches_are_a_permutation_drawn_from_the_key():
-    x, y = minibatches(X, Y, 16, jax.random.key(0))
-    assert x.shape == (3, 16, 4) and y.shape == (3, 16)
-    rows = {tuple(row): label for row, label in zip(X.tolist(), Y.tolist(), strict=True)}
-    seen = [tuple(row) for row in x.reshape(-1, 4).tolist()]
-    assert len(set(seen)) == 48 and [rows[row] for row in seen] == y.ravel().tolist()
-    np.testing.assert_array_equal(x, minibatches(X, Y, 16, jax.random.key(0))[0])
-    assert not np.array_equal(x, minibatches(X, Y, 16, jax.random.key(1))[0])
-    assert minibatches(X, Y, 64, jax.random.key(0))[0].shape == (1, 50, 4)
+def trainer_of(method, apply=apply, *, teacher=None, train_apply=None, **fields):
+    stage = Stage("p", method, **{"epochs": 3, "learning_rate": 0.05, **fields})
+    return Trainer(
+        train_apply or plain_training(apply), method, stage, steps=steps_of(50, 16), batch_size=16, teacher=teacher
+    )
 
 
-def test_an_epoch_is_gradient_descent_step_by_step():
+def test_an_order_is_a_permutation_drawn_from_the_key():
+    order = order_of(50, 16, jax.random.key(0))
+    assert order.shape == (3, 16) and len(set(order.ravel().tolist())) == 48 and order.max() < 50
+    np.testing.assert_array_equal(order, order_of(50, 16, jax.random.key(0)))
+    assert not np.array_equal(order, order_of(50, 16, jax.random.key(1)))
+    assert order_of(50, 64, jax.random.key(0)).shape == (1, 50)
+
+
+@pytest.mark.parametrize("most", [1, 2, 100])
+def test_stretches_are_the_minibatches_of_all_epochs_in_order(monkeypatch, most):
+    monkeypatch.setattr(train, "STRETCH", most)
+    key = jax.random.key(3)
+    parts = list(stretches((X, Y), 16, 2, key))
+    expected = np.concatenate([order_of(50, 16, jax.random.fold_in(key, e)) for e in range(2)])
+    np.testing.assert_array_equal(np.concatenate([p.x[: p.n] for p in parts]), X[expected])
+    np.testing.assert_array_equal(np.concatenate([p.y[: p.n] for p in parts]), Y[expected])
+    assert len({p.x.shape for p in parts}) == 1 and [p.done for p in parts][-1] == 6
+    for cut, part in enumerate(parts):
+        rest = list(stretches((X, Y), 16, 2, key, start=part.done))
+        assert [p.done for p in rest] == [p.done for p in parts[cut + 1 :]]
+        chex.assert_trees_all_equal([p.x for p in rest], [p.x for p in parts[cut + 1 :]])
+
+
+def test_a_stretch_is_gradient_descent_step_by_step():
     optimizer = optax.sgd(0.1)
     ts = init_train_state(PARAMS, identity(), optimizer, jax.random.key(0))
-    x, y = minibatches(X, Y, 16, jax.random.key(0))
-    expected, losses = {k: np.asarray(v, np.float64) for k, v in PARAMS.items()}, []
-    for xb, yb in zip(x.astype(np.float64), y, strict=True):
+    order = order_of(50, 16, jax.random.key(0))
+    x, y = X[order], Y[order]
+    expected, losses, hits = {k: np.asarray(v, np.float64) for k, v in PARAMS.items()}, [], []
+    for xb, yb in zip(x[:2].astype(np.float64), y[:2], strict=True):
         logits = xb @ expected["w"] + expected["b"]
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         losses.append(-np.mean(np.log(p[np.arange(16), yb])))
+        hits.append(np.mean(p.argmax(1) == yb))
         slope = (p - np.eye(3)[yb]) / 16
+        norms = {"w": np.linalg.norm(xb.T @ slope), "b": np.linalg.norm(slope.sum(0))}
         expected["w"] = expected["w"] - 0.1 * xb.T @ slope
         expected["b"] = expected["b"] - 0.1 * slope.sum(0)
-    ts, loss = make_epoch(apply, identity(), optimizer)(jax.tree.map(jnp.copy, ts), x, y)
-    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
-    chex.assert_trees_all_close(ts.params, jax.tree.map(lambda a, b: a.astype(b.dtype), expected, PARAMS), rtol=1e-5)
+    stage = Stage("p", identity(), gradient_norms=True)
+    run = make_stretch(plain_training(apply), identity(), optimizer, stage)
+    first, one = run(jax.tree.map(jnp.copy, ts), x, y, 1, None)
+    after, sums = run(jax.tree.map(jnp.copy, ts), x, y, 2, None)  # the third minibatch does not count
+    assert run._cache_size() == 1 and int(first.step) == 1 and int(after.step) == 2
+    np.testing.assert_allclose(sums["loss"], np.sum(losses), rtol=1e-5)
+    np.testing.assert_allclose(sums["accuracy"], np.sum(hits), rtol=1e-6)
+    for name, norm in norms.items():
+        np.testing.assert_allclose(sums["gradient_norms"][name] - one["gradient_norms"][name], norm, rtol=1e-4)
+    chex.assert_trees_all_close(after.params, jax.tree.map(lambda a, b: a.astype(b.dtype), expected, PARAMS), rtol=1e-5)
 
 
 def test_training_learns_keeps_masks_and_the_callers_arrays_and_compiles_once():
     method = prune(sparsity=0.5)
     state = method.init(PARAMS)
     chex.clear_trace_counter()
-    counted = chex.assert_max_traces(apply, n=2)  # once for its value, once for its shape within the scan
-    trainer = Trainer(counted, method, Stage("p", method, epochs=20, learning_rate=0.05), batch_size=16)
+    counted = chex.assert_max_traces(apply, n=2)  # once for its value, once for its shape within the loop
+    trainer = trainer_of(method, counted, epochs=20)
     before = jax.tree.map(np.asarray, PARAMS)
     evaluate = evaluator(apply)
     for seed in range(2):
-        params, after = trainer(PARAMS, state, (X, Y), jax.random.key(seed))
-        chex.assert_trees_all_equal(after, state)
+        done = trainer(PARAMS, state, (X, Y), jax.random.key(seed))
+        chex.assert_trees_all_equal(done.state, state)
         chex.assert_trees_all_equal(PARAMS, before)
-        chex.assert_trees_all_equal(params["steps"], PARAMS["steps"])
-        old, new = (evaluate(method.view(p, state), X, Y) for p in (PARAMS, params))
+        chex.assert_trees_all_equal(done.variables["steps"], PARAMS["steps"])
+        old, new = (evaluate(method.view(p, state), X, Y) for p in (PARAMS, done.variables))
         assert new.loss < 0.8 * old.loss
-    assert int(jnp.count_nonzero(method.view(params, state)["w"])) == 6
+        assert [e["step"] for e in done.history] == list(range(3, 61, 3))
+        assert done.history[-1]["epoch"] == 20 and done.history[-1]["loss"] < done.history[0]["loss"]
+    assert int(jnp.count_nonzero(method.view(done.variables, state)["w"])) == 6
+
+
+def cut_off(trainer, state, directory, after):
+    """Trains until ``after`` stretches have been told, as a kill does: nothing is saved after it."""
+    told = []
+
+    class Killed(Exception):
+        pass
+
+    def watch(entry):
+        told.append(entry)
+        if len(told) == after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer(PARAMS, state, (X, Y), jax.random.key(0), checkpoints=Checkpoints(directory, 0.0), watch=watch)
+
+
+RANDOM = quantize(3, rounding="stochastic", key=jax.random.key(5))
+
+
+@pytest.mark.parametrize(
+    ("method", "after"), [(identity(), 1), (prune(sparsity=optax.linear_schedule(0.0, 0.5, 9)), 5), (RANDOM, 9)]
+)
+def test_a_run_that_is_cut_off_goes_on_to_the_same_numbers(tmp_path, monkeypatch, method, after):
+    monkeypatch.setattr(train, "STRETCH", 1)
+    state, trainer, told = method.init(PARAMS), trainer_of(method), []
+    whole = trainer(PARAMS, state, (X, Y), jax.random.key(0))
+    cut_off(trainer, state, tmp_path, after)
+    places = Checkpoints(tmp_path, 0.0)
+    resumed = trainer(PARAMS, state, (X, Y), jax.random.key(0), checkpoints=places, watch=told.append)
+    assert len(told) == 9 - (after - 1)
+    assert resumed.history == whole.history
+    assert jax.tree.structure(resumed[:2]) == jax.tree.structure(whole[:2])
+    for a, b in zip(jax.tree.leaves(resumed[:2]), jax.tree.leaves(whole[:2]), strict=True):
+        np.testing.assert_array_equal(*[jax.random.key_data(x) if is_key(x) else x for x in (a, b)])
+    assert trainer(PARAMS, state, (X, Y), jax.random.key(0), checkpoints=places).history == whole.history
+
+
+def is_key(x):
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def damage(directory):
+    """Truncates every file of arrays below a position."""
+    files = [f for f in (directory / "state").rglob("*") if f.is_file() and f.parent.name == "d"]
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_a_damaged_position_is_passed_over_for_the_one_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "STRETCH", 1)
+    trainer = trainer_of(identity())
+    whole = trainer(PARAMS, State(), (X, Y), jax.random.key(0))
+    cut_off(trainer, State(), tmp_path, 6)
+    steps = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
+    assert steps == [4, 5]
+    damage(tmp_path / "5")
+    said, told = [], []
+    places = Checkpoints(tmp_path, 0.0, said.append)
+    resumed = trainer(PARAMS, State(), (X, Y), jax.random.key(0), checkpoints=places, watch=told.append)
+    assert len(said) == 1 and "5: damaged, passed over" in said[0]
+    assert told[0]["step"] == 5 and resumed.history == whole.history
+    chex.assert_trees_all_equal(resumed.variables, whole.variables)
+
+
+def test_a_position_that_was_not_finished_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "STRETCH", 1)
+    trainer = trainer_of(identity())
+    cut_off(trainer, State(), tmp_path, 3)
+    for file in tmp_path.glob("files_*.json"):
+        file.unlink()
+    said, told = [], []
+    places = Checkpoints(tmp_path, 0.0, said.append)
+    trainer(PARAMS, State(), (X, Y), jax.random.key(0), checkpoints=places, watch=told.append)
+    assert len(said) == 2 and told[0]["step"] == 1
+
+
+def test_a_position_of_another_network_is_refused(tmp_path):
+    trainer_of(identity())(PARAMS, State(), (X, Y), jax.random.key(0), checkpoints=Checkpoints(tmp_path))
+    other = {**PARAMS, "w": jnp.zeros((4, 5)), "b": jnp.zeros(5)}
+    with pytest.raises(
+        ValueError, match=r"params/b: holds float32\[3\], this run needs float32\[5\]; it belongs to another"
+    ):
+        trainer_of(identity())(other, State(), (X, Y), jax.random.key(0), checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(ValueError, match="checkpoint_seconds=-1"):
+        Checkpoints(tmp_path, -1)
+
+
+def test_a_folder_belongs_to_one_config(tmp_path):
+    config = {"seed": 0, "stages": [{"bits": 4}], "data": {"folds": 5}}
+    claim(tmp_path / "c", config)
+    claim(tmp_path / "c", {**config, "seed": 7})  # nothing was trained yet
+    claim(tmp_path / "c", config)
+    (tmp_path / "c" / "float" / "100").mkdir(parents=True)
+    with pytest.raises(
+        ValueError, match=r"config.seed \(0 there, 1 here\), config.stages\[0\].bits \(4 there, 8 here\)"
+    ):
+        claim(tmp_path / "c", {**config, "seed": 1, "stages": [{"bits": 8}]})
+    with pytest.raises(ValueError, match=r"different: config.extra, config.seed"):
+        claim(tmp_path / "c", {"stages": [{"bits": 4}], "data": {"folds": 5}, "extra": 1})
+    (tmp_path / "c" / "config.json").write_text('{"seed"')
+    claim(tmp_path / "c", config)
+    claim(tmp_path / "c", config)
+
+
+def test_distillation_trains_towards_the_teacher_and_not_the_labels():
+    teacher_variables = {**PARAMS, "w": -2.0 * PARAMS["w"]}
+    goal = np.argmax(apply(teacher_variables, X), 1)
+    fields = {"epochs": 40, "learning_rate": 0.1, "distill": Distill(temperature=2.0, hard_weight=0.0)}
+    done = trainer_of(identity(), teacher=apply, **fields)(
+        PARAMS, State(), (X, Y), jax.random.key(0), teacher_variables=teacher_variables
+    )
+    hard = trainer_of(identity(), epochs=40, learning_rate=0.1)(PARAMS, State(), (X, Y), jax.random.key(0))
+    agrees = lambda v: np.mean(np.argmax(apply(v, X), 1) == goal)
+    assert agrees(done.variables) > 0.9 > agrees(hard.variables)
+    chex.assert_trees_all_equal(teacher_variables["w"], -2.0 * PARAMS["w"])
+    with pytest.raises(ValueError, match="distill needs a teacher"):
+        trainer_of(identity(), distill=Distill())
+
+
+def test_training_mode_changes_what_it_returns_and_gets_a_fresh_key():
+    def train_apply(variables, x, key):
+        seen = {"mean": variables["batch_stats"]["mean"] + jnp.mean(x), "draw": jax.random.uniform(key)}
+        return apply(variables["params"], x), {"batch_stats": seen}
+
+    variables = {"params": PARAMS, "batch_stats": {"mean": jnp.zeros(()), "draw": jnp.zeros(())}}
+    done = trainer_of(identity(), train_apply=train_apply, epochs=1)(variables, State(), (X, Y), jax.random.key(0))
+    order = order_of(50, 16, jax.random.fold_in(jax.random.key(0), 0))
+    np.testing.assert_allclose(done.variables["batch_stats"]["mean"], X[order].mean((1, 2)).sum(), rtol=1e-4)
+    drawn = float(done.variables["batch_stats"]["draw"])
+    assert drawn == float(jax.random.uniform(jax.random.fold_in(jax.random.key(0), 2)))
+    assert not np.array_equal(done.variables["params"]["w"], PARAMS["w"])
+
+
+def test_a_training_rule_rounds_activations_and_the_gradient_goes_through():
+    plain = trainer_of(identity())(PARAMS, State(), (X, Y), jax.random.key(0))
+    rounded = trainer_of(identity(), training_rule=fake_quant_activations(2))(
+        PARAMS, State(), (X, Y), jax.random.key(0)
+    )
+    assert not np.array_equal(plain.variables["w"], rounded.variables["w"])
+    assert rounded.history[-1]["loss"] < rounded.history[0]["loss"]
 
 
 def test_no_epochs_change_nothing():
-    trainer = Trainer(apply, identity(), Stage("p", identity()))
-    assert trainer(PARAMS, State(), (X, Y), jax.random.key(0))[0] is PARAMS
+    done = trainer_of(identity(), epochs=0)(PARAMS, State(), (X, Y), jax.random.key(0))
+    assert done.variables is PARAMS and done.history == []
 
 
 def test_a_diverging_loss_names_stage_and_epoch():
-    trainer = Trainer(apply, identity(), Stage("wild", identity(), epochs=3, learning_rate=1e38), batch_size=16)
-    with pytest.raises(FloatingPointError, match=r"stage 'wild': the loss is .* in epoch [12]; lower learning_rate=1e"):
+    trainer = trainer_of(identity(), learning_rate=1e38)
+    with pytest.raises(FloatingPointError, match=r"stage 'p': the loss is .* in epoch [12]; lower learning_rate=1e"):
         trainer(PARAMS, State(), (X, Y), jax.random.key(0))
 
 
@@ -91,3 +270,14 @@ def test_evaluation_of_any_size(size):
     found = evaluate(PARAMS, x, y)
     assert found.correct == int(np.sum(np.argmax(logits, 1) == y)) and found.accuracy == found.correct / size
     np.testing.assert_allclose(found.loss, -np.mean(np.log(p[np.arange(size), y])), rtol=1e-5)
+
+
+def test_evaluation_of_a_language_model_counts_places():
+    evaluate = evaluator(lambda v, x: v["table"][x], batch_size=4)
+    x = RNG.integers(3, size=(6, 5))
+    y = RNG.integers(3, size=(6, 5))
+    table = RNG.standard_normal((3, 3)).astype(np.float32)
+    p = np.exp(table[x]) / np.exp(table[x]).sum(-1, keepdims=True)
+    found = evaluate({"table": jnp.asarray(table)}, x, y)
+    assert found.correct == int(np.sum(table[x].argmax(-1) == y)) and found.accuracy == found.correct / 30
+    np.testing.assert_allclose(found.loss, -np.mean(np.log(np.take_along_axis(p, y[..., None], -1))), rtol=1e-5)

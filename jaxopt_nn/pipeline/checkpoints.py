@@ -1,0 +1,178 @@
+"""Positions of a training run on disk, by Orbax: a run that is killed at any moment goes on to the same numbers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_nn.coding.artifact import check_files, list_files
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.pipeline.report import write_file
+
+PyTree = Any
+#: Positions kept of each training: where the newest is damaged, the one before it serves.
+KEPT = 2
+
+
+def nothing(said: Any) -> None:
+    """A listener that does not listen."""
+
+
+class Checkpoints:
+    """The positions of one training (one stage of one network).
+
+    Args:
+      directory: made if missing.
+      seconds: least time between two positions; the last position is always kept.
+      say: gets a line where a position can't be read.
+    """
+
+    def __init__(self, directory: Path, seconds: float = 10.0, say: Callable[[str], None] = nothing):
+        if not seconds >= 0:
+            raise ValueError(f"checkpoint_seconds={seconds}: allowed are 0 (after every stretch of steps) and more")
+        self._directory, self._seconds, self._say = directory, seconds, say
+        self._last = time.monotonic()
+
+    def _manager(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False, create=True)
+        return ocp.CheckpointManager(self._directory.absolute(), options=options)
+
+    def _list(self, step: int) -> Path:
+        """Sizes and checksums of the files of a position; where it is missing, the position was not finished."""
+        return self._directory / f"files_{step}.json"
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self._seconds
+
+    def save(self, step: int, tree: PyTree, meta: Mapping[str, Any]) -> None:
+        """Writes the position after ``step`` steps, whole or not at all.
+
+        Raises:
+          OSError: the disk is full, or the place can't be written.
+        """
+        import orbax.checkpoint as ocp
+
+        arrays = ocp.args.StandardSave(_numbered(tree))
+        try:
+            with self._manager() as manager:
+                manager.save(step, args=ocp.args.Composite(state=arrays, meta=ocp.args.JsonSave(dict(meta))))
+                steps = manager.all_steps()
+            # read back before Orbax reads: a damaged file leaves its reader with callbacks that nobody waits for
+            write_file(self._list(step), json.dumps(list_files(self._directory / str(step))).encode())
+            for old in set(self._directory.glob("files_*.json")) - {self._list(s) for s in steps}:
+                old.unlink()
+        except ValueError as error:  # TensorStore reports a full disk so
+            raise OSError(f"{self._directory}: the position at step {step} could not be written: {error}") from error
+        self._last = time.monotonic()
+
+    def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
+        """``(step, tree, meta)`` of the newest position that can be read, or None.
+
+        Args:
+          like: a tree of the same structure, with arrays or ``jax.ShapeDtypeStruct``.
+
+        Raises:
+          ValueError: the position belongs to another tree.
+        """
+        if not self._directory.is_dir():
+            return None
+        with self._manager() as manager:
+            for step in sorted(manager.all_steps(), reverse=True):
+                try:
+                    return step, *self._read(manager, step, like)
+                except _Mismatch as error:
+                    raise ValueError(
+                        f"{self._directory / str(step)}: {error}; it belongs to another config or version: "
+                        "pass another workdir, or delete the folder checkpoints/"
+                    ) from error
+                except Exception as error:
+                    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+                    self._say(f"{self._directory / str(step)}: damaged, passed over ({reason})")
+                    manager.delete(step)
+        return None
+
+    def _read(self, manager: Any, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        import orbax.checkpoint as ocp
+
+        check_files(self._directory / str(step), json.loads(self._list(step).read_bytes()))
+        found = manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+        )
+        wanted = jax.eval_shape(_numbered, like)
+        names = leaves_by_path(like)
+        for (name, shape), path in zip(wanted.items(), names, strict=True):
+            had = found.state.get(name)
+            if had is None or had.shape != shape.shape or had.dtype != shape.dtype:
+                given = "nothing" if had is None else f"{had.dtype}{list(had.shape)}"
+                raise _Mismatch(f"{path}: holds {given}, this run needs {shape.dtype}{list(shape.shape)}")
+        if len(found.state) != len(wanted):
+            raise _Mismatch(f"holds {len(found.state)} arrays, this run needs {len(wanted)}")
+        return _restored(found.state, like), dict(found.meta)
+
+
+class _Mismatch(Exception):
+    """A position of another tree."""
+
+
+def _numbered(tree: PyTree) -> dict[str, Any]:
+    """The leaves by number: a state holds static nodes, which its own ``init`` gives back; PRNG keys as their words."""
+    leaves = jax.tree.leaves(tree)
+    keys = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves]
+    return {f"{i:04d}": jax.random.key_data(x) if key else x for i, (x, key) in enumerate(zip(leaves, keys))}
+
+
+def _restored(arrays: Mapping[str, Any], like: PyTree) -> PyTree:
+    leaves, tree = jax.tree.flatten(like)
+
+    def leaf(i: int, x: Any) -> Any:
+        array = jnp.asarray(arrays[f"{i:04d}"])
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(x))
+        return array
+
+    return jax.tree.unflatten(tree, [leaf(i, x) for i, x in enumerate(leaves)])
+
+
+def claim(directory: Path, config: Mapping[str, Any]) -> None:
+    """Says that ``directory`` holds the positions of a run of ``config``.
+
+    Raises:
+      ValueError: it holds positions of another config; the fields that differ are named.
+    """
+    file = directory / "config.json"
+    text = json.dumps(config, sort_keys=True, default=str)
+    if file.exists():
+        try:
+            known = json.loads(file.read_bytes())
+        except ValueError:
+            known = None  # killed while it was written: nothing was trained yet
+        differing = [] if known is None else _differing(known, json.loads(text))
+        if differing and any(p.name.isdigit() for p in directory.rglob("*")):
+            raise ValueError(
+                f"{directory}: holds the checkpoints of another config; different: {', '.join(differing)}; pass "
+                "another workdir, or delete that folder to start anew"
+            )
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+
+
+def _differing(old: Any, new: Any, at: str = "config") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            name
+            for key in sorted({*old, *new})
+            for name in (
+                _differing(old[key], new[key], f"{at}.{key}") if key in old and key in new else [f"{at}.{key}"]
+            )
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [name for i, pair in enumerate(zip(old, new)) for name in _differing(*pair, f"{at}[{i}]")]
+    return [] if old == new else [f"{at} ({old!r} there, {new!r} here)"]
