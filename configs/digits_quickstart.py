@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
             "seed": 0,
             "model": "experiments.models.digits:build",
             "checkpoint": "",
+            "checkpoint_seconds": 10.0,
             "batch_size": 64,
             "data": {"source": "experiments.data.digits:digits", "folds": 5, "cross_validate": True},
             "float": {"epochs": 50, "learning_rate": 1e-3},

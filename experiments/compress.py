@@ -2,66 +2,91 @@
 
     python -m experiments.compress --config=configs/digits_quickstart.py --workdir=DIR [--config.x=y ...]
 
-Your own model: ``--config.model=package.module:build``, a function that returns ``(apply, variables)``; if it has an
-argument ``seed`` it gets one. Your own data: ``--config.data.source=package.module:load``, called with ``fold``, ``folds``
-and ``seed``.
+A run that was killed goes on where it was: give the same command again.
+
+Your own model: ``--config.model=package.module:build``, a function that returns ``(apply, variables)``, or ``(apply,
+variables, train_apply)``; it gets ``config.model_args``, and ``seed`` if it has such an argument. Your own data:
+``--config.data.source=package.module:load``, called with the other fields of ``config.data``, and with ``fold`` and ``seed``
+if it has such arguments.
 """
 
 from __future__ import annotations
 
-import inspect
+import functools
+import hashlib
+import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import app, flags
+from ml_collections import config_flags
 
-from jaxopt_nn.core.paths import near_misses
-from jaxopt_nn.core.transform import State, identity
-from jaxopt_nn.pipeline import registry, report
-from jaxopt_nn.pipeline.checks import check_logits, check_variables
+from experiments import common
+from experiments.common import load_data
+from experiments.config import checked, parsed
+from experiments.network import Network, check_same_tree, save_variables
+from experiments.progress import Progress
+from jaxopt_nn.methods.transfer import transfer_weights
+from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.pipeline import registry, report, tables
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, nothing
 from jaxopt_nn.pipeline.compress import Compressor, Result
 from jaxopt_nn.pipeline.data import Data
-from jaxopt_nn.pipeline.recipe import Stage
-from jaxopt_nn.pipeline.train import Trainer
+from jaxopt_nn.pipeline.evaluate import evaluator
 
 PyTree = Any
+#: Names of trainings that are no stage of the recipe.
+RESERVED = ("float", "teacher")
 
 
-def run(config: Mapping[str, Any], workdir: str, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Carries out a config and writes ``report.json``, ``report.md``, ``accuracy_bytes.png`` and ``artifact/``.
+def run(
+    config: Mapping[str, Any],
+    workdir: str,
+    say: Callable[[str], None] = nothing,
+    *,
+    latency: bool = True,
+    floats: Path | None = None,
+) -> dict[str, Any]:
+    """Carries out a config and writes the report, its plots, ``artifact/``, ``float/`` and ``checkpoints/``.
 
     The run in the report is that of fold 0. With ``config.data.cross_validate`` the other folds take the same recipe, and
-    the report gets ``cross_validation``, pooled over all test images.
+    the report gets ``cross_validation``, pooled over all test images. A run that was killed goes on from its checkpoints,
+    to the same report (times excepted).
 
     Args:
       config: with the fields of ``configs/digits_quickstart.py``.
       workdir: made if missing.
       say: gets a line of progress now and then.
+      latency: whether it is measured.
+      floats: where the positions of float networks lie, by what they depend on: runs that share it train each once. None
+        keeps them among the checkpoints of ``workdir``.
 
     Returns:
       The report.
 
     Raises:
-      ValueError: the config has a field too many or too few, a wrong name, or a value that is not allowed.
+      ValueError: the config has a field too many or too few, a wrong name, or a value that is not allowed; ``workdir`` holds
+        the checkpoints of another config.
       OSError: ``workdir`` can't be written, or the disk is full.
     """
     config = checked(config)
-    report.open_workdir(workdir)
-    experiment = Experiment(config)
+    experiment = Experiment(config)  # what is wrong with a config shows before anything is written
+    directory = report.open_workdir(workdir)
+    claim(directory / "checkpoints", config)
     folds = range(config["data"]["folds"] if config["data"]["cross_validate"] else 1)
     results = []
-    for fold in folds:
-        results.append(experiment.fold(fold, latency=fold == 0))
-        found = results[-1].report
-        last = found["stages"][-1]
-        say(
-            f"fold {fold + 1} of {len(folds)}: baseline {found['baseline']['accuracy']:.2%}, "
-            f"{last['name']} {last['accuracy']:.2%} at {last['ratio']:.1f}x"
-        )
+    with Progress(say, events=directory / "tensorboard").live() as progress:
+        for fold in folds:
+            results.append(experiment.fold(fold, directory, progress, latency=latency and fold == 0, floats=floats))
+            found = results[-1].report
+            last = found["stages"][-1]
+            progress.say(
+                f"fold {fold + 1} of {len(folds)}: baseline {found['baseline']['accuracy']:.2%}, "
+                f"{last['name']} {last['accuracy']:.2%} at {last['ratio']:.1f}x"
+            )
     if len(folds) > 1:
         results[0].report["cross_validation"] = pooled([r.report for r in results], experiment.test_sizes)
     experiment.ship(results[0], workdir)
@@ -73,44 +98,92 @@ class Experiment:
 
     def __init__(self, config: dict[str, Any]):
         self.config = config
-        self._build = registry.imported(config["model"])
-        self._load = registry.imported(config["data"]["source"])
-        self.apply, _ = self._model(0)
-        size = config["batch_size"]
-        training = registry.called(Stage, "float", {"name": "float", "transform": identity(), **config["float"]})
-        self._trainer = Trainer(self.apply, identity(), training, batch_size=size)
-        self._compressor = Compressor(self.apply, registry.stages(config["stages"]), batch_size=size)
+        self._network = Network(config["model"], config["model_args"], config["float"], "float")
+        teacher = config["teacher"]
+        self._teacher = None
+        if teacher:
+            self._teacher = Network(teacher["model"], teacher["model_args"], teacher["float"], "teacher")
+        registry.imported(config["data"]["source"])
+        for stage in config["stages"]:
+            if stage.get("name") in RESERVED:
+                raise ValueError(f"config.stages: {stage['name']!r} is the name of the training before the recipe")
+        self.apply = self._network.apply
+        self._compressor = Compressor(
+            self.apply, registry.stages(config["stages"]), train_apply=self._network.train_apply,
+            teacher=self._teacher and self._teacher.apply, batch_size=config["batch_size"],
+        )  # fmt: skip
         self.test_sizes: list[int] = []
 
-    def fold(self, fold: int, latency: bool) -> Result:
+    def fold(self, fold: int, directory: Path, progress: Progress, latency: bool, floats: Path | None = None) -> Result:
         """The float network of this fold, and what the recipe makes of it."""
         config = self.config
-        seed, data = config["seed"] + fold, self._data(fold)
+        seed, data = config["seed"] + fold, load_data(config, fold)
         self.test_sizes.append(len(data.test[1]))
-        variables = check_variables(self._model(fold)[1])
-        check_logits(self.apply, variables, data)
-        if config["checkpoint"]:
-            variables = restored(config["checkpoint"], variables)
-        else:
-            variables, _ = self._trainer(variables, State(), data.train, jax.random.key(seed))
-        return self._compressor(variables, data, seed=seed, latency=latency, config=config)
+        own = directory / "checkpoints" / f"fold_{fold}"
+        places = functools.partial(_place, own, config["checkpoint_seconds"], progress.say)
+        shared = functools.partial(places, folder=floats / _digest(config, fold)) if floats else places
+        watch = progress.watch(f"fold {fold + 1}" if config["data"]["cross_validate"] else "", record=fold == 0)
+        train = functools.partial(
+            Network.trained, data=data, batch_size=config["batch_size"], places=shared, watch=watch
+        )
+        taught, lessons = None, []
+        if self._teacher:
+            taught, lessons = train(self._teacher, seed=seed, checkpoint=config["teacher"]["checkpoint"])
+        variables = self._started(seed, taught, data, progress)
+        variables, history = train(
+            self._network, seed=seed, checkpoint=config["checkpoint"], variables=variables,
+            teacher=self._teacher and (self._teacher.apply, taught),
+        )  # fmt: skip
+        if fold == 0 and not config["checkpoint"]:
+            save_variables(directory / "float", variables)
+        batches = (config["latency"] or True) if latency else False
+        result = self._compressor(
+            variables, data, seed=seed, latency=batches, config=config, teacher_variables=taught, checkpoints=places,
+            watch=watch,
+        )  # fmt: skip
+        result.report["history"] = [*lessons, *history, *result.report["history"]]
+        if taught is not None:
+            result.report["teacher"] = self._graded(taught, data)
+        return result
 
     def ship(self, result: Result, workdir: str) -> None:
         """Writes everything about fold 0."""
-        self._compressor.ship(result, self._data(0), workdir)
+        self._compressor.ship(result, load_data(self.config), workdir)
 
-    def _data(self, fold: int) -> Data:
-        data = self._load(fold=fold, folds=self.config["data"]["folds"], seed=self.config["seed"])
-        if not isinstance(data, Data):
-            raise ValueError(f"{self.config['data']['source']} gave {type(data).__name__}; it must return a Data")
-        return data
+    def _started(self, seed: int, taught: PyTree, data: Data, progress: Progress) -> PyTree:
+        """The float network before its training: fresh, or begun from the teacher's weights."""
+        fresh = self._network.fresh(seed)
+        start = self.config["start"]
+        if not start:
+            return fresh
+        assert self._teacher is not None
+        how, arguments = start["how"], {k: v for k, v in start.items() if k != "how"}
+        if how == "weights":
+            arguments["rename"] = [tuple(pair) for pair in arguments.get("rename", ())]
+            begun, said = transfer_weights(taught, fresh, **arguments)
+        else:
+            begun, said = shrink_widths(self._teacher.apply, taught, (data.example,), **arguments)
+            check_same_tree(begun, fresh, "start.widths")
+        progress.say(f"start from the teacher's {how}:\n{said}")
+        return begun
 
-    def _model(self, fold: int) -> tuple[Callable[..., Any], PyTree]:
-        seeded = "seed" in inspect.signature(self._build).parameters
-        made = self._build(**({"seed": self.config["seed"] + fold} if seeded else {}))
-        if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
-            raise ValueError(f"{self.config['model']} gave {type(made).__name__}; it must return (apply, variables)")
-        return made
+    def _graded(self, taught: PyTree, data: Data) -> dict[str, Any]:
+        assert self._teacher is not None
+        found = evaluator(self._teacher.apply)(taught, *data.test)
+        size = sum(x.size for x in jax.tree.leaves(taught))
+        return {"accuracy": found.accuracy, "loss": found.loss, "params": size}
+
+
+def _place(
+    directory: Path, seconds: float, say: Callable[[str], None], name: str, folder: Path | None = None
+) -> Checkpoints:
+    return Checkpoints((folder or directory) / name, seconds, say)
+
+
+def _digest(config: dict[str, Any], fold: int) -> str:
+    """A name for all that the float network of a fold depends on."""
+    fields = {k: v for k, v in config.items() if k not in ("stages", "latency", "checkpoint_seconds")}
+    return hashlib.sha256(json.dumps({**fields, "fold": fold}, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pooled(reports: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
@@ -131,110 +204,17 @@ def pooled(reports: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str,
     }
 
 
-def restored(path: str, variables: PyTree) -> PyTree:
-    """Variables from an Orbax checkpoint of the same tree.
-
-    Raises:
-      ValueError: there is none, or its tree, shapes or dtypes are others.
-    """
-    import orbax.checkpoint as ocp
-
-    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, variables)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(os.path.abspath(path), target)
-    except Exception as error:
-        raise ValueError(
-            f"config.checkpoint={path!r}: no Orbax checkpoint of this model's variables: {error}"
-        ) from error
-
-
-def plain(value: Any) -> Any:
-    """A ``ConfigDict`` as dicts and lists."""
-    if isinstance(value, Mapping | ConfigDict):
-        return {key: plain(value[key]) for key in value}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-FIELDS: dict[str, Any] = {
-    "seed": None, "model": None, "checkpoint": None, "batch_size": None, "stages": None,
-    "data": {"source": None, "folds": None, "cross_validate": None},
-    "float": {"epochs": None, "learning_rate": None},
-}  # fmt: skip
-
-
-def checked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as plain dicts.
-
-    Raises:
-      ValueError: a field is unknown (near misses are named) or missing, or a checkpoint is to be cross-validated.
-    """
-    fields: dict[str, Any] = plain(config)
-    _same_fields(fields, FIELDS, "config")
-    if fields["checkpoint"] and fields["data"]["cross_validate"]:
-        raise ValueError(
-            "config.checkpoint: one checkpoint can't be cross-validated, it has seen the test images of the other folds; "
-            "set data.cross_validate=False"
-        )
-    return fields
-
-
-def _same_fields(given: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
-    for key in given:
-        if key not in known:
-            raise ValueError(f"{where}.{key}: no such field; nearest: {', '.join(near_misses(key, known) or known)}")
-    for key, inner in known.items():
-        if key not in given:
-            raise ValueError(f"{where}.{key}: missing; see configs/digits_quickstart.py")
-        if inner is not None:
-            _same_fields(given[key], inner, f"{where}.{key}")
-
-
 def show(made: dict[str, Any], workdir: str) -> None:
-    """Prints the table; coloured where the output is a terminal that is wide enough."""
-    if not (sys.stdout.isatty() and _show_coloured(made)):
-        print(report.table(made))
-    print(f"report: {os.path.join(workdir, 'report.md')}")
-
-
-def _show_coloured(made: dict[str, Any]) -> bool:
-    """False where the terminal is too narrow."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    header, cells = report.rows(made, without=["loss"])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in header:
-        bold = "bold" if column in ("accuracy", "ratio") else ""
-        table.add_column(column, justify="left" if column == "stage" else "right", style=bold, no_wrap=True)
-    for line in cells:
-        table.add_row(*line)
-    console = Console()
-    if len(report.table(made).splitlines()[0]) + len(header) + 2 > console.width:
-        return False
-    console.print(table)
-    for sentence in report.sentences(made):
-        console.print(sentence, highlight=False)
-    return True
-
-
-def parsed(argv: Sequence[str]) -> list[str]:
-    """Command-line flags; a mistyped config field ends the program with the nearest names and no traceback."""
-    try:
-        return app.parse_flags_with_usage(list(argv))
-    except (AttributeError, KeyError, IndexError) as error:
-        lines = str(error).strip("'\"").encode().decode("unicode_escape").splitlines()
-        sys.exit(f"--config: no such field or entry: {' '.join(lines)}")
+    """Prints the table, what it does not say, and where the report lies."""
+    common.show(*tables.rows(made, without=["loss"]))
+    print("\n".join(tables.sentences(made)))
+    print(f"report: {os.path.join(workdir, 'report.html')}")
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    given = flags.FLAGS
-    if not given["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
-    made = run(given.config, given.workdir, say=lambda line: print(line, flush=True))
+    given = common.flag_values(argv)
+    with common.plain_errors():
+        made = run(given.config, given.workdir, say=lambda line: print(line, flush=True))
     show(made, given.workdir)
 
 

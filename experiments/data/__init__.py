@@ -1,1 +1,1 @@
-"""Data of the experiments: functions ``(fold, folds, seed) -> jaxopt_nn.pipeline.data.Data``."""
+"""Data of the experiments: functions that return a ``jaxopt_nn.Data``; a config names one and its arguments."""

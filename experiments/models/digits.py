@@ -1,25 +1,34 @@
-"""LeNet-300-100 on the 8 x 8 digits, as a config builds it."""
+"""Perceptrons on the 8 x 8 digits, as a config builds them: inputs ``[B, 8, 8, 1]``, outputs ``[B, 10]``."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
+from experiments.models import mlp as mlps
+from experiments.models import mlp_nnx
+from experiments.models.build import Built, of_module, of_nnx_class
 
-from experiments.models.mlp import lenet300
-from jaxopt_nn.frameworks.linen import linen
+CLASSES = 10
 
 
-def build(seed: int = 0) -> tuple[Callable[..., jax.Array], Any]:
-    """``(apply, variables)`` of the 64-300-100-10 network: 50,610 parameters, inputs ``[B, 8, 8, 1]``."""
-    model, init = _model()
-    return linen(model, init(jax.random.key(seed), jnp.zeros((1, 8, 8, 1))))
+def build(seed: int = 0) -> Built:
+    """``(apply, variables)`` of the 64-300-100-10 network, LeNet-300-100: 50,610 parameters."""
+    return mlp(seed)
 
 
-@functools.cache
-def _model() -> tuple[nn.Module, Callable[..., Any]]:
-    """The module and its compiled initializer, the same for all folds."""
-    model = lenet300()
-    return model, jax.jit(model.init)
+def mlp(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Built:
+    """Dense layers with ReLU between."""
+    return of_module(mlps.MLP((*hidden, CLASSES)), seed, 1, 8, 8, 1)
+
+
+def lenet300_nnx(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Built:
+    """The same network in NNX: paths are ``layers/0/kernel``, with no collection before them."""
+    return of_nnx_class(mlp_nnx.MLP, (64, *hidden, CLASSES), seed)
+
+
+def teacher(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Built:
+    """The network that a student learns from: 50,610 parameters by default."""
+    return mlp(seed, hidden)
+
+
+def student(seed: int = 0, hidden: Sequence[int] = (16,)) -> Built:
+    """A network of 1,210 parameters by default, a fortieth of the teacher's."""
+    return mlp(seed, hidden)

@@ -1,0 +1,40 @@
+"""A student of 1/31 of its teacher's parameters learns from the teacher's outputs (Hinton et al. 2015), on digits.
+
+    python -m experiments.compress --config=configs/digits_distill.py --workdir=runs/digits_distill
+    python -m experiments.sweep --config=configs/digits_distill.py --workdir=runs/digits_distill_sweep --seeds=5 \\
+        --grid="float.distill.hard_weight=0.1,1.0" --baseline="hard_weight=1.0"
+
+The teacher is LeNet-300-100 (50,610 parameters), the student one hidden layer of 16 units; ``hard_weight=1`` trains on the
+labels alone. The student is then rounded to 8 bits. The same on Fashion-MNIST: ``configs/fashion_distill.py``.
+
+TIME
+EXPECTED
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Fields are changed on the command line, e.g. ``--config.float.distill.temperature=8.0``."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "model": "experiments.models.digits:student",
+            "model_args": {"hidden": [16]},
+            "checkpoint": "",
+            "batch_size": 64,
+            "data": {"source": "experiments.data.digits:digits", "folds": 5, "cross_validate": True},
+            "teacher": {
+                "model": "experiments.models.digits:teacher", "model_args": {"hidden": [300, 100]}, "checkpoint": "",
+                "float": {"epochs": 50, "learning_rate": 1e-3},
+            },
+            "float": {
+                "epochs": 60, "learning_rate": 3e-3, "distill": {"temperature": 4.0, "hard_weight": 0.1},
+            },
+            "stages": [
+                ConfigDict({
+                    "name": "quantize", "method": "quantize", "where": "**/kernel", "bits": 8, "epochs": 0, "rule": "w8a16",
+                }),
+            ],
+        }
+    )  # fmt: skip

@@ -1,0 +1,35 @@
+"""LeNet-300-100 on Fashion-MNIST with 4-bit weights: straight-through training after float training.
+
+    python -m experiments.compress --config=configs/fashion_lenet300_qat4.py --workdir=runs/fashion_lenet300_qat4
+
+One scale for each output channel, range by largest magnitude, 10 epochs with Adam. ``--config.stages[0].epochs=0`` is
+post-training rounding; ``--config.stages[0].bits=6`` or ``8`` other widths; ``--config.stages[0].training_rule=a8`` rounds
+activations in training too, and ``--config.stages[0].rule=w4a8`` runs integer products.
+
+TIME
+EXPECTED
+Qwix's straight-through training at 4 bits, beside it from the same networks: ``experiments.benchmarks.foundation``.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Fields are changed on the command line, e.g. ``--config.stages[0].bits=3``."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "model": "experiments.models.fashion:lenet300",
+            "checkpoint": "",
+            "batch_size": 128,
+            "data": {"source": "experiments.data.images:fashion_mnist", "dir": "", "validation": 0, "limit": 0},
+            "float": {"epochs": 15, "learning_rate": 1e-3},
+            "stages": [
+                ConfigDict({
+                    "name": "quantize", "method": "quantize", "where": "**/kernel", "bits": 4, "signed": True,
+                    "symmetric": True, "granularity": "channel", "ste": "clip", "epochs": 10, "learning_rate": 1e-3,
+                    "rule": "w4a16", "training_rule": "",
+                }),
+            ],
+        }
+    )  # fmt: skip

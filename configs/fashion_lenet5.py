@@ -1,0 +1,39 @@
+"""LeNet-5-Caffe on Fashion-MNIST: convolutions pruned and quantized with the classifier.
+
+    python -m experiments.compress --config=configs/fashion_lenet5.py --workdir=runs/fashion_lenet5
+
+90 % sparse by Erdos-Renyi-kernel on the cubic schedule, then 4-bit weights; 3 + 3 + 1 epochs, since a convolution takes a CPU
+long.
+
+TIME
+EXPECTED
+Deep Compression (Han et al. 2016, table 1) makes LeNet-5 on MNIST 39 times smaller, with shared weights and Huffman coding.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Fields are changed on the command line, e.g. ``--config.float.epochs=15``."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            "model": "experiments.models.fashion:lenet5",
+            "checkpoint": "",
+            "batch_size": 128,
+            "data": {"source": "experiments.data.images:fashion_mnist", "dir": "", "validation": 0, "limit": 0},
+            "latency": [1, 32, 256],
+            "float": {"epochs": 3, "learning_rate": 2e-3},
+            "stages": [
+                ConfigDict({
+                    "name": "prune", "method": "prune", "where": "**/kernel", "criterion": "magnitude",
+                    "allocation": "erk", "sparsity": {"schedule": "cubic", "final": 0.9, "begin": 0.0, "end": 0.5},
+                    "every": 25, "epochs": 3, "learning_rate": 2e-3, "rule": "",
+                }),
+                ConfigDict({
+                    "name": "quantize", "method": "quantize", "where": "**/kernel", "bits": 4,
+                    "epochs": 1, "learning_rate": 5e-4, "rule": "w4a16",
+                }),
+            ],
+        }
+    )  # fmt: skip

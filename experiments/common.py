@@ -1,0 +1,112 @@
+"""What the commands share: a config's data, tables, pictures, and errors without a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import app, flags, logging
+
+from jaxopt_nn.pipeline import plots, registry
+from jaxopt_nn.pipeline.data import Data
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+
+
+def load_data(config: Mapping[str, Any], fold: int = 0) -> Data:
+    """The data of a config, as ``checked`` gives it.
+
+    Raises:
+      ValueError: the source is unknown, has other arguments, or gives something else than ``Data``.
+    """
+    source = config["data"]["source"]
+    load = registry.imported(source)
+    arguments = {k: v for k, v in config["data"].items() if k not in ("source", "cross_validate")}
+    known = inspect.signature(load).parameters
+    arguments |= {k: v for k, v in {"fold": fold, "seed": config["seed"]}.items() if k in known}
+    data = registry.called(load, f"data.source {source}", arguments)
+    if not isinstance(data, Data):
+        raise ValueError(f"{source} gave {type(data).__name__}; it must return a Data")
+    return data
+
+
+def aligned(header: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table in plain text; the first ``left`` columns stand to the left, the others to the right."""
+    lines = [header, *cells]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
+        for line in lines
+    )
+
+
+def markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (header, *cells)]
+    bars = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([bars[0], "|" + "|".join(" --- " for _ in header) + "|", *bars[1:]])
+
+
+def show(header: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> None:
+    """Prints a table: ruled and in bold where the output is a terminal that is wide enough, in plain text elsewhere."""
+    text = aligned(header, cells, left)
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table as Ruled
+
+        console = Console()
+        if max(map(len, text.splitlines())) + len(header) + 2 <= console.width:
+            ruled = Ruled(box=box.SIMPLE_HEAD, pad_edge=False)
+            for i, column in enumerate(header):
+                ruled.add_column(column, justify="left" if i < left else "right", no_wrap=True)
+            for line in cells:
+                ruled.add_row(*(cell.replace("[", r"\[") for cell in line))
+            console.print(ruled)
+            return
+    print(text)
+
+
+def picture(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
+    """What ``draw`` draws on a figure of so many inches, in the style of the report's plots, as PNG."""
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context(["default", plots.STYLE]):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        draw(figure)
+        out = io.BytesIO()
+        figure.savefig(out, format="png")
+        return out.getvalue()
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Ends the program with the message of an error that says what to do, without a traceback."""
+    try:
+        yield
+    except (OSError, TypeError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def flag_values(argv: Sequence[str]) -> flags.FlagValues:
+    """The parsed flags; libraries that log every file are told to be quiet.
+
+    Raises:
+      app.UsageError: an argument that is no flag.
+    """
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    given = flags.FLAGS
+    if not given["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file
+    return given

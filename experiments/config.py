@@ -1,0 +1,88 @@
+"""The configs of the experiments: which fields there are, and what they may hold."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app
+from ml_collections import ConfigDict
+
+from jaxopt_nn.core.paths import near_misses
+
+NEEDED = ("seed", "model", "batch_size", "data", "float", "stages")
+#: Fields that a config may leave out, and their values then.
+DEFAULTS: dict[str, Any] = {
+    "checkpoint": "", "model_args": {}, "teacher": None, "start": None, "latency": None, "checkpoint_seconds": 10.0,
+}  # fmt: skip
+TRAINING = ("epochs", "learning_rate", "distill", "training_rule", "gradient_norms")
+TEACHER: dict[str, Any] = {"model_args": {}, "checkpoint": ""}
+
+
+def plain(value: Any) -> Any:
+    """A ``ConfigDict`` as dicts and lists."""
+    if isinstance(value, Mapping | ConfigDict):
+        return {key: plain(value[key]) for key in value}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def checked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as plain dicts, with the defaults of what it leaves out.
+
+    Raises:
+      ValueError: a field is unknown (near misses are named) or missing, or fields contradict each other.
+    """
+    fields: dict[str, Any] = plain(config)
+    _known(fields, (*NEEDED, *DEFAULTS), "config", NEEDED)
+    fields = {**DEFAULTS, **fields}
+    _known(fields["float"], TRAINING, "config.float", ("epochs", "learning_rate"))
+    fields["data"].setdefault("cross_validate", False)
+    if "source" not in fields["data"]:
+        raise ValueError("config.data.source: missing; see configs/digits_quickstart.py")
+    if fields["data"]["cross_validate"] and "folds" not in fields["data"]:
+        raise ValueError("config.data.folds: missing; cross_validate needs their number")
+    if fields["checkpoint"] and fields["data"]["cross_validate"]:
+        raise ValueError(
+            "config.checkpoint: one checkpoint can't be cross-validated, it has seen the test images of the other folds; "
+            "set data.cross_validate=False"
+        )
+    _check_teacher(fields)
+    return fields
+
+
+def _check_teacher(fields: dict[str, Any]) -> None:
+    if teacher := fields["teacher"]:
+        _known(teacher, ("model", "float", *TEACHER), "config.teacher", ("model", "float"))
+        fields["teacher"] = {**TEACHER, **teacher}
+        _known(teacher["float"], TRAINING, "config.teacher.float", ("epochs", "learning_rate"))
+    if (start := fields["start"]) and start.get("how") == "":
+        fields["start"] = None
+    elif start:
+        how = start.get("how")
+        if how not in ("weights", "slices"):
+            raise ValueError(
+                f"config.start.how={how!r}: allowed are 'weights' (transfer), 'slices' (scaled widths), '' (none)"
+            )
+        if not teacher:
+            raise ValueError("config.start: needs a teacher, whose weights it takes")
+    if fields["float"].get("distill") and not teacher:
+        raise ValueError("config.float.distill: needs a teacher; a float network can't be its own")
+
+
+def _known(given: Mapping[str, Any], known: Sequence[str], where: str, needed: Sequence[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{where}.{key}: no such field; nearest: {', '.join(near_misses(key, known) or known)}")
+    for key in needed:
+        if key not in given:
+            raise ValueError(f"{where}.{key}: missing; see configs/digits_quickstart.py")
+
+
+def parsed(argv: Sequence[str]) -> list[str]:
+    """Command-line flags; a mistyped config field ends the program with the nearest names and no traceback."""
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except (AttributeError, KeyError, IndexError) as error:
+        lines = str(error).strip("'\"").encode().decode("unicode_escape").splitlines()
+        sys.exit(f"--config: no such field or entry: {' '.join(lines)}")

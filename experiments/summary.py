@@ -1,0 +1,196 @@
+"""The numbers of a sweep: mean and spread over seeds, paired differences, the table and the picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from experiments.common import picture
+from experiments.grid import Cell
+from jaxopt_nn.pipeline.tables import bits_per_byte, human_bytes, last
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SCHEMA = 1
+NUMBERS = ("accuracy", "baseline_accuracy", "bits_per_byte", "baseline_bits_per_byte", "bytes", "ratio")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
+
+
+def record(report: Mapping[str, Any], cell: Cell, seed: int) -> dict[str, Any]:
+    """What a sweep keeps of a run's report: the last stage's numbers, and the accuracy before; pooled over folds."""
+    before, after = report["baseline"], last(dict(report))
+    pooled = report.get("cross_validation") or {}
+    found = {
+        "cell": cell.name,
+        "seed": seed,
+        "folder": f"{cell.folder}/seed_{seed}",
+        "accuracy": pooled.get("final_accuracy", after["accuracy"]),
+        "baseline_accuracy": pooled.get("baseline_accuracy", before["accuracy"]),
+        "bytes": after["bytes"],
+        "ratio": after["ratio"],
+    }
+    if report["metric"] == "bits/byte":
+        found |= {"bits_per_byte": bits_per_byte(after), "baseline_bits_per_byte": bits_per_byte(before)}
+    return found
+
+
+def summary(
+    config: Mapping[str, Any],
+    cells: Sequence[Cell],
+    seeds: Sequence[int],
+    baseline: str | None,
+    records: Sequence[Mapping[str, Any]],
+    failed: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What ``sweep.json`` holds; ``metric`` is the number that is compared, ``"accuracy"`` or ``"bits_per_byte"``."""
+    runs = {
+        cell.name: sorted((r for r in records if r["cell"] == cell.name), key=lambda r: r["seed"]) for cell in cells
+    }
+    metric = "bits_per_byte" if any("bits_per_byte" in r for r in records) else "accuracy"
+    entries = []
+    for cell in cells:
+        own = runs[cell.name]
+        numbers = {name: spread([r[name] for r in own]) for name in NUMBERS if own and name in own[0]}
+        entry = {"name": cell.name, "overrides": cell.overrides, "n": len(own), "runs": own, **numbers}
+        compared = runs[baseline] if baseline and cell.name != baseline else ()
+        entries.append({**entry, "difference": paired(own, compared, metric)})
+    return {
+        "schema": SCHEMA, "config": dict(config), "seeds": list(seeds), "baseline": baseline, "metric": metric,
+        "cells": entries, "failed": list(failed), "missing": len(cells) * len(seeds) - len(records) - len(failed),
+    }  # fmt: skip
+
+
+def spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation (None for one value)."""
+    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def paired(
+    own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], metric: str
+) -> dict[str, float | int | None] | None:
+    """Mean over the seeds that both have of ``own - other``, its standard error ``s / sqrt(n)``, and ``n``."""
+    theirs = {r["seed"]: r[metric] for r in other}
+    differences = [r[metric] - theirs[r["seed"]] for r in own if r["seed"] in theirs]
+    if not differences:
+        return None
+    found = spread(differences)
+    error = None if found["std"] is None else found["std"] / len(differences) ** 0.5
+    return {**found, "standard_error": error, "n": len(differences)}
+
+
+def header_and_cells(made: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table: one line a cell."""
+    metric = made["metric"]
+    header = ["cell", "n", "accuracy, %" if metric == "accuracy" else "bits/byte", "float", "bytes", "ratio"]
+    if made["baseline"]:
+        header.append("difference")
+    return header, [_line(cell, made)[: len(header)] for cell in made["cells"]]
+
+
+def _line(cell: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    if not cell["n"]:
+        return [cell["name"], "0", *["-"] * 5]
+    metric = made["metric"]
+    size = cell["bytes"]
+    bytes_ = f"{size['mean']:,.0f}" + (f" ± {size['std']:,.0f}" if size["std"] else "")
+    difference = "baseline" if cell["name"] == made["baseline"] else "-"
+    if found := cell["difference"]:
+        difference = f"{_score(found['mean'], found['standard_error'], metric, '+')} (n={found['n']})"
+    scores = [_score(c["mean"], c["std"], metric) for c in (cell[metric], cell[f"baseline_{metric}"])]
+    return [cell["name"], str(cell["n"]), *scores, bytes_, f"{cell['ratio']['mean']:.2f}x", difference]
+
+
+def _score(mean: float, error: float | None, metric: str, sign: str = "") -> str:
+    """Accuracies in percent (differences of them in points)."""
+    scale, digits = (100, 2) if metric == "accuracy" else (1, 4)
+    said = f"{scale * mean:{sign}.{digits}f}"
+    return said if error is None else f"{said} ± {scale * error:.{digits}f}"
+
+
+def draw(made: Mapping[str, Any]) -> bytes:
+    """The cells' means with the standard deviation as bars, as PNG: against bytes, or the varied value where these are one."""
+    return picture(lambda figure: _draw(figure, made), 7.6, 4.6)
+
+
+def _draw(figure: Figure, made: Mapping[str, Any]) -> None:
+    cells = [cell for cell in made["cells"] if cell["n"]]
+    axes = figure.subplots()
+    metric = made["metric"]
+    scale = 100 if metric == "accuracy" else 1
+    key = _line_key(cells)
+    by_bytes = len({round(cell["bytes"]["mean"]) for cell in cells}) > 1
+    numeric = all(isinstance(c["overrides"].get(key), int | float) for c in cells)
+    places = {
+        c["name"]: c["bytes"]["mean"] if by_bytes else c["overrides"][key] if numeric else i
+        for i, c in enumerate(cells)
+    }
+    for colour, (name, members) in zip(_cycled(), _series(cells, key).items()):
+        members = sorted(members, key=lambda c: places[c["name"]])
+        x = [places[c["name"]] for c in members]
+        y = [scale * c[metric]["mean"] for c in members]
+        errors = [scale * (c[metric]["std"] or 0) for c in members]
+        axes.errorbar(x, y, yerr=errors, fmt="o-", color=colour, capsize=3, markersize=5, linewidth=1.2, label=name)
+    before = [c[f"baseline_{metric}"]["mean"] for c in cells]
+    axes.axhline(scale * sum(before) / len(before), color="0.6", linestyle=(0, (4, 3)), linewidth=1, label="float")
+    if by_bytes:
+        _bytes_axis(axes, [c["bytes"]["mean"] for c in cells])
+        _annotate(axes, cells, places, key, metric, scale)
+    elif numeric:
+        axes.set_xlabel(str(key))
+    else:
+        axes.set_xticks(range(len(cells)), [c["name"] for c in cells], rotation=30 if len(cells) > 3 else 0, ha="right")
+    axes.set_ylabel("accuracy, %" if metric == "accuracy" else "bits a byte (lower is better)")
+    axes.margins(x=0.1, y=0.15)
+    beside = f"; beside the points: {key}" if by_bytes and key else ""
+    axes.set_title(f"mean ± standard deviation, {len(made['seeds'])} seeds{beside}")
+    axes.legend(loc="best")
+
+
+def _line_key(cells: Sequence[Mapping[str, Any]]) -> str | None:
+    """The key with most values: along it the points are joined."""
+    keys = list(cells[0]["overrides"])
+    return max(keys, key=lambda k: len({repr(c["overrides"][k]) for c in cells}), default=None)
+
+
+def _series(cells: Sequence[Mapping[str, Any]], key: str | None) -> dict[str, list[Mapping[str, Any]]]:
+    """The cells that differ in ``key`` alone, by what they share."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        shared = ", ".join(f"{k}={v}" for k, v in cell["overrides"].items() if k != key)
+        found.setdefault(shared or "compressed", []).append(cell)
+    return found
+
+
+def _cycled() -> list[str]:
+    return list(COLOURS) * 100
+
+
+def _annotate(
+    axes: Axes,
+    cells: Sequence[Mapping[str, Any]],
+    places: Mapping[str, float],
+    key: str | None,
+    metric: str,
+    scale: int,
+) -> None:
+    """The value of ``key`` beside each point."""
+    for cell in cells if key else ():
+        value = cell["overrides"][key]
+        axes.annotate(
+            str(value), (places[cell["name"]], scale * cell[metric]["mean"]), xytext=(5, 4), textcoords="offset points",
+            fontsize=7, color="0.3",
+        )  # fmt: skip
+
+
+def _bytes_axis(axes: Axes, sizes: Sequence[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if max(sizes) > 2 * min(sizes):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: human_bytes(v)))
+    axes.set_xlabel("stored bytes")

@@ -1,0 +1,212 @@
+"""Runs a config over a grid of overrides and several seeds; says mean, spread and paired differences.
+
+    python -m experiments.sweep --config=configs/digits_quickstart.py --workdir=runs/sweep --seeds=5 \\
+        --grid="stages[1].sparsity=0.8,0.9;stages[2].bits=4,8" --baseline="stages[1].sparsity=0.8,stages[2].bits=4"
+
+Each run is one of ``experiments.compress`` in ``WORKDIR/<cell>/seed_<n>``, latency not measured. A sweep that was stopped goes
+on with the same command: finished runs are kept. The exit status is 1 where a run failed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import common, compress
+from experiments.config import checked, parsed
+from experiments.grid import Cell, addresses, cell_named, cells_of, read_grid
+from experiments.summary import draw, header_and_cells, record, summary
+from jaxopt_nn.pipeline import report
+from jaxopt_nn.pipeline.checkpoints import nothing
+from jaxopt_nn.pipeline.tables import json_text
+
+Say = Callable[[str], None]
+
+
+def run(
+    config: Mapping[str, Any],
+    grid: str | Mapping[str, Sequence[Any]],
+    workdir: str,
+    *,
+    seeds: int = 5,
+    baseline: str = "",
+    say: Say = nothing,
+) -> dict[str, Any]:
+    """Carries out every run of the grid that is not finished, and writes ``sweep.json``, ``sweep.md`` and ``sweep.png``.
+
+    All cells are run with one seed before the next, so that a sweep that is stopped early compares all of them.
+
+    Args:
+      config: as of ``experiments.compress``.
+      grid: ``"key=value,value;key=value"``, or a mapping from keys to values; the cells are the product. Values are Python
+        literals, strings otherwise. Empty: one cell, the config as it is.
+      workdir: made if missing.
+      seeds: runs of each cell, with ``config.seed``, ``config.seed + 1``, ...
+      baseline: the cell that the others are compared with, seed by seed: ``"key=value,key=value"`` or its name.
+      say: gets a line for each run, with the time left.
+
+    Returns:
+      What ``sweep.json`` holds: ``cells`` with ``runs`` and, over these, ``mean``, sample ``std`` and ``n`` of each number;
+      ``difference`` to the baseline cell with ``standard_error``; ``failed`` runs with their errors.
+
+    Raises:
+      ValueError: before any run: a key that the config does not have (near misses are named), no such baseline cell, fewer
+        than one seed, or a folder that holds a run of another config (the fields that differ are named).
+      OSError: ``workdir`` can't be written.
+    """
+    if seeds < 1:
+        raise ValueError(f"seeds={seeds}: allowed are 1 and more")
+    config = checked(config)
+    cells = cells_of(config, read_grid(grid, config))
+    base = cell_named(baseline, cells, config) if baseline else None
+    numbers = range(config["seed"], config["seed"] + seeds)
+    directory = report.open_workdir(workdir)
+    jobs = [(cell, seed) for seed in numbers for cell in cells]
+    known = {(cell.name, seed): finished(config_of(cell, seed), place(directory, cell, seed)) for cell, seed in jobs}
+    records = [record(found, cell, seed) for cell, seed in jobs if (found := known[cell.name, seed])]
+    if records:
+        say(f"{len(records)} of {len(jobs)} runs are finished and kept")
+    failed: list[dict[str, Any]] = []
+    try:
+        _carry_out([job for job in jobs if not known[job[0].name, job[1]]], len(jobs), directory, records, failed, say)
+    finally:
+        made = summary(config, cells, list(numbers), base, records, failed)
+        write(made, directory)
+    return made
+
+
+def _carry_out(
+    jobs: Sequence[tuple[Cell, int]],
+    total: int,
+    directory: Path,
+    records: list[dict[str, Any]],
+    failed: list[dict[str, Any]],
+    say: Say,
+) -> None:
+    """Runs the jobs; what comes of them is added to ``records`` and ``failed``."""
+    start = time.monotonic()
+    for n, (cell, seed) in enumerate(jobs):
+        begun = time.monotonic()
+        try:
+            found = compress.run(
+                config_of(cell, seed), str(place(directory, cell, seed)), latency=False, floats=directory / "floats"
+            )
+            records.append(record(found, cell, seed))
+            said = f"accuracy {records[-1]['accuracy']:.2%}, {records[-1]['bytes']:,} bytes"
+        except Exception as error:  # a run that fails must not lose the others
+            failed.append({"cell": cell.name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
+            said = f"failed: {failed[-1]['error'].splitlines()[0]}"
+        spent = time.monotonic() - begun
+        left = (time.monotonic() - start) / (n + 1) * (len(jobs) - n - 1)
+        say(
+            f"run {total - len(jobs) + n + 1} of {total}: {cell.name} seed {seed}: {said}; {duration(spent)}, "
+            f"about {duration(left)} left"
+        )
+
+
+def config_of(cell: Cell, seed: int) -> dict[str, Any]:
+    """The config of one run."""
+    return {**cell.config, "seed": seed}
+
+
+def place(directory: Path, cell: Cell, seed: int) -> Path:
+    """The folder of one run."""
+    return directory / cell.folder / f"seed_{seed}"
+
+
+def finished(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
+    """The report of a finished run; None where there is none, or the run was interrupted.
+
+    Raises:
+      ValueError: the folder holds a run of another config; the fields that differ are named.
+    """
+    done = read_json(workdir / "report.json")
+    held = done["config"] if done else read_json(workdir / "checkpoints" / "config.json")
+    if held is not None:
+        there, here = addresses(held), addresses(same_in_json(config))
+        differing = [key for key in {**there, **here} if there.get(key, ...) != here.get(key, ...)]
+        if differing:
+            said = ", ".join(f"{k} ({there.get(k)!r} there, {here.get(k)!r} here)" for k in differing[:5])
+            raise ValueError(f"{workdir}: holds a run of another config; different: {said}; pass another workdir")
+    return done
+
+
+def same_in_json(config: Mapping[str, Any]) -> Any:
+    """The config as a file gives it back."""
+    return json.loads(json.dumps(checked(config), default=str))
+
+
+def read_json(file: Path) -> Any:
+    """What a file holds; None where it is missing or was cut off."""
+    try:
+        return json.loads(file.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def write(made: dict[str, Any], directory: Path) -> None:
+    """Writes ``sweep.png``, ``sweep.md`` and, last, ``sweep.json``, each whole or not at all."""
+    if any(cell["n"] for cell in made["cells"]):
+        report.write_file(directory / "sweep.png", draw(made))
+    report.write_file(directory / "sweep.md", page(made).encode())
+    report.write_file(directory / "sweep.json", (json_text(made) + "\n").encode())
+
+
+def page(made: Mapping[str, Any]) -> str:
+    """The sweep as Markdown."""
+    parts = ["# Sweep", "", common.markdown(*header_and_cells(made)), "", *(f"- {s}" for s in sentences(made)), ""]
+    if any(cell["n"] for cell in made["cells"]):
+        parts += ["![accuracy of the cells](sweep.png)", ""]
+    return "\n".join(parts)
+
+
+def sentences(made: Mapping[str, Any]) -> list[str]:
+    """What the table does not say."""
+    seeds = made["seeds"]
+    out = [f"mean ± sample standard deviation over {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"]
+    if made["baseline"]:
+        out.append(
+            f"difference to {made['baseline']}: mean over seeds of the same seed's difference ± its standard error"
+        )
+    if made["missing"]:
+        out.append(f"{made['missing']} runs are not done yet; the same command goes on")
+    return out + [f"failed: {f['cell']} seed {f['seed']}: {f['error']}" for f in made["failed"]]
+
+
+def duration(seconds: float) -> str:
+    """``75 -> "1 min 15 s"``."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def main(argv: Sequence[str]) -> None:
+    flag = common.flag_values(argv)
+    try:
+        with common.plain_errors():
+            made = run(
+                flag.config, flag.grid, flag.workdir, seeds=flag.seeds, baseline=flag.baseline,
+                say=lambda line: print(line, flush=True),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; finished runs are kept in {flag.workdir}, and the same command goes on")
+    common.show(*header_and_cells(made))
+    print("\n".join([*sentences(made), f"sweep: {os.path.join(flag.workdir, 'sweep.md')}"]))
+    sys.exit(1 if made["failed"] else 0)
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the runs.")
+    flags.DEFINE_string("grid", "", "Overrides: key=value,value;key=value,value")
+    flags.DEFINE_string("workdir", None, "Where the runs and the summary go; made if missing.")
+    flags.DEFINE_integer("seeds", 5, "Runs of each cell.")
+    flags.DEFINE_string("baseline", "", "The cell that the others are compared with: key=value,key=value")
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, flags_parser=parsed)

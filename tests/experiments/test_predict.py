@@ -1,0 +1,249 @@
+"""From an artifact alone to predictions on all devices; what does not fit is named, without a traceback."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import compress, predict
+from jaxopt_nn.coding.artifact import save_artifact
+from jaxopt_nn.core.combine import where
+from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.methods.arithmetic import arithmetic
+from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.pipeline.data import Data
+
+FEATURES, CLASSES = 16, 4
+REPOSITORY = pathlib.Path(predict.__file__).parent.parent
+
+
+def own_model(seed, scale=1.0):
+    def apply(variables, x):
+        return scale * jnp.tanh(x.reshape(len(x), FEATURES)) @ variables["w"] + variables["b"][None]
+
+    rng = np.random.default_rng(seed)
+    return apply, {"w": jnp.asarray(rng.standard_normal((FEATURES, CLASSES)), jnp.float32), "b": jnp.zeros(CLASSES)}
+
+
+def own_data(seed, rows=40):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, 4, 4)).astype(np.float32)
+    y = np.tanh(x.reshape(rows, -1)) @ np.asarray(own_model(0)[1]["w"])
+    return Data((x[:8], y[:8].argmax(-1)), (x[8:], y[8:].argmax(-1)))
+
+
+def pair():
+    return own_data(5).test
+
+
+def inputs():
+    return pair()[0]
+
+
+def nothing():
+    return {}
+
+
+def empty():
+    return np.zeros((0, 4, 4), np.float32)
+
+
+def own_rule():
+    return arithmetic("w8a8")
+
+
+def tiny(**changes):
+    return {
+        "seed": 0, "model": f"{__name__}:own_model", "batch_size": 8, "data": {"source": f"{__name__}:own_data"},
+        "float": {"epochs": 2, "learning_rate": 0.01},
+        "stages": [{"name": "q", "method": "quantize", "where": "**/w", "bits": 8, "rule": "w8a16"}], **changes,
+    }  # fmt: skip
+
+
+def saved(directory, extra, bits=8):
+    apply, variables = own_model(0)
+    method = where("w", quantize(bits))
+    info = inspect(apply, variables, inputs())
+    save_artifact(directory, method.pack(variables, method.init(variables, info)), extra=extra)
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    config = tiny(stages=[{"name": "q", "method": "quantize", "bits": 8, "rule": "w8a16"}])
+    return saved(tmp_path_factory.mktemp("run") / "artifact", {"config": config, "rule": "w8a16"})
+
+
+def test_what_compress_ships_is_what_predict_runs(tmp_path):
+    config = tiny(stages=[{"name": "q", "method": "quantize", "where": "w", "bits": 4, "rule": "w4a8"}])
+    report = compress.run(config, str(tmp_path), latency=False)
+    found = predict.run(report["artifact"]["path"], batch_size=8, repeats=3)
+    last = report["stages"][-1]
+    assert found["accuracy"] == last["accuracy"] and found["loss"] == pytest.approx(last["loss"], abs=1e-5)
+    assert (found["examples"], found["rule"], found["bytes"]) == (32, "w4a8", report["artifact"]["bytes"])
+    assert found["batch_size"] == 8 and found["per_device"] == 1 and len(found["devices"]) == 8
+    with pytest.raises(ValueError, match=f"is a run's folder; its artifact is {tmp_path}/artifact"):
+        predict.run(tmp_path)
+
+
+def test_numbers_and_predictions(artifact, tmp_path):
+    found = predict.run(artifact, batch_size=20, repeats=7, output=str(tmp_path / "out.npz"))
+    x, y = own_data(0).test
+    assert found["accuracy"] > 0.95 and found["metric"] == "accuracy"
+    assert (found["examples"], found["batch_size"], found["per_device"]) == (32, 24, 3)
+    times = found["latency_ms"]
+    assert times["batches"] == 7 and 0 < times["p50"] <= times["p99"] and times["first"] > 0
+    assert found["examples_per_second"] > 0
+    json.dumps(found)
+    out = np.load(tmp_path / "out.npz")
+    np.testing.assert_array_equal(out["labels"], y)
+    np.testing.assert_array_equal(out["classes"], out["logits"].argmax(-1))
+    assert np.mean(out["classes"] == y) == found["accuracy"]
+    weights = np.asarray(own_model(0)[1]["w"])
+    np.testing.assert_allclose(out["logits"], np.tanh(x.reshape(32, -1)) @ weights, atol=0.1)
+
+
+def test_loss_is_the_cross_entropy():
+    logits = np.log(np.array([[[0.7, 0.3], [0.5, 0.5]]], np.float32))
+    found = predict.graded(logits + 50, np.array([[0, 1]]))
+    assert found["loss"] == pytest.approx(-(np.log(0.7) + np.log(0.5)) / 2, abs=1e-6)
+    assert found["accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["pair", "inputs", "own_data"])
+def test_data_from_a_function(artifact, name):
+    found = predict.run(artifact, f"{__name__}:{name}", repeats=1)
+    assert found["examples"] == 32 and (found["accuracy"] is None) == (name == "inputs")
+
+
+def test_data_from_a_file(artifact, tmp_path):
+    x, y = pair()
+    np.savez(tmp_path / "both.npz", x=x, y=y)
+    np.savez(tmp_path / "x.npz", x=x[:5])
+    assert predict.run(artifact, str(tmp_path / "both.npz"), repeats=1)["accuracy"] > 0.9
+    found = predict.run(artifact, str(tmp_path / "x.npz"), repeats=1)
+    assert found["accuracy"] is None and found["examples"] == 5, "the batch is no larger than the data"
+    assert ["accuracy"] not in [line[:1] for line in predict.rows(found)]
+
+
+def test_the_rule_and_the_model_arguments_are_those_of_the_config(tmp_path):
+    x, _ = pair()
+    np.savez(tmp_path / "x.npz", x=x)
+    outs = []
+    for i, (changes, rule) in enumerate(
+        [({}, None), ({"model_args": {"scale": 2.0}}, None), ({}, "w8a8"),
+         ({"stages": [{"name": "q", "method": "quantize", "bits": 8, "rule": f"{__name__}:own_rule"}]}, "w8a8")]
+    ):  # fmt: skip
+        where_ = saved(tmp_path / str(i), {"config": tiny(**changes), "rule": rule})
+        found = predict.run(where_, str(tmp_path / "x.npz"), repeats=1, output=str(tmp_path / "out.npz"))
+        assert found["rule"] == rule
+        outs.append(np.load(tmp_path / "out.npz")["logits"])
+    np.testing.assert_allclose(outs[1], 2 * outs[0], rtol=1e-5, atol=1e-5)
+    assert 1e-4 < np.abs(outs[2] - outs[0]).max() < 0.1
+    np.testing.assert_array_equal(outs[3], outs[2])
+
+
+def broken(tmp_path, name):
+    """A file or name for ``data`` that can't be used."""
+    x, y = pair()
+    file = tmp_path / "data.npz"
+    arrays = {
+        "shape": {"x": np.zeros((9, 5), np.float32)},
+        "no x": {"images": x},
+        "empty": {"x": x[:0]},
+        "scalar": {"x": np.float32(1)},
+        "nan": {"x": np.full_like(x, np.nan)},
+        "labels": {"x": x, "y": y[:3]},
+        "one-hot": {"x": x, "y": np.eye(CLASSES)[y]},
+        "classes": {"x": x, "y": y + 7},
+        "objects": {"x": np.array([None, 1])},
+        "text": {"x": np.array(["a", "b"])},
+    }
+    if name == "damaged":
+        np.savez(file, x=x)
+        file.write_bytes(file.read_bytes()[:200])
+    elif name == "no zip":
+        file.write_text("x")
+    elif name in arrays:
+        np.savez(file, **arrays[name])
+    else:
+        return name
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("shape", r"examples of float32\[5\] do not fit the model"),
+        ("no x", "holds images; needs x"),
+        ("empty", "no examples; x has shape .0, 4, 4."),
+        ("scalar", "no examples"),
+        ("nan", "NaN or Inf among the inputs"),
+        ("labels", "for 32 inputs; pass one class number for each"),
+        ("one-hot", "pass one class number for each, integers"),
+        ("classes", "the model knows the classes 0 to 3"),
+        ("text", "pass an array of numbers"),
+        ("damaged", "no .npz of arrays, or a damaged one"),
+        ("no zip", "data.npz: no .npz of arrays"),
+        ("objects", "data.npz: Object arrays cannot be loaded"),
+        ("nowhere.npz", "no such file"),
+        (f"{__name__}:pear", "has no 'pear'; nearest: pair"),
+        (f"{__name__}:nothing", "gave dict; it must return a Data, .x, y. or x"),
+        (f"{__name__}:empty", "no examples"),
+    ],
+)
+def test_data_that_does_not_fit_is_named(artifact, tmp_path, name, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        predict.run(artifact, broken(tmp_path, name), repeats=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"batch_size": 0}, "batch_size=0: allowed are 1 and more"),
+        ({"repeats": 0}, "repeats=0: allowed"),
+        ({"output": "no/such/folder/out.npz"}, "no such directory for output"),
+    ],
+)
+def test_arguments_out_of_range(artifact, arguments, said):
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        predict.run(artifact, **arguments)
+
+
+@pytest.mark.parametrize("extra", [None, {"note": "mine"}, {"config": {"stages": []}, "rule": None}])
+def test_an_artifact_without_its_config_says_what_to_do(tmp_path, extra):
+    with pytest.raises(ValueError, match=r"does not name the model .* jaxopt_nn.load_artifact"):
+        predict.run(saved(tmp_path / "a", extra))
+
+
+def command(*flags):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    line = [sys.executable, "-m", "experiments.predict", *flags]
+    return subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+
+
+def test_the_command(tmp_path):
+    config = {**tiny(), "model": "experiments.models.digits:build", "data": {"source": "no.such:data"}}
+    from experiments.models.digits import build
+
+    save_artifact(tmp_path / "artifact", build(0)[1], extra={"config": config, "rule": None})
+    x = np.random.default_rng(0).random((10, 8, 8, 1)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x, y=np.zeros(10, int))
+    flags = [f"--artifact={tmp_path / 'artifact'}", f"--data={tmp_path / 'x.npz'}", "--repeats=2", "--batch_size=4"]
+    done = command(*flags, f"--output={tmp_path / 'out.npz'}")
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split("  ", 1) for line in done.stdout.splitlines() if "  " in line)
+    assert lines["devices"].strip().startswith("2 x cpu") and lines["batch"].strip() == "4, 2 on each device"
+    assert lines["examples"].strip() == "10" and "examples/s" in lines["throughput"]
+    assert build(0)[0](build(0)[1], x) == pytest.approx(np.load(tmp_path / "out.npz")["logits"], abs=1e-5)
+
+
+def test_the_command_ends_without_a_traceback(tmp_path):
+    done = command(f"--artifact={tmp_path}")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: " in done.stderr and "manifest.json: missing; the directory is no artifact" in done.stderr

@@ -1,0 +1,289 @@
+"""Sweeps: every cell with every seed once, resumable, mistakes said before any run, numbers by hand."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import compress, sweep
+from experiments.config import checked
+from experiments.grid import addresses, cells_of, read_grid
+from jaxopt_nn.pipeline.data import Data
+
+REPOSITORY = pathlib.Path(sweep.__file__).parent.parent
+
+
+def own_model(seed):
+    return lambda variables, x: x @ variables["w"], {"w": jnp.full((4, 2), 0.01 * seed)}
+
+
+def own_data(fold, seed):
+    x = np.random.default_rng(seed).standard_normal((40, 4)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(int)
+    return Data((x[:32], y[:32]), (x[32:], y[32:]))
+
+
+def tiny(**changes):
+    return {
+        "seed": 0, "model": f"{__name__}:own_model", "checkpoint": "", "batch_size": 8,
+        "data": {"source": f"{__name__}:own_data", "cross_validate": False},
+        "float": {"epochs": 2, "learning_rate": 0.1},
+        "stages": [
+            {"name": "prune", "method": "prune", "sparsity": 0.5, "where": "**"},
+            {"name": "quantize", "method": "quantize", "bits": 8, "rule": ""},
+        ], **changes,
+    }  # fmt: skip
+
+
+GRID = "stages[0].sparsity=0.25,0.5;stages[1].bits=2,4"
+#: Noise of each seed, shared by all cells.
+NOISE = {0: 0.0, 1: 0.02, 2: -0.05, 7: 0.5}
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """``compress.run`` by a formula; the configs and folders that it was called with."""
+    calls = []
+
+    def run(config, workdir, say=None, *, latency=True):
+        assert latency is False
+        calls.append((config, workdir))
+        sparsity, bits, seed = config["stages"][0]["sparsity"], config["stages"][1]["bits"], config["seed"]
+        if sparsity == 0.99 and seed == 1:
+            raise FloatingPointError("stage 'prune': the loss is nan in epoch 1;\nlower learning_rate")
+        final = 0.8 + NOISE[seed] - 0.1 * sparsity + 0.01 * bits + 0.001 * seed * bits
+        report = {
+            "config": checked(config), "metric": "accuracy", "baseline": {"accuracy": 0.9 + NOISE[seed]},
+            "stages": [{"accuracy": 0.0}, {"accuracy": final, "bytes": 100 * bits, "ratio": 32 / bits}],
+        }  # fmt: skip
+        pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+        (pathlib.Path(workdir) / "report.json").write_text(json.dumps(report))
+        return report
+
+    monkeypatch.setattr(compress, "run", run)
+    return calls
+
+
+def test_every_cell_is_run_once_with_every_seed(runs, tmp_path):
+    made = sweep.run(tiny(), GRID, str(tmp_path), seeds=3)
+    asked = [(c["stages"][0]["sparsity"], c["stages"][1]["bits"], c["seed"]) for c, _ in runs]
+    assert asked == [(s, b, n) for n in range(3) for s in (0.25, 0.5) for b in (2, 4)]
+    assert [c["name"] for c in made["cells"]] == [f"sparsity={s},bits={b}" for s in (0.25, 0.5) for b in (2, 4)]
+    assert runs[1][1] == str(tmp_path / "sparsity=0.25,bits=4" / "seed_0")
+    assert made["missing"] == 0 and not made["failed"]
+    assert json.loads((tmp_path / "sweep.json").read_text()) == made
+    assert (tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    assert "| sparsity=0.5,bits=4 | 3 |" in (tmp_path / "sweep.md").read_text()
+
+
+def test_mean_spread_and_paired_differences(runs, tmp_path):
+    made = sweep.run(tiny(), GRID, str(tmp_path), seeds=3, baseline="stages[0].sparsity=0.25,stages[1].bits=2")
+    base, other = made["cells"][0], made["cells"][3]
+    values = np.array([0.8 + NOISE[s] - 0.05 + 0.04 + 0.004 * s for s in range(3)])
+    assert other["accuracy"]["mean"] == pytest.approx(values.mean())
+    assert other["accuracy"]["std"] == pytest.approx(values.std(ddof=1)) and other["accuracy"]["std"] > 0.03
+    assert other["baseline_accuracy"]["mean"] == pytest.approx(0.9 - 0.01)
+    assert other["bytes"] == {"mean": 400, "std": 0} and other["ratio"]["mean"] == 8
+    differences = np.array([-0.025 + 0.02 + 0.002 * s for s in range(3)])
+    found = other["difference"]
+    assert found["mean"] == pytest.approx(differences.mean()) and found["n"] == 3
+    assert found["standard_error"] == pytest.approx(differences.std(ddof=1) / np.sqrt(3))
+    assert found["standard_error"] < 0.002, "the noise of a seed is in both cells"
+    assert base["difference"] is None and made["baseline"] == base["name"]
+    header, cells = sweep.header_and_cells(made)
+    assert cells[0][-1] == "baseline" and cells[3][header.index("difference")] == "-0.30 ± 0.12 (n=3)"
+
+
+def test_one_seed_has_no_spread(runs, tmp_path):
+    made = sweep.run(tiny(seed=7), "stages[1].bits=2,4", str(tmp_path), seeds=1, baseline="bits=4")
+    assert made["seeds"] == [7] and made["cells"][0]["accuracy"]["std"] is None
+    assert made["cells"][0]["difference"]["standard_error"] is None
+    assert "±" not in sweep.common.aligned(*sweep.header_and_cells(made))
+
+
+def test_finished_runs_are_kept_and_others_go_on(runs, tmp_path):
+    first = sweep.run(tiny(), GRID, str(tmp_path), seeds=2)
+    (tmp_path / "sparsity=0.5,bits=2" / "seed_1" / "report.json").write_text('{"config": {"se')
+    del runs[:]
+    lines = []
+    assert sweep.run(tiny(), GRID, str(tmp_path), seeds=2, say=lines.append) == first
+    assert [workdir for _, workdir in runs] == [str(tmp_path / "sparsity=0.5,bits=2" / "seed_1")]
+    assert lines[0] == "7 of 8 runs are finished and kept"
+    assert lines[1].startswith("run 8 of 8: sparsity=0.5,bits=2 seed 1: accuracy 79.20%, 200 bytes; ")
+    assert lines[1].endswith("about 0 s left")
+    del runs[:]
+    wider = sweep.run(tiny(), GRID.replace("2,4", "2,4,8"), str(tmp_path), seeds=3)
+    assert len(runs) == 18 - 8 and [c["n"] for c in wider["cells"]] == [3] * 6
+
+
+def test_a_folder_of_another_config_is_refused_before_any_run(runs, tmp_path):
+    sweep.run(tiny(), "stages[1].bits=2", str(tmp_path), seeds=1)
+    del runs[:]
+    said = r"bits=2/seed_0: holds a run of another config; different: batch_size \(8 there, 4 here\)"
+    with pytest.raises(ValueError, match=said):
+        sweep.run(tiny(batch_size=4), "stages[1].bits=4,2", str(tmp_path), seeds=1)
+    place = tmp_path / "bits=8" / "seed_0" / "checkpoints"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(json.dumps(checked(tiny(float={"epochs": 9, "learning_rate": 0.1}))))
+    with pytest.raises(ValueError, match=r"float.epochs \(9 there, 2 here\)"):
+        sweep.run(tiny(), "stages[1].bits=8", str(tmp_path), seeds=1)
+    assert not runs
+
+
+def test_a_run_that_fails_does_not_lose_the_others(runs, tmp_path):
+    lines = []
+    made = sweep.run(
+        tiny(), "stages[0].sparsity=0.5,0.99", str(tmp_path), seeds=3, baseline="sparsity=0.5", say=lines.append
+    )
+    assert [c["n"] for c in made["cells"]] == [3, 2] and made["cells"][1]["difference"]["n"] == 2
+    assert [(f["cell"], f["seed"]) for f in made["failed"]] == [("sparsity=0.99", 1)]
+    assert made["failed"][0]["error"].startswith("FloatingPointError: stage 'prune': the loss is nan")
+    assert any("failed: FloatingPointError: stage 'prune'" in line for line in lines)
+    assert "failed: sparsity=0.99 seed 1" in (tmp_path / "sweep.md").read_text()
+
+
+def test_an_interrupt_keeps_what_is_finished(runs, tmp_path, monkeypatch):
+    whole = compress.run
+
+    def interrupted(config, workdir, say=None, *, latency=True):
+        if len(runs) == 3:
+            raise KeyboardInterrupt
+        return whole(config, workdir, latency=latency)
+
+    monkeypatch.setattr(compress, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(tiny(), GRID, str(tmp_path), seeds=2)
+    made = json.loads((tmp_path / "sweep.json").read_text())
+    assert [c["n"] for c in made["cells"]] == [1, 1, 1, 0] and made["missing"] == 5
+    assert "5 runs are not done yet" in (tmp_path / "sweep.md").read_text()
+    monkeypatch.setattr(compress, "run", whole)
+    assert sweep.run(tiny(), GRID, str(tmp_path), seeds=2)["missing"] == 0
+    assert len(runs) == 8
+
+
+def test_pooled_accuracies_and_bits_a_byte():
+    cell = cells_of(checked(tiny()), {})[0]
+    report = {
+        "metric": "accuracy", "baseline": {"accuracy": 0.5}, "stages": [{"accuracy": 0.4, "bytes": 8, "ratio": 2.0}],
+        "cross_validation": {"final_accuracy": 0.45, "baseline_accuracy": 0.55},
+    }  # fmt: skip
+    found = sweep.record(report, cell, 3)
+    assert (found["accuracy"], found["baseline_accuracy"], found["folder"]) == (0.45, 0.55, "config/seed_3")
+    losses = [
+        dict(part, loss=loss * np.log(2)) for part, loss in ((report["baseline"], 2.0), (report["stages"][0], 3.0))
+    ]
+    found = [
+        sweep.record({"metric": "bits/byte", "baseline": losses[0], "stages": [losses[1]]}, cell, seed)
+        for seed in (0, 1)
+    ]
+    made = sweep.summary({}, [cell], [0, 1], None, found, [])
+    assert made["cells"][0]["bits_per_byte"] == {"mean": pytest.approx(3.0), "std": 0.0}
+    assert sweep.header_and_cells(made)[1][0][2:4] == ["3.0000 ± 0.0000", "2.0000 ± 0.0000"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("batch_size=8, 16", {"batch_size": [8, 16]}),
+        ("float.learning_rate=1e-3,{'schedule': 'cosine', 'init_value': 0.1}",
+         {"float.learning_rate": [1e-3, {"schedule": "cosine", "init_value": 0.1}]}),
+        ("stages[0].where=**/w,'a,b;c',w", {"stages[0].where": ["**/w", "a,b;c", "w"]}),
+        ("stages[1].rule=w4a8,''; data.cross_validate=True,False",
+         {"stages[1].rule": ["w4a8", ""], "data.cross_validate": [True, False]}),
+        ("model=a.b:c;stages[0].sparsity=0,0.5", {"model": ["a.b:c"], "stages[0].sparsity": [0, 0.5]}),
+        ("", {}),
+    ],
+)  # fmt: skip
+def test_values_are_literals_or_strings(text, expected):
+    assert read_grid(text, checked(tiny())) == expected
+
+
+def test_a_mapping_is_a_grid_and_the_config_is_left_alone():
+    config = checked(tiny())
+    before = json.dumps(config)
+    cells = cells_of(config, read_grid({"stages[1].bits": [1, 2]}, config))
+    assert [c.config["stages"][1]["bits"] for c in cells] == [1, 2] and json.dumps(config) == before
+    assert addresses(config)["stages[1].bits"] == 8 and addresses(config)["model_args"] == {}
+
+
+def test_names_of_cells_are_unique_folders():
+    config = checked(tiny())
+    grid = {"stages[0].where": ["a/b", "a?b", "x" * 200], "stages[1].name": ["q"], "stages[0].name": ["p", ".."]}
+    cells = cells_of(config, read_grid(grid, config))
+    assert cells[0].name == "where=a/b,stages[1].name=q,stages[0].name=p"
+    assert cells[0].folder == "where=a_b,stages[1].name=q,stages[0].name=p"
+    assert len({c.folder for c in cells}) == 6 and not any(len(c.folder) > 125 or "/" in c.folder for c in cells)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            {"grid": "stages[0].sparsty=0.5"},
+            r"stages\[0\].sparsty: the config has no such field; nearest: stages\[0\].sparsity",
+        ),
+        ({"grid": "stages[2].bits=4"}, r"stages\[2\].bits: the config has no such field; nearest: stages\[1\].bits"),
+        ({"grid": "stages.bits=4"}, "no such field"),
+        ({"grid": "stages[0]sparsity=4"}, "is no address; write e.g. stages.1..sparsity"),
+        ({"grid": "batch_size"}, "'batch_size': write key=value"),
+        ({"grid": "batch_size="}, "batch_size: no value"),
+        ({"grid": "batch_size=8,8"}, "a value stands there twice: 8, 8"),
+        ({"grid": "batch_size=8;batch_size=16"}, "batch_size stands there twice"),
+        ({"grid": "batch_size=big"}, "batch_size='big': the config holds the number 8"),
+        ({"grid": "data.cross_validate=true"}, "'true': the config holds False; allowed are True and False"),
+        ({"grid": "seed=1,2"}, "say --seeds=n"),
+        ({"grid": GRID, "baseline": "sparsity=0.3,bits=2"}, "is no cell of the grid; cells: sparsity="),
+        (
+            {"grid": GRID, "baseline": "stages[1].bits=2"},
+            "fits 2 cells; cells: sparsity=0.25,bits=2, sparsity=0.5,bits=2",
+        ),
+        ({"grid": GRID, "seeds": 0}, "seeds=0: allowed are 1 and more"),
+    ],
+)
+def test_mistakes_are_said_before_any_run(runs, tmp_path, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        sweep.run(tiny(), workdir=str(tmp_path / "sweep"), **arguments)
+    assert not runs and not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    "grid",
+    ["stages[1].bits=2,4", "stages[0].sparsity=0.25,0.5", "stages[1].rule=w4a8,w8a8", "", GRID],
+    ids=["bytes", "number", "words", "one", "two keys"],
+)
+def test_pictures(runs, tmp_path, grid):
+    made = sweep.run(tiny(), grid, str(tmp_path), seeds=2)
+    assert sweep.draw(made)[:4] == b"\x89PNG"
+
+
+def test_a_real_sweep_from_the_command_line(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import jax.numpy as jnp, numpy as np\nfrom jaxopt_nn import Data\nfrom ml_collections import ConfigDict\n"
+        "def model(seed): return lambda v, x: x @ v['w'], {'w': jnp.full((4, 2), 0.01 * seed)}\n"
+        "def data(seed):\n    x = np.random.default_rng(seed).standard_normal((40, 4)).astype(np.float32)\n"
+        "    y = (x[:, 0] > 0).astype(int)\n    return Data((x[:32], y[:32]), (x[32:], y[32:]))\n"
+        f"def get_config(): return ConfigDict({tiny(model='own:model', data={'source': 'own:data'})!r})\n"
+    )
+    flags = [f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'sweep'}", "--seeds=1"]
+    code = (
+        f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); "
+        "runpy.run_module('experiments.sweep', run_name='__main__')"
+    )
+
+    def command(*more):
+        return subprocess.run(
+            [sys.executable, "-c", code, *flags, *more], capture_output=True, text=True, cwd=REPOSITORY
+        )
+
+    done = command("--grid=stages[0].sparsity=0.5,2.0", "--baseline=sparsity=0.5")
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("run 1 of 2: sparsity=0.5 seed 0: accuracy ")
+    assert lines[2].split()[:2] == ["cell", "n"] and lines[3].split()[:2] == ["sparsity=0.5", "1"]
+    assert sum(line.startswith("failed: sparsity=2.0 seed 0: ValueError: ") for line in lines) == 1
+    wrong = command("--grid=stages[0].sparsty=0.5")
+    assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and "error: grid: " in wrong.stderr
