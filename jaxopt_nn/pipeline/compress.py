@@ -17,6 +17,7 @@ from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.transform import State, Transform, explain
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
+from jaxopt_nn.methods.clip import clipping
 from jaxopt_nn.pipeline import measure, report
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.checks import check_logits, check_teacher, check_variables
@@ -241,6 +242,7 @@ class Compressor:
             seen = plan.methods[k - 1].view(params, _joined(states)) if k else params
             info = self._measured_info(plan.added[k], info, seen, given.data)
             states = (*states, plan.added[k].init(seen, info))
+            boxed = clipping(seen, states[k]).as_json()
             params, state, entries = plan.trainers[k](
                 params, _joined(states), given.data.train, jax.random.fold_in(given.key, k), watch=given.watch,
                 teacher_variables=given.taught, checkpoints=given.checkpoints and given.checkpoints(stage.name),
@@ -248,7 +250,7 @@ class Compressor:
             history += entries
             states = _parts(state, k + 1)
             stored = plan.methods[k].pack(params, state)
-            forms.append(measure.Form(stage.name, stored, prepare(stored)))
+            forms.append(measure.Form(stage.name, stored, prepare(stored), boxed))
         return params, _joined(states), forms, history, info
 
     def _measured_info(self, method: Transform, info: ModelInfo, variables: PyTree, data: Data) -> ModelInfo:

@@ -35,11 +35,12 @@ def _cpu_model() -> str:
 
 
 class Form(NamedTuple):
-    """A network after a stage, as it is stored and as it runs."""
+    """A network after a stage, as it is stored and as it runs; ``clipping``: what its stage clipped when it began."""
 
     name: str
     stored: PyTree
     prepared: PyTree
+    clipping: Sequence[dict[str, Any]] = ()
 
 
 def row(form: Form, found: Evaluation, baseline: Form) -> dict[str, Any]:
@@ -47,7 +48,8 @@ def row(form: Form, found: Evaluation, baseline: Form) -> dict[str, Any]:
 
     ``params`` and ``nonzero`` count entries of inexact dtype. ``bytes`` are those of the stored form (codes, scales,
     masks, biases, everything), ``resident_bytes`` those of the prepared one; ``ratio`` is the baseline's float32 bytes
-    over ``bytes``, ``bits_per_weight`` divides by the baseline's parameters.
+    over ``bytes``, ``bits_per_weight`` divides by the baseline's parameters. ``clipping`` has each clipped leaf's least and
+    largest weight, its box and the share of weights outside, when the stage began.
     """
     size = nbytes(form.stored)
     return {
@@ -62,6 +64,7 @@ def row(form: Form, found: Evaluation, baseline: Form) -> dict[str, Any]:
         "bits_per_weight": 8 * size / _entries(baseline.stored),
         "latency_ms": {},
         "leaves": leaf_table(form.stored),
+        "clipping": list(form.clipping),
     }
 
 

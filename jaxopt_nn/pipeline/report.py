@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxopt_nn.pipeline import html, plots
-from jaxopt_nn.pipeline.tables import LEGEND, circumstances, headline, json_text, last, leaf_rows, rows, sentences
+from jaxopt_nn.pipeline.tables import (
+    LEGEND,
+    circumstances,
+    clipping_rows,
+    headline,
+    json_text,
+    last,
+    leaf_rows,
+    rows,
+    sentences,
+)
 
 SCHEMA = 2
 
@@ -43,6 +53,9 @@ def markdown(report: dict[str, Any], images: Collection[str] = ()) -> str:
     header, cells = leaf_rows(last(report))
     if cells:
         parts += ["## Leaves after the last stage", "", *_markdown_table(header, cells), ""]
+    header, cells = clipping_rows(report)
+    if cells:
+        parts += ["## Clipped weights, when the stage began", "", *_markdown_table(header, cells), ""]
     if report["skipped"]:
         listed = [[s["path"], s["reason"]] for s in report["skipped"]]
         parts += ["## Left alone, or not used as packed", "", *_markdown_table(["path", "reason"], listed), ""]

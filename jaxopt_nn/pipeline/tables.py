@@ -75,6 +75,16 @@ def leaf_rows(entry: dict[str, Any]) -> Table:
     return list(LEAF_COLUMNS), [[cell(leaf) for cell in LEAF_COLUMNS.values()] for leaf in entry.get("leaves", ())]
 
 
+def clipping_rows(report: dict[str, Any]) -> Table:
+    """Header and cells of the table of what each clipping stage clipped when it began."""
+    cells = [
+        [entry["name"], row["path"], *(f"{row[k]:.4g}" for k in ("min", "max", "lo", "hi")), f"{row['clipped']:.3%}"]
+        for entry in report["stages"]
+        for row in entry.get("clipping", ())
+    ]
+    return ["stage", "path", "min", "max", "lo", "hi", "clipped"], cells
+
+
 def headline(report: dict[str, Any]) -> str:
     """What was gained and what it cost, in one sentence."""
     before, after = report["baseline"], last(report)
@@ -98,6 +108,11 @@ def sentences(report: dict[str, Any]) -> list[str]:
         out.append(
             f"artifact: {artifact['bytes']:,} bytes on disk, {smaller:.2f}x smaller than the baseline's arrays; "
             f"read back, its accuracy is {artifact['accuracy_reloaded']:.2%}"
+        )
+    if teacher := report.get("teacher"):
+        params, own = teacher["params"], report["baseline"]["params"]
+        out.append(
+            f"teacher: accuracy {teacher['accuracy']:.2%}, {params:,} parameters, {params / max(own, 1):.1f} times as many"
         )
     if cv := report.get("cross_validation"):
         out.append(

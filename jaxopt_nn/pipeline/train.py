@@ -100,7 +100,13 @@ def order_of(examples: int, batch_size: int, key: jax.Array) -> np.ndarray:
 
 
 def steps_of(examples: int, batch_size: int) -> int:
-    """Steps of an epoch."""
+    """Steps of an epoch.
+
+    Raises:
+      ValueError: a batch size that is no whole number from 1.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size={batch_size!r}: allowed are the whole numbers from 1")
     return max(examples // batch_size, 1)
 
 

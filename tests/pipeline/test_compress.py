@@ -128,12 +128,18 @@ def test_the_report_has_its_schema(run):
     ]  # fmt: skip
     assert report["schema"] == 2 and report["metric"] == "accuracy"
     for entry in (report["baseline"], *report["stages"]):
-        assert set(entry) == NAMES | {"latency_ms", "leaves"}
+        assert set(entry) == NAMES | {"latency_ms", "leaves", "clipping"}
         assert sum(leaf["bytes"] for leaf in entry["leaves"]) == entry["bytes"]
         assert list(entry["latency_ms"]) == ["1", "32", "1024"] and min(entry["latency_ms"].values()) > 0
     assert set(report["artifact"]) == {"path", "bytes", "accuracy_reloaded"}
     assert all(set(entry) == {"path", "reason"} for entry in report["skipped"])
     assert [s["name"] for s in report["stages"]] == ["clip", "prune", "quantize"]
+    clipped = report["stages"][0]["clipping"]
+    assert {row["path"] for row in clipped} == {"up/w", "down/w"} and not report["stages"][1]["clipping"]
+    weight = np.asarray(VARIABLES["up"]["w"])
+    up = next(row for row in clipped if row["path"] == "up/w")
+    assert (up["min"], up["max"]) == (weight.min(), weight.max()) and (up["lo"], up["hi"]) == (-1.5, 1.5)
+    assert up["clipped"] == pytest.approx(np.mean(np.abs(weight) > 1.5))
     assert {e["stage"] for e in report["history"]} == {"clip", "prune", "quantize"}
     assert set(report["histograms"]) == {"up/w", "down/w"}
     assert {p.name for p in workdir.iterdir()} == WRITTEN
@@ -299,6 +305,18 @@ def test_a_bad_last_stage_is_refused_before_the_first_is_trained(stage, said, mo
 def test_a_stage_after_the_packing_is_refused():
     with pytest.raises(ValueError, match="put the member that packs last"):
         jn.compress(apply, VARIABLES, [*CHEAP, jn.Stage("clip", jn.clip(-1.0, 1.0))], DATA)
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, True])
+def test_a_batch_that_is_empty_is_refused(size):
+    with pytest.raises(ValueError, match="batch_size=.*whole numbers from 1"):
+        jn.compress(apply, VARIABLES, CHEAP, DATA, batch_size=size)
+
+
+def test_a_batch_larger_than_the_data_is_one_step_an_epoch():
+    stage = jn.Stage("q", jn.quantize(8), epochs=3)
+    result = jn.compress(apply, VARIABLES, [stage], DATA, batch_size=10**6, latency=False)
+    assert [e["step"] for e in result.report["history"]] == [1, 2, 3]
 
 
 def test_a_workdir_that_can_not_be_written_is_refused_before_any_work(tmp_path):

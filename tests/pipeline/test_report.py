@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from jaxopt_nn.pipeline import plots, tables
+from jaxopt_nn.pipeline import html, plots, tables
 from jaxopt_nn.pipeline import report as reports
 
 
@@ -163,3 +163,13 @@ def test_smaller_and_not_faster_is_said():
     assert not any("faster" in line for line in tables.sentences(made))
     made["stages"][-1]["latency_ms"] = {"1": 1.0, "32": 11.0}
     assert tables.sentences(made)[0].endswith("by batch: 2.00x at 1")
+
+
+def test_clipped_weights_and_the_teacher_are_said():
+    row = {"path": "a/kernel", "min": -2.0, "max": 1.5, "lo": -1.0, "hi": 1.0, "clipped": 0.0123, "on_edge": 0.0}
+    stages = [entry("clip", 0.97, 4000, clipping=[row]), entry("quantize", 0.9, 400, clipping=[])]
+    report = {**REPORT, "stages": stages, "teacher": {"accuracy": 0.99, "loss": 0.1, "params": 20_000}}
+    assert tables.clipping_rows(report)[1] == [["clip", "a/kernel", "-2", "1.5", "-1", "1", "1.230%"]]
+    for page in (reports.markdown(report), html.page(report, {})):
+        assert "1.230%" in page and "99.00%, 20,000 parameters, 20.0 times as many" in page
+    assert "Clipped weights" not in reports.markdown(REPORT) and "Clipped weights" not in html.page(REPORT, {})
