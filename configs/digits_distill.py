@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
                 "float": {"epochs": 50, "learning_rate": 1e-3},
             },
             "float": {
-                "epochs": 60, "learning_rate": 3e-3, "distill": {"temperature": 4.0, "hard_weight": 0.1},
+                "epochs": 100, "learning_rate": 1e-2, "distill": {"temperature": 4.0, "hard_weight": 0.1},
             },
             "stages": [
                 ConfigDict({

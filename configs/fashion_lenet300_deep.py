@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
                 ConfigDict({
                     "name": "prune", "method": "prune", "where": "**/kernel", "criterion": "magnitude",
                     "allocation": "erk", "sparsity": {"schedule": "cubic", "final": 0.9, "begin": 0.0, "end": 0.3},
-                    "every": 25, "epochs": 10, "learning_rate": 5e-3, "rule": "",
+                    "every": 25, "epochs": 10, "learning_rate": 4e-3, "weight_decay": 0.1,
+                    "rule": "",
                 }),
                 ConfigDict({
                     "name": "quantize", "method": "quantize", "where": "**/kernel", "bits": 4, "group": -1,

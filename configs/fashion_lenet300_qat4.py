@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
             "checkpoint": "",
             "batch_size": 128,
             "data": {"source": "experiments.data.images:fashion_mnist", "dir": "", "validation": 0, "limit": 0},
-            "float": {"epochs": 15, "learning_rate": 1e-3},
+            "float": {"epochs": 15, "learning_rate": 3e-3},
             "stages": [
                 ConfigDict({
                     "name": "quantize", "method": "quantize", "where": "**/kernel", "bits": 4, "signed": True,

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
             "checkpoint": "",
             "batch_size": 128,
             "data": {"source": "experiments.data.images:fashion_mnist", "dir": "", "validation": 0, "limit": 0},
-            "float": {"epochs": 15, "learning_rate": 1e-3},
+            "float": {"epochs": 15, "learning_rate": 3e-3},
             "stages": [
                 ConfigDict({"name": "dead", "method": "prune_neurons", "threshold": 0.0, "epochs": 0}),
                 ConfigDict({

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
             "data": {"source": "experiments.data.images:fashion_mnist", "dir": "", "validation": 0, "limit": 0},
             "teacher": {
                 "model": "experiments.models.fashion:lenet300", "model_args": {"hidden": [300, 100]}, "checkpoint": "",
-                "float": {"epochs": 15, "learning_rate": 1e-3},
+                "float": {"epochs": 15, "learning_rate": 3e-3},
             },
             "start": {"how": "slices", "widths": 0.5},
             "float": {"epochs": 3, "learning_rate": 1e-3},

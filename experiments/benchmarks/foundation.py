@@ -53,16 +53,19 @@ BATCH = 128
 
 
 class Networks:
-    """Data and float networks, trained once a seed."""
+    """A config's data and float networks, trained once a seed."""
 
-    def __init__(self, workdir: Path, seeds: int):
-        self.config = checked(fashion_lenet300_deep.get_config())
-        self.workdir, self.seeds = workdir, range(seeds)
-        self.data = load_data(self.config)
-        self.network = Network(self.config["model"], {}, self.config["float"], "float")
+    def __init__(self, config: dict[str, Any], workdir: Path, seeds: int):
+        self.config, self.workdir, self.seeds = config, workdir, range(seeds)
+        self.data = load_data(config)
+        self.network = Network(config["model"], config["model_args"], config["float"], "float")
         self.apply = self.network.apply
         self.steps = steps_of(len(self.data.train[1]), BATCH)
-        self.floats = [self.trained(self.network, seed, "float") for seed in self.seeds]
+
+    @functools.cached_property
+    def floats(self) -> list[PyTree]:
+        name = f"float_{self.config['float']['learning_rate']}"
+        return [self.trained(self.network, seed, name) for seed in self.seeds]
 
     def trained(self, network: Network, seed: int, name: str, teacher: Any = None) -> PyTree:
         places = lambda stage: Checkpoints(self.workdir / name / f"seed_{seed}")
@@ -97,7 +100,7 @@ def _std(values: Sequence[float]) -> float:
 
 def part_quantize(nets: Networks) -> list[dict[str, Any]]:
     """8 and 6 bits after training, 4 bits by straight-through training; the peer of the first two is the float network."""
-    (stage,) = checked(fashion_lenet300_qat4.get_config())["stages"]
+    (stage,) = nets.config["stages"]
     plain = nets.accuracies(nets.apply, nets.floats)
     rows = [row("quantize", "float", plain)]
     for bits in (8, 6, 4):
@@ -126,8 +129,8 @@ def _qwix(nets: Networks, weights: Any, activations: Any = None) -> Callable[...
 
 def part_prune(nets: Networks) -> list[dict[str, Any]]:
     """Gradual magnitude pruning, the stage of ``configs/fashion_lenet300_deep.py``, beside JaxPruner's figures."""
-    stage = checked(fashion_lenet300_deep.get_config())["stages"][0]
-    rows = []
+    stage = nets.config["stages"][0]
+    rows = [row("prune", "float", nets.accuracies(nets.apply, nets.floats))]
     for sparsity, quoted in JAXPRUNER.items():
         for allocation in ("erk", "global_budget"):
             schedule = {**stage["sparsity"], "final": sparsity}
@@ -139,19 +142,20 @@ def part_prune(nets: Networks) -> list[dict[str, Any]]:
 
 def part_distill(nets: Networks) -> list[dict[str, Any]]:
     """The student of ``configs/fashion_distill.py``, with its teacher and with the labels alone."""
-    config = checked(fashion_distill.get_config())
-    fields = config["float"]
-    taught = Network(config["model"], config["model_args"], fields, "student")
-    plain = Network(config["model"], config["model_args"], {**fields, "distill": None}, "student")
+    config = nets.config
+    teaching = config["teacher"]
+    master = Network(teaching["model"], teaching["model_args"], teaching["float"], "teacher")
+    plain = Network(config["model"], config["model_args"], {**config["float"], "distill": None}, "float")
+    masters = [nets.trained(master, seed, "teacher") for seed in nets.seeds]
     hard = [nets.trained(plain, seed, "plain_student") for seed in nets.seeds]
     soft = [
-        nets.trained(taught, seed, "taught_student", (nets.apply, teacher))
-        for seed, teacher in zip(nets.seeds, nets.floats, strict=True)
+        nets.trained(nets.network, seed, "taught_student", (master.apply, teacher))
+        for seed, teacher in zip(nets.seeds, masters, strict=True)
     ]
     size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     alone, helped = (nets.accuracies(plain.apply, trees) for trees in (hard, soft))
     return [
-        row("distill", "teacher", nets.accuracies(nets.apply, nets.floats), parameters=size(nets.floats[0])),
+        row("distill", "teacher", nets.accuracies(master.apply, masters), parameters=size(masters[0])),
         row("distill", "student, labels alone", alone, parameters=size(hard[0])),
         row("distill", "student, distilled, against labels alone", helped, alone, parameters=size(soft[0])),
     ]
@@ -217,16 +221,21 @@ def part_step(nets: Networks) -> list[dict[str, Any]]:
     return _timed(nets, {"plain": (identity(), nets.apply), "jaxopt_nn, w4a8": ours, "Qwix, w4a8": theirs}, "step")
 
 
+#: What is done, and to the networks of which config.
 PARTS = {
-    "masks": part_masks, "step": part_step, "quantize": part_quantize, "distill": part_distill, "prune": part_prune,
-}  # fmt: skip
+    "masks": (part_masks, fashion_lenet300_deep),
+    "step": (part_step, fashion_lenet300_qat4),
+    "quantize": (part_quantize, fashion_lenet300_qat4),
+    "distill": (part_distill, fashion_distill),
+    "prune": (part_prune, fashion_lenet300_deep),
+}
 
 
 def main(argv: Sequence[str]) -> None:
     given = flag_values(argv)
-    nets = Networks(Path(given.workdir), given.seeds)
     for name in given.part or list(PARTS):
-        emit(functools.partial(PARTS[name], nets)())
+        part, config = PARTS[name]
+        emit(part(Networks(checked(config.get_config()), Path(given.workdir), given.seeds)))
 
 
 if __name__ == "__main__":

@@ -320,6 +320,7 @@ def described(recipe: Recipe) -> list[dict[str, Any]]:
             "name": stage.name,
             "epochs": stage.epochs,
             "learning_rate": "schedule" if callable(stage.learning_rate) else stage.learning_rate,
+            "weight_decay": stage.weight_decay,
             "rule": stage.rule.name if stage.rule else None,
             "training_rule": stage.training_rule.name if stage.training_rule else None,
             "distill": dataclasses.asdict(stage.distill) if stage.distill else None,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxopt_nn.core.paths import map_with_path
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import Transform
 
@@ -45,6 +46,7 @@ class Stage:
       transform: what this stage adds; or a function of the stage's number of training steps that gives it, for schedules.
       epochs: passes over the training data; 0 for none.
       learning_rate: Adam's, decayed to zero over the stage by half a cosine; or an optax schedule of the stage's step.
+      weight_decay: decoupled from the gradient, times the learning rate (AdamW, Loshchilov and Hutter 2019); 0: plain Adam.
       rule: what the deployed network's sites compute, e.g. ``arithmetic("w4a8")``; None evaluates the codes with float
         activations. Holds for this stage, not for later ones.
       thaw: names of earlier stages whose ``carried`` (masks, say) goes on changing.
@@ -53,7 +55,7 @@ class Stage:
       gradient_norms: keeps each leaf's gradient norm in the history.
 
     Raises:
-      ValueError: an empty name, negative epochs, a learning rate that is no positive number.
+      ValueError: an empty name, negative epochs, a learning rate that is no positive number, a negative weight decay.
       TypeError: ``transform``, a rule or ``distill`` of another type.
     """
 
@@ -61,6 +63,7 @@ class Stage:
     transform: Transform | Callable[[int], Transform]
     epochs: int = 0
     learning_rate: float | Callable[[Any], Any] = 1e-3
+    weight_decay: float = 0.0
     rule: Rule | None = None
     thaw: tuple[str, ...] = ()
     training_rule: Rule | None = None
@@ -89,6 +92,9 @@ class Stage:
         if not callable(self.learning_rate) and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"{where}: learning_rate={self.learning_rate}; a positive number or an optax schedule")
 
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"{where}: weight_decay={self.weight_decay}; a number from 0, e.g. 0.01")
+
     def method(self, steps: int) -> Transform:
         """What this stage adds, trained for ``steps`` steps.
 
@@ -103,11 +109,19 @@ class Stage:
         return made
 
     def optimizer(self, steps: int) -> optax.GradientTransformation:
-        """Adam over ``steps`` steps."""
+        """Adam, or AdamW, over ``steps`` steps."""
         import optax
 
         rate = self.learning_rate
-        return optax.adam(rate if callable(rate) else optax.cosine_decay_schedule(rate, max(steps, 1)))
+        schedule = rate if callable(rate) else optax.cosine_decay_schedule(rate, max(steps, 1))
+        if not self.weight_decay:
+            return optax.adam(schedule)
+        return optax.adamw(schedule, weight_decay=self.weight_decay, mask=_weights)
+
+
+def _weights(moved: Any) -> Any:
+    """What decays: all but the learnt state of a method, whose zero means something else."""
+    return map_with_path(lambda path, leaf: not path.startswith("learnt/"), moved)
 
 
 #: Stages in order; a stage's transform sees the view of the earlier ones.

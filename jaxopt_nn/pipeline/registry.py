@@ -53,7 +53,7 @@ STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
 NAMED: dict[str, Mapping[str, Any]] = {"criterion": CRITERIA, "allocation": ALLOCATIONS}
 STAGE_FIELDS = (
-    "name", "method", "where", "epochs", "learning_rate", "rule", "thaw", "every", "training_rule", "distill",
+    "name", "method", "where", "epochs", "learning_rate", "weight_decay", "rule", "thaw", "every", "training_rule", "distill",
     "gradient_norms",
 )  # fmt: skip
 
@@ -146,8 +146,8 @@ def stages(config: Sequence[Mapping[str, Any]]) -> list[Stage]:
     """A recipe from a config: one mapping a stage.
 
     Each has ``name``, ``method`` and the method's own arguments, and may have ``where`` (a pattern of paths), ``every``
-    (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``rule``, ``thaw``, ``training_rule``,
-    ``distill`` (a mapping) and ``gradient_norms``.
+    (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``weight_decay``, ``rule``, ``thaw``,
+    ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``.
 
     Raises:
       ValueError: an entry is missing or unknown.
@@ -174,7 +174,7 @@ def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: an unknown rule, or a schedule or ``distill`` that does not hold together.
     """
-    kept = {key: own[key] for key in ("epochs", "learning_rate", "gradient_norms") if key in own}
+    kept = {key: own[key] for key in ("epochs", "learning_rate", "weight_decay", "gradient_norms") if key in own}
     if isinstance(kept.get("learning_rate"), Mapping):
         kept["learning_rate"] = _argument("learning_rate", kept["learning_rate"])
     if own.get("distill"):

@@ -309,7 +309,7 @@ def test_a_stage_after_the_packing_is_refused():
 
 @pytest.mark.parametrize("size", [0, -3, 2.5, True])
 def test_a_batch_that_is_empty_is_refused(size):
-    with pytest.raises(ValueError, match="batch_size=.*whole numbers from 1"):
+    with pytest.raises(ValueError, match=r"batch_size=.*whole numbers from 1"):
         jn.compress(apply, VARIABLES, CHEAP, DATA, batch_size=size)
 
 

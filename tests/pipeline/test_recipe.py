@@ -1,5 +1,7 @@
 """Recipes are checked when they are made."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -28,9 +30,20 @@ def test_a_schedule_is_taken_as_it_is():
     np.testing.assert_allclose(update, [-0.25], rtol=1e-5)
 
 
+def test_weights_decay_and_what_is_learnt_does_not():
+    optimizer = Stage("c", CLIP, learning_rate=optax.constant_schedule(0.5), weight_decay=0.1).optimizer(3)
+    moved = {"params": {"w": jnp.full(2, 3.0)}, "learnt": {"w": jnp.full(1, 3.0)}}
+    update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, moved), optimizer.init(moved), moved)
+    np.testing.assert_allclose(update["params"]["w"], [-0.15, -0.15], rtol=1e-6)
+    np.testing.assert_array_equal(update["learnt"]["w"], [0.0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
+        ({"weight_decay": -0.1}, ValueError, "weight_decay=-0.1"),
+        ({"name": "a/b"}, ValueError, "a name that a folder can have"),
+        ({"distill": {"temperature": 2.0}}, TypeError, "distill is dict; pass Distill"),
         ({"name": ""}, ValueError, "needs a name"),
         ({"transform": "prune"}, TypeError, "transform is str; pass a Transform"),
         ({"rule": "w4a8"}, TypeError, "rule is str; pass a Rule"),
