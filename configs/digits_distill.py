@@ -1,14 +1,15 @@
-"""A student of 1/31 of its teacher's parameters learns from the teacher's outputs (Hinton et al. 2015), on digits.
+"""A student of 1/42 of its teacher's parameters learns from the teacher's outputs (Hinton et al. 2015), on digits.
 
     python -m experiments.compress --config=configs/digits_distill.py --workdir=runs/digits_distill
-    python -m experiments.sweep --config=configs/digits_distill.py --workdir=runs/digits_distill_sweep --seeds=5 \\
+    python -m experiments.sweep --config=configs/digits_distill.py --workdir=runs/digits_distill_sweep --seeds=3 \\
         --grid="float.distill.hard_weight=0.1,1.0" --baseline="hard_weight=1.0"
 
 The teacher is LeNet-300-100 (50,610 parameters), the student one hidden layer of 16 units; ``hard_weight=1`` trains on the
 labels alone. The student is then rounded to 8 bits. The same on Fashion-MNIST: ``configs/fashion_distill.py``.
 
-TIME
-EXPECTED
+About 15 s on 2 cores (AMD EPYC).
+Expected, JAX 0.10.2: 97.11 % over 5 folds, seed 0; over three seeds 97.1 % with the teacher and 97.2 % without (-0.1 +- 0.3
+points). Where labels are plenty and the student is that small, the teacher adds nothing here, and this config says so.
 """
 
 from ml_collections import ConfigDict

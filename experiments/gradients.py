@@ -105,7 +105,9 @@ def draw(figure: Figure, found: Mapping[str, Any]) -> None:
                 if any(norms):
                     axes.plot(entry["steps"], norms, color=colour, linestyle=dashes, linewidth=1.4, label=ste)
                 else:
-                    axes.text(0.97, 0.05, f"{ste}: exactly 0", color=colour, transform=axes.transAxes, ha="right")
+                    axes.text(
+                        0.97, 0.95, f"{ste}: exactly 0", color=colour, transform=axes.transAxes, ha="right", va="top"
+                    )
             axes.set_yscale("log")
             if not i:
                 axes.set_title(f"{bits} bits" if bits > 1 else "1 bit")
