@@ -1,12 +1,13 @@
-"""A student of at most a tenth of its teacher's parameters learns from the teacher's outputs, on Fashion-MNIST.
+"""A student of a tenth of its teacher's parameters and 2,000 images learns from the teacher's outputs, on Fashion-MNIST.
 
     python -m experiments.compress --config=configs/fashion_distill.py --workdir=runs/fashion_distill
     python -m experiments.sweep --config=configs/fashion_distill.py --workdir=runs/fashion_distill_sweep --seeds=5 \\
-        --grid="float.distill.hard_weight=0.0,1.0" --baseline="hard_weight=1.0"
+        --grid="float.distill.hard_weight=0.1,1.0" --baseline="hard_weight=1.0"
 
-The teacher is LeNet-300-100 (266,610 parameters), the student one hidden layer of 32 units (25,450); ``hard_weight=1`` trains
-on the labels alone. So small a student underfits, and a high temperature costs it accuracy: on held-out training images T = 1
-and the teacher alone were best, T = 4 was worse than no teacher.
+The teacher is LeNet-300-100 (266,610 parameters), trained on all 60,000 images; the student has one hidden layer of 32 units
+(25,450 parameters) and sees 2,000 of them; ``hard_weight=1`` trains on their labels alone. Hinton et al. (2015, section 6)
+show the same with 3 % of a speech corpus. With all images (``--config.data.limit=0``) so small a student underfits, and the
+teacher adds nothing (+0.1 +- 0.2 points).
 
 TIME
 EXPECTED
@@ -24,13 +25,13 @@ def get_config() -> ConfigDict:
             "model_args": {"hidden": [32]},
             "checkpoint": "",
             "batch_size": 128,
-            "data": {"source": "experiments.data.images:fashion_mnist", "dir": "", "validation": 0, "limit": 0},
+            "data": {"source": "experiments.data.images:fashion_mnist", "dir": "", "validation": 0, "limit": 2000},
             "teacher": {
                 "model": "experiments.models.fashion:lenet300", "model_args": {"hidden": [300, 100]}, "checkpoint": "",
-                "float": {"epochs": 15, "learning_rate": 3e-3},
+                "float": {"epochs": 15, "learning_rate": 1e-3},
             },
             "float": {
-                "epochs": 15, "learning_rate": 5e-3, "distill": {"temperature": 1.0, "hard_weight": 0.0},
+                "epochs": 100, "learning_rate": 5e-3, "distill": {"temperature": 2.0, "hard_weight": 0.1},
             },
             "stages": [
                 ConfigDict({

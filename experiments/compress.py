@@ -123,15 +123,17 @@ class Experiment:
         places = functools.partial(_place, own, config["checkpoint_seconds"], progress.say)
         shared = functools.partial(places, folder=floats / _digest(config, fold)) if floats else places
         watch = progress.watch(f"fold {fold + 1}" if config["data"]["cross_validate"] else "", record=fold == 0)
-        train = functools.partial(
-            Network.trained, data=data, batch_size=config["batch_size"], places=shared, watch=watch
-        )
+        train = functools.partial(Network.trained, batch_size=config["batch_size"], places=shared, watch=watch)
         taught, lessons = None, []
         if self._teacher:
-            taught, lessons = train(self._teacher, seed=seed, checkpoint=config["teacher"]["checkpoint"])
+            teacher = config["teacher"]
+            lesson = (
+                load_data({**config, "data": {**config["data"], **teacher["data"]}}, fold) if teacher["data"] else data
+            )
+            taught, lessons = train(self._teacher, seed=seed, checkpoint=teacher["checkpoint"], data=lesson)
         variables = self._started(seed, taught, data, progress)
         variables, history = train(
-            self._network, seed=seed, checkpoint=config["checkpoint"], variables=variables,
+            self._network, seed=seed, checkpoint=config["checkpoint"], data=data, variables=variables,
             teacher=self._teacher and (self._teacher.apply, taught),
         )  # fmt: skip
         if fold == 0 and not config["checkpoint"]:

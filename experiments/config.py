@@ -17,7 +17,7 @@ DEFAULTS: dict[str, Any] = {
     "checkpoint": "", "model_args": {}, "teacher": None, "start": None, "latency": None, "checkpoint_seconds": 10.0,
 }  # fmt: skip
 TRAINING = ("epochs", "learning_rate", "weight_decay", "distill", "training_rule", "gradient_norms")
-TEACHER: dict[str, Any] = {"model_args": {}, "checkpoint": ""}
+TEACHER: dict[str, Any] = {"model_args": {}, "checkpoint": "", "data": {}}
 
 
 def plain(value: Any) -> Any:

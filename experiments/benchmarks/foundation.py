@@ -42,6 +42,7 @@ from jaxopt_nn.methods.schedules import cubic
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.compress import Compressor, plain_training
+from jaxopt_nn.pipeline.data import Data
 from jaxopt_nn.pipeline.evaluate import evaluator
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.train import Trainer, order_of, steps_of
@@ -72,10 +73,16 @@ class Networks:
         name = f"float_{self.config['float']['learning_rate']}"
         return [self.trained(self.network, seed, name) for seed in self.seeds]
 
-    def trained(self, network: Network, seed: int, name: str, teacher: Any = None) -> PyTree:
+    def trained(self, network: Network, seed: int, name: str, teacher: Any = None, data: Data | None = None) -> PyTree:
         places = lambda stage: Checkpoints(self.workdir / name / f"seed_{seed}")
         found = network.trained(
-            seed=seed, checkpoint="", data=self.data, batch_size=BATCH, places=places, watch=nothing, teacher=teacher
+            seed=seed,
+            checkpoint="",
+            data=data or self.data,
+            batch_size=BATCH,
+            places=places,
+            watch=nothing,
+            teacher=teacher,
         )
         return found[0]
 
@@ -151,7 +158,8 @@ def part_distill(nets: Networks) -> list[dict[str, Any]]:
     teaching = config["teacher"]
     master = Network(teaching["model"], teaching["model_args"], teaching["float"], "teacher")
     plain = Network(config["model"], config["model_args"], {**config["float"], "distill": None}, "float")
-    masters = [nets.trained(master, seed, "teacher") for seed in nets.seeds]
+    lesson = load_data({**config, "data": {**config["data"], **teaching["data"]}})
+    masters = [nets.trained(master, seed, "teacher", data=lesson) for seed in nets.seeds]
     hard = [nets.trained(plain, seed, "plain_student") for seed in nets.seeds]
     soft = [
         nets.trained(nets.network, seed, "taught_student", (master.apply, teacher))

@@ -267,6 +267,19 @@ def test_a_student_learns_from_its_teacher(tmp_path, changes, said):
         assert start["how"] == "slices" or begun == taught, "a network of equal width starts as its teacher"
 
 
+def test_a_teacher_may_have_other_data(tmp_path):
+    teacher = {**TAUGHT["teacher"], "data": {"source": f"{__name__}:large_data"}}
+    config = tiny(**{**TAUGHT, "teacher": teacher})
+    report = compress.run(config, str(tmp_path), latency=False)
+    steps = {e["stage"]: e["step"] for e in report["history"]}
+    assert steps["teacher"] == 8 * 8 and steps["float"] == 5 * 4
+
+
+def large_data(fold, folds, seed):
+    x, y = own_data(fold, folds, seed).train
+    return Data((np.tile(x, (2, 1, 1)), np.tile(y, 2)), own_data(fold, folds, seed).test)
+
+
 def test_slices_must_fit_the_students_widths(tmp_path):
     with pytest.raises(ValueError, match=r"config.start.widths: bias has shape \(6,\), the model's is \(3,\)"):
         compress.run(tiny(**TAUGHT, start={"how": "slices", "widths": 0.5}), str(tmp_path))
