@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
             "data": {"source": "experiments.data.images:fashion_mnist", "dir": "", "validation": 0, "limit": 2000},
             "teacher": {
                 "model": "experiments.models.fashion:lenet300", "model_args": {"hidden": [300, 100]}, "checkpoint": "",
-                "float": {"epochs": 15, "learning_rate": 1e-3},
+                "data": {"limit": 0}, "float": {"epochs": 15, "learning_rate": 1e-3},
             },
             "float": {
                 "epochs": 100, "learning_rate": 5e-3, "distill": {"temperature": 2.0, "hard_weight": 0.1},

@@ -2,7 +2,7 @@
 
     python -m experiments.compress --config=configs/fashion_lenet5.py --workdir=runs/fashion_lenet5
 
-90 % sparse by Erdos-Renyi-kernel on the cubic schedule, then 4-bit weights; 3 + 3 + 1 epochs, since a convolution takes a CPU
+90 % sparse by Erdos-Renyi-kernel on the cubic schedule, then 4-bit weights; 2 + 2 + 1 epochs, since a convolution takes a CPU
 long.
 
 TIME
@@ -23,12 +23,12 @@ def get_config() -> ConfigDict:
             "batch_size": 128,
             "data": {"source": "experiments.data.images:fashion_mnist", "dir": "", "validation": 0, "limit": 0},
             "latency": [1, 32, 256],
-            "float": {"epochs": 3, "learning_rate": 2e-3},
+            "float": {"epochs": 2, "learning_rate": 2e-3},
             "stages": [
                 ConfigDict({
                     "name": "prune", "method": "prune", "where": "**/kernel", "criterion": "magnitude",
                     "allocation": "erk", "sparsity": {"schedule": "cubic", "final": 0.9, "begin": 0.0, "end": 0.5},
-                    "every": 25, "epochs": 3, "learning_rate": 2e-3, "rule": "",
+                    "every": 25, "epochs": 2, "learning_rate": 2e-3, "rule": "",
                 }),
                 ConfigDict({
                     "name": "quantize", "method": "quantize", "where": "**/kernel", "bits": 4,
