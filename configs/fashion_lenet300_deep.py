@@ -7,7 +7,7 @@ the first 40 % of 10 epochs; then 5 epochs of straight-through training with 4-b
 and bits are meant to be swept, e.g. ``experiments.sweep --grid="stages[0].sparsity.final=0.9,0.95,0.98,0.99" --seeds=5``.
 
 About 35 s on 2 cores (AMD EPYC).
-Expected, seed 0, JAX 0.10.2: float 89.87 %, 89.57 % pruned (7.5x), 89.81 % with 4 bits, 49,865 bytes for 1,066,440 (21.4x, 1.50
+Expected, seed 0, JAX 0.10.2: float 89.87 %, 89.59 % pruned (7.5x), 89.81 % with 4 bits, 49,865 bytes for 1,066,440 (21.4x, 1.50
 bits a weight with masks, scales and biases).
 Deep Compression (Han et al. 2016, table 1) makes LeNet-300-100 on MNIST 40 times smaller, with shared weights and Huffman
 coding besides, at no loss.
