@@ -49,7 +49,7 @@ def runs(monkeypatch):
     """``compress.run`` by a formula; the configs and folders that it was called with."""
     calls = []
 
-    def run(config, workdir, say=None, *, latency=True):
+    def run(config, workdir, say=None, *, latency=True, floats=None):
         assert latency is False
         calls.append((config, workdir))
         sparsity, bits, seed = config["stages"][0]["sparsity"], config["stages"][1]["bits"], config["seed"]
@@ -149,10 +149,10 @@ def test_a_run_that_fails_does_not_lose_the_others(runs, tmp_path):
 def test_an_interrupt_keeps_what_is_finished(runs, tmp_path, monkeypatch):
     whole = compress.run
 
-    def interrupted(config, workdir, say=None, *, latency=True):
+    def interrupted(config, workdir, say=None, *, latency=True, floats=None):
         if len(runs) == 3:
             raise KeyboardInterrupt
-        return whole(config, workdir, latency=latency)
+        return whole(config, workdir, latency=latency, floats=floats)
 
     monkeypatch.setattr(compress, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
