@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import zlib
@@ -149,14 +150,27 @@ def _write_arrays(directory: Path, buffers: dict[str, np.ndarray]) -> None:
     if not buffers:
         return
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(directory, buffers)
+        # plain files: Orbax's own database holds random names, compressed, so that equal arrays differ by a few bytes
+        with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+            checkpointer.save(directory, args=ocp.args.PyTreeSave(buffers))
         # holds the name of this process's temporary directory; nobody reads it where renaming is atomic
         (directory / "commit_success.txt").unlink(missing_ok=True)
     except OSError:
         raise
     except Exception as error:  # TensorStore reports a full disk as a ValueError
         raise OSError(f"{directory.parent.parent}: the arrays could not be written: {error}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's warning that there is no database to merge."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read_arrays(directory: Path) -> dict[str, np.ndarray]:
