@@ -44,7 +44,7 @@ def shrunk(name: str, images: pathlib.Path) -> dict:
     config = importlib.import_module(f"configs.{name}").get_config().to_dict()
     config["batch_size"] = 16
     if "images" in config["data"]["source"]:
-        config["data"]["dir"] = str(images)
+        config["data"] |= {"dir": str(images), "limit": min(config["data"]["limit"], 128)}
     if "folds" in config["data"]:
         config["data"] |= {"folds": 8, "cross_validate": False}
     if "limit" in config["data"] and "text" in config["data"]["source"]:
