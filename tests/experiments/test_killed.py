@@ -32,6 +32,12 @@ def started(config: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def finish(config: pathlib.Path, workdir: pathlib.Path) -> None:
+    process = started(config, workdir)
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+
+
 def without_times(value, workdir):
     if isinstance(value, dict):
         return {k: without_times(v, workdir) for k, v in value.items() if k not in TIMES}
@@ -52,7 +58,8 @@ def kill_after_a_step(config: pathlib.Path, workdir: pathlib.Path, chance: rando
         time.sleep(0.01)
     time.sleep(chance.uniform(0.0, 0.4))
     alive = process.poll() is None
-    os.kill(process.pid, signal.SIGKILL) if alive else None
+    if alive:
+        os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     return alive
 
@@ -62,13 +69,11 @@ def test_ten_kills_change_no_number(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(f"from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({shrunk()!r})\n")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    process = started(config, whole)
-    assert process.wait() == 0, process.communicate()[0]
+    finish(config, whole)
     chance = random.Random(0)
     assert all(kill_after_a_step(config, broken, chance) for _ in range(10))
     assert not (broken / "report.json").exists()
-    process = started(config, broken)
-    assert process.wait() == 0, process.communicate()[0]
+    finish(config, broken)
     reports = [without_times(json.loads((d / "report.json").read_text()), d) for d in (whole, broken)]
     assert reports[0] == reports[1]
     assert len(reports[0]["history"]) > 20
