@@ -9,11 +9,12 @@ Training sees the read-back weights ``y(w)``, and needs a derivative for roundin
 * ``ste="none"``, the true one: ``round(v)`` is constant between its jumps, so ``dy/dw = s round'(v) / s = 0`` almost
   everywhere. No gradient reaches a weight: hard rounding, for the study of vanishing gradients.
 * ``ste="clip"``, straight through (Bengio et al. 2013): ``round(v) = v + e`` with an error ``|e| <= 1/2`` that is taken to be
-  independent of ``v``. Then ``round'(v) = 1``, and ``dy/dw = 1`` while the code is inside ``[qmin, qmax]``; outside, the clip
-  makes it constant: 0.
+  independent of ``v``. Then ``round'(v) = 1``, and ``dy/dw = 1`` while ``round(v) + z`` is inside ``[qmin, qmax]``; outside,
+  the clip makes it constant: 0. A range by minimum and maximum cuts nothing but, at one bit, what exceeds ``2 mean|w|``, and
+  half a code at an end where the zero point rounds so.
 * ``ste="pass"``: the error of the clip too is taken to be independent of ``w``, so ``dy/dw = 1`` everywhere.
-* with ``rounding="stochastic"``, up with a probability of ``v - floor(v)``, ``E[round(v)] = v``, so inside the range 1 is the
-  derivative of the expectation, exactly, and not an assumption.
+* with ``rounding="stochastic"``, up with a probability of ``v - floor(v)``, ``E[round(v)] = v``, so while ``v + z`` is inside
+  ``[qmin, qmax]`` 1 is the derivative of the expectation, exactly, and not an assumption.
 
 The range is recomputed from the weights at every view and is not differentiated.
 """

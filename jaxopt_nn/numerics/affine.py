@@ -116,6 +116,11 @@ def quantize(
     the decoded value is ``x`` inside the range). A ``zero`` of k + 1/2 is added before the rounding, so codes stay
     integers and values lie at odd multiples of half a scale.
     """
+    codes = jnp.clip(_unclipped(x, scale, zero, key), qmin, qmax)
+    return jnp.where(codes == 0, 0.0, codes)
+
+
+def _unclipped(x: Array, scale: ArrayLike, zero: ArrayLike | None, key: Array | None) -> Array:
     value = x.astype(jnp.float32) * _spread_inverse(scale, x.shape)
     if key is not None:
         # Changes no code; stands between the product and the difference below, which a backend might contract.
@@ -126,10 +131,7 @@ def quantize(
         whole = jnp.floor(offset)
         value = value + expand_groups(offset - whole, x.shape)
     codes = jnp.round(value) if key is None else _round_stochastically(value, key)
-    if whole is not None:
-        codes = codes + expand_groups(whole, x.shape)
-    codes = jnp.clip(codes, qmin, qmax)
-    return jnp.where(codes == 0, 0.0, codes)
+    return codes if whole is None else codes + expand_groups(whole, x.shape)
 
 
 def _round_stochastically(value: Array, key: Array) -> Array:
@@ -159,19 +161,21 @@ def fake_quant(
     """``dequantize(quantize(x, key=key))``, to the bit, in x's dtype, with a straight-through derivative.
 
     Write ``v = x / s`` and ``c = clip(round(v) + z, qmin, qmax) - z``, so ``y = s c``. With the derivative of ``round``
-    taken to be 1, inside the range (``qmin <= v + z <= qmax``) ``dc/dx = 1 / s`` and ``dc/ds = -x / s^2 = -v / s``;
-    outside, ``c`` is constant in x and s, and ``dc/dz = -1``. Hence
+    taken to be 1, inside the range (``qmin <= round(v) + z <= qmax``: the code is not cut) ``dc/dx = 1 / s`` and
+    ``dc/ds = -x / s^2 = -v / s``; outside, ``c`` is constant in x and s, and ``dc/dz = -1``. Hence
 
     * ``dy/dx = 1`` inside, 0 outside (``ste="pass"``: 1 everywhere);
     * ``dy/ds = c + s dc/ds``: ``round(v) - v`` inside, ``qmin - z`` or ``qmax - z`` outside (LSQ, Esser et al. 2020,
-      eq. 3, with bounds counted as inside);
+      eq. 3, which has ``round(clip(v))`` and so its bounds half a code further in; a bound on ``v`` itself would leave
+      out the very weight that a range by minimum and maximum is made of, wherever ``v`` is off by its last bit);
     * ``dy/dz = 0`` inside, ``-s`` outside (LSQ+, Bhalgat et al. 2020, eq. 6).
 
     ``ste="none"`` is the true derivative: ``round`` is constant between its jumps, so ``c`` is so everywhere, and every
     entry counts as outside: ``dy/dx = 0``, ``dy/ds = c``, ``dy/dz = -s``.
 
-    With a PRNG ``key``, rounding is stochastic as in ``quantize``. Inside the range ``E[round(v)] = v``, whose derivative
-    is 1: there ``dy/dx`` above is exact for the expectation, and ``E[dy/ds] = 0``.
+    With a PRNG ``key``, rounding is stochastic as in ``quantize``, and the range is that of rounding to nearest, whatever
+    the draw. Between its bounds ``E[round(v)] = v``, whose derivative is 1: there ``dy/dx`` above is exact for the
+    expectation, and ``E[dy/ds] = 0``.
 
     Raises:
       ValueError: ``ste`` is none of "clip", "pass" and "none".
@@ -194,8 +198,9 @@ def _fake_quant_jvp(qmin, qmax, ste, primals, tangents):
     value = x.astype(jnp.float32) * _spread_inverse(scale, x.shape)
     offset = jnp.zeros((), jnp.float32) if zero is None else jnp.asarray(zero, jnp.float32)
     offset = expand_groups(offset, x.shape)
+    nearest = _unclipped(x, scale, zero, None)
     # where c follows v: nowhere, for the true derivative
-    inside = (value >= qmin - offset) & (value <= qmax - offset) & (ste != "none")
+    inside = (nearest >= qmin) & (nearest <= qmax) & (ste != "none")
     slope = jnp.zeros(x.shape, jnp.float32)
     if not isinstance(dx, SymbolicZero):
         slope = slope + (dx if ste == "pass" else jnp.where(inside, dx, 0)).astype(jnp.float32)

@@ -61,11 +61,24 @@ def test_stack_axes_have_their_own_steps():
     assert not np.array_equal(assumed[0], view(quantize(4), W))
 
 
-def test_the_gradient_is_that_of_a_clipped_identity_and_the_range_is_not_differentiated():
-    method = quantize(4)
-    state = method.init({"w": W})
-    slope = jax.grad(lambda w: jnp.sum(method.view({"w": w}, state)["w"] * W))(W)
-    np.testing.assert_array_equal(slope, W)
+@pytest.mark.parametrize("bits", [2, 3, 6, 8])
+def test_the_weight_that_sets_the_step_gets_its_gradient(bits):
+    """The range is not differentiated, and is as wide as the weights: nothing is cut, whatever the last bit of ``w / s``."""
+    w = jax.random.normal(jax.random.key(bits), (16, 512))
+    method = quantize(bits)
+    state = method.init({"w": w})
+    slope = jax.grad(lambda x: jnp.sum(method.view({"w": x}, state)["w"] * w))(w)
+    np.testing.assert_array_equal(slope, w)
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_a_rounded_zero_point_cuts_no_gradient(bits):
+    """It moves the range by up to half a code, which the rounding of the weight itself takes back, but for ties."""
+    w = jax.random.normal(jax.random.key(bits), (16, 512)) + 0.5
+    method = quantize(bits, symmetric=False)
+    state = method.init({"w": w})
+    slope = jax.grad(lambda x: jnp.sum(method.view({"w": x}, state)["w"]))(w)
+    np.testing.assert_array_equal(slope, np.ones_like(w))
 
 
 def test_zero_and_constant_channels_are_exact():
@@ -189,8 +202,8 @@ def slopes(method, w=W):
 
 
 def test_derivatives_of_rounding():
-    """One bit covers [-mean, mean] only: weights further out are outside the range."""
-    inside = np.abs(W) <= np.abs(W).mean(0, keepdims=True)
+    """One bit rounds to {-mean, mean} without a cut up to twice the mean: weights further out are outside the range."""
+    inside = np.abs(W) <= 2 * np.abs(W).mean(0, keepdims=True)
     assert 0 < inside.mean() < 1
     np.testing.assert_array_equal(slopes(quantize(1)), np.where(inside, W, 0))
     np.testing.assert_array_equal(slopes(quantize(1, ste="pass")), W)

@@ -205,15 +205,17 @@ def test_bfloat16_is_cast_once():
 
 @pytest.mark.parametrize("zero", [None, 1.0, 0.5])
 def test_derivatives(zero):
-    """LSQ eq. 3 entry by entry, bounds counted as inside."""
+    """LSQ eq. 3 entry by entry, a code that is not cut counted as inside."""
     qmin, qmax, s = -2, 3, 0.5
     z = 0.0 if zero is None else zero
     v = np.array([qmin - z - 0.7, qmin - z, -0.6, 0.0, 0.3, 1.1, qmax - z, qmax - z + 0.4])
     x = jnp.asarray(v * s, jnp.float32)
     scale = jnp.float32(s)
     offset = None if zero is None else jnp.float32(zero)
-    inside = (v >= qmin - z) & (v <= qmax - z)
-    codes = np.clip(np.round(v + z % 1) + np.floor(z), qmin, qmax) - z
+    rounded = np.round(v + z % 1) + np.floor(z)
+    inside = (rounded >= qmin) & (rounded <= qmax)
+    assert list(inside) == [False, *[True] * 7], "0.7 of a code outside is cut, 0.4 is rounded back"
+    codes = np.clip(rounded, qmin, qmax) - z
     per_entry = jax.vmap(jax.grad(lambda x, s: affine.fake_quant(x, s, offset, qmin, qmax), argnums=(0, 1)), (0, None))
     dx, ds = per_entry(x, scale)
     np.testing.assert_array_equal(dx, inside)
@@ -240,8 +242,8 @@ def test_scale_gradient_is_summed_over_its_group(shape, scale_shape):
     loss = lambda x, s: jnp.sum(weight * affine.fake_quant(x, s, None, -4, 3))
     dx, ds = jax.jit(jax.grad(loss, argnums=(0, 1)))(x, scale)
     v = x / repeat(scale, shape)
-    inside = (v >= -4) & (v <= 3)
-    each = weight * np.where(inside, np.round(v) - v, np.clip(v, -4, 3))
+    inside = (np.round(v) >= -4) & (np.round(v) <= 3)
+    each = weight * (np.clip(np.round(v), -4, 3) - np.where(inside, v, 0))
     cut = [e for d, n in zip(scale_shape, shape) for e in (d, n // d)]
     np.testing.assert_allclose(ds, each.reshape(cut).sum(tuple(range(1, 2 * len(shape), 2))), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(dx, weight * inside)
@@ -290,7 +292,7 @@ def test_derivatives_under_a_key(ste):
     codes = affine.quantize(x, scale, None, -2, 3, key=key)
     bits_equal(jax.jit(f)(x, scale), codes * scale)
     v = np.asarray(x) / F32(0.5)
-    inside = (v >= -2) & (v <= 3)
+    inside = (np.round(v) >= -2) & (np.round(v) <= 3)
     dx, ds = jax.jit(jax.grad(lambda x, s: jnp.sum(f(x, s)), argnums=(0, 1)))(x, scale)
     np.testing.assert_array_equal(dx, {"clip": inside, "pass": np.ones(40), "none": np.zeros(40)}[ste])
     each = np.asarray(codes) - np.where(inside & (ste != "none"), v, 0)
