@@ -19,12 +19,14 @@ from jaxopt_nn.core.report import Report
 class Roles:
     """Which axes of a leaf are stack (scan, vmap, experts), input (contracted) and output, as its site uses them.
 
-    Axes are non-negative and sorted; an axis may stand in none of the three (a bias has no input axis).
+    Axes are non-negative and sorted; an axis may stand in none of the three (a bias has no input axis). ``window`` names
+    those of the input axes over which a convolution slides (height and width).
     """
 
     stack: tuple[int, ...] = ()
     input: tuple[int, ...] = ()
     output: tuple[int, ...] = ()
+    window: tuple[int, ...] = ()
 
     def channel_axes(self) -> tuple[int, ...]:
         """The axes along which a per-channel statistic is kept: stack and output."""
@@ -32,8 +34,8 @@ class Roles:
 
 
 def assumed_roles(ndim: int) -> Roles:
-    """The roles of a leaf of which nothing is known: the last axis is the output, no stack."""
-    return Roles((), tuple(range(ndim - 1)), (ndim - 1,)) if ndim else Roles()
+    """The roles of a leaf of which nothing is known: those of a convolution's kernel ``[..., I, O]``, no stack."""
+    return Roles((), tuple(range(ndim - 1)), (ndim - 1,), tuple(range(ndim - 2))) if ndim else Roles()
 
 
 def _outside(lhs: Any, rhs: Any) -> Any:

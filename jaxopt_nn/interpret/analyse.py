@@ -242,6 +242,7 @@ def _weight(kind: str, lhs: Tag, rhs: Tag, sizes: list[int]) -> int | None:
 
 def _roles(kind: str, eqn: Any, tag: Tag, weight: int) -> Roles:
     params = eqn.params
+    window: set[int] = set()
     if kind == "dot":
         contracting, batch = (part[weight] for part in params["dimension_numbers"])
         inputs, stack = set(contracting), set(batch)
@@ -249,6 +250,7 @@ def _roles(kind: str, eqn: Any, tag: Tag, weight: int) -> Roles:
         spec = params["dimension_numbers"]
         inputs = set(range(len(tag.axes))) - {spec.rhs_spec[0]} if weight == 1 else set()
         stack = set()
+        window = set(spec.rhs_spec[2:]) & inputs
     else:
         numbers = params["dimension_numbers"]
         inputs, stack = set(numbers.start_index_map), set(numbers.operand_batching_dims)
@@ -256,7 +258,8 @@ def _roles(kind: str, eqn: Any, tag: Tag, weight: int) -> Roles:
     taken = frozenset().union(*(behind[i] for i in inputs))
     stacked = (tag.stack | frozenset().union(*(behind[i] for i in stack))) - taken
     rest = frozenset().union(*(behind[i] for i in behind if i not in inputs | stack)) - taken - stacked
-    return Roles(tuple(sorted(stacked)), tuple(sorted(taken)), tuple(sorted(rest)))
+    slid = frozenset().union(*(behind[i] for i in window))
+    return Roles(*(tuple(sorted(axes)) for axes in (stacked, taken, rest, slid)))
 
 
 def _macs(kind: str, eqn: Any) -> int:

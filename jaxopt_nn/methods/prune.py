@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -32,15 +33,31 @@ def saliency(weight: jax.Array, grad: jax.Array | None = None) -> jax.Array:
     """``|w dL/dw|``, the first-order change of the loss (Molchanov et al. 2017, eq. 8; SNIP, Lee et al. 2019, eq. 4)."""
     if grad is None:
         raise ValueError(
-            "saliency needs gradients, which update gets and init does not: pass a schedule that starts at 0, "
-            "e.g. sparsity=optax.linear_schedule(0.0, 0.9, steps)"
+            "saliency needs gradients, which update gets and init does not: pass a schedule that starts at 0, e.g. "
+            'sparsity=cubic(0.9, end=1000), in a config {"schedule": "cubic", "final": 0.9, "end": 0.4}'
         )
     return jnp.abs(weight * grad)
 
 
 def _kept(size: int, sparsity: Any) -> jax.Array:
-    """Entries to keep of ``size``: ``size - round(sparsity * size)``, int32."""
-    return size - jnp.round(jnp.asarray(sparsity, jnp.float32) * size).astype(jnp.int32)
+    """Entries to keep of ``size``: ``size - round(sparsity * size)``, half to even, int32.
+
+    A number counts exactly. A schedule's float32 is read to six decimals, so that its 0.9 means nine tenths of fifty million
+    too; the product of the millionths and the size is taken in integers.
+    """
+    if size >= 2**31:
+        raise ValueError(f"{size:,} weights share one budget; at most 2^31 - 1 are counted: use allocation=per_leaf")
+    if isinstance(sparsity, (int, float)):
+        return jnp.int32(size - round(sparsity * size))
+    millionths = jnp.round(jnp.clip(jnp.asarray(sparsity, jnp.float32), 0, 1) * 1e6).astype(jnp.uint32)
+    millions, rest = divmod(size, 10**6)
+    thousands, ones = (np.uint32(n) for n in divmod(rest, 1000))
+    large = thousands * millionths  # thousandths
+    small = large % 1000 * 1000 + ones * millionths  # millionths
+    gone = np.uint32(millions) * millionths + large // 1000 + small // 10**6
+    left = small % 10**6
+    gone += (left > 500_000) | ((left == 500_000) & (gone % 2 == 1))
+    return size - gone.astype(jnp.int32)
 
 
 def _keep(score: jax.Array, stack: tuple[int, ...], k: Any) -> jax.Array:
@@ -52,8 +69,14 @@ def _keep(score: jax.Array, stack: tuple[int, ...], k: Any) -> jax.Array:
 
 
 def _layers(shape: tuple[int, ...], roles: Roles) -> tuple[int, tuple[int, ...]]:
-    """How many layers a leaf holds, and the shape of one."""
-    return math.prod(shape[a] for a in roles.stack), tuple(n for a, n in enumerate(shape) if a not in roles.stack)
+    """How many layers a leaf holds, and the inputs, the outputs and the sides of the window of one.
+
+    However many axes its features are laid out in (an attention's heads), a matrix has two of these.
+    """
+    matrix = [tuple(a for a in roles.input if a not in roles.window), roles.output]
+    features = [math.prod(shape[a] for a in axes) for axes in matrix if axes]
+    rest = set(range(len(shape))).difference(roles.stack, *matrix)
+    return math.prod(shape[a] for a in roles.stack), (*features, *(shape[a] for a in sorted(rest)))
 
 
 def per_leaf(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
@@ -77,11 +100,12 @@ def global_budget(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsit
 
 
 def erk(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
-    """Erdos-Renyi-kernel: the density of a layer is proportional to ``sum(dims) / prod(dims)`` over all its axes.
+    """Erdos-Renyi-kernel: the density of a layer is proportional to ``sum(dims) / prod(dims)``.
 
-    Mocanu et al. 2018, eq. 1, for matrices; Evci et al. 2020 (RigL), section 3, for kernels. Thin layers stay dense, wide
-    ones pay for it; a layer whose density would exceed 1 becomes dense, and the rest is rescaled. As in the authors' code,
-    but that the total is exact there where RigL rounds layer by layer: ``size - round(sparsity * size)`` over all leaves.
+    ``dims`` are its inputs and outputs (Mocanu et al. 2018, eq. 1), one number each however many axes they are laid out
+    in, and the sides of a convolution's window (Evci et al. 2020, RigL, section 3). Thin layers stay dense, wide ones pay
+    for it; a layer whose density would exceed 1 becomes dense, and the rest is rescaled. As in the authors' code, but that
+    the total is exact where RigL rounds layer by layer: ``size - round(sparsity * size)`` over all leaves.
     Stack axes are no part of ``dims``, and each layer of a stack keeps equally many; leaves without a stack make up for
     what a stack rounds.
     """
@@ -152,8 +176,17 @@ def prune(
     Raises:
       ValueError: both or neither of sparsity and threshold; a number, or a schedule's value at step 0, outside the above;
         an allocation beside a threshold; at ``pack``, NaN or Inf.
+      TypeError: a criterion or an allocation that is no function, a sparsity or threshold that is no number.
     """
     amount = threshold if sparsity is None else sparsity
+    for name, value, known in (
+        ("criterion", criterion, "magnitude, saliency"),
+        ("allocation", allocation, "per_leaf, erk"),
+    ):
+        if not callable(value):
+            raise TypeError(
+                f"prune({name}={value!r}): pass the function itself ({known}); only a config gives its name"
+            )
     start = _checked_start(sparsity, threshold, allocation)
     scheduled = callable(amount)
     select = _above if sparsity is None else allocation
@@ -204,6 +237,11 @@ def _checked_start(sparsity: Any, threshold: Any, allocation: Allocation) -> flo
             "prune(threshold=..., allocation=...): a threshold decides for each weight by itself; leave allocation out"
         )
     amount = threshold if sparsity is None else sparsity
+    if not callable(amount) and (isinstance(amount, bool) or not isinstance(amount, numbers.Real)):
+        name = "threshold" if sparsity is None else "sparsity"
+        raise TypeError(
+            f"prune({name}={amount!r}): pass one number, or a schedule of the step such as cubic(0.9, end=1000)"
+        )
     with jax.ensure_compile_time_eval():
         start = float(amount(0) if callable(amount) else amount)
     when = f"{start} at step 0" if callable(amount) else f"{start}"

@@ -48,7 +48,7 @@ def test_a_dot_is_a_site_with_roles_and_macs():
                 x.reshape(4, 2, 2, 2), w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             ),
             (3, 3, 2, 5),
-            Roles((), (0, 1, 2), (3,)),
+            Roles((), (0, 1, 2), (3,), (0, 1)),
         ),
     ],
 )

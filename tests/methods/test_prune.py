@@ -1,5 +1,7 @@
 """Pruning against sorted scores, under ties, stacks and schedules."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 
 from jaxopt_nn.core.combine import every
 from jaxopt_nn.core.model import ModelInfo, Roles
-from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
+from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.methods.prune import _kept, erk, global_budget, magnitude, per_leaf, prune, saliency
 from jaxopt_nn.methods.schedules import cubic
 
 PARAMS = {"a": jnp.asarray(np.random.default_rng(0).standard_normal((8, 6)), jnp.float32), "b": jnp.full((4, 5), 0.3)}
@@ -26,7 +29,7 @@ def test_exactly_the_smallest_go(sparsity, seed, ties):
     w = np.random.default_rng(seed).standard_normal((7, 5)).astype(np.float32)
     w = np.round(w) if ties else w
     mask = masks(prune(sparsity=sparsity), {"w": jnp.asarray(w)})["w"]
-    kept = 35 - int(np.rint(np.float32(sparsity) * np.float32(35)))
+    kept = 35 - round(sparsity * 35)
     order = np.argsort(-np.abs(w).ravel(), kind="stable")
     expected = np.zeros(35, bool)
     expected[order[:kept]] = True
@@ -178,7 +181,55 @@ def test_erk_keeps_exactly_as_many_as_asked(shapes, sparsity):
     scores = {p: jnp.zeros(d) for p, d in layers.items()}
     found = erk(scores, dict.fromkeys(layers, Roles()), sparsity)
     total = sum(np.prod(d) for d in shapes)
-    assert sum(int(m.sum()) for m in found.values()) == total - int(np.rint(np.float32(sparsity) * np.float32(total)))
+    assert sum(int(m.sum()) for m in found.values()) == total - round(sparsity * total)
+
+
+def test_erk_sees_a_matrix_whatever_axes_it_is_laid_out_in():
+    """Heads make no thinner layer; a convolution's window stands by itself."""
+    other, dot = jnp.zeros((64, 128)), Roles((), (0,), (1,))
+    counts = []
+    for shape, roles in [
+        ((64, 64), dot), ((64, 4, 16), Roles((), (0,), (1, 2))), ((4, 16, 64), Roles((), (0, 1), (2,))),
+    ]:  # fmt: skip
+        found = erk({"q": jnp.zeros(shape), "f": other}, {"q": roles, "f": dot}, 0.9)
+        counts.append(int(found["q"].sum()))
+        assert abs(counts[-1] - 4096 * reference_erk({"q": (64, 64), "f": (64, 128)}, 0.9)["q"]) <= 1
+    assert len(set(counts)) == 1
+
+    def apply(variables, x):
+        x = jax.lax.conv_general_dilated(
+            x, variables["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.einsum("bhwc,cnd->bnd", x, variables["heads"])
+
+    shapes = {"conv": (5, 3, 8, 16), "heads": (16, 4, 16)}
+    params = {p: jnp.ones(d) for p, d in shapes.items()}
+    info = inspect(apply, params, jnp.ones((1, 6, 6, 8)))
+    density = reference_erk({"conv": (5, 3, 8, 16), "heads": (16, 64)}, 0.8)
+    for path, mask in masks(prune(sparsity=0.8, allocation=erk), params, info).items():
+        assert abs(mask.sum() - params[path].size * density[path]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "sparsity"),
+    [
+        (365_887, 0.801),
+        (1_780_548, 0.623),
+        (50_000_001, 0.9),
+        (16_777_217, 1.0),
+        (2**31 - 1, 0.999),
+        (5, 0.5),
+        (7, 0.5),
+        (9, 0),
+    ],
+)
+def test_counts_are_exact_at_any_size(size, sparsity):
+    """As a number, and as the float32 of a schedule under jit."""
+    expected = size - round(Fraction(str(sparsity)) * size)
+    assert int(_kept(size, sparsity)) == expected
+    assert int(jax.jit(lambda s: _kept(size, s))(jnp.float32(sparsity))) == expected
+    with pytest.raises(ValueError, match="use allocation=per_leaf"):
+        _kept(2**31, 0.5)
 
 
 def test_erk_and_thresholds_on_a_stack():
@@ -255,4 +306,19 @@ def test_pruning_for_good_still_reaches_its_target(allocation):
 )
 def test_values_that_are_not_allowed(make, match):
     with pytest.raises(ValueError, match=match):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: prune("magnitude", sparsity=0.5), "criterion='magnitude'.*: pass the function itself .magnitude"),
+        (lambda: prune(sparsity=0.5, allocation="erk"), "allocation='erk'.*: pass the function itself"),
+        (lambda: prune(sparsity="0.5"), "sparsity='0.5'.: pass one number, or a schedule"),
+        (lambda: prune(sparsity=[0.5, 0.9]), "pass one number"),
+        (lambda: prune(threshold=True), "threshold=True"),
+    ],
+)
+def test_what_is_no_number_or_function(make, match):
+    with pytest.raises(TypeError, match=match):
         make()
