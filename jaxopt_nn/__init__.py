@@ -1,7 +1,7 @@
 """jaxopt_nn: makes trained JAX networks smaller and faster, and says what it cost."""
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
-from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, where
+from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
 from jaxopt_nn.core.model import AxisGroup, Member, ModelInfo, Roles, Site
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Pass, Rule, Tap, identity_rule
@@ -85,6 +85,7 @@ __all__ = [
     "inspect",
     "is_compressed",
     "leafwise",
+    "later",
     "linen",
     "load_artifact",
     "magnitude",

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, where
+from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
 from jaxopt_nn.core.model import ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.train import init_train_state, make_step
@@ -58,6 +58,7 @@ TABLE = {
     "by_path": by_path([("**/a/kernel", quantize(8)), ("**/kernel", prune(sparsity=0.5))]),
     "where": where("**/stack/kernel", quantize(2)),
     "every": every(2, prune(magnitude, sparsity=RAMP)),
+    "later": later(3, prune(magnitude, sparsity=RAMP)),
     "frozen": frozen(prune(magnitude, sparsity=RAMP)),
 }
 RNG = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Combinators over transforms: ``chain``, ``by_path``, ``where``, ``every``, ``between``, ``frozen``."""
+"""Combinators over transforms: ``chain``, ``by_path``, ``where``, ``every``, ``between``, ``later``, ``frozen``."""
 
 from __future__ import annotations
 
@@ -226,6 +226,15 @@ def between(start: int, stop: int, method: Transform) -> Transform:
     if not 0 <= start <= stop:
         raise ValueError(f"between(start={start}, stop={stop}): needs 0 <= start <= stop")
     return _gated(method, lambda step: (step >= start) & (step <= stop))
+
+
+def later(steps: int, method: Transform) -> Transform:
+    """``method`` whose ``update`` counts from ``steps`` on: a training that goes on where another one of that length ended."""
+
+    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        return method.update(params, state, step=step + steps, grads=grads)
+
+    return method._replace(update=update)
 
 
 def frozen(method: Transform) -> Transform:

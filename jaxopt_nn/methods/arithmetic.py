@@ -31,7 +31,7 @@ def arithmetic(name: str) -> Rule:
     Raises:
       ValueError: another name.
     """
-    found = re.fullmatch(r"w([1-8])a(\d+)", name)
+    found = re.fullmatch(r"w([1-8])a(\d+)", str(name))
     widths = found and (int(found[1]), int(found[2]))
     if not widths or widths[1] not in (*range(2, 9), 16, 32):
         raise ValueError(f"arithmetic({name!r}): allowed are w1 to w8 with a2 to a8, a16 or a32, e.g. 'w8a8', 'w4a16'")

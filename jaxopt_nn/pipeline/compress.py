@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact, versions
-from jaxopt_nn.core.combine import chain, frozen
+from jaxopt_nn.core.combine import chain, frozen, later
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.transform import State, Transform, explain
 from jaxopt_nn.interpret.inspect import inspect
@@ -155,7 +155,7 @@ class Compressor:
 
     def _planned(self, steps: int) -> _Plan:
         added = [stage.method(steps * stage.epochs) for stage in self.recipe]
-        methods = [_accumulated(self.recipe[: k + 1], added[: k + 1]) for k in range(len(added))]
+        methods = [_accumulated(self.recipe[: k + 1], added[: k + 1], steps) for k in range(len(added))]
         trainers = [
             Trainer(
                 self._train_apply, method, stage, steps=steps, batch_size=self._batch_size, frozen=self._frozen,
@@ -294,10 +294,17 @@ def plain_training(apply: Callable[..., jax.Array]) -> TrainApply:
     return lambda variables, x, key: (apply(variables, x), {})
 
 
-def _accumulated(stages: Sequence[Stage], added: Sequence[Transform]) -> Transform:
-    last = stages[-1]
-    earlier = [t if stage.name in last.thaw else frozen(t) for stage, t in zip(stages[:-1], added[:-1], strict=True)]
-    return chain(*earlier, added[-1])
+def _accumulated(stages: Sequence[Stage], added: Sequence[Transform], steps: int) -> Transform:
+    """The transforms of all stages so far, those of earlier ones frozen, or thawed and with their clocks running on."""
+    *before, last = stages
+
+    def earlier(i: int, stage: Stage) -> Transform:
+        if stage.name not in last.thaw:
+            return frozen(added[i])
+        ran = [stage, *(s for s in before[i + 1 :] if stage.name in s.thaw)]
+        return later(steps * sum(s.epochs for s in ran), added[i])
+
+    return chain(*(earlier(i, stage) for i, stage in enumerate(before)), added[-1])
 
 
 def _joined(states: tuple[State, ...]) -> State:

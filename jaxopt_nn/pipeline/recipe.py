@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxopt_nn.core.paths import map_with_path
+import jax
+import jax.numpy as jnp
+
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import Transform
 
@@ -45,18 +49,20 @@ class Stage:
       name: in reports; unique within a recipe.
       transform: what this stage adds; or a function of the stage's number of training steps that gives it, for schedules.
       epochs: passes over the training data; 0 for none.
-      learning_rate: Adam's, decayed to zero over the stage by half a cosine; or an optax schedule of the stage's step.
+      learning_rate: Adam's, decayed to zero over the stage by half a cosine; or an optax schedule of the stage's step; or a
+        function of the stage's number of training steps that gives one.
       weight_decay: decoupled from the gradient, times the learning rate (AdamW, Loshchilov and Hutter 2019); 0: plain Adam.
+        Leaves without any gradient (running statistics) do not decay.
       rule: what the deployed network's sites compute, e.g. ``arithmetic("w4a8")``; None evaluates the codes with float
         activations. Holds for this stage, not for later ones.
-      thaw: names of earlier stages whose ``carried`` (masks, say) goes on changing.
+      thaw: names of earlier stages whose ``carried`` (masks, say) goes on changing, their schedules from where they were.
       training_rule: what the sites compute in training, e.g. ``fake_quant_activations(8)``; None: as they stand.
       distill: trains towards the teacher's outputs; None: towards the labels alone.
       gradient_norms: keeps each leaf's gradient norm in the history.
 
     Raises:
       ValueError: an empty name, negative epochs, a learning rate that is no positive number, a negative weight decay.
-      TypeError: ``transform``, a rule or ``distill`` of another type.
+      TypeError: a field of another type.
     """
 
     name: str
@@ -71,6 +77,8 @@ class Stage:
     gradient_norms: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"Stage(name={self.name!r}): a string; Stage(name, transform, epochs=...)")
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
             raise ValueError(f"Stage(name={self.name!r}): a stage needs a name that a folder can have")
         where = f"stage {self.name!r}"
@@ -89,9 +97,12 @@ class Stage:
                 raise TypeError(f"{where}: {field} is {type(value).__name__}; pass {hint}")
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
             raise ValueError(f"{where}: epochs={self.epochs!r}; allowed are the whole numbers from 0")
+        for field in ("learning_rate", "weight_decay"):
+            value = getattr(self, field)
+            if not (isinstance(value, numbers.Real) or field == "learning_rate" and callable(value)):
+                raise TypeError(f"{where}: {field}={value!r}; pass a number")
         if not callable(self.learning_rate) and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"{where}: learning_rate={self.learning_rate}; a positive number or an optax schedule")
-
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"{where}: weight_decay={self.weight_decay}; a number from 0, e.g. 0.01")
 
@@ -112,16 +123,25 @@ class Stage:
         """Adam, or AdamW, over ``steps`` steps."""
         import optax
 
-        rate = self.learning_rate
-        schedule = rate if callable(rate) else optax.cosine_decay_schedule(rate, max(steps, 1))
         if not self.weight_decay:
-            return optax.adam(schedule)
-        return optax.adamw(schedule, weight_decay=self.weight_decay, mask=_weights)
+            return optax.adam(self._schedule(steps))
+        decay = optax.stateless(functools.partial(_decayed, self.weight_decay))
+        return optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(self._schedule(steps)))
+
+    def _schedule(self, steps: int) -> Callable[[Any], Any]:
+        import optax
+
+        rate = self.learning_rate
+        if not callable(rate):
+            return optax.cosine_decay_schedule(rate, max(steps, 1))
+        made = rate(steps)
+        return made if callable(made) else rate
 
 
-def _weights(moved: Any) -> Any:
-    """What decays: all but the learnt state of a method, whose zero means something else."""
-    return map_with_path(lambda path, leaf: not path.startswith("learnt/"), moved)
+def _decayed(rate: float, updates: Any, params: Any) -> Any:
+    """Adds the decay. What a method learns has another zero; what Adam does not move has no gradient, and is no weight."""
+    wide = lambda update, leaf: update + rate * leaf * jnp.any(update != 0)
+    return {**updates, "params": jax.tree.map(wide, updates["params"], params["params"])}
 
 
 #: Stages in order; a stage's transform sees the view of the earlier ones.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import re
@@ -48,7 +47,8 @@ SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "polynomial": optax.polynomial_schedule,
     "staircase": schedules.staircase,
 }
-#: Arguments of schedules that count steps; a config may give them as a share of the stage, 0.0 to 1.0.
+#: Arguments of schedules that count steps; a config may give them as a share of the stage. 1.0 is the last step of a method's
+#: schedule, so that its end is reached, and the end of the training for a learning rate, whose zero would waste a step.
 STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
 NAMED: dict[str, Mapping[str, Any]] = {"criterion": CRITERIA, "allocation": ALLOCATIONS}
@@ -92,12 +92,12 @@ def imported(name: str) -> Any:
 
 
 def transform(
-    method: str, *, pattern: str | None = None, steps: int = 0, interval: int = 1, seed: int = 0, **arguments: Any
+    method: str, *, pattern: str | None = None, steps: int = 0, interval: int = 1, key: Any = None, **arguments: Any
 ) -> Transform:
     """A transform from names: ``transform("prune", pattern="**/kernel", criterion="magnitude", sparsity=0.9)``.
 
     An argument ``{"schedule": "cubic", "final": 0.9, "end": 0.7}`` becomes that schedule; a float among its steps is a share
-    of ``steps``. A method that needs a ``key`` gets one of ``seed``.
+    of ``steps``. A method with stochastic rounding gets the ``key``.
 
     Args:
       steps: of the training ahead.
@@ -107,9 +107,9 @@ def transform(
       ValueError: an unknown method, criterion, allocation or schedule, or an argument that the method does not have.
     """
     factory = lookup(method, METHODS, "method")
-    built = {key: _argument(key, value, steps) for key, value in arguments.items()}
+    built = {name: _argument(name, value, max(steps - 1, 0)) for name, value in arguments.items()}
     if built.get("rounding") == "stochastic":
-        built["key"] = jax.random.key(seed)
+        built["key"] = key
     made = called(factory, f"method {method!r}", built)
     made = made if pattern is None else where(pattern, made)
     return made if interval == 1 else every(interval, made, last=max(steps - 1, 0))
@@ -142,30 +142,58 @@ def training_rule(name: str | None) -> Rule | None:
     return fake_quant_activations(int(found[1]), found[2] or "clip")
 
 
-def stages(config: Sequence[Mapping[str, Any]]) -> list[Stage]:
+def stages(config: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Stage]:
     """A recipe from a config: one mapping a stage.
 
     Each has ``name``, ``method`` and the method's own arguments, and may have ``where`` (a pattern of paths), ``every``
     (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``weight_decay``, ``rule``, ``thaw``,
     ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``.
 
+    Args:
+      seed: of what methods draw at random; each stage folds in its number.
+
     Raises:
-      ValueError: an entry is missing or unknown.
+      ValueError: an entry is missing or unknown; when the number of steps is known, a schedule that has not reached its
+        last value at the stage's last step, unless a later stage thaws the stage.
     """
-    return [_stage(i, dict(entry)) for i, entry in enumerate(config)]
+    thawed = {name for entry in config for name in entry.get("thaw", ())}
+    key = jax.random.key(seed)
+    return [
+        _stage(i, dict(entry), jax.random.fold_in(key, i), entry.get("name") not in thawed)
+        for i, entry in enumerate(config)
+    ]
 
 
-def _stage(i: int, entry: dict[str, Any]) -> Stage:
+def _stage(i: int, entry: dict[str, Any], key: jax.Array, ends: bool) -> Stage:
     for field in ("name", "method"):
         if not isinstance(entry.get(field), str):
             raise ValueError(f"stages[{i}]: needs {field!r}, a string; has {', '.join(sorted(entry)) or 'nothing'}")
-    own = {key: entry.pop(key) for key in STAGE_FIELDS if key in entry}
-    make = functools.partial(transform, own["method"], pattern=own.get("where"), interval=own.get("every", 1), **entry)
+    own = {name: entry.pop(name) for name in STAGE_FIELDS if name in entry}
+    where_and_when = {"pattern": own.get("where"), "interval": own.get("every", 1), "key": key}
+
+    def make(steps: int) -> Transform:
+        for name, value in entry.items():
+            if ends and isinstance(value, Mapping):
+                _check_end(f"stage {own['name']!r}: {name}", _argument(name, value, max(steps - 1, 0)), steps)
+        return transform(own["method"], steps=steps, **where_and_when, **entry)
+
     try:
-        make(steps=100)  # what is wrong with the arguments shows here, before the number of steps is known
-        return Stage(own["name"], lambda steps: make(steps=steps), **stage_fields(own))
+        transform(
+            own["method"], steps=100, **where_and_when, **entry
+        )  # errors show before the number of steps is known
+        return Stage(own["name"], make, **stage_fields(own))
     except ValueError as error:
         raise ValueError(f"stages[{i}] ({own['name']}): {error}") from error
+
+
+def _check_end(what: str, schedule: Callable[[Any], Any], steps: int) -> None:
+    """Raises ValueError where a schedule has not reached its last value at the last of ``steps`` steps."""
+    at, final = (float(schedule(step)) for step in (max(steps - 1, 0), 2**30))
+    if abs(at - final) > 1e-6 * max(abs(final), 1):
+        raise ValueError(
+            f"{what}: the schedule ends at {final:.6g}, but is at {at:.6g} at the last of the stage's {steps} steps; let it "
+            "end earlier (a share of the stage such as 0.7 fits any number of steps), or train longer"
+        )
 
 
 def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,26 +204,37 @@ def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
     """
     kept = {key: own[key] for key in ("epochs", "learning_rate", "weight_decay", "gradient_norms") if key in own}
     if isinstance(kept.get("learning_rate"), Mapping):
-        kept["learning_rate"] = _argument("learning_rate", kept["learning_rate"])
+        rate = kept["learning_rate"]
+        kept["learning_rate"] = lambda steps: _argument("learning_rate", rate, max(steps, 1))
+        kept["learning_rate"](100)  # errors show before the number of steps is known
     if own.get("distill"):
         kept["distill"] = called(Distill, "distill", own["distill"])
     rules = {"rule": rule(own.get("rule")), "training_rule": training_rule(own.get("training_rule"))}
     return {**kept, **rules, "thaw": tuple(own.get("thaw", ()))}
 
 
-def _argument(key: str, value: Any, steps: int = 0) -> Any:
+def _argument(key: str, value: Any, last: int) -> Any:
+    """What a config's value stands for; the step ``last`` is the share 1.0."""
     if isinstance(value, str) and key in NAMED:
         return lookup(value, NAMED[key], key)
-    if isinstance(value, Mapping):
-        fields = dict(value)
-        name = fields.pop("schedule", None)
-        if name is None:
-            raise ValueError(f"{key}: a mapping is a schedule and needs 'schedule', one of {', '.join(SCHEDULES)}")
-        counted = {
-            k: round(v * steps) if k in STEPS and isinstance(v, float) and 0 <= v <= 1 else v for k, v in fields.items()
-        }
+    if not isinstance(value, Mapping):
+        return value
+    fields = dict(value)
+    name = fields.pop("schedule", None)
+    if name is None:
+        raise ValueError(f"{key}: a mapping is a schedule and needs 'schedule', one of {', '.join(SCHEDULES)}")
+    shares = {field: x for field, x in fields.items() if field in STEPS and isinstance(x, float)}
+    for field, x in shares.items():
+        if not 0 <= x <= 1:
+            raise ValueError(f"{key}: {field}={x}: give a share of the stage, 0.0 to 1.0, or a whole number of steps")
+    counted = {**fields, **{field: round(x * last) for field, x in shares.items()}}
+    try:
         return called(lookup(name, SCHEDULES, "schedule"), f"schedule {name!r}", counted)
-    return value
+    except ValueError as error:
+        if not shares:
+            raise
+        given = ", ".join(f"{field}={x}" for field, x in shares.items())
+        raise ValueError(f"{error} ({key}: {given} as shares of {last} steps)") from error
 
 
 def called(factory: Callable[..., Any], what: str, arguments: Mapping[str, Any]) -> Any:

@@ -1,5 +1,6 @@
 """The whole of it in one call: for Linen, NNX and plain JAX; what is reported is true; bad input is refused early."""
 
+import dataclasses
 import errno
 import inspect
 import json
@@ -203,10 +204,14 @@ def test_the_mask_of_a_stage_is_frozen_in_later_ones_and_a_second_run_traces_not
     assert first.stages[-1]["loss"] != second.stages[-1]["loss"], "the seed shuffles the minibatches"
 
 
-def test_a_thawed_stage_goes_on():
+def test_the_schedule_of_a_thawed_stage_goes_on_where_it_was():
+    """Two steps an epoch: 0 and 1 in its own stage, none in the next, 2 to 5 in the last; 10 points each."""
     small = jn.Data((X[:32], Y[:32]), DATA.test)
-    result = Compressor(apply, ramped(thaw=("prune",)), batch_size=16)(VARIABLES, small, latency=False)
-    assert kept(result) == [n - round(0.5 * n) for n in (32 * 3, 8 * 32)]
+    prune, still = (dataclasses.replace(stage, epochs=1) for stage in ramped())
+    recipe = [prune, still, jn.Stage("r", jn.identity(), epochs=1, thaw=("prune",))]
+    assert kept(Compressor(apply, recipe, batch_size=16)(VARIABLES, small, latency=False)) == [67, 179]
+    again = [*recipe, jn.Stage("s", jn.identity(), epochs=1, thaw=("prune",))]
+    assert kept(Compressor(apply, again, batch_size=16)(VARIABLES, small, latency=False)) == [48, 128]
 
 
 def test_the_artifact_is_the_network(run):

@@ -1,6 +1,5 @@
 """Recipes are checked when they are made."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -30,12 +29,16 @@ def test_a_schedule_is_taken_as_it_is():
     np.testing.assert_allclose(update, [-0.25], rtol=1e-5)
 
 
-def test_weights_decay_and_what_is_learnt_does_not():
+def test_weights_decay_as_adamw_s_and_what_is_learnt_or_gets_no_gradient_does_not():
     optimizer = Stage("c", CLIP, learning_rate=optax.constant_schedule(0.5), weight_decay=0.1).optimizer(3)
-    moved = {"params": {"w": jnp.full(2, 3.0)}, "learnt": {"w": jnp.full(1, 3.0)}}
-    update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, moved), optimizer.init(moved), moved)
-    np.testing.assert_allclose(update["params"]["w"], [-0.15, -0.15], rtol=1e-6)
-    np.testing.assert_array_equal(update["learnt"]["w"], [0.0])
+    moved = {"params": {"w": jnp.array([3.0, -2.0]), "mean": jnp.ones(2)}, "learnt": {"w": jnp.full(1, 3.0)}}
+    slopes = {"params": {"w": jnp.array([0.3, 0.0]), "mean": jnp.zeros(2)}, "learnt": {"w": jnp.ones(1)}}
+    update, _ = optimizer.update(slopes, optimizer.init(moved), moved)
+    adamw = optax.adamw(0.5, weight_decay=0.1)
+    expected, _ = adamw.update(slopes, adamw.init(moved), moved)
+    np.testing.assert_allclose(update["params"]["w"], expected["params"]["w"], rtol=1e-6)
+    np.testing.assert_array_equal(update["params"]["mean"], [0.0, 0.0])
+    np.testing.assert_allclose(update["learnt"]["w"], [-0.5], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,8 @@ def test_weights_decay_and_what_is_learnt_does_not():
         ({"rule": "w4a8"}, TypeError, "rule is str; pass a Rule"),
         ({"epochs": 1.5}, ValueError, "epochs=1.5"),
         ({"epochs": True}, ValueError, "epochs=True"),
+        ({"name": 3}, TypeError, r"Stage\(name=3\): a string"),
+        ({"learning_rate": "1e-3"}, TypeError, "learning_rate='1e-3'; pass a number"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate=0.0"),
         ({"learning_rate": float("nan")}, ValueError, "learning_rate=nan"),
     ],

@@ -1,5 +1,6 @@
 """Configs name things; what is mistyped is answered with the nearest names."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,7 +53,61 @@ def test_stages_from_a_config():
     assert [s.name for s in made] == ["p", "q", "r"]
     assert (made[0].epochs, made[0].learning_rate, made[0].rule) == (3, 0.5, None)
     assert made[1].rule.name == "w4a8" and made[1].thaw == ("p",)
-    np.testing.assert_allclose([made[2].learning_rate(t) for t in (0, 1, 2)], [1, 0.5, 0], atol=1e-7)
+    np.testing.assert_allclose([made[2].learning_rate(9)(t) for t in (0, 1, 2)], [1, 0.5, 0], atol=1e-7)
+
+
+def test_a_learning_rate_over_a_share_of_the_stage():
+    rate = {"schedule": "linear", "init_value": 1.0, "end_value": 0.0, "transition_steps": 0.5}
+    (stage,) = registry.stages([{"name": "p", "method": "identity", "learning_rate": rate}])
+    moved = []
+    optimizer = stage.optimizer(10)
+    state = optimizer.init({"w": jnp.zeros(())})
+    for _ in range(7):
+        update, state = optimizer.update({"w": jnp.ones(())}, state)
+        moved.append(-float(update["w"]))  # Adam under a constant gradient moves by the rate
+    np.testing.assert_allclose(moved, [1, 0.8, 0.6, 0.4, 0.2, 0, 0], atol=1e-5)
+
+
+SCHEDULED = {
+    "linear": {"schedule": "linear", "init_value": 0.0, "end_value": 0.5, "transition_steps": 1.0},
+    "cubic": {"schedule": "cubic", "final": 0.5, "end": 1.0},
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULED.values(), ids=SCHEDULED)
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_schedule_over_the_whole_stage_ends_at_its_last_step(schedule, every):
+    """Also where updates run every 4 of 11 steps."""
+    (stage,) = registry.stages([{"name": "p", "method": "prune", "every": every, "sparsity": schedule}])
+    method = stage.method(11)
+    state, update = method.init(PARAMS), jax.jit(method.update)
+    for step in range(11):
+        state = update(PARAMS, state, step=step)
+    assert int(jnp.count_nonzero(method.view(PARAMS, state)["a"]["kernel"])) == 6
+
+
+def test_a_schedule_that_would_not_reach_its_end_is_refused_unless_a_later_stage_goes_on_with_it():
+    prune = {"name": "p", "method": "prune", "sparsity": {"schedule": "cubic", "final": 0.9, "end": 200}}
+    (stage,) = registry.stages([prune])
+    with pytest.raises(
+        ValueError, match=r"'p': sparsity: the schedule ends at 0.9, but is at 0.78.* 100 steps; let it end"
+    ):
+        stage.method(100)
+    assert stage.method(201)
+    with pytest.raises(ValueError, match="at 0 at the last of the stage's 0 steps"):
+        stage.method(0)
+    first, _ = registry.stages([prune, {"name": "q", "method": "identity", "thaw": ["p"]}])
+    assert first.method(100)
+
+
+def test_random_codes_differ_by_seed_and_stage():
+    entry = {"method": "quantize", "bits": 4, "rounding": "stochastic"}
+    draws = set()
+    for seed in (0, 1):
+        for stage in registry.stages([{"name": "p", **entry}, {"name": "q", **entry}], seed):
+            method = stage.method(1)
+            draws.add(np.asarray(method.view(PARAMS, method.init(PARAMS))["a"]["kernel"]).tobytes())
+    assert len(draws) == 4
 
 
 @pytest.mark.parametrize(
@@ -75,6 +130,14 @@ def test_stages_from_a_config():
         ),
         ({"name": "x", "method": "prune", "sparsity": {"end": 1}}, "a mapping is a schedule and needs 'schedule'"),
         ({"name": "x", "method": "clip", "lo": -1.0, "hi": 1.0, "epochs": -1}, "epochs=-1"),
+        (
+            {"name": "x", "method": "prune", "sparsity": {"schedule": "cubic", "final": 0.9, "end": 1.5}},
+            "sparsity: end=1.5: give a share of the stage, 0.0 to 1.0, or a whole number of steps",
+        ),
+        (
+            {"name": "x", "method": "prune", "sparsity": {"schedule": "cubic", "final": 0.9, "begin": 0.8, "end": 0.4}},
+            "0 <= begin <= end .sparsity: begin=0.8, end=0.4 as shares of",
+        ),
         ({"name": "x"}, r"stages\[0\]: needs 'method'"),
         ({}, r"stages\[0\]: needs 'name', a string; has nothing"),
     ],
