@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
                 ConfigDict({
                     "name": "prune", "method": "prune", "where": "**/kernel", "criterion": "magnitude",
                     "allocation": "erk", "sparsity": {"schedule": "cubic", "final": 0.9, "begin": 0.0, "end": 0.4},
-                    "every": 25, "epochs": 10, "learning_rate": 3e-3, "weight_decay": 0.1,
-                    "rule": "",
+                    "every": 25, "epochs": 10, "learning_rate": {"schedule": "constant", "value": 3e-3}, "weight_decay": 0.1,
+                    "ema": 0.999, "rule": "",
                 }),
                 ConfigDict({
                     "name": "quantize", "method": "quantize", "where": "**/kernel", "bits": 4, "group": -1,

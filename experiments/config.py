@@ -16,7 +16,7 @@ NEEDED = ("seed", "model", "batch_size", "data", "float", "stages")
 DEFAULTS: dict[str, Any] = {
     "checkpoint": "", "model_args": {}, "teacher": None, "start": None, "latency": None, "checkpoint_seconds": 10.0,
 }  # fmt: skip
-TRAINING = ("epochs", "learning_rate", "weight_decay", "distill", "training_rule", "gradient_norms")
+TRAINING = ("epochs", "learning_rate", "weight_decay", "ema", "distill", "training_rule", "gradient_norms")
 TEACHER: dict[str, Any] = {"model_args": {}, "checkpoint": "", "data": {}}
 
 

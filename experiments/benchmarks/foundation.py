@@ -50,12 +50,6 @@ from jaxopt_nn.pipeline.train import Trainer, order_of, steps_of
 PyTree = Any
 #: Best of JaxPruner's allocations, gradual magnitude pruning with 10 epochs of fine-tuning, on this network and data.
 JAXPRUNER = {0.9: 0.8977, 0.95: 0.8908, 0.98: 0.8754, 0.99: 0.8612}
-#: Few weights left want a higher rate and no decay: chosen for each sparsity on held-out training images. The config's at 90 %.
-TUNED: dict[float, dict[str, Any]] = {
-    0.9: {}, 0.95: {"learning_rate": 4e-3, "end": 0.3},
-    0.98: {"learning_rate": 5e-3, "weight_decay": 0.0, "end": 0.3},
-    0.99: {"learning_rate": 5e-3, "weight_decay": 0.0, "end": 0.3},
-}  # fmt: skip
 BATCH = 128
 
 
@@ -146,9 +140,8 @@ def part_prune(nets: Networks) -> list[dict[str, Any]]:
     rows = [row("prune", "float", nets.accuracies(nets.apply, nets.floats))]
     for sparsity, quoted in JAXPRUNER.items():
         for allocation in ("erk", "global_budget"):
-            tuned = dict(TUNED[sparsity])
-            schedule = {**stage["sparsity"], "final": sparsity, "end": tuned.pop("end", stage["sparsity"]["end"])}
-            found = nets.deployed([{**stage, **tuned, "allocation": allocation, "sparsity": schedule}])
+            schedule = {**stage["sparsity"], "final": sparsity}
+            found = nets.deployed([{**stage, "allocation": allocation, "sparsity": schedule}])
             rows.append(row("prune", f"{sparsity:.0%}, {allocation}", found, **{"JaxPruner, quoted": quoted}))
             print(rows[-1], flush=True)
     return rows

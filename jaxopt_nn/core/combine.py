@@ -75,9 +75,8 @@ def chain(*members: Transform) -> Transform:
 
     needs = frozenset().union(*(m.traits.needs for m in members))
     local = all(m.traits.leaf_local for m in members)
-    return Transform(
-        init, update, lambda p, s: views(p, s)[-1], project, pack, Traits(takes, local, needs, _measures(members))
-    )
+    traits = Traits(takes, local, needs, _measures(members), _pending(members))
+    return Transform(init, update, lambda p, s: views(p, s)[-1], project, pack, traits)
 
 
 def _measures(members: Sequence[Transform]) -> Callable[..., dict[str, Any]] | None:
@@ -86,6 +85,11 @@ def _measures(members: Sequence[Transform]) -> Callable[..., dict[str, Any]] | N
     if not found:
         return None
     return lambda apply, variables, inputs: {k: v for each in found for k, v in each(apply, variables, inputs).items()}
+
+
+def _pending(members: Sequence[Transform]) -> Callable[[int], str | None]:
+    """All that the members still have to do."""
+    return lambda step: "; ".join(filter(None, (m.traits.pending(step) for m in members))) or None
 
 
 def _like(view: Callable[..., PyTree], params: PyTree, state: State) -> PyTree:
@@ -185,8 +189,9 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
 
     needs = frozenset().union(*(t.traits.needs for _, t in cases))
     local = all(t.traits.leaf_local for _, t in cases)
-    measure = _measures([t for _, t in cases])
-    return Transform(init, update, each("view"), each("project"), each("pack"), Traits(takes, local, needs, measure))
+    methods = [t for _, t in cases]
+    traits = Traits(takes, local, needs, _measures(methods), _pending(methods))
+    return Transform(init, update, each("view"), each("project"), each("pack"), traits)
 
 
 def where(pattern: str, method: Transform) -> Transform:
@@ -234,9 +239,10 @@ def later(steps: int, method: Transform) -> Transform:
     def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         return method.update(params, state, step=step + steps, grads=grads)
 
-    return method._replace(update=update)
+    traits = method.traits._replace(pending=lambda step: method.traits.pending(step + steps))
+    return method._replace(update=update, traits=traits)
 
 
 def frozen(method: Transform) -> Transform:
     """``method`` whose ``carried`` no longer changes: an earlier stage of a recipe."""
-    return method._replace(update=keep_state)
+    return method._replace(update=keep_state, traits=method.traits._replace(pending=lambda step: None))

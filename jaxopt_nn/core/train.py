@@ -76,6 +76,48 @@ def init_train_state(
     return TrainState(params, state.learnt, state.carried, opt, jnp.zeros((), jnp.int32), key)
 
 
+class Averaged(NamedTuple):
+    """State of ``averaging``: the optimizer's, the average (float32 or wider), the number of steps."""
+
+    inner: PyTree
+    average: PyTree
+    done: jax.Array
+
+
+def averaging(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """``optimizer``, which also keeps an exponential moving average of what it moves (Polyak and Juditsky 1992).
+
+    ``average = d average + (1 - d) moved`` after each step ``t = 0, 1, ...``, with ``d = min(decay, (1 + t) / (10 + t))``, so
+    that a short training forgets its start. The training itself goes on as without; ``averaged`` gives the result.
+    """
+    import optax
+
+    def init(moved: PyTree) -> Averaged:
+        wide = lambda x: jnp.array(x, jnp.promote_types(x.dtype, jnp.float32))
+        return Averaged(optimizer.init(moved), jax.tree.map(wide, moved), jnp.zeros((), jnp.int32))
+
+    def update(grads: PyTree, state: Averaged, moved: PyTree = None) -> tuple[PyTree, Averaged]:
+        updates, inner = optimizer.update(grads, state.inner, moved)
+        d = jnp.minimum(decay, (1 + state.done) / (10 + state.done))
+        mix = lambda old, new: (d * old + (1 - d) * new).astype(old.dtype)
+        average = jax.tree.map(mix, state.average, optax.apply_updates(moved, updates))
+        return updates, Averaged(inner, average, state.done + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(ts: TrainState, method: Transform, *, frozen: tuple[str, ...] = ("batch_stats/**",)) -> TrainState:
+    """The train state of an ``averaging`` optimizer with the averages in their leaves' place, projected by the method.
+
+    Leaves that no optimizer moves, and ``carried`` (masks), stay as they are.
+    """
+    moved, still = _split(ts.params, trained(ts.params, frozen))
+    narrow = lambda old, new: new.astype(old.dtype)
+    mean = jax.tree.map(narrow, {"params": moved, "learnt": ts.learnt}, ts.opt.average)
+    params = method.project(_join(mean["params"], still), State(mean["learnt"], ts.carried))
+    return ts._replace(params=params, learnt=mean["learnt"])
+
+
 def make_step(
     loss: Callable[[PyTree, Any, jax.Array], tuple[jax.Array, tuple[dict[str, Any], PyTree]]],
     method: Transform,

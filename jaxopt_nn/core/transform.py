@@ -66,12 +66,14 @@ class Traits(NamedTuple):
       needs: subset of ``{"roles", "stats", "grads", "key"}``.
       measure: ``(apply, variables, inputs) -> {name: statistic}``: what ``init`` reads in ``info.stats``, taken from the
         model as it runs on ``inputs [N, ...]``; None where it reads none.
+      pending: ``step -> str | None``: what is left of its schedules after the update of that step, in words; None: nothing.
     """
 
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
     leaf_local: bool = True
     needs: frozenset[str] = frozenset()
     measure: Callable[[Callable[..., Any], PyTree, Any], dict[str, Any]] | None = None
+    pending: Callable[[int], str | None] = lambda step: None
 
 
 class Transform(NamedTuple):

@@ -220,9 +220,17 @@ def prune(
         made = masks(scores, {p: c["roles"].value for p, c in state.carried.items()}, step)
         return State((), {p: {**c, "mask": made[p] if regrow else made[p] & old[p]} for p, c in state.carried.items()})
 
+    def pending(step: int) -> str | None:
+        if not callable(amount):
+            return None
+        now, final = float(amount(step)), float(amount(2**30))
+        name = "threshold" if sparsity is None else "sparsity"
+        return None if abs(now - final) <= 1e-6 else f"{name} is at {now:.6g} and ends at {final:.6g}"
+
     # any criterion but magnitude may read gradients; only a schedule scores again after init
     needs = frozenset({"roles"} | ({"grads"} if scheduled and criterion is not magnitude else set()))
-    return Transform(init, update, _view, keep_params, _pack, Traits(_takes, select in (per_leaf, _above), needs))
+    traits = Traits(_takes, select in (per_leaf, _above), needs, pending=pending)
+    return Transform(init, update, _view, keep_params, _pack, traits)
 
 
 def _checked_start(sparsity: Any, threshold: Any, allocation: Allocation) -> float:

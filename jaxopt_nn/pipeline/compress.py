@@ -106,7 +106,7 @@ def compress(
     Raises:
       ValueError: variables without a leaf, with NaN or Inf, or compressed already; an ``apply`` that gives other than
         logits; weights closed over by ``apply``; a pattern that matches nothing; labels outside the classes; a teacher of
-        another number of classes.
+        another number of classes; a schedule that does not reach its end.
       FloatingPointError: the loss of a stage is NaN or Inf.
       OSError: ``workdir`` can't be written, or the disk is full; no file is left half-written.
     """
@@ -155,6 +155,7 @@ class Compressor:
 
     def _planned(self, steps: int) -> _Plan:
         added = [stage.method(steps * stage.epochs) for stage in self.recipe]
+        _check_ends(self.recipe, added, steps)
         methods = [_accumulated(self.recipe[: k + 1], added[: k + 1], steps) for k in range(len(added))]
         trainers = [
             Trainer(
@@ -296,15 +297,30 @@ def plain_training(apply: Callable[..., jax.Array]) -> TrainApply:
 
 def _accumulated(stages: Sequence[Stage], added: Sequence[Transform], steps: int) -> Transform:
     """The transforms of all stages so far, those of earlier ones frozen, or thawed and with their clocks running on."""
-    *before, last = stages
+    *before, last = range(len(stages))
+    earlier = [
+        later(_ran(stages[:last], i, steps), added[i]) if stages[i].name in stages[last].thaw else frozen(added[i])
+        for i in before
+    ]
+    return chain(*earlier, added[last])
 
-    def earlier(i: int, stage: Stage) -> Transform:
-        if stage.name not in last.thaw:
-            return frozen(added[i])
-        ran = [stage, *(s for s in before[i + 1 :] if stage.name in s.thaw)]
-        return later(steps * sum(s.epochs for s in ran), added[i])
 
-    return chain(*(earlier(i, stage) for i, stage in enumerate(before)), added[-1])
+def _ran(stages: Sequence[Stage], i: int, steps: int) -> int:
+    """How many updates stage ``i`` has seen after all of ``stages``: its own, and those of stages that thaw it."""
+    return steps * sum(s.epochs for s in (stages[i], *stages[i + 1 :]) if s is stages[i] or stages[i].name in s.thaw)
+
+
+def _check_ends(stages: Sequence[Stage], added: Sequence[Transform], steps: int) -> None:
+    """Raises ValueError where a schedule has not reached its last value when its last update is done."""
+    for i, (stage, method) in enumerate(zip(stages, added, strict=True)):
+        ran = _ran(stages, i, steps)
+        left = method.traits.pending(max(ran - 1, 0))
+        if left:
+            raise ValueError(
+                f"stage {stage.name!r}: at the last of its {ran} steps its {left}; let the schedule end earlier (in a config "
+                "as a share of the stage such as 0.7, here with a transform that is a function of the number of steps), "
+                "train longer, or thaw the stage in a later one"
+            )
 
 
 def _joined(states: tuple[State, ...]) -> State:
@@ -328,6 +344,7 @@ def described(recipe: Recipe) -> list[dict[str, Any]]:
             "epochs": stage.epochs,
             "learning_rate": "schedule" if callable(stage.learning_rate) else stage.learning_rate,
             "weight_decay": stage.weight_decay,
+            "ema": stage.ema,
             "rule": stage.rule.name if stage.rule else None,
             "training_rule": stage.training_rule.name if stage.training_rule else None,
             "distill": dataclasses.asdict(stage.distill) if stage.distill else None,

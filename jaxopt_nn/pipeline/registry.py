@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -41,6 +42,7 @@ ALLOCATIONS: dict[str, pruning.Allocation] = {
     "per_leaf": pruning.per_leaf,
 }
 SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
+    "constant": optax.constant_schedule,
     "cosine": optax.cosine_decay_schedule,
     "cubic": schedules.cubic,
     "linear": optax.linear_schedule,
@@ -53,8 +55,8 @@ STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
 NAMED: dict[str, Mapping[str, Any]] = {"criterion": CRITERIA, "allocation": ALLOCATIONS}
 STAGE_FIELDS = (
-    "name", "method", "where", "epochs", "learning_rate", "weight_decay", "rule", "thaw", "every", "training_rule", "distill",
-    "gradient_norms",
+    "name", "method", "where", "epochs", "learning_rate", "weight_decay", "ema", "rule", "thaw", "every", "training_rule",
+    "distill", "gradient_norms",
 )  # fmt: skip
 
 
@@ -146,54 +148,32 @@ def stages(config: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Stage]:
     """A recipe from a config: one mapping a stage.
 
     Each has ``name``, ``method`` and the method's own arguments, and may have ``where`` (a pattern of paths), ``every``
-    (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``weight_decay``, ``rule``, ``thaw``,
-    ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``.
+    (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``weight_decay``, ``ema``, ``rule``,
+    ``thaw``, ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``.
 
     Args:
       seed: of what methods draw at random; each stage folds in its number.
 
     Raises:
-      ValueError: an entry is missing or unknown; when the number of steps is known, a schedule that has not reached its
-        last value at the stage's last step, unless a later stage thaws the stage.
+      ValueError: an entry is missing or unknown.
     """
-    thawed = {name for entry in config for name in entry.get("thaw", ())}
     key = jax.random.key(seed)
-    return [
-        _stage(i, dict(entry), jax.random.fold_in(key, i), entry.get("name") not in thawed)
-        for i, entry in enumerate(config)
-    ]
+    return [_stage(i, dict(entry), jax.random.fold_in(key, i)) for i, entry in enumerate(config)]
 
 
-def _stage(i: int, entry: dict[str, Any], key: jax.Array, ends: bool) -> Stage:
+def _stage(i: int, entry: dict[str, Any], key: jax.Array) -> Stage:
     for field in ("name", "method"):
         if not isinstance(entry.get(field), str):
             raise ValueError(f"stages[{i}]: needs {field!r}, a string; has {', '.join(sorted(entry)) or 'nothing'}")
     own = {name: entry.pop(name) for name in STAGE_FIELDS if name in entry}
-    where_and_when = {"pattern": own.get("where"), "interval": own.get("every", 1), "key": key}
-
-    def make(steps: int) -> Transform:
-        for name, value in entry.items():
-            if ends and isinstance(value, Mapping):
-                _check_end(f"stage {own['name']!r}: {name}", _argument(name, value, max(steps - 1, 0)), steps)
-        return transform(own["method"], steps=steps, **where_and_when, **entry)
-
+    make = functools.partial(
+        transform, own["method"], pattern=own.get("where"), interval=own.get("every", 1), key=key, **entry
+    )
     try:
-        transform(
-            own["method"], steps=100, **where_and_when, **entry
-        )  # errors show before the number of steps is known
-        return Stage(own["name"], make, **stage_fields(own))
+        make(steps=100)  # what is wrong with the arguments shows here, before the number of steps is known
+        return Stage(own["name"], lambda steps: make(steps=steps), **stage_fields(own))
     except ValueError as error:
         raise ValueError(f"stages[{i}] ({own['name']}): {error}") from error
-
-
-def _check_end(what: str, schedule: Callable[[Any], Any], steps: int) -> None:
-    """Raises ValueError where a schedule has not reached its last value at the last of ``steps`` steps."""
-    at, final = (float(schedule(step)) for step in (max(steps - 1, 0), 2**30))
-    if abs(at - final) > 1e-6 * max(abs(final), 1):
-        raise ValueError(
-            f"{what}: the schedule ends at {final:.6g}, but is at {at:.6g} at the last of the stage's {steps} steps; let it "
-            "end earlier (a share of the stage such as 0.7 fits any number of steps), or train longer"
-        )
 
 
 def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,7 +182,7 @@ def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: an unknown rule, or a schedule or ``distill`` that does not hold together.
     """
-    kept = {key: own[key] for key in ("epochs", "learning_rate", "weight_decay", "gradient_norms") if key in own}
+    kept = {key: own[key] for key in ("epochs", "learning_rate", "weight_decay", "ema", "gradient_norms") if key in own}
     if isinstance(kept.get("learning_rate"), Mapping):
         rate = kept["learning_rate"]
         kept["learning_rate"] = lambda steps: _argument("learning_rate", rate, max(steps, 1))

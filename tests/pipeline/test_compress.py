@@ -177,10 +177,10 @@ def test_the_stored_network_is_what_was_evaluated(run):
     chex.assert_trees_all_equal(seen["calls"], VARIABLES["calls"])
 
 
-def ramped(thaw=()):
-    """Pruning from 0 to 50 % in steps of 10 points, then quantization; three steps an epoch at most."""
-    ramp = jn.prune(sparsity=lambda step: jnp.minimum(0.1 * step, 0.5))
-    return [jn.Stage("prune", ramp, epochs=2, learning_rate=1e-2), jn.Stage("q", jn.quantize(8), epochs=3, thaw=thaw)]
+def ramped(top=0.3):
+    """Pruning from 0 on in steps of 10 points, then quantization; three steps an epoch at most."""
+    ramp = jn.prune(sparsity=lambda step: jnp.minimum(0.1 * step, top))
+    return [jn.Stage("prune", ramp, epochs=2, learning_rate=1e-2), jn.Stage("q", jn.quantize(8), epochs=3)]
 
 
 def kept(result):
@@ -205,13 +205,13 @@ def test_the_mask_of_a_stage_is_frozen_in_later_ones_and_a_second_run_traces_not
 
 
 def test_the_schedule_of_a_thawed_stage_goes_on_where_it_was():
-    """Two steps an epoch: 0 and 1 in its own stage, none in the next, 2 to 5 in the last; 10 points each."""
+    """Two steps an epoch: 0 and 1 in its own stage, none in the next, 2 to 5 in the last two; 10 points each."""
     small = jn.Data((X[:32], Y[:32]), DATA.test)
-    prune, still = (dataclasses.replace(stage, epochs=1) for stage in ramped())
-    recipe = [prune, still, jn.Stage("r", jn.identity(), epochs=1, thaw=("prune",))]
-    assert kept(Compressor(apply, recipe, batch_size=16)(VARIABLES, small, latency=False)) == [67, 179]
-    again = [*recipe, jn.Stage("s", jn.identity(), epochs=1, thaw=("prune",))]
-    assert kept(Compressor(apply, again, batch_size=16)(VARIABLES, small, latency=False)) == [48, 128]
+    prune, still = (dataclasses.replace(stage, epochs=1) for stage in ramped(top=0.5))
+    recipe = [prune, still, *(jn.Stage(name, jn.identity(), epochs=1, thaw=("prune",)) for name in "rs")]
+    assert kept(Compressor(apply, recipe, batch_size=16)(VARIABLES, small, latency=False)) == [48, 128]
+    with pytest.raises(ValueError, match=r"'prune': at the last of its 4 steps its sparsity is at 0.3 and ends at 0.5"):
+        Compressor(apply, recipe[:3], batch_size=16)(VARIABLES, small, latency=False)
 
 
 def test_the_artifact_is_the_network(run):

@@ -44,6 +44,7 @@ def test_weights_decay_as_adamw_s_and_what_is_learnt_or_gets_no_gradient_does_no
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
+        ({"ema": 1.0}, ValueError, "ema=1.0; a decay from 0"),
         ({"weight_decay": -0.1}, ValueError, "weight_decay=-0.1"),
         ({"name": "a/b"}, ValueError, "a name that a folder can have"),
         ({"distill": {"temperature": 2.0}}, TypeError, "distill is dict; pass Distill"),

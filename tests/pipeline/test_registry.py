@@ -86,20 +86,6 @@ def test_a_schedule_over_the_whole_stage_ends_at_its_last_step(schedule, every):
     assert int(jnp.count_nonzero(method.view(PARAMS, state)["a"]["kernel"])) == 6
 
 
-def test_a_schedule_that_would_not_reach_its_end_is_refused_unless_a_later_stage_goes_on_with_it():
-    prune = {"name": "p", "method": "prune", "sparsity": {"schedule": "cubic", "final": 0.9, "end": 200}}
-    (stage,) = registry.stages([prune])
-    with pytest.raises(
-        ValueError, match=r"'p': sparsity: the schedule ends at 0.9, but is at 0.78.* 100 steps; let it end"
-    ):
-        stage.method(100)
-    assert stage.method(201)
-    with pytest.raises(ValueError, match="at 0 at the last of the stage's 0 steps"):
-        stage.method(0)
-    first, _ = registry.stages([prune, {"name": "q", "method": "identity", "thaw": ["p"]}])
-    assert first.method(100)
-
-
 def test_random_codes_differ_by_seed_and_stage():
     entry = {"method": "quantize", "bits": 4, "rounding": "stochastic"}
     draws = set()
