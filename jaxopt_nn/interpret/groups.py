@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxopt_nn.core.model import AxisGroup, Member
@@ -27,13 +28,15 @@ from jaxopt_nn.interpret.units import (
     OTHER,
     REDUCTIONS,
     SAME,
-    SINGULAR,
     Axis,
     Value,
     classes,
     constant,
+    literal,
     moved,
     result,
+    sign_of,
+    singular,
 )
 
 PyTree = Any
@@ -64,7 +67,8 @@ def axis_groups(apply: Callable[..., PyTree], variables: PyTree, *inputs: PyTree
 
     With the entries of a unit set to zero in all ``consumer`` members, nothing that ``apply`` returns depends on that
     unit's entries in the other members; so they can be cut. A group is pinned where that is not known: its units reach
-    an output, are reduced over, split, or enter an operation that can't be followed (loops among them).
+    an output, are reduced over, split, enter an operation that can't be followed (loops among them), or one that is not
+    finite at zero (a division by an activation: 0 / 0 times a zero is NaN) with a value not known to be above 0.
 
     Args:
       apply: pure function ``(variables, *inputs)``.
@@ -161,7 +165,7 @@ class _Flow:
         env |= {v: constant(v) for v in jaxpr.constvars}
 
         def read(var: Any) -> Value:
-            return constant(var) if jaxprs.is_literal(var) else env[var]
+            return literal(var.val, var.aval.dtype) if jaxprs.is_literal(var) else env[var]
 
         for i, eqn in enumerate(jaxpr.eqns):
             outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
@@ -181,19 +185,24 @@ class _Flow:
             return [self._elementwise(eqn, operands)]
         if name in HANDLERS and (axes := HANDLERS[name](self, eqn, operands, key)) is not None:
             layout = len(operands) == 1 and name in LAYOUT
-            return [result(operands, a, layout) for a in axes]
+            return [result(operands, a, layout, sign_of(eqn, operands)) for a in axes]
         for value in operands:
             self._pin(value.axes, f"`{name}` can't be followed")
         return [result(operands, (OTHER,) * v.aval.ndim) for v in eqn.outvars]
 
     def _elementwise(self, eqn: Any, operands: list[Value]) -> Value:
         name, ndim = eqn.primitive.name, eqn.outvars[0].aval.ndim
+        if all(v.number is not None for v in operands):  # the divisor n - ddof of a variance
+            with jax.ensure_compile_time_eval():
+                (number,) = jaxprs.bind(eqn, [v.number for v in operands])
+            return literal(number, number.dtype)
         full = [v for v in operands if len(v.axes) == ndim]
         axes = tuple(self._joined([v.axes[i] for v in full], name) for i in range(ndim))
-        at = SINGULAR.get(name, 0 if name == "integer_pow" and eqn.params["y"] < 0 else None)
-        if at is not None:
-            self._divisors |= operands[at].sources
-        return result(operands, axes, name in LAYOUT)
+        if (value := singular(eqn, operands)) is not None:
+            self._divisors |= value.sources
+            if value.dynamic:  # masked leaves would make it zero
+                self._pin(value.axes, f"`{name}` is not finite at zero")
+        return result(operands, axes, name in LAYOUT, sign_of(eqn, operands))
 
     # -- sites ---------------------------------------------------------------------------------------------------------
 

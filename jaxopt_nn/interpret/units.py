@@ -7,17 +7,19 @@ constants, what can't be followed).
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 SAME, OTHER = "same", "other"
 Axis = np.ndarray | str
 
-#: Entry j of the result depends on entry j of each operand alone.
+#: Entry j of the result depends on entry j of each operand alone. Without ``acosh``: it is finite from 1 on, not at 0.
 ELEMENTWISE = frozenset(
-    "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy "
+    "abs acos add add_any and asin asinh atan atan2 atanh cbrt ceil clamp complex conj convert_element_type copy "
     "copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma log "
     "log1p logistic lt max min mul ne neg nextafter not or population_count pow real reduce_precision rem round rsqrt "
     "select_n sharding_constraint shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square "
@@ -26,38 +28,98 @@ ELEMENTWISE = frozenset(
 REDUCTIONS = frozenset(
     "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor".split()
 )
-#: Not finite at zero, of the operand given.
-SINGULAR = {"rsqrt": 0, "log": 0, "pow": 0, "div": 1, "rem": 1}
-
-
+#: Not finite at zero, of the operand given: ``pow`` and ``integer_pow`` where the exponent may be negative.
+SINGULAR = {"digamma": 0, "div": 1, "integer_pow": 0, "lgamma": 0, "log": 0, "pow": 0, "rem": 1, "rsqrt": 0}
 LAYOUT = frozenset(
     "broadcast_in_dim convert_element_type copy copy_p reduce_precision reshape sharding_constraint squeeze "
     "stop_gradient transpose".split()
 )
 
 
+class Sign(enum.IntEnum):
+    """What holds of all entries of a float value, whatever the leaves and the inputs are (rounding aside)."""
+
+    ANY = 0
+    NONNEGATIVE = 1
+    POSITIVE = 2
+
+
+#: The result has the least sign of its operands.
+KEEPS_SIGN = LAYOUT | frozenset(
+    "add_any asinh atan cbrt concatenate cummax cummin cumprod cumsum div dot_general erf expm1 integer_pow log1p min "
+    "mul pad reduce_max reduce_min reduce_prod reduce_sum rev rsqrt sinh slice split sqrt tanh".split()
+)
+POSITIVE = frozenset("cosh erfc exp exp2 logistic".split())
+
+
 class Value(NamedTuple):
     """What is known of a value: its axes, the leaf that it is up to layout, else the leaves that it is computed from.
 
-    ``dynamic``: it depends on the inputs of ``apply``; then ``leaf`` and ``sources`` are empty.
+    ``dynamic``: it depends on the inputs of ``apply``; then ``leaf`` and ``sources`` are empty. ``number``: of a scalar
+    that is computed from literals alone.
     """
 
     axes: tuple[Axis, ...]
     leaf: str | None = None
     sources: frozenset[str] = frozenset()
     dynamic: bool = False
+    sign: Sign = Sign.ANY
+    number: np.ndarray | None = None
 
 
 def constant(var: Any) -> Value:
     return Value((OTHER,) * var.aval.ndim)
 
 
-def result(operands: Sequence[Value], axes: tuple[Axis, ...], layout: bool = False) -> Value:
+def literal(number: Any, dtype: Any) -> Value:
+    number = np.asarray(number, dtype)
+    value = -1.0 if np.iscomplexobj(number) else float(number)
+    sign = Sign.ANY if value < 0 else Sign.NONNEGATIVE if value == 0 else Sign.POSITIVE  # NaN is no zero either
+    return Value((), sign=sign, number=number)
+
+
+def result(operands: Sequence[Value], axes: tuple[Axis, ...], layout: bool = False, sign: Sign = Sign.ANY) -> Value:
     """The value with these axes, computed from ``operands``; of one operand ``layout`` keeps the leaf."""
     if any(v.dynamic for v in operands):
-        return Value(axes, dynamic=True)
+        return Value(axes, dynamic=True, sign=sign)
     sources = frozenset().union(*(v.sources for v in operands))
-    return Value(axes, operands[0].leaf if layout and len(operands) == 1 else None, sources)
+    return Value(axes, operands[0].leaf if layout and len(operands) == 1 else None, sources, sign=sign)
+
+
+def sign_of(eqn: Any, operands: Sequence[Value]) -> Sign:
+    """The sign of an equation's results."""
+    name, signs = eqn.primitive.name, [v.sign for v in operands]
+    if not jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating) or not signs:
+        return Sign.ANY
+    even = name == "integer_pow" and eqn.params["y"] % 2 == 0
+    if even or name in ("abs", "square") or (name == "mul" and eqn.invars[0] is eqn.invars[1]):
+        return max(signs[0], Sign.NONNEGATIVE)
+    if name in POSITIVE:
+        return Sign.POSITIVE
+    if name in KEEPS_SIGN:
+        return min(signs)
+    if name == "add":
+        return max(signs) if min(signs) else Sign.ANY
+    if name == "max":
+        return max(signs)
+    if name == "pow":
+        return signs[0]
+    if name == "select_n":
+        return min(signs[1:])
+    if name == "clamp":
+        return min(max(signs[0], signs[1]), signs[2])
+    return Sign.ANY
+
+
+def singular(eqn: Any, operands: Sequence[Value]) -> Value | None:
+    """The operand that may be zero where the equation is not finite at its zero."""
+    name = eqn.primitive.name
+    if name not in SINGULAR or (name == "integer_pow" and eqn.params["y"] >= 0):
+        return None
+    if name == "pow" and operands[1].sign >= Sign.NONNEGATIVE:
+        return None
+    value = operands[SINGULAR[name]]
+    return None if value.sign == Sign.POSITIVE else value
 
 
 def moved(row: np.ndarray, at: int, old: list[int], new: list[int]) -> tuple[int | None, np.ndarray]:

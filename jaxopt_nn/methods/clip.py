@@ -26,11 +26,16 @@ from jaxopt_nn.core.model import ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, leafwise, why_not_matrix
 
+_FLOAT32_MAX = float(jnp.finfo(jnp.float32).max)
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=["lo", "hi"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """What a leaf is clipped to: ``lo`` and ``hi``, float32, scalars or of the leaf's rank with 1 on shared axes."""
+    """What a leaf is clipped to: ``lo`` and ``hi``, float32, scalars or of the leaf's rank with 1 on shared axes.
+
+    A leaf of another dtype is clipped to the largest box of its own finite numbers that lies in this one.
+    """
 
     lo: Any
     hi: Any
@@ -45,16 +50,24 @@ def clip(lo: float, hi: float, *, ste: str = "clip", project: bool = True) -> Tr
       project: clip the weights after each step of the optimizer; else latent weights move freely.
 
     Returns:
-      A ``Transform`` that packs nothing; it takes float leaves that some site contracts. An infinite weight goes to an
-      end of the box. It keeps zeros if 0 lies in the box.
+      A ``Transform`` that packs nothing; it takes float leaves that some site contracts and whose dtype has a number in
+      the box. An infinite weight goes to an end of the box. It keeps zeros if 0 lies in the box.
 
     Raises:
       ValueError: not ``lo < hi``, a bound that is no finite number, another ``ste``; at ``pack``, NaN weights.
     """
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"clip(lo={lo}, hi={hi}): needs finite lo < hi, e.g. clip(-1.0, 1.0)")
-    box = Box(np.float32(lo), np.float32(hi))
-    return _box_transform(lambda leaf, roles: jax.tree.map(jnp.asarray, box), "clip", ste, project, lo <= 0 <= hi)
+    box = Box(np.float32(max(lo, -_FLOAT32_MAX)), np.float32(min(hi, _FLOAT32_MAX)))
+
+    def empty(dtype: Any) -> bool:
+        with jax.ensure_compile_time_eval():
+            low, high = _ends(box, dtype)
+            return bool(low > high)
+
+    return _box_transform(
+        lambda leaf, roles: jax.tree.map(jnp.asarray, box), "clip", ste, project, lo <= 0 <= hi, empty
+    )
 
 
 def clip_percentile(
@@ -132,13 +145,20 @@ def _fixed_box(
 
 
 def _box_transform(
-    box: Callable[[Any, Roles], Box], name: str, ste: str, project: bool, keeps_zeros: bool = True
+    box: Callable[[Any, Roles], Box],
+    name: str,
+    ste: str,
+    project: bool,
+    keeps_zeros: bool = True,
+    empty: Callable[[Any], bool] = lambda dtype: False,
 ) -> Transform:
     if ste not in ("clip", "pass"):
         raise ValueError(f"{name}(ste={ste!r}): allowed are 'clip' and 'pass'")
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
         reason = why_not_matrix(path, leaf, info)
+        if reason is None and empty(leaf.dtype):
+            reason = f"no {leaf.dtype} number lies in the box of {name}; widen it"
         return LeafTraits(None, keeps_zeros) if reason is None else reason
 
     def init(path: str, leaf: Any, roles: Roles) -> tuple[Any, Any]:
@@ -159,9 +179,21 @@ def _box_transform(
     return leafwise(takes, init, view, project=view if project else None, pack=pack, needs=frozenset({"roles"}))
 
 
+def _ends(box: Box, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """The least and the greatest finite number of ``dtype`` in the box; the least is the greater if there is none."""
+    most = min(float(jnp.finfo(dtype).max), _FLOAT32_MAX)
+
+    def inward(end: Any, toward: float) -> jax.Array:
+        near = jnp.clip(end, -most, most).astype(dtype)
+        wide = near.astype(jnp.float32)
+        return jnp.where(wide > end if toward < 0 else wide < end, jnp.nextafter(near, toward), near)
+
+    return inward(box.lo, most), inward(box.hi, -most)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _clipped(leaf: jax.Array, box: Box, ste: str) -> jax.Array:
-    return jnp.clip(leaf, box.lo.astype(leaf.dtype), box.hi.astype(leaf.dtype))
+    return jnp.clip(leaf, *_ends(box, leaf.dtype))
 
 
 @_clipped.defjvp
@@ -241,6 +273,6 @@ def clipping(params: PyTree, state: State) -> Clippings:
 
 @jax.jit
 def _facts(leaf: jax.Array, box: Box) -> tuple[jax.Array, ...]:
-    lo, hi = box.lo.astype(leaf.dtype), box.hi.astype(leaf.dtype)
+    lo, hi = _ends(box, leaf.dtype)
     outside, edge = (leaf < lo) | (leaf > hi), (leaf == lo) | (leaf == hi)
     return jnp.min(leaf), jnp.max(leaf), jnp.min(lo), jnp.max(hi), jnp.mean(outside), jnp.mean(edge)

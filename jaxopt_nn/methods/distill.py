@@ -25,7 +25,8 @@ def distillation_loss(
 
     Args:
       student_logits: floats ``[..., classes]``.
-      teacher_logits: floats of that shape; no gradient flows into them.
+      teacher_logits: floats of that shape; no gradient flows into them. A class at -inf has probability 0 and no part
+        in the divergence, wherever the student has it; one that the student alone has at -inf makes it inf.
       labels: integers ``[...]`` below ``classes``.
       temperature: above 0.
       hard_weight: share of the hard loss, 0 to 1.
@@ -55,10 +56,15 @@ def distillation_loss(
     student = student_logits.astype(jnp.float32)
     teacher = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     hard = optax.losses.softmax_cross_entropy_with_integer_labels(student, labels)
-    soft = optax.losses.kl_divergence_with_log_targets(
-        jax.nn.log_softmax(student / temperature), jax.nn.log_softmax(teacher / temperature)
-    )
-    return hard_weight * hard + (1 - hard_weight) * temperature**2 * soft
+    soft = _divergence(jax.nn.log_softmax(teacher / temperature), jax.nn.log_softmax(student / temperature))
+    mixed = ((hard_weight, hard), ((1 - hard_weight) * temperature**2, soft))
+    return sum((weight * loss for weight, loss in mixed if weight), jnp.zeros_like(hard))  # 0 times inf would be NaN
+
+
+def _divergence(log_p: Array, log_q: Array) -> Array:
+    """``KL(p || q) = sum p log(p / q)`` over the last axis; a term with p = 0 is 0, and its gradient, for any q."""
+    p = jnp.exp(log_p)
+    return jnp.sum(p * jnp.where(p > 0, log_p - log_q, 0.0), -1)
 
 
 def _check_mix(temperature: float, hard_weight: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path, near_misses, require_match
 from jaxopt_nn.core.report import Message, Report
@@ -18,7 +19,7 @@ _WILDCARD = re.compile(r"\*+|\?|\[!?\]?[^\]]*\]")
 
 
 def transfer_weights(source: PyTree, target: PyTree, rename: Sequence[tuple[str, str]] = ()) -> tuple[PyTree, Report]:
-    """Moves leaves of ``source`` into ``target``, wherever the path exists there and the shape is equal.
+    """Moves leaves of ``source`` into ``target``, where the path exists there, the shape is equal and the values fit.
 
     Args:
       source: any pytree of arrays.
@@ -105,12 +106,27 @@ def _capturing(pattern: str) -> re.Pattern[str]:
 
 
 def _unfit(leaf: Any, place: Any) -> str | None:
-    """Why a leaf does not fit, or None: other shape, or a dtype that a cast would not keep the meaning of."""
+    """Why a leaf does not fit, or None: other shape, or a dtype that can't hold its values or their meaning."""
     if tuple(leaf.shape) != tuple(place.shape):
         return f"shape {list(leaf.shape)} in source, {list(place.shape)} in target"
     kinds = (jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_)
     same = leaf.dtype == place.dtype or any(all(jnp.issubdtype(x.dtype, k) for x in (leaf, place)) for k in kinds)
-    return None if same else f"dtype {leaf.dtype} in source, {place.dtype} in target"
+    if not same:
+        return f"dtype {leaf.dtype} in source, {place.dtype} in target"
+    lost = 0 if leaf.dtype == place.dtype else _overflowing(leaf, place.dtype)
+    return f"{lost} of {leaf.size} values overflow {place.dtype}" if lost else None
+
+
+def _overflowing(leaf: Any, dtype: Any) -> int:
+    """How many finite values of a leaf lie beyond the range of ``dtype``."""
+    xp = np if isinstance(leaf, (np.ndarray, np.generic)) else jnp  # jnp would round NumPy's float64 first
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = leaf.astype(dtype)
+        if jnp.issubdtype(dtype, jnp.integer):  # these wrap around
+            lost = (cast.astype(leaf.dtype) != leaf) | ((cast < 0) != (leaf < 0))
+        else:
+            lost = xp.isfinite(leaf) & ~xp.isfinite(cast)
+    return int(lost.sum())
 
 
 def _messages(
@@ -120,7 +136,7 @@ def _messages(
         if place not in origin:
             yield Message("skipped", place, f"target keeps its own: {_absent(place, places.values(), 'source')}")
         elif why[place] is not None:
-            yield Message("skipped", place, f"target keeps its own: {origin[place]} has another form: {why[place]}")
+            yield Message("skipped", place, f"target keeps its own: {origin[place]} does not fit: {why[place]}")
         else:
             before = have[origin[place]].dtype
             cast = "" if before == leaf.dtype else f", cast from {before} to {leaf.dtype}"

@@ -58,7 +58,10 @@ def edited(variables, members, unit, fn):
 
 
 def probe(apply, variables, inputs, groups, units=3):
-    """Each free group: outputs don't depend on a unit whose consumers are zero, and do with any consumer left out."""
+    """Each free group: outputs don't depend on a unit whose consumers are zero, and do with any consumer left out.
+
+    Zero is among the values that the unit's other entries take: it is what a mask makes of them.
+    """
     outputs = jax.jit(lambda v: jax.tree.leaves(apply(v, *inputs)))
     differ = lambda a, b: any(not np.array_equal(x, y) for x, y in zip(outputs(a), outputs(b), strict=True))
     other = lambda x: 2 * x + 0.3
@@ -70,7 +73,8 @@ def probe(apply, variables, inputs, groups, units=3):
         needed = {m: False for m in consumers}
         for unit in np.unique(np.linspace(0, group.size - 1, units).astype(int)):
             closed = edited(variables, consumers, unit, np.zeros_like)
-            assert not differ(closed, edited(closed, rest, unit, other)), group.members
+            for fn in (other, np.zeros_like):
+                assert not differ(closed, edited(closed, rest, unit, fn)), group.members
             for m in consumers:
                 leaky = edited(variables, [c for c in consumers if c is not m], unit, np.zeros_like)
                 needed[m] |= differ(leaky, edited(leaky, rest, unit, other))
@@ -177,6 +181,7 @@ PINNED = {
     "a is the weight of 2 sites": lambda v, x: (jnp.tanh(x @ v["a"]) @ v["b"]) + jnp.sin(x) @ v["a"] @ v["c"],
     "is multiplied with what is computed from b": lambda v, x: (x @ v["a"]) @ (v["b"] * 2),
     "`sort` can't be followed": lambda v, x: jnp.sort(x @ v["a"]) @ v["b"],
+    "`acosh` can't be followed": lambda v, x: lax.acosh(1 + jnp.exp(x @ v["a"])) @ v["b"],
     "`add` combines it with a value of other origin": lambda v, x: (x @ v["a"] + x) @ v["b"],
     "`mul` combines it with a value of other origin": lambda v, x: (
         (x @ v["a"] * jnp.arange(6.0).reshape(1, 6)) @ v["b"]
@@ -208,6 +213,17 @@ COUPLED = {
     "in a checkpoint": lambda v, x: jax.checkpoint(lambda h: jax.nn.gelu(h @ v["a"]))(x) @ v["b"],
     "reduced over other axes": lambda v, x: jnp.sin(x.reshape(2, 6, 1) * v["s"].reshape(1, 1, 6) @ v["a"]).mean(1) @ v["b"],
     "cast on the way": lambda v, x: (x @ v["a"]).astype(jnp.bfloat16).astype(jnp.float32) @ v["b"],
+    "softmax over other axes": lambda v, x: jax.nn.softmax(jnp.where(x[:, :1] > -9, x @ v["a"], -1e9), 0) @ v["b"],
+    "normalised over other axes": lambda v, x: (
+        (h := x @ v["a"]) * lax.rsqrt((h * h).mean(0, keepdims=True) + 1e-6)
+    ) @ v["b"],
+    "standardised over other axes": lambda v, x: ((h := x @ v["a"]) / (h.std(0, keepdims=True) + 1e-3)) @ v["b"],
+    "divided by what is above zero": lambda v, x: (
+        (h := x @ v["a"]) / jnp.maximum(abs(h) ** 1.5, 0.1) + jax.nn.soft_sign(h) / (1 + jnp.exp(-h))
+    ) @ v["b"],
+    "finite at zero": lambda v, x: (
+        jnp.sqrt(abs(h := x @ v["a"])) + jnp.cbrt(h) + jnp.log1p(h * h) + h**3 / 2
+    ) @ v["b"],
 }  # fmt: skip
 
 
@@ -223,6 +239,29 @@ def test_what_is_coupled_is_known_whole(what):
         assert table(groups[0])["b", 0, "consumer"] == [5, 4, 3, 2, 1, 0]
     if what.startswith("added to itself"):
         assert groups[0].size == 3 and table(groups[0])["a", 1, "producer"] == [0, 1, 2, 2, 1, 0]
+
+
+NOT_FINITE = {
+    "`div`": lambda h, m: h / m,
+    "`rem`": lambda h, m: lax.rem(h, m),
+    "`log`": lambda h, m: h + jnp.log(m),
+    "`rsqrt`": lambda h, m: h * lax.rsqrt(jnp.square(m)),
+    "`integer_pow`": lambda h, m: h + m**-2,
+    "`pow`": lambda h, m: h + m**-0.5,
+    "`lgamma`": lambda h, m: h + lax.lgamma(m),
+    "`digamma`": lambda h, m: h + lax.digamma(m),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_what_is_not_finite_at_a_zero_activation_is_pinned(name):
+    """Else a mask, which makes the activation 0, makes all outputs NaN."""
+    apply = lambda v, x: NOT_FINITE[name](x @ v["a"], abs(x @ v["b"])) @ v["c"]
+    variables = {"a": A, "b": B, "c": C}
+    group = axis_groups(apply, variables, X)[0]
+    assert {m.path for m in group.members} == {"a", "b", "c"} and group.pinned.startswith(name)
+    assert np.isfinite(apply(variables, X)).all()
+    assert np.isnan(apply(edited(variables, group.members, 0, np.zeros_like), X)).all()
 
 
 def test_depthwise_convolutions_join_what_they_read():

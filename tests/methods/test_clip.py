@@ -9,7 +9,7 @@ import pytest
 from jaxopt_nn.core.combine import chain, every, where
 from jaxopt_nn.core.model import ModelInfo, Roles
 from jaxopt_nn.core.train import init_train_state, make_step
-from jaxopt_nn.core.transform import State
+from jaxopt_nn.core.transform import State, explain
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
@@ -80,6 +80,35 @@ def test_gradients_inside_on_the_ends_and_outside(dtype):
     np.testing.assert_array_equal(slope(clip(-1, 1)), [[0, 2, 2, 2], [2, 2, 0, 0]])
     np.testing.assert_array_equal(slope(clip(-1, 1, ste="pass")), np.full((2, 4), 2))
     np.testing.assert_array_equal(view(clip(-1, 1), w)[:, [0, 3]], [[-1, 0], [0.5, 1]])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("bound", [0.1, 0.3, 1.0, 1e6, 3.3e38])
+def test_the_ends_are_the_outermost_numbers_of_the_dtype_inside_the_box(dtype, bound):
+    """Against a search through all positive numbers of the dtype; nearest rounding may put 0.1 and 0.3 outside."""
+    largest = np.array(jnp.finfo(dtype).max, dtype).view(np.uint16)
+    end = max(x for x in np.arange(largest + 1, dtype=np.uint16).view(dtype).astype(np.float64) if x <= bound)
+    w = jnp.asarray([[-np.inf, -1.01 * end, -end, 0], [end / 2, end, bound, np.inf]], jnp.float32).astype(dtype)
+    method = clip(-bound, bound)
+    state = method.init({"w": w})
+    once = method.project({"w": w}, state)
+    np.testing.assert_array_equal(
+        np.asarray(once["w"], np.float64), [[-end, -end, -end, 0], [float(w[1, 0]), end, end, end]]
+    )
+    np.testing.assert_array_equal(method.project(once, state)["w"], once["w"])
+    (before,), (after,) = clipping({"w": w}, state), clipping(once, state)
+    assert (after.lo, after.hi, after.clipped) == (-end, end, 0)
+    outside = np.abs(np.asarray(w, np.float64)) > end
+    assert before.clipped == outside.mean()
+    slope = jax.grad(lambda w: jnp.sum(method.view({"w": w}, state)["w"]))(w)
+    np.testing.assert_array_equal(np.asarray(slope, np.float32), ~outside)
+
+
+def test_a_box_without_a_number_of_the_dtype_leaves_the_leaf_alone():
+    method, w = clip(0.1001, 0.1002), {"a": W[0], "b": W[0].astype(jnp.bfloat16)}
+    assert list(jax.jit(method.init)(w).carried) == ["a"]
+    (skipped,) = explain(method, w).of("skipped")
+    assert skipped.path == "b" and skipped.reason == "no bfloat16 number lies in the box of clip; widen it"
 
 
 def train(method, target, steps=100):

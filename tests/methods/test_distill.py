@@ -59,6 +59,29 @@ def test_a_student_like_its_teacher_has_no_soft_loss_and_a_sequence_keeps_its_pl
     np.testing.assert_allclose(both[0], distillation_loss(Z, V, Y), rtol=1e-5)
 
 
+@pytest.mark.parametrize("student_too", [False, True])
+def test_a_class_that_the_teacher_masks_has_no_part(student_too):
+    """The closed form over the classes that are left: their own softmax, and ``T (q - p)`` as gradient."""
+    gone = np.arange(7) >= 5
+    v, z = np.where(gone, -np.inf, V), np.where(gone & student_too, -np.inf, Z)
+    with np.errstate(divide="ignore"):
+        p, q = softmax(v / 3), softmax(z / 3)
+    terms = p[:, :5] * np.log(p[:, :5] / q[:, :5])
+    loss = lambda z: distillation_loss(z, jnp.asarray(v), Y, temperature=3.0, hard_weight=0.0)
+    np.testing.assert_allclose(loss(jnp.asarray(z)), 9 * terms.sum(-1), rtol=1e-4)
+    slope = jax.grad(lambda z: loss(z).sum())(jnp.asarray(z))
+    np.testing.assert_allclose(slope, 3 * (q - p), atol=1e-5)
+
+
+def test_a_class_that_the_student_alone_masks_costs_infinitely_much():
+    z = Z.at[0, 2].set(-jnp.inf)
+    found = distillation_loss(z, V, Y.at[0].set(3))
+    assert np.isposinf(found[0]) and np.isfinite(found[1:]).all()
+    labels = -np.log(softmax(z)[0, 3])
+    np.testing.assert_allclose(distillation_loss(z, V, Y.at[0].set(3), hard_weight=1.0)[0], labels, rtol=1e-5)
+    assert np.isfinite(distillation_loss(z, z, Y.at[0].set(2), hard_weight=0.0)).all()
+
+
 def test_bfloat16_logits_are_computed_in_float32():
     z, v = Z.astype(jnp.bfloat16), V.astype(jnp.bfloat16)
     found = distillation_loss(z, v, Y)

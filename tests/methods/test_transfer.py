@@ -102,6 +102,34 @@ def test_dtypes_of_another_kind_and_abstract_targets():
     assert any("dtype float32 in source, int32 in target" in m.reason for m in report.of("skipped"))
 
 
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_a_leaf_whose_values_overflow_stays_behind(array):
+    """Cast, they would be inf, or wrap around; inf itself and what rounds into the range may move."""
+    source = {
+        "big": array([[1e6, 1.0], [-7e4, np.inf]], "float32"),
+        "edge": array([65519.0, -np.inf, np.nan], "float32"),
+        "count": array([300, -1, 7], "int32"),
+        "nan": array([1.0, np.nan], "float16"),
+    }
+    target = {
+        "big": jnp.zeros((2, 2), jnp.float16),
+        "edge": jnp.zeros(3, jnp.float16),
+        "count": jnp.zeros(3, jnp.uint8),
+        "nan": jnp.zeros(2, jnp.bfloat16),
+    }
+    tree, report = transfer_weights(source, target)
+    assert tree["big"] is target["big"] and tree["count"] is target["count"]
+    np.testing.assert_array_equal(tree["edge"], np.float16([65504, -np.inf, np.nan]))
+    assert {m.path for m in report.of("moved")} == {"edge", "nan"}
+    said = {m.path: m.reason for m in report.of("skipped") if m.reason.startswith("target")}
+    assert said == {
+        "big": "target keeps its own: big does not fit: 2 of 4 values overflow float16",
+        "count": "target keeps its own: count does not fit: 2 of 3 values overflow uint8",
+    }
+    with pytest.raises(ValueError, match="nothing moved: w: 1 of 1 values overflow float32"):
+        transfer_weights({"w": np.float64([1e300])}, {"w": jnp.zeros(1)})
+
+
 PACKED = {"w": quantize(4).pack({"w": jnp.ones((2, 2))}, quantize(4).init({"w": jnp.ones((2, 2))}))["w"]}
 
 

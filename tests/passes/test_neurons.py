@@ -150,6 +150,20 @@ def test_a_vector_that_divides_is_not_masked():
     np.testing.assert_array_equal(units.layers[0].off, [False, True, False])
 
 
+def test_units_of_a_layer_that_divides_are_left_alone():
+    """Masked, they would be 0 / 0, and that times a fan-out of 0 is NaN."""
+    rng = np.random.default_rng(2)
+    v = {name: np.abs(rng.standard_normal(shape)).astype(np.float32) for name, shape in
+         {"a": (5, 6), "b": (5, 6), "c": (6, 2), "d": (2, 3), "e": (3, 1)}.items()}  # fmt: skip
+    v["a"][:, :2], v["d"][:, 1] = -1, -1
+    apply = lambda v, x: jax.nn.relu((jax.nn.relu(x @ v["a"]) / (x @ v["b"])) @ v["c"] @ v["d"]) @ v["e"]
+    x = np.abs(rng.standard_normal((4, 5))).astype(np.float32)
+    units = dead_units(apply, v, x)
+    assert units.layers[0].off is None and units.layers[0].reason == "`div` is not finite at zero"
+    assert units.layers[2].off.tolist() == [False, True, False] and set(units.keep) == {"d", "e"}
+    np.testing.assert_allclose(apply(units.masked(v), x), apply(v, x), rtol=1e-6)
+
+
 def test_a_share_takes_the_lowest_scores():
     apply, variables, x = mlp()
     units = weak_units(apply, variables, x, 0.3)
@@ -164,6 +178,15 @@ def test_a_share_takes_the_lowest_scores():
     np.testing.assert_array_equal(
         method.view(variables, method.init(variables))["params"]["Dense_0"]["bias"] == 0, units.layers[0].off
     )
+
+
+def test_the_score_weighs_what_a_unit_puts_out_by_its_fan_out():
+    """By hand: activations 1, 2, 3 and fan-out norms 5, 2, 1 give 5, 4, 3; activation alone would take unit 0 first."""
+    v = {"a": np.float32([[1, 2, 3]]), "b": np.float32([[3, 4], [0, -2], [1, 0]])}
+    apply = lambda v, x: jax.nn.relu(x @ v["a"]) @ v["b"]
+    x = np.ones((4, 1), np.float32)
+    for share, off in ((0.3, [False, False, True]), (0.6, [False, True, True])):
+        np.testing.assert_array_equal(weak_units(apply, v, x, share).layers[0].off, off)
 
 
 def test_a_layer_keeps_its_best_unit():
