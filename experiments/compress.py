@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -52,9 +53,9 @@ def run(
 ) -> dict[str, Any]:
     """Carries out a config and writes the report, its plots, ``artifact/``, ``float/`` and ``checkpoints/``.
 
-    The run in the report is that of fold 0. With ``config.data.cross_validate`` the other folds take the same recipe, and
-    the report gets ``cross_validation``, pooled over all test images. A run that was killed goes on from its checkpoints,
-    to the same report (times excepted).
+    The run in the report is that of fold 0, of seed ``config.seed``. With ``config.data.cross_validate`` the other folds take
+    the same recipe, each with a seed of its own (``seed_of``), and the report gets ``cross_validation``, pooled over all
+    test labels. A run that was killed goes on from its checkpoints, to the same report (times excepted).
 
     Args:
       config: with the fields of ``configs/digits_quickstart.py``.
@@ -88,7 +89,7 @@ def run(
                 f"{last['name']} {last['accuracy']:.2%} at {last['ratio']:.1f}x"
             )
     if len(folds) > 1:
-        results[0].report["cross_validation"] = pooled([r.report for r in results], experiment.test_sizes)
+        results[0].report["cross_validation"] = pooled([r.report for r in results], experiment.test_shapes)
     experiment.ship(results[0], workdir)
     return results[0].report
 
@@ -109,16 +110,16 @@ class Experiment:
                 raise ValueError(f"config.stages: {stage['name']!r} is the name of the training before the recipe")
         self.apply = self._network.apply
         self._compressor = Compressor(
-            self.apply, registry.stages(config["stages"]), train_apply=self._network.train_apply,
+            self.apply, registry.stages(config["stages"], config["seed"]), train_apply=self._network.train_apply,
             teacher=self._teacher and self._teacher.apply, batch_size=config["batch_size"],
         )  # fmt: skip
-        self.test_sizes: list[int] = []
+        self.test_shapes: list[tuple[int, ...]] = []
 
     def fold(self, fold: int, directory: Path, progress: Progress, latency: bool, floats: Path | None = None) -> Result:
         """The float network of this fold, and what the recipe makes of it."""
         config = self.config
-        seed, data = config["seed"] + fold, load_data(config, fold)
-        self.test_sizes.append(len(data.test[1]))
+        seed, data = seed_of(config["seed"], fold), load_data(config, fold)
+        self.test_shapes.append(data.test[1].shape)
         own = directory / "checkpoints" / f"fold_{fold}"
         places = functools.partial(_place, own, config["checkpoint_seconds"], progress.say)
         shared = functools.partial(places, folder=floats / _digest(config, fold)) if floats else places
@@ -188,21 +189,36 @@ def _digest(config: dict[str, Any], fold: int) -> str:
     return hashlib.sha256(json.dumps({**fields, "fold": fold}, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def pooled(reports: Sequence[dict[str, Any]], sizes: Sequence[int]) -> dict[str, Any]:
-    """Accuracy over the test images of all folds together; ``lost_points`` in percent."""
-    before = [r["baseline"]["accuracy"] for r in reports]
-    after = [r["stages"][-1]["accuracy"] for r in reports]
-    total = sum(sizes)
-    correct = [sum(round(a * n) for a, n in zip(each, sizes, strict=True)) for each in (before, after)]
+def seed_of(seed: int, fold: int) -> int:
+    """The seed of a fold's initialization and order: ``seed`` itself for fold 0, of 31 bits drawn from both for the others.
+
+    ``seed + fold`` would give fold 1 the network of the next seed's fold 0, and a sweep's seeds must be independent.
+    """
+    return int(hashlib.sha256(f"{seed}/{fold}".encode()).hexdigest()[:8], 16) >> 1 if fold else seed
+
+
+def pooled(reports: Sequence[dict[str, Any]], shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """Accuracy and loss over the test labels of all folds together, whose ``shapes`` are ``[n]`` or ``[n, T]`` each.
+
+    ``lost_points`` are in percent, the losses in nats a label.
+    """
+    before, after = [r["baseline"] for r in reports], [r["stages"][-1] for r in reports]
+    labels = [math.prod(shape) for shape in shapes]
+    total = sum(labels)
+    correct = [sum(round(e["accuracy"] * n) for e, n in zip(rows, labels, strict=True)) for rows in (before, after)]
+    loss = [math.fsum(e["loss"] * n for e, n in zip(rows, labels, strict=True)) / total for rows in (before, after)]
     return {
         "folds": len(reports),
-        "test_images": total,
+        "test_images": sum(shape[0] for shape in shapes),
+        "test_labels": total,
         "baseline_accuracy": correct[0] / total,
         "final_accuracy": correct[1] / total,
         "lost_points": 100 * (correct[0] - correct[1]) / total,
-        "baseline_accuracy_of_folds": before,
-        "final_accuracy_of_folds": after,
-        "ratio_of_folds": [r["stages"][-1]["ratio"] for r in reports],
+        "baseline_loss": loss[0],
+        "final_loss": loss[1],
+        "baseline_accuracy_of_folds": [e["accuracy"] for e in before],
+        "final_accuracy_of_folds": [e["accuracy"] for e in after],
+        "ratio_of_folds": [e["ratio"] for e in after],
     }
 
 

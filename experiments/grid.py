@@ -31,7 +31,8 @@ def read_grid(grid: str | Mapping[str, Sequence[Any]], config: Mapping[str, Any]
 
     Raises:
       ValueError: a part without ``=``, a key twice or one that the config does not have (near misses are named), a key
-        without values or with a value twice, a value of another kind than the config's, or ``seed`` as a key.
+        without values or with a value twice, a value of another kind than the config's (a whole number does for a float,
+        and becomes one), or ``seed`` as a key.
     """
     pairs = list(grid.items()) if isinstance(grid, Mapping) else [_assignment(part) for part in _split(grid, ";")]
     found: Grid = {}
@@ -44,8 +45,7 @@ def read_grid(grid: str | Mapping[str, Sequence[Any]], config: Mapping[str, Any]
         if not values:
             raise ValueError(f"grid: {key}: no value")
         old = lookup(config, key)
-        for value in values:
-            _check_kind(key, old, value)
+        values = [_of_kind(key, old, value) for value in values]
         if len({repr(v) for v in values}) < len(values):
             raise ValueError(f"grid: {key}: a value stands there twice: {', '.join(map(repr, values))}")
         found[key] = values
@@ -157,12 +157,24 @@ def _literal(text: str) -> Any:
             return text.strip()
 
 
-def _check_kind(key: str, old: Any, value: Any) -> None:
-    """A number or a truth value can't become a string: that is a typo."""
-    if isinstance(old, bool) and not isinstance(value, bool):
-        raise ValueError(f"grid: {key}={value!r}: the config holds {old}; allowed are True and False")
-    if isinstance(old, int | float) and isinstance(value, str):
+def _of_kind(key: str, old: Any, value: Any) -> Any:
+    """The value, a whole number as a float where the config holds one: 1 may mean a step and 1.0 the whole stage.
+
+    Raises:
+      ValueError: a truth value or a number would become a string, or one the other, which is a typo; or an int a float.
+    """
+    if isinstance(old, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"grid: {key}={value!r}: the config holds {old}; allowed are True and False")
+    elif isinstance(old, int | float) and isinstance(value, str | bool):
         raise ValueError(f"grid: {key}={value!r}: the config holds the number {old!r}")
+    elif isinstance(old, int) and isinstance(value, float):
+        raise ValueError(
+            f"grid: {key}={value!r}: the config holds the whole number {old}; list whole numbers, or write {old}.0 there"
+        )
+    elif isinstance(old, float) and isinstance(value, int):
+        return float(value)
+    return value
 
 
 def _short(keys: Sequence[str]) -> list[str]:

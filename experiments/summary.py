@@ -20,15 +20,19 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7
 
 
 def record(report: Mapping[str, Any], cell: Cell, seed: int) -> dict[str, Any]:
-    """What a sweep keeps of a run's report: the last stage's numbers, and the accuracy before; pooled over folds."""
+    """What a sweep keeps of a run's report: the last stage's numbers, and the score before; scores are pooled over folds."""
     before, after = report["baseline"], last(dict(report))
-    pooled = report.get("cross_validation") or {}
+    if pooled := report.get("cross_validation"):
+        before, after = (
+            {**entry, **{score: pooled[f"{when}_{score}"] for score in ("accuracy", "loss")}}
+            for when, entry in (("baseline", before), ("final", after))
+        )
     found = {
         "cell": cell.name,
         "seed": seed,
         "folder": f"{cell.folder}/seed_{seed}",
-        "accuracy": pooled.get("final_accuracy", after["accuracy"]),
-        "baseline_accuracy": pooled.get("baseline_accuracy", before["accuracy"]),
+        "accuracy": after["accuracy"],
+        "baseline_accuracy": before["accuracy"],
         "bytes": after["bytes"],
         "ratio": after["ratio"],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -12,12 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_nn.coding.artifact import check_files, list_files
-from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.paths import path_of
 from jaxopt_nn.pipeline.report import write_file
 
 PyTree = Any
 #: Positions kept of each training: where the newest is damaged, the one before it serves.
 KEPT = 2
+#: Of what lies on disk; 1 held no paths of leaves.
+VERSION = 2
 
 
 def nothing(said: Any) -> None:
@@ -30,7 +33,7 @@ class Checkpoints:
     Args:
       directory: made if missing.
       seconds: least time between two positions; the last position is always kept.
-      say: gets a line where a position can't be read.
+      say: gets a line where a position is damaged.
     """
 
     def __init__(self, directory: Path, seconds: float = 10.0, say: Callable[[str], None] = nothing):
@@ -45,8 +48,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False, create=True)
         return ocp.CheckpointManager(self._directory.absolute(), options=options)
 
-    def _list(self, step: int) -> Path:
-        """Sizes and checksums of the files of a position; where it is missing, the position was not finished."""
+    def _manifest(self, step: int) -> Path:
+        """Leaves of a position, and its files' sizes and checksums; where it is missing, the position was not finished."""
         return self._directory / f"files_{step}.json"
 
     def due(self) -> bool:
@@ -66,60 +69,89 @@ class Checkpoints:
                 manager.save(step, args=ocp.args.Composite(state=arrays, meta=ocp.args.JsonSave(dict(meta))))
                 steps = manager.all_steps()
             # read back before Orbax reads: a damaged file leaves its reader with callbacks that nobody waits for
-            write_file(self._list(step), json.dumps(list_files(self._directory / str(step))).encode())
-            for old in set(self._directory.glob("files_*.json")) - {self._list(s) for s in steps}:
+            files = list_files(self._directory / str(step))
+            manifest = {"version": VERSION, "leaves": _described(tree), "files": files}
+            write_file(self._manifest(step), json.dumps(manifest).encode())
+            for old in set(self._directory.glob("files_*.json")) - {self._manifest(s) for s in steps}:
                 old.unlink()
         except ValueError as error:  # TensorStore reports a full disk so
             raise OSError(f"{self._directory}: the position at step {step} could not be written: {error}") from error
         self._last = time.monotonic()
 
     def restore(self, like: PyTree) -> tuple[int, PyTree, dict[str, Any]] | None:
-        """``(step, tree, meta)`` of the newest position that can be read, or None.
+        """``(step, tree, meta)`` of the newest position that is whole, or None.
+
+        A position that was not finished, or whose files are not those that were written, is passed over and deleted:
+        Orbax saves nothing at or before a step that it holds. One that merely can't be read stays.
 
         Args:
           like: a tree of the same structure, with arrays or ``jax.ShapeDtypeStruct``.
 
         Raises:
-          ValueError: the position belongs to another tree.
+          ValueError: the position belongs to another tree (paths, shapes or dtypes), or another version wrote it.
+          OSError: the position can't be read, for a reason of the machine: too many open files, permissions, the network.
         """
         if not self._directory.is_dir():
             return None
         with self._manager() as manager:
             for step in sorted(manager.all_steps(), reverse=True):
+                place = self._directory / str(step)
                 try:
-                    return step, *self._read(manager, step, like)
+                    self._check(step, like)
+                    return step, *_read(manager, step, like)
                 except _Mismatch as error:
                     raise ValueError(
-                        f"{self._directory / str(step)}: {error}; it belongs to another config or version: "
+                        f"{place}: {error}; it belongs to another config or version: "
                         "pass another workdir, or delete the folder checkpoints/"
                     ) from error
-                except Exception as error:
-                    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-                    self._say(f"{self._directory / str(step)}: damaged, passed over ({reason})")
+                except _Damaged as error:
+                    self._say(f"{place}: damaged, passed over ({error})")
                     manager.delete(step)
+                except Exception as error:  # of any type: TensorStore reports what the machine refuses by ValueError
+                    reason = next(iter(str(error).strip().splitlines()), "")[:200] or type(error).__name__
+                    raise OSError(
+                        f"{place}: can't be read ({reason}); it was not found damaged and stays there: mend the cause "
+                        "(open files, memory, permissions, network) and give the same command again"
+                    ) from error
         return None
 
-    def _read(self, manager: Any, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        import orbax.checkpoint as ocp
-
-        check_files(self._directory / str(step), json.loads(self._list(step).read_bytes()))
-        found = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
-        )
-        wanted = jax.eval_shape(_numbered, like)
-        names = leaves_by_path(like)
-        for (name, shape), path in zip(wanted.items(), names, strict=True):
-            had = found.state.get(name)
-            if had is None or had.shape != shape.shape or had.dtype != shape.dtype:
-                given = "nothing" if had is None else f"{had.dtype}{list(had.shape)}"
-                raise _Mismatch(f"{path}: holds {given}, this run needs {shape.dtype}{list(shape.shape)}")
-        if len(found.state) != len(wanted):
-            raise _Mismatch(f"holds {len(found.state)} arrays, this run needs {len(wanted)}")
-        return _restored(found.state, like), dict(found.meta)
+    def _check(self, step: int, like: PyTree) -> None:
+        """Raises _Mismatch where a position is of another tree or version, _Damaged where it is not what was written."""
+        try:
+            manifest = json.loads(self._manifest(step).read_bytes())
+        except (FileNotFoundError, ValueError) as error:
+            raise _Damaged(f"not finished: {error}") from error
+        if (version := manifest.get("version", 1)) != VERSION:
+            raise _Mismatch(f"written in version {version} of the format, this package reads version {VERSION}")
+        for had, needed in itertools.zip_longest(manifest["leaves"], _described(like), fillvalue="nothing"):
+            if had != needed:
+                raise _Mismatch(f"holds {had}, this run needs {needed}")
+        try:
+            check_files(self._directory / str(step), manifest["files"])
+        except ValueError as error:
+            raise _Damaged(str(error)) from error
 
 
 class _Mismatch(Exception):
-    """A position of another tree."""
+    """A position of another tree or version."""
+
+
+class _Damaged(Exception):
+    """A position that is not what was written, or not all of it."""
+
+
+def _read(manager: Any, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+    import orbax.checkpoint as ocp
+
+    arguments = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+    found = manager.restore(step, args=arguments)
+    return _restored(found.state, like), dict(found.meta)
+
+
+def _described(tree: PyTree) -> list[str]:
+    """``"params/kernel float32[3, 4]"`` of each leaf, in the tree's order."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [f"{path_of(keys)} {x.dtype}{list(x.shape)}" for keys, x in flat]
 
 
 def _numbered(tree: PyTree) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxopt_nn.coding.structure import check_storable
 from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.parallel.infer import abstract_outputs
 from jaxopt_nn.pipeline.data import Data
 from jaxopt_nn.tensors.base import is_compressed
 
@@ -48,15 +49,40 @@ def _not_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {path: jnp.sum(~jnp.isfinite(leaf)) for path, leaf in leaves.items()}
 
 
+def check_data(data: Any) -> None:
+    """Raises TypeError where ``data`` is no ``Data``."""
+    if not isinstance(data, Data):
+        raise TypeError(f"data is a {type(data).__name__}; pass Data(train=(x, y), test=(x, y))")
+
+
 def check_logits(apply: Callable[..., Any], variables: PyTree, data: Data, what: str = "apply") -> int:
     """The number of classes.
 
+    Args:
+      what: what messages call the network.
+
     Raises:
-      ValueError: ``apply`` gives other than floats ``[*labels, classes]``, or a label has no logit.
+      ValueError: ``apply`` can't take the inputs, gives other than floats ``[*labels, classes]``, or a label has no logit.
     """
+    classes = _classes(apply, variables, data, what)
+    data.check_labels(classes, what)
+    return classes
+
+
+def check_teacher(apply: Callable[..., Any], variables: PyTree, data: Data, classes: int) -> None:
+    """Raises ValueError where a teacher gives other than logits of as many classes as its student."""
+    taught = _classes(apply, variables, data, "the teacher")
+    if taught != classes:
+        raise ValueError(
+            f"the teacher gives {taught} classes, the student {classes}: distillation needs the same classes; "
+            "cut or map the teacher's logits in its apply"
+        )
+
+
+def _classes(apply: Callable[..., Any], variables: PyTree, data: Data, what: str) -> int:
     pair = np.repeat(data.example, 2, axis=0)
     places = (2, *data.test[1].shape[1:])
-    out = jax.eval_shape(apply, variables, pair)
+    out = abstract_outputs(apply, variables, pair, what=what)
     given = f"{out.dtype}{list(out.shape)}" if isinstance(out, jax.ShapeDtypeStruct) else str(jax.tree.structure(out))
     logits = isinstance(out, jax.ShapeDtypeStruct) and jnp.issubdtype(out.dtype, jnp.floating)
     if not logits or out.shape[:-1] != places:
@@ -65,15 +91,4 @@ def check_logits(apply: Callable[..., Any], variables: PyTree, data: Data, what:
             f"[{', '.join(map(str, places))}, classes]: wrap apply so that it returns them, and pass class numbers as "
             "labels (no one-hot)"
         )
-    data.check_labels(out.shape[-1])
     return out.shape[-1]
-
-
-def check_teacher(apply: Callable[..., Any], variables: PyTree, data: Data, classes: int) -> None:
-    """Raises ValueError where a teacher gives other than logits of as many classes as its student."""
-    taught = check_logits(apply, variables, data, "the teacher")
-    if taught != classes:
-        raise ValueError(
-            f"the teacher gives {taught} classes, the student {classes}: distillation needs the same classes; "
-            "cut or map the teacher's logits in its apply"
-        )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact, versions
 from jaxopt_nn.core.combine import chain, frozen, later
@@ -20,7 +21,7 @@ from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
 from jaxopt_nn.methods.clip import clipping
 from jaxopt_nn.pipeline import measure, report
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
-from jaxopt_nn.pipeline.checks import check_logits, check_teacher, check_variables
+from jaxopt_nn.pipeline.checks import check_data, check_logits, check_teacher, check_variables
 from jaxopt_nn.pipeline.data import Data
 from jaxopt_nn.pipeline.evaluate import evaluator
 from jaxopt_nn.pipeline.leaves import histograms
@@ -180,6 +181,7 @@ class Compressor:
     ) -> Result:
         """As ``compress``; ``ship`` writes it down."""
         start = time.monotonic()
+        check_data(data)
         variables = check_variables(variables)
         classes = check_logits(self._apply, variables, data)
         if self._teacher:
@@ -213,7 +215,13 @@ class Compressor:
         return Result(forms[-1].stored, self._rewritten[-1], params, state, made)
 
     def ship(self, result: Result, data: Data, workdir: str | os.PathLike[str]) -> None:
-        """Writes the artifact, reads it back and evaluates what was read, then writes the report, with both in it."""
+        """Writes the artifact, reads it back and evaluates what was read, then writes the report, with both in it.
+
+        Raises:
+          RuntimeError: what was read back gives another accuracy or loss than the network in memory (NaN equals NaN);
+            report and artifact are written all the same.
+          OSError: ``workdir`` can't be written, or the disk is full.
+        """
         directory = report.open_workdir(workdir)
         config = result.report["config"]
         rule = self.recipe[-1].rule
@@ -224,13 +232,16 @@ class Compressor:
         loaded, _ = load_artifact(artifact)
         found = self._evaluators[-1](prepare(loaded), *data.test)
         last = result.stages[-1]
-        assert (found.accuracy, found.loss) == (last["accuracy"], last["loss"]), (
-            f"read back: {found}, in memory: {last}"
-        )
         result.report["artifact"] = {
             "path": os.path.join(workdir, "artifact"), "bytes": artifact.bytes, "accuracy_reloaded": found.accuracy,
         }  # fmt: skip
         report.write(result.report, directory)
+        read, held = (found.accuracy, found.loss), (last["accuracy"], last["loss"])
+        if not np.array_equal(read, held, equal_nan=True):
+            raise RuntimeError(
+                f"{artifact.path}: read back, its accuracy and loss are {read}, in memory they were {held}; the report and the "
+                "artifact were written: if evaluating twice agrees in this process, the artifact can't be trusted"
+            )
 
     def _trained(
         self, variables: PyTree, given: _Training

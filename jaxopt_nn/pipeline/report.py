@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -93,13 +94,14 @@ def write(report: dict[str, Any], workdir: Path) -> None:
     """Writes the plots, ``report.html``, ``report.md`` and, last, ``report.json``; each file is whole or not there.
 
     An older ``report.json`` goes first, and plots that this report hasn't: where a ``report.json`` stands, the other
-    files belong to it.
+    files belong to it. A test loss that is NaN or Inf is null in ``report.json``, and "nan" or "inf" elsewhere.
 
     Raises:
       TypeError, ValueError: the report can't be kept as JSON; nothing is written or removed.
       OSError: the disk is full, or the place can't be written.
     """
-    text = json_text(report) + "\n"
+    scores = {key: _finite(report[key]) for key in ("baseline", "teacher", "cross_validation") if report.get(key)}
+    text = json_text({**report, **scores, "stages": [_finite(entry) for entry in report["stages"]]}) + "\n"
     images = plots.images(report) if has_matplotlib() else {}
     words = {"report.html": html.page(report, images), "report.md": markdown(report, images), "report.json": text}
     (workdir / "report.json").unlink(missing_ok=True)
@@ -109,6 +111,11 @@ def write(report: dict[str, Any], workdir: Path) -> None:
         write_file(workdir / name, picture)
     for name, said in words.items():
         write_file(workdir / name, said.encode(errors="replace"))
+
+
+def _finite(scores: dict[str, Any]) -> dict[str, Any]:
+    """Scores with None for each loss that JSON can't keep."""
+    return {k: None if k.endswith("loss") and not math.isfinite(v) else v for k, v in scores.items()}
 
 
 def write_file(path: Path, content: bytes) -> None:

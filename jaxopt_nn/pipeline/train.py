@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.train import TrainState, init_train_state, make_step
+from jaxopt_nn.core.train import TrainState, averaged, init_train_state, make_step
 from jaxopt_nn.core.transform import State, Transform, identity
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.distill import distillation_loss
@@ -89,12 +89,13 @@ def make_stretch(
 
 
 def order_of(examples: int, batch_size: int, key: jax.Array) -> np.ndarray:
-    """Which examples each minibatch of an epoch holds, drawn from ``key``: int ``[steps, B]``.
+    """Which examples each minibatch of an epoch holds, drawn from ``key``: int ``[steps, B]``, the same everywhere.
 
     The rest that fills no batch is left out; fewer examples than ``batch_size`` are one smaller batch.
     """
     words = np.asarray(jax.random.key_data(key)).ravel()
-    order = np.random.default_rng(words.tolist()).permutation(examples)
+    # the generator's stream, not its shuffle, is what NumPy promises to keep
+    order = np.argsort(np.random.PCG64(words.tolist()).random_raw(examples), kind="stable")
     steps = steps_of(examples, batch_size)
     return order[: steps * batch_size].reshape(steps, -1)
 
@@ -171,6 +172,7 @@ class Trainer:
         if stage.distill and teacher is None:
             raise ValueError(f"stage {stage.name!r}: distill needs a teacher; pass teacher=(apply, variables)")
         self._stage, self._batch_size, self._frozen, self._steps = stage, batch_size, frozen, steps
+        self._method = method
         self._optimizer = stage.optimizer(steps * stage.epochs)
         make = functools.partial(make_stretch, train_apply, method, self._optimizer, stage, frozen=frozen)
         self._run = make(teacher=teacher if stage.distill else None)
@@ -217,6 +219,7 @@ class Trainer:
                 checkpoints.save(part.done, ts, {"history": history})
         if waiting:
             history.append(clock.entry(*waiting, stage))
+        ts = averaged(ts, self._method, frozen=self._frozen) if stage.ema else ts
         return Trained(ts.params, ts.state, history)
 
 

@@ -1,6 +1,7 @@
 """The main job: every config runs, shrunk; own models, own data and checkpoints; mistakes are named."""
 
 import copy
+import hashlib
 import json
 import pathlib
 import subprocess
@@ -106,7 +107,31 @@ def test_another_fold_compiles_nothing_that_holds_the_model(tmp_path):
     before = len(TRACES)
     results.append(experiment.fold(1, tmp_path, Progress(), latency=False))
     assert len(TRACES) == before > 0
-    assert results[0].report["seed"] + 1 == results[1].report["seed"]
+    assert [r.report["seed"] for r in results] == [0, compress.seed_of(0, 1)]
+
+
+def test_no_fold_shares_its_seed_with_another_fold_or_seed():
+    seeds = [compress.seed_of(seed, fold) for seed in range(-2, 20) for fold in range(10)]
+    assert len(set(seeds)) == len(seeds) and max(seeds) < 2**31
+    assert [compress.seed_of(seed, 0) for seed in (-2, 0, 7)] == [-2, 0, 7]
+    assert compress.seed_of(0, 1) == int.from_bytes(hashlib.sha256(b"0/1").digest()[:4], "big") // 2
+    bits = np.array([[s >> i & 1 for i in range(31)] for s in seeds if s > 19])
+    assert np.all(np.abs(bits.mean(0) - 0.5) < 5 * 0.5 / np.sqrt(len(bits)))
+
+
+def test_folds_are_pooled_by_their_labels():
+    """Labels [10, 3] and [2, 5]: 30 and 10 of them."""
+    rows = [((0.5, 2.0), (0.3, 3.0)), ((0.9, 4.0), (0.8, 5.0))]
+    reports = [
+        {"baseline": {"accuracy": b[0], "loss": b[1]}, "stages": [{}, {"accuracy": a[0], "loss": a[1], "ratio": 4.0}]}
+        for b, a in rows
+    ]
+    found = compress.pooled(reports, [(10, 3), (2, 5)])
+    assert (found["folds"], found["test_images"], found["test_labels"]) == (2, 12, 40)
+    assert (found["baseline_accuracy"], found["final_accuracy"]) == ((15 + 9) / 40, (9 + 8) / 40)
+    assert found["lost_points"] == pytest.approx(100 * 7 / 40)
+    assert (found["baseline_loss"], found["final_loss"]) == (pytest.approx(2.5), pytest.approx(3.5))
+    assert compress.pooled(reports[:1], [(10_000,)])["final_accuracy"] == 0.3
 
 
 def test_the_table_is_printed_plain_or_coloured(quickstart, capsys, monkeypatch):
@@ -198,7 +223,7 @@ def test_a_wrong_config_is_named(tmp_path, config, said):
 
 
 def test_own_model_own_data_and_a_seed(tmp_path):
-    report = compress.run(tiny(seed=2), str(tmp_path))
+    report = compress.run(tiny(seed=2, float={"epochs": 20, "learning_rate": 0.1}), str(tmp_path))
     assert report["baseline"]["params"] == 8 and report["baseline"]["accuracy"] > 0.7
     assert "cross_validation" not in report and report["seed"] == 2
 

@@ -169,10 +169,14 @@ def test_pooled_accuracies_and_bits_a_byte():
     cell = cells_of(checked(tiny()), {})[0]
     report = {
         "metric": "accuracy", "baseline": {"accuracy": 0.5}, "stages": [{"accuracy": 0.4, "bytes": 8, "ratio": 2.0}],
-        "cross_validation": {"final_accuracy": 0.45, "baseline_accuracy": 0.55},
+        "cross_validation": {
+            "final_accuracy": 0.45, "baseline_accuracy": 0.55, "final_loss": np.log(8), "baseline_loss": np.log(4),
+        },
     }  # fmt: skip
     found = sweep.record(report, cell, 3)
     assert (found["accuracy"], found["baseline_accuracy"], found["folder"]) == (0.45, 0.55, "config/seed_3")
+    found = sweep.record({**report, "metric": "bits/byte"}, cell, 3)
+    assert (found["bits_per_byte"], found["baseline_bits_per_byte"]) == (pytest.approx(3), pytest.approx(2))
     losses = [
         dict(part, loss=loss * np.log(2)) for part, loss in ((report["baseline"], 2.0), (report["stages"][0], 3.0))
     ]
@@ -194,12 +198,14 @@ def test_pooled_accuracies_and_bits_a_byte():
         ("stages[0].where=**/w,'a,b;c',w", {"stages[0].where": ["**/w", "a,b;c", "w"]}),
         ("stages[1].rule=w4a8,''; data.cross_validate=True,False",
          {"stages[1].rule": ["w4a8", ""], "data.cross_validate": [True, False]}),
-        ("model=a.b:c;stages[0].sparsity=0,0.5", {"model": ["a.b:c"], "stages[0].sparsity": [0, 0.5]}),
+        ("model=a.b:c;stages[0].sparsity=0,0.5", {"model": ["a.b:c"], "stages[0].sparsity": [0.0, 0.5]}),
+        ("stages[0].sparsity=0.5,1;stages[1].bits=1,4", {"stages[0].sparsity": [0.5, 1.0], "stages[1].bits": [1, 4]}),
+        ({"stages[0].sparsity": (1, None)}, {"stages[0].sparsity": [1.0, None]}),
         ("", {}),
     ],
 )  # fmt: skip
-def test_values_are_literals_or_strings(text, expected):
-    assert read_grid(text, checked(tiny())) == expected
+def test_values_are_literals_or_strings_and_numbers_of_the_configs_kind(text, expected):
+    assert repr(read_grid(text, checked(tiny()))) == repr(expected)
 
 
 def test_a_mapping_is_a_grid_and_the_config_is_left_alone():
@@ -232,6 +238,12 @@ def test_names_of_cells_are_unique_folders():
         ({"grid": "batch_size"}, "'batch_size': write key=value"),
         ({"grid": "batch_size="}, "batch_size: no value"),
         ({"grid": "batch_size=8,8"}, "a value stands there twice: 8, 8"),
+        ({"grid": "stages[0].sparsity=1,1.0"}, "a value stands there twice: 1.0, 1.0"),
+        (
+            {"grid": "stages[1].bits=4,2.0"},
+            r"stages\[1\].bits=2.0: the config holds the whole number 8; list whole numbers, or write 8.0 there",
+        ),
+        ({"grid": "stages[1].bits=True"}, "bits=True: the config holds the number 8"),
         ({"grid": "batch_size=8;batch_size=16"}, "batch_size stands there twice"),
         ({"grid": "batch_size=big"}, "batch_size='big': the config holds the number 8"),
         ({"grid": "data.cross_validate=true"}, "'true': the config holds False; allowed are True and False"),

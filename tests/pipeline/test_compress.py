@@ -337,6 +337,19 @@ def cheap():
     return compressor, compressor(VARIABLES, DATA, latency=False)
 
 
+def test_a_loss_that_is_nan_is_shipped_and_another_number_is_said_after_writing(tmp_path):
+    endless = lambda v, x: apply(v, x) + jnp.where(x[:, :1] > 0, jnp.inf, 0.0)
+    compressor = Compressor(endless, CHEAP)
+    result = compressor(VARIABLES, DATA, latency=False)
+    compressor.ship(result, DATA, tmp_path)
+    assert np.isnan(result.stages[-1]["loss"]) and {"report.json", "artifact"} <= {p.name for p in tmp_path.iterdir()}
+    result.stages[-1]["accuracy"] += 0.25
+    (tmp_path / "report.json").unlink()
+    with pytest.raises(RuntimeError, match=r"artifact: read back, its accuracy and loss are .*, in memory they were"):
+        compressor.ship(result, DATA, tmp_path)
+    assert (tmp_path / "report.json").exists()
+
+
 @pytest.mark.parametrize("full", ["arrays", "accuracy_bytes.png", "report.md", "report.json"])
 def test_a_full_disk_leaves_no_half_written_file(cheap, tmp_path, monkeypatch, full):
     compressor, result = cheap

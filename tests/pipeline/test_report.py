@@ -158,6 +158,22 @@ def test_what_json_can_not_hold_is_refused_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_loss_that_is_no_number_is_null_in_json(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    report = {
+        **REPORT, "baseline": {**REPORT["baseline"], "loss": inf}, "teacher": {"accuracy": 0.9, "loss": nan, "params": 9},
+        "stages": [*REPORT["stages"][:-1], {**REPORT["stages"][-1], "loss": nan}],
+        "cross_validation": {**CROSS, "baseline_loss": inf, "final_loss": nan},
+    }  # fmt: skip
+    reports.write(report, tmp_path)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["baseline"].pop("loss") is found["teacher"]["loss"] is found["stages"][-1].pop("loss") is None
+    assert found["cross_validation"] == {**CROSS, "baseline_loss": None, "final_loss": None}
+    assert found["stages"][:-1] == REPORT["stages"][:-1] and list(found) == list(report)
+    assert found["stages"][-1] == {k: v for k, v in REPORT["stages"][-1].items() if k != "loss"}
+    assert "| nan |" in (tmp_path / "report.md").read_text()
+
+
 def test_smaller_and_not_faster_is_said():
     made = {"baseline": entry("baseline", 0.9, 4000), "stages": [entry("quantize", 0.9, 400)], "artifact": {}}
     assert not any("faster" in line for line in tables.sentences(made))

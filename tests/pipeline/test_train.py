@@ -7,9 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_nn.core.train import init_train_state
+from jaxopt_nn.core.train import averaged, averaging, init_train_state
 from jaxopt_nn.core.transform import State, identity
 from jaxopt_nn.methods.arithmetic import fake_quant_activations
+from jaxopt_nn.methods.clip import clip
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.pipeline import train
@@ -42,6 +43,19 @@ def test_an_order_is_a_permutation_drawn_from_the_key():
     np.testing.assert_array_equal(order, order_of(50, 16, jax.random.key(0)))
     assert not np.array_equal(order, order_of(50, 16, jax.random.key(1)))
     assert order_of(50, 64, jax.random.key(0)).shape == (1, 50)
+
+
+def test_an_order_is_the_same_everywhere():
+    """PCG64 (128 bits of state, XSL-RR output) by hand from the state that the words seed; the order sorts its outputs."""
+    key = jax.random.key(3)
+    held = np.random.PCG64(jax.random.key_data(key).tolist()).state["state"]
+    state, outputs = held["state"], []
+    for _ in range(50):
+        state = (state * 0x2360ED051FC65DA44385DF649FCCF645 + held["inc"]) % 2**128
+        folded, turn = (state >> 64 ^ state) % 2**64, state >> 122
+        outputs.append((folded >> turn | folded << (64 - turn)) % 2**64)
+    assert order_of(50, 50, key).tolist() == [sorted(range(50), key=outputs.__getitem__)]
+    assert order_of(8, 8, key).tolist() == [[4, 3, 6, 2, 5, 7, 1, 0]]
 
 
 @pytest.mark.parametrize("most", [1, 2, 100])
@@ -187,7 +201,7 @@ def test_a_position_of_another_network_is_refused(tmp_path):
     trainer_of(identity())(PARAMS, State(), (X, Y), jax.random.key(0), checkpoints=Checkpoints(tmp_path))
     other = {**PARAMS, "w": jnp.zeros((4, 5)), "b": jnp.zeros(5)}
     with pytest.raises(
-        ValueError, match=r"params/b: holds float32\[3\], this run needs float32\[5\]; it belongs to another"
+        ValueError, match=r"holds params/b float32\[3\], this run needs params/b float32\[5\]; it belongs to another"
     ):
         trainer_of(identity())(other, State(), (X, Y), jax.random.key(0), checkpoints=Checkpoints(tmp_path))
     with pytest.raises(ValueError, match="checkpoint_seconds=-1"):
@@ -281,3 +295,40 @@ def test_evaluation_of_a_language_model_counts_places():
     found = evaluate({"table": jnp.asarray(table)}, x, y)
     assert found.correct == int(np.sum(table[x].argmax(-1) == y)) and found.accuracy == found.correct / 30
     np.testing.assert_allclose(found.loss, -np.mean(np.log(np.take_along_axis(p, y[..., None], -1))), rtol=1e-5)
+
+
+def test_a_stage_ends_with_the_average_of_its_weights():
+    """The moving average of the weights after each step, by hand; masks are those of the training."""
+    ramp = prune(sparsity=optax.linear_schedule(0.0, 0.5, 5))
+    optimizer = Stage("p", ramp, learning_rate=0.05).optimizer(9)
+    step = make_stretch(plain_training(apply), ramp, optimizer, Stage("p", ramp))
+    ts = init_train_state(jax.tree.map(jnp.copy, PARAMS), ramp, optimizer, jax.random.key(0))
+    mean = dict(PARAMS)
+    for t, part in enumerate(singly(jax.random.key(0))):
+        ts, _ = step(ts, part[0][None], part[1][None], 1, None)
+        d = min(0.7, (1 + t) / (10 + t))
+        mean = {name: d * mean[name] + (1 - d) * ts.params[name] for name in ("w", "b")}
+    done = trainer_of(ramp, ema=0.7)(PARAMS, ramp.init(PARAMS), (X, Y), jax.random.key(0))
+    chex.assert_trees_all_close({name: done.variables[name] for name in "wb"}, mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(done.variables["steps"], PARAMS["steps"])
+    chex.assert_trees_all_equal(done.state, ts.state)
+    assert float(jnp.abs(ts.params["w"] - mean["w"]).max()) > 1e-3
+
+
+def singly(key):
+    """The minibatches of three epochs, one by one."""
+    for part in stretches((X, Y), 16, 3, key):
+        yield from ((part.x[i], part.y[i]) for i in range(part.n))
+
+
+def test_averages_of_narrow_weights_do_not_stall_and_keep_to_the_projection():
+    narrow = {"w": PARAMS["w"].astype(jnp.bfloat16)}
+    method, optimizer = clip(-1.0, 1.0), averaging(optax.sgd(1.0), 0.99)
+    ts = init_train_state(narrow, method, optimizer, jax.random.key(0))
+    moved = {"params": {"w": jnp.full_like(narrow["w"], 2.0)}, "learnt": ts.learnt}
+    still, update = jax.tree.map(jnp.zeros_like, moved), jax.jit(optimizer.update)
+    for _ in range(600):
+        ts = ts._replace(opt=update(still, ts.opt, moved)[1])
+    np.testing.assert_allclose(ts.opt.average["params"]["w"], np.full((4, 3), 2.0), atol=0.02)
+    boxed = averaged(ts, method)
+    assert boxed.params["w"].dtype == jnp.bfloat16 and float(boxed.params["w"].max()) == 1.0
