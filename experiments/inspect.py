@@ -48,7 +48,8 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
     Returns:
       ``input``; ``sites``, each with ``name``, ``kind``, ``shapes``, ``dtypes``, ``stack``, ``in``, ``out``, ``macs``,
       ``parameters`` and ``bytes`` (0 where an earlier site has the leaf); ``leaves`` without a site, with the reason;
-      ``messages`` of the interpreter; ``totals``; ``stages``, each with the ``takes`` leaves and those ``left`` alone.
+      ``messages`` of the interpreter; ``totals``; ``stages``, each with the leaves that it ``takes``, their ``parameters``
+      (both None where the data decides, when the stage begins) and the leaves ``left`` alone.
 
     Raises:
       ValueError: the config has a wrong field or name, the data does not fit the model, or a stage's pattern matches nothing.
@@ -119,17 +120,18 @@ def steps(config: Mapping[str, Any], data: Data, stage: Stage) -> int:
 
 
 def taken(stage: Stage, variables: PyTree, info: ModelInfo, steps: int) -> dict[str, Any]:
-    """The leaves that a stage takes, and those that it leaves alone with the reason.
+    """The leaves that a stage takes, and those that it leaves alone with the reason; None where the data decides.
 
     Raises:
       ValueError: a pattern matches nothing, or an argument does not fit a leaf; names the stage.
     """
     method = stage.method(steps)
-    if "stats" not in method.traits.needs:
-        try:
-            jax.eval_shape(lambda v: method.init(v, info), variables)
-        except ValueError as error:
-            raise ValueError(f"stage {stage.name!r}: {error}") from error
+    if "stats" in method.traits.needs:  # what it takes is known once the model has run on the data
+        return {"name": stage.name, "takes": None, "parameters": None, "left": []}
+    try:
+        jax.eval_shape(lambda v: method.init(v, info), variables)
+    except ValueError as error:
+        raise ValueError(f"stage {stage.name!r}: {error}") from error
     left = {m.path: m.reason for m in explain(method, variables, info).of("skipped")}
     leaves = leaves_by_path(variables)
     return {
@@ -165,6 +167,9 @@ def stage_rows(made: Mapping[str, Any]) -> list[list[str]]:
     total, leaves = (made["totals"][name] for name in ("parameters", "leaves"))
     lines = []
     for stage in made["stages"]:
+        if stage["takes"] is None:
+            lines.append([stage["name"], "takes", "decided by the data, when the stage begins"])
+            continue
         share = f"{len(stage['takes'])} of {leaves} leaves, {stage['parameters'] / max(total, 1):.1%} of the parameters"
         lines.append([stage["name"], "takes", share])
         for paths, reason in _by_reason([(left["path"], left["reason"]) for left in stage["left"]]):
@@ -215,23 +220,24 @@ def write(made: Mapping[str, Any], workdir: str) -> None:
 
 
 def draw(made: Mapping[str, Any]) -> bytes:
-    """Horizontal bars of parameters and MACs, a row for each site, as PNG."""
-    return common.picture(lambda figure: _draw(figure, made["sites"]), 10.0, 1.1 + 0.2 * max(len(made["sites"]), 3))
+    """Horizontal bars of parameters and MACs, a row for each site, with their shares of the whole model, as PNG."""
+    return common.picture(lambda figure: _draw(figure, made), 10.0, 1.1 + 0.2 * max(len(made["sites"]), 3))
 
 
-def _draw(figure: Figure, sites: Sequence[Mapping[str, Any]]) -> None:
+def _draw(figure: Figure, made: Mapping[str, Any]) -> None:
+    sites = made["sites"]
     panels = figure.subplots(1, 2, sharey=True)
     rows = range(len(sites))
     names = [name if len(name := site["name"]) <= 48 else f"…{name[-47:]}" for site in sites]
     colours = ["#0072b2" if site["weight"] else "#b8b8b8" for site in sites]
     for axes, field, title in zip(panels, ("parameters", "macs"), ("parameters", "MACs an example")):
         values = [site[field] for site in sites]
-        total = max(sum(values), 1)
+        total = made["totals"][field]
         axes.barh(rows, values, color=colours, height=0.72)
         for row, value in zip(rows, values):
-            said = f" {human_count(value)}, {100 * value / total:.2g} %" if value else " -"
+            said = f" {human_count(value)}, {100 * value / total:.3g} %" if value else " -"
             axes.annotate(said, (value, row), va="center", fontsize=7, color="0.3")
-        axes.set_title(f"{title}: {human_count(sum(values))}")
+        axes.set_title(f"{title}: {human_count(total)}")
         axes.set_xlim(0, 1.3 * max([*values, 1]))
         axes.xaxis.set_major_formatter(lambda value, _: human_count(value))
         axes.grid(axis="y", visible=False)

@@ -28,7 +28,7 @@ from experiments.config import checked, parsed
 from experiments.network import Network
 from jaxopt_nn.coding.artifact import directory_bytes, load_artifact
 from jaxopt_nn.interpret.rewrite import rewrite
-from jaxopt_nn.parallel.infer import Predictor, predictor
+from jaxopt_nn.parallel.infer import Predictor, complaint, predictor
 from jaxopt_nn.pipeline import measure, registry, report
 from jaxopt_nn.pipeline.data import Data
 from jaxopt_nn.tensors.prepare import prepare
@@ -71,7 +71,8 @@ def run(
 
     Returns:
       ``artifact``, ``bytes``, ``rule``, ``devices``, ``batch_size``, ``per_device``, ``examples``, ``metric``, ``accuracy``
-      and ``loss`` (None without labels), ``examples_per_second``, ``latency_ms`` (``p50``, ``p99``, ``first``, ``batches``).
+      and ``loss`` (None without labels), ``examples_per_second``, ``latency_ms`` (``p50``, ``p99``, ``first``, ``batches``),
+      ``note`` (None: nothing to note).
 
     Raises:
       ValueError: the directory holds no artifact, or one without its config; the data is empty, does not fit the model, or
@@ -106,6 +107,7 @@ def run(
         **graded(logits, examples.y),
         "examples_per_second": speed,
         "latency_ms": times,
+        "note": scale_note(network, variables, examples.x) if data else None,
     }
 
 
@@ -202,19 +204,41 @@ def check_fit(apply: Callable[..., Any], variables: PyTree, examples: Examples) 
     x, y = examples.x, examples.y
     shape = f"{x.dtype}{list(x.shape[1:])}"
     try:
-        out = jax.eval_shape(
-            apply, variables, jax.ShapeDtypeStruct((2, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
-        )
+        out = logits_of(apply, variables, x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
     except Exception as error:
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"examples of {shape} do not fit the model: {said[:300]}") from error
-    places = (2, *y.shape[1:]) if y is not None else out.shape[:-1]
-    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape[:-1] != places or not out.ndim > 1:
         raise ValueError(
-            f"for 2 examples of {shape} and labels {list(places)} the model gives {out}; logits are needed"
+            f"examples of {shape} do not fit the model, it fails with {complaint(error)}; pass inputs of the shape and dtype "
+            "that it was trained on"
+        ) from error
+    if not isinstance(out, jax.ShapeDtypeStruct) or out.ndim < 2:
+        raise ValueError(f"for 2 examples of {shape} the model gives {out}; logits are needed, [2, ..., classes]")
+    if y is not None and out.shape[:-1] != (2, *y.shape[1:]):
+        wanted = f"class numbers {list(out.shape[1:-1])}" if out.ndim > 2 else "one class number"
+        raise ValueError(
+            f"labels are {y.dtype}{list(y.shape[1:])} for each example, the logits {list(out.shape[1:])}: pass {wanted} for "
+            f"each, 0 to {out.shape[-1] - 1}, no one-hot"
         )
     if y is not None and not 0 <= y.min() <= y.max() < out.shape[-1]:
         raise ValueError(f"labels are {y.min()} to {y.max()}; the model knows the classes 0 to {out.shape[-1] - 1}")
+
+
+def logits_of(apply: Callable[..., Any], variables: PyTree, shape: Sequence[int], dtype: Any) -> Any:
+    """What the model gives for 2 examples of inputs ``[n, ...]``, abstract."""
+    return jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((2, *shape[1:]), dtype))
+
+
+def scale_note(apply: Callable[..., Any], variables: PyTree, x: np.ndarray) -> str | None:
+    """A word on whole numbers for a model that takes floats as well, so not for one that looks them up in a table."""
+    if x.dtype.kind == "f":
+        return None
+    try:
+        logits_of(apply, variables, x.shape, np.float32)
+    except Exception:
+        return None
+    return (
+        f"the inputs are {x.dtype}, {x.min()} to {x.max()}, and taken as they are; if the model was trained on scaled floats, "
+        "scale these alike, e.g. x / 255 as float32"
+    )
 
 
 def timed(predict: Predictor, x: np.ndarray, repeats: int) -> tuple[dict[str, Any], np.ndarray, float]:
@@ -283,12 +307,14 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
         lines.append(["accuracy", f"{found['accuracy']:.2%}"])
     if found["metric"] != "accuracy" and found["loss"] is not None:
         lines.append([found["metric"], f"{found['loss'] / np.log(2):.4f}"])
+    noted = [["note", found["note"]]] if found["note"] else []
     return [
         *lines,
         ["throughput", f"{found['examples_per_second']:,.0f} examples/s"],
         ["latency p50", f"{times['p50']:.3g} ms a batch"],
         ["latency p99", f"{times['p99']:.3g} ms a batch, of {times['batches']:,}"],
         ["first batch", f"{times['first']:.4g} ms, with the compilation"],
+        *noted,
     ]
 
 

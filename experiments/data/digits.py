@@ -17,13 +17,20 @@ def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
       Inputs float32 ``[n, 8, 8, 1]`` in [0, 1], labels int32 0 to 9; the fold is the test part, the others the training.
 
     Raises:
-      ValueError: fewer than 2 folds, or a fold outside them.
+      ValueError: fewer than 2 folds, or a fold outside them; more than 179 folds, whose test parts had fewer images than there
+        are classes, so that at least one class would be missing from each and an accuracy would say little.
     """
     from sklearn import datasets
 
     if folds < 2 or not 0 <= fold < folds:
         raise ValueError(f"digits(fold={fold}, folds={folds}): needs folds of at least 2 and 0 <= fold < folds")
     images, labels = datasets.load_digits(return_X_y=True)
+    most = len(labels) // len(np.unique(labels))
+    if folds > most:
+        raise ValueError(
+            f"digits(folds={folds}): allowed are 2 to {most}, so that the test part of each fold has as many of the "
+            f"{len(labels):,} images as there are classes"
+        )
     x = (images / 16).astype(np.float32).reshape(-1, 8, 8, 1)
     y = labels.astype(np.int32)
     # the generator's stream, not its shuffle, is what NumPy promises to keep

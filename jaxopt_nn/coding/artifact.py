@@ -115,9 +115,15 @@ def versions() -> dict[str, str]:
 def _check_target(target: Path, overwrite: bool) -> None:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such directory; make it first")
-    if target.exists() and not (overwrite and (target / "manifest.json").is_file()):
-        hint = "it holds no artifact" if overwrite else "pass overwrite=True, or another directory"
-        raise FileExistsError(f"{target} exists; {hint}")
+    if not target.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target} exists; pass overwrite=True, or another directory")
+    if not (target / "manifest.json").is_file():
+        raise FileExistsError(
+            f"{target} exists and is no artifact (no manifest.json in it), so it is not overwritten; move it away, or pass "
+            "another folder"
+        )
 
 
 @contextlib.contextmanager

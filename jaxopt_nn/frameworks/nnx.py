@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from jaxopt_nn.core.paths import map_with_path
+
 PyTree = Any
 
 if TYPE_CHECKING:
@@ -19,18 +21,27 @@ def nnx(model: flax_nnx.Module) -> tuple[Callable[..., PyTree], PyTree]:
     ``apply`` is pure: what a call changes in the module (statistics, counters of random streams) is dropped. Variables
     that are no ``nnx.Param`` (running statistics, say) get no gradient. Call ``model.eval()`` first where dropout or
     BatchNorm shall be in evaluation mode.
+
+    Raises:
+      TypeError: ``model`` is no NNX module, e.g. a class of modules.
     """
     from flax import nnx as flax_nnx
 
+    if not isinstance(model, flax_nnx.Module):
+        given = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise TypeError(
+            f"nnx(): model is {given}; pass an instance of an NNX module, made with its rngs (a Linen module: linen())"
+        )
+
     graph, state = flax_nnx.split(model)
     flat = flax_nnx.to_flat_state(state)
-    constant = {path for path, variable in flat if not isinstance(variable, flax_nnx.Param)}
+    constant = {"/".join(map(str, keys)) for keys, variable in flat if not isinstance(variable, flax_nnx.Param)}
 
-    def still(keys: tuple[Any, ...], leaf: Any) -> Any:
-        return jax.lax.stop_gradient(leaf) if tuple(k.key for k in keys) in constant else leaf
+    def still(path: str, leaf: Any) -> Any:
+        return jax.lax.stop_gradient(leaf) if path in constant else leaf
 
     def apply(variables: PyTree, *inputs: Any) -> PyTree:
-        seen = jax.tree_util.tree_map_with_path(still, variables) if constant else variables
+        seen = map_with_path(still, variables) if constant else variables
         return flax_nnx.merge(graph, seen)(*inputs)
 
     return apply, flax_nnx.to_pure_dict(state)

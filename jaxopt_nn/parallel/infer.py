@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
@@ -88,7 +89,7 @@ class Predictor:
 
         Raises:
           ValueError: no input, an input without a batch axis, inputs of different batch sizes, an output whose first axis
-            is not the batch; named by path.
+            is not the batch; named by path. Inputs that ``apply`` can't take, by shape.
           TypeError: an input that is no array of numbers.
         """
         inputs = jax.tree.map(np.asarray, inputs)
@@ -122,10 +123,33 @@ class Predictor:
         key = tree, tuple((x.shape[1:], x.dtype) for x in leaves)
         if key not in self._shapes:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), jnp.result_type(x)), inputs)
-            outputs = jax.eval_shape(self._apply, self.variables, *like)
+            outputs = abstract_outputs(self._apply, self.variables, *like)
             _check_outputs(outputs, rows)
             self._shapes[key] = outputs
         return self._shapes[key]
+
+
+def abstract_outputs(apply: Callable[..., PyTree], variables: PyTree, *inputs: PyTree, what: str = "apply") -> PyTree:
+    """The shapes and dtypes of what ``apply`` gives for inputs of such shapes and dtypes; nothing is run.
+
+    Raises:
+      ValueError: ``apply`` fails on them; says what they are and why, and calls the network ``what``.
+    """
+    try:
+        return jax.eval_shape(apply, variables, *inputs)
+    except Exception as error:
+        each = ", ".join(f"{x.dtype}[{', '.join(map(str, ('B', *x.shape[1:])))}]" for x in jax.tree.leaves(inputs))
+        raise ValueError(
+            f"{what} fails on inputs {each}: {complaint(error)}; it is called as apply(variables, x), with x as in its "
+            "training"
+        ) from error
+
+
+def complaint(error: Exception) -> str:
+    """The first line of what a model said, without web addresses."""
+    said = next(iter(str(error).strip().splitlines()), "")
+    said = re.sub(r"\s*\(?https?://\S+", "", said)[:300].rstrip(" .:")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _checked(devices: Sequence[jax.Device]) -> tuple[jax.Device, ...]:

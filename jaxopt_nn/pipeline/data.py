@@ -47,15 +47,16 @@ class Data:
         """One input with its batch axis, ``[1, ...]``."""
         return self.test[0][:1]
 
-    def check_labels(self, classes: int) -> None:
-        """Raises ValueError where a label is outside ``0 .. classes - 1``."""
+    def check_labels(self, classes: int, what: str = "apply") -> None:
+        """Raises ValueError where a label is outside ``0 .. classes - 1``, the outputs of the network ``what``."""
         for part in ("train", "test"):
             y = getattr(self, part)[1]
             if y.max() >= classes:
                 at = np.unravel_index(y.argmax(), y.shape)
                 place = ", ".join(map(str, at))
                 raise ValueError(
-                    f"Data.{part}: label {y[at]} at {place}, but apply gives {classes} logits: allowed are 0 to {classes - 1}"
+                    f"Data.{part}: label {y[at]} at {place}, but {what} gives {classes} logits: allowed are 0 to "
+                    f"{classes - 1}; number the classes from 0, or give {what} as many outputs as there are classes"
                 )
 
 

@@ -36,6 +36,12 @@ def test_folds_that_are_none(wrong):
         digits(**wrong)
 
 
+def test_folds_that_would_leave_test_parts_without_some_classes():
+    assert len(digits(178, folds=179).test[1]) == 10
+    with pytest.raises(ValueError, match=r"folds=180\): allowed are 2 to 179, .* 1,797 images as there are classes"):
+        digits(folds=180)
+
+
 def test_the_network_is_lenet_300_100_on_64_inputs():
     apply, variables = build(seed=3)
     assert nbytes(variables) == 4 * 50_610

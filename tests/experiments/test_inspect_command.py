@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import inspect
 from jaxopt_nn.pipeline.data import Data
+from tests.experiments import test_configs
 
 
 def own_model(seed):
@@ -85,6 +87,39 @@ def test_what_each_stage_takes(found):
     assert {left["path"] for left in quantize["left"]} >= {"scale", "unused"}
     lines = inspect.stage_rows(found)
     assert lines[0] == ["prune", "takes", f"1 of 5 leaves, {128 / 313:.1%} of the parameters"]
+
+
+def test_what_the_data_decides_is_said_and_not_guessed():
+    stage = {"name": "dead", "method": "prune_neurons", "threshold": 0.0}
+    made = inspect.run(tiny(stages=[stage, *tiny()["stages"][:1]]))
+    assert made["stages"][0] == {"name": "dead", "takes": None, "parameters": None, "left": []}
+    assert inspect.stage_rows(made)[0] == ["dead", "takes", "decided by the data, when the stage begins"]
+    assert made["stages"][1]["takes"] == ["layers"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    test_configs.write_idx(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", test_configs.NAMES)
+def test_every_config_can_be_inspected(name, images):
+    config = test_configs.shrunk(name, images)
+    made = inspect.run(config)
+    assert [stage["name"] for stage in made["stages"]] == [stage["name"] for stage in config["stages"]]
+    assert all(stage["takes"] is None or stage["takes"] for stage in made["stages"])
+    assert len(inspect.stage_rows(made)) >= len(made["stages"])
+
+
+def test_the_picture_counts_the_whole_model(found):
+    figure = Figure()
+    inspect._draw(figure, found)
+    parameters, macs = figure.axes
+    assert parameters.get_title() == "parameters: 313" and macs.get_title() == "MACs an example: 984"
+    said = [text.get_text() for text in parameters.texts]
+    assert f" 128, {100 * 128 / 313:.3g} %" in said
 
 
 def test_files(found, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import compress, predict
+from experiments.models import digits
 from jaxopt_nn.coding.artifact import save_artifact
 from jaxopt_nn.core.combine import where
 from jaxopt_nn.interpret.inspect import inspect
@@ -160,6 +161,7 @@ def broken(tmp_path, name):
         "nan": {"x": np.full_like(x, np.nan)},
         "labels": {"x": x, "y": y[:3]},
         "one-hot": {"x": x, "y": np.eye(CLASSES)[y]},
+        "whole one-hot": {"x": x, "y": np.eye(CLASSES, dtype=int)[y]},
         "classes": {"x": x, "y": y + 7},
         "objects": {"x": np.array([None, 1])},
         "text": {"x": np.array(["a", "b"])},
@@ -179,13 +181,17 @@ def broken(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("shape", r"examples of float32\[5\] do not fit the model"),
+        (
+            "shape",
+            r"examples of float32\[5\] do not fit the model, it fails with TypeError: cannot reshape .*trained on$",
+        ),
         ("no x", "holds images; needs x"),
         ("empty", "no examples; x has shape .0, 4, 4."),
         ("scalar", "no examples"),
         ("nan", "NaN or Inf among the inputs"),
         ("labels", "for 32 inputs; pass one class number for each"),
         ("one-hot", "pass one class number for each, integers"),
+        ("whole one-hot", r"labels are int64\[4\] for each .* pass one class number for each, 0 to 3, no one-hot"),
         ("classes", "the model knows the classes 0 to 3"),
         ("text", "pass an array of numbers"),
         ("damaged", "no .npz of arrays, or a damaged one"),
@@ -200,6 +206,29 @@ def broken(tmp_path, name):
 def test_data_that_does_not_fit_is_named(artifact, tmp_path, name, said):
     with pytest.raises((ValueError, FileNotFoundError), match=said):
         predict.run(artifact, broken(tmp_path, name), repeats=1)
+
+
+def test_an_image_of_another_size_for_a_flax_model():
+    apply, variables = digits.build(0)
+    with pytest.raises(ValueError) as caught:
+        predict.check_fit(apply, variables, predict.Examples(np.zeros((3, 5, 5, 1), np.float32), None))
+    said = str(caught.value)
+    assert said.startswith("examples of float32[5, 5, 1] do not fit the model, it fails with ScopeParamShapeError: ")
+    assert "(64, 300)" in said and "http" not in said and "\n" not in said
+
+
+def test_whole_numbers_are_noted_where_the_model_takes_floats(artifact, tmp_path):
+    x, y = pair()
+    np.savez(tmp_path / "bytes.npz", x=(np.abs(x) * 50).astype(np.uint8), y=y)
+    found = predict.run(artifact, str(tmp_path / "bytes.npz"), repeats=1)
+    assert found["note"].startswith("the inputs are uint8, 0 to ") and ["note", found["note"]] in predict.rows(found)
+    assert predict.run(artifact, repeats=1)["note"] is None
+
+    tokens = np.zeros((2, 3), np.int32)
+    assert predict.scale_note(lambda v, t: v[t], jnp.ones((5, 2)), tokens) is None, (
+        "a table is looked up by whole numbers"
+    )
+    assert predict.scale_note(lambda v, t: v * t, 2.0, tokens.astype(np.float32)) is None
 
 
 @pytest.mark.parametrize(

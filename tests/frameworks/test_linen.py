@@ -4,11 +4,15 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from jaxopt_nn.core.rule import Tap
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.interpret.rewrite import rewrite
+from jaxopt_nn.interpret.rewrite import capture, rewrite
+from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.tensors.base import is_compressed
 
 
 class Net(nn.Module):
@@ -46,3 +50,45 @@ def test_keyword_arguments_go_to_every_call():
 def test_the_inner_tree_is_refused():
     with pytest.raises(ValueError, match=r"none called 'params'; pass what model.init returned"):
         linen(MODEL, VARIABLES["params"])
+
+
+class Features(nn.Module):
+    """Random features, drawn once and kept in a collection that is no parameter."""
+
+    @nn.compact
+    def __call__(self, x):
+        w = self.variable("constants", "w", lambda: jax.random.normal(jax.random.key(1), (5, 6)))
+        return nn.Dense(3)(jnp.cos(x @ w.value))
+
+
+def test_only_parameters_get_a_gradient_and_everything_else_works_as_before():
+    model = Features()
+    apply, variables = linen(model, model.init(jax.random.key(0), X))
+    y, gradient = jax.value_and_grad(lambda v: jnp.sum(apply(v, X) ** 2))(variables)
+    assert y == jnp.sum(model.apply(variables, X) ** 2)
+    assert not np.any(gradient["constants"]["w"]) and np.any(gradient["params"]["Dense_0"]["kernel"])
+
+    info = inspect(apply, variables, X)
+    assert [site.name for site in info.sites] == ["constants/w", "params/Dense_0/kernel"] and info.coverage == 1
+    method = quantize(8)
+    state = method.init(variables, info)
+    packed, run = method.pack(variables, state), rewrite(apply)
+    assert is_compressed(packed["constants"]["w"]) and not run.explain(packed, X).messages
+    chex.assert_trees_all_close(run(packed, X), apply(method.view(variables, state), X), atol=1e-5)
+    y, seen = capture(apply, [("constants/w", Tap(lambda site: 0.0, lambda a, x, site: a + x.sum(), jnp.add))])(
+        packed, X
+    )
+    assert seen["constants/w"] == pytest.approx(float(X.sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((VARIABLES, MODEL), "model is a dict; pass an instance of a Linen module first"),
+        ((Net, VARIABLES), "model is the class Net; pass an instance"),
+        ((MODEL, Net), "variables is <class .*; pass what model.init returned"),
+    ],
+)
+def test_swapped_arguments_and_classes_are_named(arguments, said):
+    with pytest.raises(TypeError, match=said):
+        linen(*arguments)

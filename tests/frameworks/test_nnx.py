@@ -11,6 +11,7 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.frameworks.nnx import nnx
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import rewrite
+from jaxopt_nn.methods.quantize import quantize
 
 
 class Net(flax_nnx.Module):
@@ -73,3 +74,20 @@ def test_statistics_get_no_gradient(model):
     gradient = jax.grad(lambda part: jnp.sum(apply({**variables, **part}, X) ** 2))(numbers)
     assert not np.any(gradient["norm"]["mean"]) and not np.any(gradient["norm"]["var"])
     assert np.any(gradient["norm"]["scale"]) and np.any(gradient["up"]["kernel"])
+
+
+def test_compressed_weights_beside_statistics(model):
+    apply, variables = nnx(model)
+    method = quantize(8)
+    state = method.init(variables, inspect(apply, variables, X))
+    packed = method.pack(variables, state)
+    chex.assert_trees_all_close(rewrite(apply)(packed, X), apply(method.view(variables, state), X), atol=1e-5)
+    with pytest.raises(TypeError, match="QTensor"):
+        apply(packed, X)
+
+
+def test_what_is_no_module_is_named(model):
+    with pytest.raises(TypeError, match="model is the class Net; pass an instance of an NNX module"):
+        nnx(Net)
+    with pytest.raises(TypeError, match="model is a dict; pass an instance"):
+        nnx(nnx(model)[1])

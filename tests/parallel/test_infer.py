@@ -10,7 +10,7 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.parallel.infer import predictor
+from jaxopt_nn.parallel.infer import complaint, predictor
 from jaxopt_nn.tensors.prepare import prepare
 from tests.zoo import ZOO
 
@@ -224,3 +224,21 @@ def test_nor_is_one_that_has_the_length_of_a_batch_by_accident():
     x = np.concatenate([np.asarray(model.inputs[0])] * 4)
     with pytest.raises(ValueError, match=r"output 1/.*mean: float32\[16\] for 32 rows"):
         predictor(model.apply, model.variables)(x)
+
+
+@pytest.mark.parametrize(
+    ("fn", "said"),
+    [
+        (apply, r"apply fails on inputs float32\[B, 3\]: TypeError: dot_general requires contracting dimensions"),
+        (lambda x, v: x @ v["w"], r"TypeError: JAX does not support string indexing.*called as apply\(variables, x\)"),
+    ],
+)
+def test_inputs_that_the_model_can_not_take_are_named(rng, fn, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        predictor(fn, dense(rng))(np.ones((5, 3), np.float32))
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_a_complaint_is_one_line_without_addresses():
+    assert complaint(ValueError("a.b is (3,). (https://x.org/#a.B)\nand more")) == "ValueError: a.b is (3,)"
+    assert complaint(KeyError()) == "KeyError"

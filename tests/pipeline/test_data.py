@@ -41,6 +41,8 @@ def test_labels_are_integers():
 def test_labels_have_a_logit():
     with pytest.raises(ValueError, match=r"Data.train: label 2 at 2, but apply gives 2 logits: allowed are 0 to 1"):
         Data((X, Y), (X, Y % 2)).check_labels(2)
+    with pytest.raises(ValueError, match=r"but the teacher gives 2 logits: .* or give the teacher as many outputs"):
+        Data((X, Y), (X, Y % 2)).check_labels(2, "the teacher")
 
 
 def test_labels_of_a_language_model_and_its_metric():

@@ -47,7 +47,7 @@ def test_the_page_says_all_of_it():
     assert {"a/kernel", "a/bias", "20 x 50", "Masked(QTensor int4)", "3.20"} <= set(cells)
     assert cells[-2:] == ["a/b", "x | y"], "what was left alone, and why"
     prose = " ".join(text for _, text in page.texts)
-    assert "10.0x smaller than float32" in prose and "3.00 points lost" in prose
+    assert "10.0x smaller than float32" in prose and "over 5 folds 98.00% before, 97.50% after, 0.50 points lost" in prose
     assert "Artifact: 500 bytes on disk" in prose and "Cross-validation: 5 folds" in prose
     assert '"bits": 4' in prose and page.tags.count(("details", {})) == 1
     assert "8 of cpu: x" in prose and "experiments.compress --config=again.py" in prose
@@ -58,7 +58,7 @@ def test_smaller_and_not_faster_is_said_at_the_top():
     report = copy.deepcopy(REPORT)
     report["stages"][-1]["latency_ms"] = {"1": 1.0, "32": 12.0}
     paragraphs = Page(html.page(report, {})).cells("p")
-    assert "Smaller, not faster, on this backend; time over the baseline's, by batch: 2.00x at 1." in paragraphs[:2]
+    assert "Smaller, not faster, on this backend; time over the baseline's, by batch: 2.00x at 1, within noise at 32." in paragraphs[:2]
 
 
 def test_pictures_are_inside_with_their_captions_and_nothing_else_is_loaded():

@@ -55,11 +55,12 @@ def test_the_table_says_it_in_columns():
     assert lines[0].split() == "stage accuracy nonzero bytes resident ratio bits/w ms@1 ms@32".split()
     assert lines[4].split() == ["quantize", "95.00%", "25.0%", "400", "800", "10.00x", "3.20", "0.5", "12"]
     assert len({len(line) for line in lines[:5]}) == 1
+    assert lines[5] == "time over the baseline's, by batch: within noise at 1, 32"
     assert (
-        lines[5]
+        lines[6]
         == "artifact: 500 bytes on disk, 8.00x smaller than the baseline's arrays; read back, its accuracy is 95.00%"
     )
-    assert lines[6].endswith("5 folds, 1,797 test images; baseline 98.00%, final 97.50%, lost points 0.50")
+    assert lines[7].endswith("5 folds, 1,797 test images; baseline 98.00%, final 97.50%, lost points 0.50")
 
 
 def test_a_language_model_has_bits_a_byte_beside_the_accuracy():
@@ -178,7 +179,7 @@ def test_smaller_and_not_faster_is_said():
     made = {"baseline": entry("baseline", 0.9, 4000), "stages": [entry("quantize", 0.9, 400)], "artifact": {}}
     assert not any("faster" in line for line in tables.sentences(made))
     made["stages"][-1]["latency_ms"] = {"1": 1.0, "32": 11.0}
-    assert tables.sentences(made)[0].endswith("by batch: 2.00x at 1")
+    assert tables.sentences(made)[0].endswith("by batch: 2.00x at 1, within noise at 32")
 
 
 def test_clipped_weights_and_the_teacher_are_said():

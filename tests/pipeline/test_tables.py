@@ -1,0 +1,72 @@
+"""Sentences of a report say what was measured, and no more."""
+
+import math
+
+import pytest
+
+from jaxopt_nn.pipeline import tables
+
+
+def entry(accuracy=0.98, size=4000, **changed):
+    return {
+        "accuracy": accuracy, "loss": 0.5, "params": 1000, "bytes": size, "ratio": 4000 / size, "latency_ms": {}, **changed
+    }  # fmt: skip
+
+
+def report(final, **changed):
+    return {"metric": "accuracy", "baseline": entry(), "stages": [final], "artifact": None, **changed}
+
+
+def test_the_headline_is_that_of_all_folds():
+    cross = {
+        "folds": 5, "test_images": 1797, "baseline_accuracy": 0.9811, "final_accuracy": 0.9766, "lost_points": 0.45,
+        "baseline_loss": math.log(2), "final_loss": 2 * math.log(2),
+    }  # fmt: skip
+    made = report(entry(size=400), cross_validation=cross)
+    said = (
+        "10.0x smaller than float32: 4,000 bytes before, 400 after; accuracy over 5 folds 98.11% before, 97.66% after, "
+    )
+    assert tables.headline(made) == f"{said}0.45 points lost."
+    assert tables.headline({**made, "metric": "bits/byte"}).endswith("; 1.0000 bits a byte before, 2.0000 after.")
+
+
+@pytest.mark.parametrize(
+    ("after", "size", "said"),
+    [
+        ((2.0, 11.0, 4.0), 400, "time over the baseline's, by batch: 2.00x at 1, 0.40x at 1024, within noise at 32"),
+        ((2.0, 11.0, 11.0), 400, "smaller, not faster, on this backend; time over the baseline's, by batch: 2.00x at 1, "
+                                 "within noise at 32, 1024"),
+        ((2.0, 20.0, 20.0), 4000, "not faster, on this backend; time over the baseline's, by batch: 2.00x at 1, "
+                                  "2.00x at 32, 2.00x at 1024"),
+        ((1.2, 9.0, 10.0), 400, "time over the baseline's, by batch: within noise at 1, 32, 1024"),
+    ],
+)  # fmt: skip
+def test_all_batches_are_told_and_noise_is_no_ratio(after, size, said):
+    timed = dict(zip(("1", "32", "1024"), (1.0, 10.0, 10.0), strict=True))
+    final = entry(size=size, latency_ms=dict(zip(timed, after, strict=True)))
+    assert tables.sentences(report(final, baseline=entry(latency_ms=timed))) == [said]
+
+
+def test_nothing_is_said_of_latency_that_was_not_measured():
+    assert tables.sentences(report(entry())) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [(500, "8.00x smaller than"), (4560, "1.14x larger than"), (4010, "as large as")]
+)
+def test_an_artifact_is_smaller_or_larger(size, said):
+    made = report(entry(), artifact={"path": "x", "bytes": size, "accuracy_reloaded": 0.95})
+    assert f"on disk, {said} the baseline's arrays; read back" in tables.sentences(made)[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        (20_000, "20,000 parameters, 20.0 times as many"),
+        (1000, "1,000 parameters, as many as the student"),
+        (500, "500 parameters, the student has 2.0 times as many"),
+    ],
+)
+def test_how_large_a_teacher_is(params, said):
+    made = report(entry(), teacher={"accuracy": 0.99, "loss": 0.1, "params": params})
+    assert tables.sentences(made) == [f"teacher: accuracy 99.00%, {said}"]
