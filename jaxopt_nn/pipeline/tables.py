@@ -164,14 +164,15 @@ def _speed(report: dict[str, Any]) -> list[str]:
     ratios = {batch: after[batch] / before[batch] for batch in before}
     if not ratios:
         return []
+    said = ", ".join(f"{ratio:.2f}x at {batch}" for batch, ratio in ratios.items())
     alike = [batch for batch, ratio in ratios.items() if 1 / NOISE < ratio < NOISE]
-    said = [f"{ratio:.2f}x at {batch}" for batch, ratio in ratios.items() if batch not in alike]
-    said += [f"within noise at {', '.join(alike)}"] if alike else []
+    which = "all" if len(alike) == len(ratios) else f"at {', '.join(alike)}"
+    doubt = f" ({which} within the noise of medians)" if alike else ""
     lead = ""
     if max(ratios.values()) >= NOISE and min(ratios.values()) > 1 / NOISE:
         smaller = last(report)["bytes"] < report["baseline"]["bytes"]
         lead = f"{'smaller, ' if smaller else ''}not faster, on this backend; "
-    return [f"{lead}time over the baseline's, by batch: {', '.join(said)}"]
+    return [f"{lead}time over the baseline's, by batch: {said}{doubt}"]
 
 
 def circumstances(report: dict[str, Any]) -> str:

@@ -1,6 +1,9 @@
 """Positions on disk: nothing good is deleted, what is damaged is passed over, another tree is refused."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxopt_nn.pipeline import checkpoints
-from jaxopt_nn.pipeline.checkpoints import Checkpoints
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked
 
 TREE = {"a": jnp.arange(3.0), "b": (jnp.zeros(3), jax.random.key(1))}
 
@@ -127,3 +130,29 @@ def test_a_position_of_an_older_version_is_refused_and_kept(tmp_path):
     ):
         Checkpoints(tmp_path).restore(TREE)
     assert steps_in(tmp_path) == [1, 2]
+
+
+def test_a_directory_has_one_run_at_a_time(tmp_path):
+    said = rf"another run \(pid {os.getpid()}\) is using this workdir; wait for it, or pass another --workdir"
+    with locked(tmp_path), pytest.raises(OSError, match=said), locked(tmp_path):
+        pass
+    code = "import fcntl, os, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); os.kill(os.getpid(), 9)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / ".lock")]).returncode == -9
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+
+
+def test_a_recipe_may_change_until_a_stage_has_positions(tmp_path):
+    config = {"seed": 0, "stages": [{"name": "q", "bits": 4}]}
+    mended = {"seed": 0, "stages": [{"name": "q", "bits": 8}, {"name": "p"}]}
+    claim(tmp_path, config, ("float",))
+    (tmp_path / "fold_0" / "float" / "12").mkdir(parents=True)
+    with pytest.raises(ValueError, match="different: config.stages"):
+        claim(tmp_path, mended)
+    with pytest.raises(ValueError, match=r"different: config.seed \(0 there, 1 here\); pass another"):
+        claim(tmp_path, {**mended, "seed": 1}, ("float",))
+    claim(tmp_path, mended, ("float",))
+    assert json.loads((tmp_path / "config.json").read_text()) == mended
+    (tmp_path / "fold_0" / "q" / "3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="different: config.stages"):
+        claim(tmp_path, config, ("float",))

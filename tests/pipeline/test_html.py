@@ -58,7 +58,8 @@ def test_smaller_and_not_faster_is_said_at_the_top():
     report = copy.deepcopy(REPORT)
     report["stages"][-1]["latency_ms"] = {"1": 1.0, "32": 12.0}
     paragraphs = Page(html.page(report, {})).cells("p")
-    assert "Smaller, not faster, on this backend; time over the baseline's, by batch: 2.00x at 1, within noise at 32." in paragraphs[:2]
+    said = "Smaller, not faster, on this backend; time over the baseline's, by batch: 2.00x at 1, 1.00x at 32 "
+    assert f"{said}(at 32 within the noise of medians)." in paragraphs[:2]
 
 
 def test_pictures_are_inside_with_their_captions_and_nothing_else_is_loaded():

@@ -1,6 +1,7 @@
 """Plots: what is drawn where, and that any report can be drawn."""
 
 import io
+import math
 import struct
 
 import matplotlib
@@ -164,3 +165,17 @@ def test_long_names_stay_different():
     assert len(set(short)) == 12 and {len(name) for name in short} == {32}
     assert plots._names(["a/b", "c" * 5], 5) == ["a/b", "ccccc"]
     assert plots._names(["abcdefgh"] * 2, 5) == ["ab…gh"] * 2
+
+
+@pytest.mark.parametrize("losses", [(1.0, math.nan, 2.0), (math.nan, 1.0, math.inf), (math.nan,) * 3])
+def test_scores_that_are_not_finite_are_left_out(losses):
+    before, *stages = [entry(f"s{i}", 0.9, 4000 // (i + 1), loss=loss) for i, loss in enumerate(losses)]
+    history = [logged("s", step, loss=loss, gradient_norms={"w": loss}) for step, loss in zip((5, 10, 15), losses)]
+    report = {**REPORT, "metric": "bits/byte", "baseline": before, "stages": stages, "history": history}
+    finite = [loss / math.log(2) for loss in losses if math.isfinite(loss)]
+    assert list(plots.images(report)) == (ALL if finite else ALL[1:])
+    if finite:
+        curve = next(
+            line for line in figure(plots.accuracy_bytes, report).axes[0].lines if line.get_color() == plots.BLUE
+        )
+        assert curve.get_ydata().tolist() == pytest.approx(finite)

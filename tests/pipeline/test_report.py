@@ -55,7 +55,7 @@ def test_the_table_says_it_in_columns():
     assert lines[0].split() == "stage accuracy nonzero bytes resident ratio bits/w ms@1 ms@32".split()
     assert lines[4].split() == ["quantize", "95.00%", "25.0%", "400", "800", "10.00x", "3.20", "0.5", "12"]
     assert len({len(line) for line in lines[:5]}) == 1
-    assert lines[5] == "time over the baseline's, by batch: within noise at 1, 32"
+    assert lines[5] == "time over the baseline's, by batch: 1.00x at 1, 1.00x at 32 (all within the noise of medians)"
     assert (
         lines[6]
         == "artifact: 500 bytes on disk, 8.00x smaller than the baseline's arrays; read back, its accuracy is 95.00%"
@@ -179,7 +179,7 @@ def test_smaller_and_not_faster_is_said():
     made = {"baseline": entry("baseline", 0.9, 4000), "stages": [entry("quantize", 0.9, 400)], "artifact": {}}
     assert not any("faster" in line for line in tables.sentences(made))
     made["stages"][-1]["latency_ms"] = {"1": 1.0, "32": 11.0}
-    assert tables.sentences(made)[0].endswith("by batch: 2.00x at 1, within noise at 32")
+    assert tables.sentences(made)[0].endswith("by batch: 2.00x at 1, 0.92x at 32 (at 32 within the noise of medians)")
 
 
 def test_clipped_weights_and_the_teacher_are_said():
@@ -190,3 +190,15 @@ def test_clipped_weights_and_the_teacher_are_said():
     for page in (reports.markdown(report), html.page(report, {})):
         assert "1.230%" in page and "99.00%, 20,000 parameters, 20.0 times as many" in page
     assert "Clipped weights" not in reports.markdown(REPORT) and "Clipped weights" not in html.page(REPORT, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("artifact", False), ("artifact", True), ("checkpoints", False), ("report.json", True), ("loss.png", True)],
+)
+def test_what_stands_in_the_way_of_a_run_is_said_before_it(tmp_path, name, folder):
+    (tmp_path / name).mkdir() if folder else (tmp_path / name).write_text("mine")
+    with pytest.raises(OSError, match=f"{name}: .*; move it away, or pass another --workdir"):
+        reports.open_workdir(tmp_path)
+    with pytest.raises(ValueError, match="workdir='': pass the name of a directory"):
+        reports.open_workdir("")

@@ -33,18 +33,23 @@ def test_the_headline_is_that_of_all_folds():
 @pytest.mark.parametrize(
     ("after", "size", "said"),
     [
-        ((2.0, 11.0, 4.0), 400, "time over the baseline's, by batch: 2.00x at 1, 0.40x at 1024, within noise at 32"),
-        ((2.0, 11.0, 11.0), 400, "smaller, not faster, on this backend; time over the baseline's, by batch: 2.00x at 1, "
-                                 "within noise at 32, 1024"),
-        ((2.0, 20.0, 20.0), 4000, "not faster, on this backend; time over the baseline's, by batch: 2.00x at 1, "
-                                  "2.00x at 32, 2.00x at 1024"),
-        ((1.2, 9.0, 10.0), 400, "time over the baseline's, by batch: within noise at 1, 32, 1024"),
+        ((2.0, 11.0, 4.0), 400, ("", "2.00x at 1, 1.10x at 32, 0.40x at 1024", " (at 32 within the noise of medians)")),
+        (
+            (2.0, 11.0, 11.0), 400,
+            ("smaller, not faster, on this backend; ", "2.00x at 1, 1.10x at 32, 1.10x at 1024",
+             " (at 32, 1024 within the noise of medians)"),
+        ),
+        ((2.0, 20.0, 20.0), 4000, ("not faster, on this backend; ", "2.00x at 1, 2.00x at 32, 2.00x at 1024", "")),
+        ((1.2, 9.0, 10.0), 400, ("", "1.20x at 1, 0.90x at 32, 1.00x at 1024", " (all within the noise of medians)")),
     ],
 )  # fmt: skip
-def test_all_batches_are_told_and_noise_is_no_ratio(after, size, said):
+def test_all_batches_are_told_and_what_is_noise(after, size, said):
+    lead, ratios, doubt = said
     timed = dict(zip(("1", "32", "1024"), (1.0, 10.0, 10.0), strict=True))
     final = entry(size=size, latency_ms=dict(zip(timed, after, strict=True)))
-    assert tables.sentences(report(final, baseline=entry(latency_ms=timed))) == [said]
+    assert tables.sentences(report(final, baseline=entry(latency_ms=timed))) == [
+        f"{lead}time over the baseline's, by batch: {ratios}{doubt}"
+    ]
 
 
 def test_nothing_is_said_of_latency_that_was_not_measured():
