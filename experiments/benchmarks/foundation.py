@@ -4,7 +4,7 @@ Command: ``python -m experiments.benchmarks.foundation [--part=quantize,prune,di
 
 About 25 minutes in all on 2 cores. Accuracies are those of the deployed (packed) network on the 10,000 test images; float
 networks are trained once a seed and kept in ``--workdir``. Settings were chosen on 10,000 of the training images that were held
-out, with seeds 0 and 1. Times are medians of one interleaved run after warm-up, in ms a step.
+out, with two to six seeds. Times are medians of one interleaved run after warm-up, in ms a step.
 
 Qwix (``pip install '.[bench]'``) trains beside. JaxPruner does not install on current JAX: its figures are quoted from a run
 on an older one with names put back, the best of its allocations at each sparsity; a full sort of every leaf stands for its way
