@@ -90,10 +90,16 @@ def picture(draw: Callable[[Figure], None], width: float, height: float) -> byte
 
 
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Ends the program with the message of an error that says what to do, without a traceback."""
+def plain_errors(stopped: str = "stopped") -> Iterator[None]:
+    """Ends the program with the message of an error that says what to do, without a traceback.
+
+    Ctrl-C ends it with ``stopped``, a line that says how to go on, and status 130, as shells have it.
+    """
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(130)
     except (OSError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
 

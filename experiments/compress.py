@@ -28,12 +28,12 @@ from ml_collections import config_flags
 from experiments import common
 from experiments.common import load_data
 from experiments.config import checked, parsed
-from experiments.network import Network, check_same_tree, save_variables
+from experiments.network import Network, check_replaceable, check_same_tree, save_variables
 from experiments.progress import Progress
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.passes.structure import shrink_widths
 from jaxopt_nn.pipeline import registry, report, tables
-from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, nothing
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.compress import Compressor, Result
 from jaxopt_nn.pipeline.data import Data
 from jaxopt_nn.pipeline.evaluate import evaluator
@@ -71,12 +71,27 @@ def run(
     Raises:
       ValueError: the config has a field too many or too few, a wrong name, or a value that is not allowed; ``workdir`` holds
         the checkpoints of another config.
-      OSError: ``workdir`` can't be written, or the disk is full.
+      OSError: ``workdir`` can't be written, holds a file of the user's under a name that a run needs, or another run is
+        using it; or the disk is full.
     """
     config = checked(config)
-    experiment = Experiment(config)  # what is wrong with a config shows before anything is written
+    experiment = Experiment(config)
+    experiment.check()  # what is wrong with a config shows before anything is written
     directory = report.open_workdir(workdir)
-    claim(directory / "checkpoints", config)
+    with locked(directory):
+        claim(directory / "checkpoints", config, RESERVED)
+        if not config["checkpoint"]:
+            check_replaceable(directory / "float")
+        result = _carried_out(experiment, directory, say, latency, floats)
+        experiment.ship(result, workdir)
+    return result.report
+
+
+def _carried_out(
+    experiment: Experiment, directory: Path, say: Callable[[str], None], latency: bool, floats: Path | None
+) -> Result:
+    """The result of fold 0; its report has what all folds give together."""
+    config = experiment.config
     folds = range(config["data"]["folds"] if config["data"]["cross_validate"] else 1)
     results = []
     with Progress(say, events=directory / "tensorboard").live() as progress:
@@ -90,8 +105,7 @@ def run(
             )
     if len(folds) > 1:
         results[0].report["cross_validation"] = pooled([r.report for r in results], experiment.test_shapes)
-    experiment.ship(results[0], workdir)
-    return results[0].report
+    return results[0]
 
 
 class Experiment:
@@ -114,11 +128,22 @@ class Experiment:
             teacher=self._teacher and self._teacher.apply, batch_size=config["batch_size"],
         )  # fmt: skip
         self.test_shapes: list[tuple[int, ...]] = []
+        self._data = functools.lru_cache(maxsize=1)(functools.partial(load_data, config))
+
+    def check(self) -> None:
+        """Tries all that trains nothing, on the networks as they are made and the data of fold 0.
+
+        Raises:
+          ValueError: a pattern, shape or number of the recipe, the teacher or the start does not fit.
+        """
+        data, taught = self._data(0), self._teacher and self._teacher.abstract
+        variables = self._started(self.config["seed"], taught, data, nothing)
+        self._compressor.check(variables, data, taught)
 
     def fold(self, fold: int, directory: Path, progress: Progress, latency: bool, floats: Path | None = None) -> Result:
         """The float network of this fold, and what the recipe makes of it."""
         config = self.config
-        seed, data = seed_of(config["seed"], fold), load_data(config, fold)
+        seed, data = seed_of(config["seed"], fold), self._data(fold)
         self.test_shapes.append(data.test[1].shape)
         own = directory / "checkpoints" / f"fold_{fold}"
         places = functools.partial(_place, own, config["checkpoint_seconds"], progress.say)
@@ -132,7 +157,7 @@ class Experiment:
                 load_data({**config, "data": {**config["data"], **teacher["data"]}}, fold) if teacher["data"] else data
             )
             taught, lessons = train(self._teacher, seed=seed, checkpoint=teacher["checkpoint"], data=lesson)
-        variables = self._started(seed, taught, data, progress)
+        variables = self._started(seed, taught, data, progress.say)
         variables, history = train(
             self._network, seed=seed, checkpoint=config["checkpoint"], data=data, variables=variables,
             teacher=self._teacher and (self._teacher.apply, taught),
@@ -151,9 +176,9 @@ class Experiment:
 
     def ship(self, result: Result, workdir: str) -> None:
         """Writes everything about fold 0."""
-        self._compressor.ship(result, load_data(self.config), workdir)
+        self._compressor.ship(result, self._data(0), workdir)
 
-    def _started(self, seed: int, taught: PyTree, data: Data, progress: Progress) -> PyTree:
+    def _started(self, seed: int, taught: PyTree, data: Data, say: Callable[[str], None]) -> PyTree:
         """The float network before its training: fresh, or begun from the teacher's weights."""
         fresh = self._network.fresh(seed)
         start = self.config["start"]
@@ -167,7 +192,7 @@ class Experiment:
         else:
             begun, said = shrink_widths(self._teacher.apply, taught, (data.example,), **arguments)
             check_same_tree(begun, fresh, "start.widths")
-        progress.say(f"start from the teacher's {how}:\n{said}")
+        say(f"start from the teacher's {how}:\n{said}")
         return begun
 
     def _graded(self, taught: PyTree, data: Data) -> dict[str, Any]:
@@ -231,7 +256,7 @@ def show(made: dict[str, Any], workdir: str) -> None:
 
 def main(argv: Sequence[str]) -> None:
     given = common.flag_values(argv)
-    with common.plain_errors():
+    with common.plain_errors("stopped; the same command goes on from the last checkpoint"):
         made = run(given.config, given.workdir, say=lambda line: print(line, flush=True))
     show(made, given.workdir)
 

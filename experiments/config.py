@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import app
+from absl import app, flags
 from ml_collections import ConfigDict
+from ml_collections.config_flags import config_path
 
 from jaxopt_nn.core.paths import near_misses
 
+PASS = "pass a Python file with a get_config(), such as configs/digits_quickstart.py"
 NEEDED = ("seed", "model", "batch_size", "data", "float", "stages")
 #: Fields that a config may leave out, and their values then.
 DEFAULTS: dict[str, Any] = {
@@ -36,6 +40,9 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = plain(config)
     _known(fields, (*NEEDED, *DEFAULTS), "config", NEEDED)
     fields = {**DEFAULTS, **fields}
+    seed = fields["seed"]
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"config.seed={seed!r}: allowed are whole numbers from 0 to 2**32 - 1")
     _known(fields["float"], TRAINING, "config.float", ("epochs", "learning_rate"))
     fields["data"].setdefault("cross_validate", False)
     if "source" not in fields["data"]:
@@ -80,9 +87,35 @@ def _known(given: Mapping[str, Any], known: Sequence[str], where: str, needed: S
 
 
 def parsed(argv: Sequence[str]) -> list[str]:
-    """Command-line flags; a mistyped config field ends the program with the nearest names and no traceback."""
+    """Command-line flags; a wrong file or a mistyped config field ends the program without a traceback."""
+    flag = flags.FLAGS["config"] if "config" in flags.FLAGS else None
     try:
-        return app.parse_flags_with_usage(list(argv))
-    except (AttributeError, KeyError, IndexError) as error:
+        left = app.parse_flags_with_usage(list(argv))
+        if flag is not None:
+            getattr(flag.value, "lock", None)  # where the file could not be read, any attribute raises
+        return left
+    except OSError as error:
+        sys.exit(f"--config: {str(error.__cause__ or error).splitlines()[-1].strip()}; {PASS}")
+    except SyntaxError as error:
+        sys.exit(f"--config: {error.filename}, line {error.lineno}, is no Python ({error.msg}); {PASS}")
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        if isinstance(error, IndexError) and flag is not None:
+            sys.exit(_beyond(argv, flag.parser))
         lines = str(error).strip("'\"").encode().decode("unicode_escape").splitlines()
         sys.exit(f"--config: no such field or entry: {' '.join(lines)}")
+
+
+def _beyond(argv: Sequence[str], parser: flags.ArgumentParser) -> str:
+    """What to say of a flag ``--config.stages[7].x`` that names an entry which a list does not have."""
+    given = dict(argument.lstrip("-").partition("=")[::2] for argument in argv)
+    config = parser.parse(given["config"]) if given.get("config") else {}
+    for key in given:
+        for found in re.finditer(r"\[(-?\d+)\]", key):
+            at = key[: found.start()]
+            with contextlib.suppress(AttributeError, LookupError, TypeError):  # of another flag that is wrong as well
+                held = len(config_path.get_value(at.removeprefix("config."), config))
+                if not -held <= int(found[1]) < held:
+                    return f"--{key}: no such entry; {at} has {held}: " + (
+                        f"{at}[0] to [{held - 1}]" if held else "none"
+                    )
+    return "--config: a list has no entry of that number"

@@ -57,7 +57,7 @@ def cells_of(config: Mapping[str, Any], grid: Grid) -> list[Cell]:
     found: list[Cell] = []
     for values in itertools.product(*grid.values()):
         overrides = dict(zip(grid, values))
-        name = ",".join(f"{short}={_text(v)}" for short, v in zip(_short(list(grid)), values)) or "config"
+        name = ",".join(f"{short}={_text(v)}" for short, v in zip(short_names(list(grid)), values)) or "config"
         found.append(Cell(name, _folder(name, {cell.folder for cell in found}), overrides, _changed(config, overrides)))
     return found
 
@@ -71,7 +71,9 @@ def cell_named(text: str, cells: Sequence[Cell], config: Mapping[str, Any]) -> s
     names = [cell.name for cell in cells]
     if text in names:
         return text
-    wanted = {key: _literal(value) for part in _split(text, ";,") for key, value in [_assignment(part)]}
+    keys = list(cells[0].overrides)
+    whole = dict(zip(short_names(keys), keys))
+    wanted = {whole.get(k, k): _literal(value) for part in _split(text, ";,") for k, value in [_assignment(part)]}
     fit = [c.name for c in cells if all(k in c.overrides and c.overrides[k] == v for k, v in wanted.items())]
     if len(fit) == 1:
         return fit[0]
@@ -177,7 +179,7 @@ def _of_kind(key: str, old: Any, value: Any) -> Any:
     return value
 
 
-def _short(keys: Sequence[str]) -> list[str]:
+def short_names(keys: Sequence[str]) -> list[str]:
     """The last part of each key, where it is unique: ``sparsity`` for ``stages[1].sparsity``."""
     last = [key.rpartition(".")[2] for key in keys]
     return [short if last.count(short) == 1 else key for short, key in zip(last, keys)]

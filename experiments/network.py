@@ -18,9 +18,15 @@ from jaxopt_nn.pipeline.checks import check_logits, check_variables
 from jaxopt_nn.pipeline.compress import Places, plain_training
 from jaxopt_nn.pipeline.data import Data
 from jaxopt_nn.pipeline.recipe import Stage
+from jaxopt_nn.pipeline.report import MOVE, check_place
 from jaxopt_nn.pipeline.train import Teacher, TrainApply, Trainer, Watch, steps_of
 
 PyTree = Any
+#: What Orbax writes into a checkpoint; a run that was killed while it replaced one leaves any part of it.
+ORBAX = {
+    "_CHECKPOINT_METADATA", "_METADATA", "_sharding", "array_metadatas", "commit_success.txt", "d", "manifest.ocdbt",
+    "ocdbt.process_0",
+}  # fmt: skip
 
 
 class Network:
@@ -52,7 +58,7 @@ class Network:
     ) -> tuple[PyTree, list[dict[str, Any]]]:
         """Float variables, from the checkpoint or by training, and the history of the training."""
         variables = self.fresh(seed) if variables is None else variables
-        check_logits(self.apply, variables, data)
+        check_logits(self.apply, variables, data, what=f"the {self._stage.name} network")
         if checkpoint:
             return restored(checkpoint, variables), []
         steps = steps_of(len(data.train[1]), batch_size)
@@ -84,6 +90,14 @@ def check_same_tree(made: PyTree, wanted: PyTree, field: str) -> None:
                 f"config.{field}: {path} has shape {left.get(path)}, the model's is {right.get(path)}; give the model those "
                 "widths (model_args), or change the widths"
             )
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises OSError where something stands at ``path`` that is no Orbax checkpoint, nor the rest of one."""
+    check_place(path, "folder")
+    names = {child.name for child in path.iterdir()} if path.is_dir() else set()
+    if names and not names & ORBAX:
+        raise OSError(f"{path}: the float network goes there, and this is no Orbax checkpoint; {MOVE}")
 
 
 def save_variables(path: Path, variables: PyTree) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from experiments.common import picture
-from experiments.grid import Cell
+from experiments.grid import Cell, short_names
 from jaxopt_nn.pipeline.tables import bits_per_byte, human_bytes, last
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 NUMBERS = ("accuracy", "baseline_accuracy", "bits_per_byte", "baseline_bits_per_byte", "bytes", "ratio")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
+MARKERS = "osD^vPX"
 
 
 def record(report: Mapping[str, Any], cell: Cell, seed: int) -> dict[str, Any]:
@@ -88,9 +89,10 @@ def paired(
 def header_and_cells(made: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table: one line a cell."""
     metric = made["metric"]
-    header = ["cell", "n", "accuracy, %" if metric == "accuracy" else "bits/byte", "float", "bytes", "ratio"]
+    score, unit, points = ("accuracy, %", "%", "points") if metric == "accuracy" else ("bits/byte",) * 3
+    header = ["cell", "n", score, f"float, {unit}", "bytes", "ratio"]
     if made["baseline"]:
-        header.append("difference")
+        header.append(f"difference, {points}")
     return header, [_line(cell, made)[: len(header)] for cell in made["cells"]]
 
 
@@ -120,6 +122,8 @@ def draw(made: Mapping[str, Any]) -> bytes:
 
 
 def _draw(figure: Figure, made: Mapping[str, Any]) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
     cells = [cell for cell in made["cells"] if cell["n"]]
     axes = figure.subplots()
     metric = made["metric"]
@@ -131,62 +135,79 @@ def _draw(figure: Figure, made: Mapping[str, Any]) -> None:
         c["name"]: c["bytes"]["mean"] if by_bytes else c["overrides"][key] if numeric else i
         for i, c in enumerate(cells)
     }
-    for colour, (name, members) in zip(_cycled(), _series(cells, key).items()):
+    series = _series(cells, key)
+    width = min(5.0, 14 / len(series)) if len(set(places.values())) < len(places) else 0.0  # of a shift, in points
+    for i, (name, members) in enumerate(series.items()):
         members = sorted(members, key=lambda c: places[c["name"]])
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        beside = ScaledTranslation(width * (i - (len(series) - 1) / 2) / 72, 0, figure.dpi_scale_trans)
         x = [places[c["name"]] for c in members]
         y = [scale * c[metric]["mean"] for c in members]
         errors = [scale * (c[metric]["std"] or 0) for c in members]
-        axes.errorbar(x, y, yerr=errors, fmt="o-", color=colour, capsize=3, markersize=5, linewidth=1.2, label=name)
+        axes.errorbar(
+            x, y, yerr=errors, fmt=f"{marker}-", color=colour, capsize=2.5, markersize=5, linewidth=1.2, elinewidth=0.8,
+            label=name, transform=axes.transData + beside,
+        )  # fmt: skip
+        ends = [a + sign * error for sign in (-1, 1) for a, error in zip(y, errors)]
+        axes.update_datalim(list(zip([*x, *x], ends)))  # what is shifted does not count by itself
     before = [c[f"baseline_{metric}"]["mean"] for c in cells]
     axes.axhline(scale * sum(before) / len(before), color="0.6", linestyle=(0, (4, 3)), linewidth=1, label="float")
     if by_bytes:
         _bytes_axis(axes, [c["bytes"]["mean"] for c in cells])
-        _annotate(axes, cells, places, key, metric, scale)
     elif numeric:
         axes.set_xlabel(str(key))
     else:
         axes.set_xticks(range(len(cells)), [c["name"] for c in cells], rotation=30 if len(cells) > 3 else 0, ha="right")
     axes.set_ylabel("accuracy, %" if metric == "accuracy" else "bits a byte (lower is better)")
     axes.margins(x=0.1, y=0.15)
-    beside = f"; beside the points: {key}" if by_bytes and key else ""
-    axes.set_title(f"mean ± standard deviation, {len(made['seeds'])} seeds{beside}")
+    said = f"; beside the points: {_short(cells)[key]}" if by_bytes and key else ""
+    axes.set_title(f"mean ± standard deviation, {len(made['seeds'])} seeds{said}")
     axes.legend(loc="best")
+    if by_bytes and key:
+        _annotate(figure, axes, [(c["overrides"][key], places[c["name"]], scale * c[metric]["mean"]) for c in cells])
 
 
 def _line_key(cells: Sequence[Mapping[str, Any]]) -> str | None:
-    """The key with most values: along it the points are joined."""
+    """The key along which the points are joined: one along which bytes change, of most values, of numbers rather."""
+
+    def worth(key: str) -> tuple[bool, int, bool]:
+        sizes = [{round(c["bytes"]["mean"]) for c in members} for members in _series(cells, key).values()]
+        values = [c["overrides"][key] for c in cells]
+        return max(map(len, sizes)) > 1, len({*map(repr, values)}), all(isinstance(v, int | float) for v in values)
+
+    return max(cells[0]["overrides"], key=worth, default=None)
+
+
+def _short(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The varied keys and their names in the table."""
     keys = list(cells[0]["overrides"])
-    return max(keys, key=lambda k: len({repr(c["overrides"][k]) for c in cells}), default=None)
+    return dict(zip(keys, short_names(keys)))
 
 
 def _series(cells: Sequence[Mapping[str, Any]], key: str | None) -> dict[str, list[Mapping[str, Any]]]:
     """The cells that differ in ``key`` alone, by what they share."""
     found: dict[str, list[Mapping[str, Any]]] = {}
+    short = _short(cells)
     for cell in cells:
-        shared = ", ".join(f"{k}={v}" for k, v in cell["overrides"].items() if k != key)
+        shared = ", ".join(f"{short[k]}={v}" for k, v in cell["overrides"].items() if k != key)
         found.setdefault(shared or "compressed", []).append(cell)
     return found
 
 
-def _cycled() -> list[str]:
-    return list(COLOURS) * 100
-
-
-def _annotate(
-    axes: Axes,
-    cells: Sequence[Mapping[str, Any]],
-    places: Mapping[str, float],
-    key: str | None,
-    metric: str,
-    scale: int,
-) -> None:
-    """The value of ``key`` beside each point."""
-    for cell in cells if key else ():
-        value = cell["overrides"][key]
-        axes.annotate(
-            str(value), (places[cell["name"]], scale * cell[metric]["mean"]), xytext=(5, 4), textcoords="offset points",
-            fontsize=7, color="0.3",
-        )  # fmt: skip
+def _annotate(figure: Figure, axes: Axes, points: Sequence[tuple[Any, float, float]]) -> None:
+    """The value beside each ``(value, x, y)``, once for points of one value and place: at the highest, inside the axes."""
+    highest: dict[tuple[str, float], float] = {}
+    for value, x, y in points:
+        highest[str(value), x] = max(y, highest.get((str(value), x), y))
+    figure.draw_without_rendering()  # the layout, so that places in pixels are known
+    for (text, x), y in highest.items():
+        note = axes.annotate(
+            text, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=7, color="0.3", in_layout=False
+        )
+        box = note.get_window_extent()
+        across, up = box.x1 > axes.bbox.x1, box.y1 > axes.bbox.y1
+        note.xyann = (-6 if across else 6, -5 if up else 5)
+        note.set(ha="right" if across else "left", va="top" if up else "bottom")
 
 
 def _bytes_axis(axes: Axes, sizes: Sequence[float]) -> None:
@@ -197,4 +218,5 @@ def _bytes_axis(axes: Axes, sizes: Sequence[float]) -> None:
         axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: human_bytes(v)))
-    axes.set_xlabel("stored bytes")
+    axes.invert_xaxis()
+    axes.set_xlabel("stored bytes (smaller to the right)")

@@ -24,8 +24,9 @@ from experiments import common, compress
 from experiments.config import checked, parsed
 from experiments.grid import Cell, addresses, cell_named, cells_of, read_grid
 from experiments.summary import draw, header_and_cells, record, summary
-from jaxopt_nn.pipeline import report
-from jaxopt_nn.pipeline.checkpoints import nothing
+from jaxopt_nn.pipeline import registry, report
+from jaxopt_nn.pipeline.checkpoints import locked, nothing
+from jaxopt_nn.pipeline.recipe import check_recipe
 from jaxopt_nn.pipeline.tables import json_text
 
 Say = Callable[[str], None]
@@ -59,16 +60,39 @@ def run(
 
     Raises:
       ValueError: before any run: a key that the config does not have (near misses are named), no such baseline cell, fewer
-        than one seed, or a folder that holds a run of another config (the fields that differ are named).
-      OSError: ``workdir`` can't be written.
+        than one seed, values that a cell can't have (each such cell is named), or a folder that holds a run of another config
+        (the fields that differ are named).
+      OSError: ``workdir`` can't be written, or another sweep is using it.
     """
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: allowed are 1 and more")
     config = checked(config)
     cells = cells_of(config, read_grid(grid, config))
+    _check(cells)
     base = cell_named(baseline, cells, config) if baseline else None
     numbers = range(config["seed"], config["seed"] + seeds)
     directory = report.open_workdir(workdir)
+    with locked(directory):
+        return _carried_out(config, cells, numbers, base, directory, say)
+
+
+def _check(cells: Sequence[Cell]) -> None:
+    """Raises ValueError that names each cell whose config or recipe is not allowed."""
+    wrong = []
+    for cell in cells:
+        try:
+            config = checked(cell.config)
+            check_recipe(registry.stages(config["stages"], config["seed"]))
+        except (TypeError, ValueError) as error:
+            wrong.append(f"{cell.name}: {error}")
+    if wrong:
+        raise ValueError("\n  ".join([f"grid: {len(wrong)} of {len(cells)} cells can't be run:", *wrong]))
+
+
+def _carried_out(
+    config: Mapping[str, Any], cells: Sequence[Cell], numbers: range, base: str | None, directory: Path, say: Say
+) -> dict[str, Any]:
+    """The runs that are missing, and the summary of all."""
     jobs = [(cell, seed) for seed in numbers for cell in cells]
     known = {(cell.name, seed): finished(config_of(cell, seed), place(directory, cell, seed)) for cell, seed in jobs}
     records = [record(found, cell, seed) for cell, seed in jobs if (found := known[cell.name, seed])]
@@ -189,14 +213,11 @@ def duration(seconds: float) -> str:
 
 def main(argv: Sequence[str]) -> None:
     flag = common.flag_values(argv)
-    try:
-        with common.plain_errors():
-            made = run(
-                flag.config, flag.grid, flag.workdir, seeds=flag.seeds, baseline=flag.baseline,
-                say=lambda line: print(line, flush=True),
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        sys.exit(f"stopped; finished runs are kept in {flag.workdir}, and the same command goes on")
+    with common.plain_errors(f"stopped; finished runs are kept in {flag.workdir}, and the same command goes on"):
+        made = run(
+            flag.config, flag.grid, flag.workdir, seeds=flag.seeds, baseline=flag.baseline,
+            say=lambda line: print(line, flush=True),
+        )  # fmt: skip
     common.show(*header_and_cells(made))
     print("\n".join([*sentences(made), f"sweep: {os.path.join(flag.workdir, 'sweep.md')}"]))
     sys.exit(1 if made["failed"] else 0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,11 @@ import jax.numpy as jnp
 from jaxopt_nn.coding.artifact import check_files, list_files
 from jaxopt_nn.core.paths import path_of
 from jaxopt_nn.pipeline.report import write_file
+
+try:
+    import fcntl
+except ImportError:  # no POSIX system: two runs at once are not noticed there
+    fcntl = None  # type: ignore[assignment]
 
 PyTree = Any
 #: Positions kept of each training: where the newest is damaged, the one before it serves.
@@ -173,8 +180,38 @@ def _restored(arrays: Mapping[str, Any], like: PyTree) -> PyTree:
     return jax.tree.unflatten(tree, [leaf(i, x) for i, x in enumerate(leaves)])
 
 
-def claim(directory: Path, config: Mapping[str, Any]) -> None:
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keeps other runs out of ``directory``, an existing one; the lock ends with the process, however that ends.
+
+    Raises:
+      OSError: another run is in it; its process is named.
+    """
+    if fcntl is None:
+        yield
+        return
+    with open(directory / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise OSError(
+                f"{directory}: another run (pid {file.read().strip() or 'unknown'}) is using this workdir; wait for it, or "
+                "pass another --workdir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def claim(directory: Path, config: Mapping[str, Any], before: Collection[str] = ()) -> None:
     """Says that ``directory`` holds the positions of a run of ``config``.
+
+    Args:
+      before: names of trainings that come before ``config["stages"]``: where only they have positions, the stages may change.
 
     Raises:
       ValueError: it holds positions of another config; the fields that differ are named.
@@ -187,7 +224,10 @@ def claim(directory: Path, config: Mapping[str, Any]) -> None:
         except ValueError:
             known = None  # killed while it was written: nothing was trained yet
         differing = [] if known is None else _differing(known, json.loads(text))
-        if differing and any(p.name.isdigit() for p in directory.rglob("*")):
+        trained = {p.parent.name for p in directory.rglob("*") if p.name.isdigit()}
+        if trained <= {*before}:
+            differing = [name for name in differing if not name.startswith("config.stages")]
+        if differing and trained:
             raise ValueError(
                 f"{directory}: holds the checkpoints of another config; different: {', '.join(differing)}; pass "
                 "another workdir, or delete that folder to start anew"

@@ -183,14 +183,8 @@ class Compressor:
         start = time.monotonic()
         check_data(data)
         variables = check_variables(variables)
-        classes = check_logits(self._apply, variables, data)
-        if self._teacher:
-            check_teacher(self._teacher, teacher_variables, data, classes)
-        info = inspect(self._apply, variables, data.example)
+        info = self.check(variables, data, teacher_variables)  # what is wrong with a recipe shows before any training
         plan = self._plan(steps_of(len(data.train[1]), self._batch_size))
-        for method in plan.methods:  # what is wrong with a recipe shows before any training
-            known = self._measured_info(method, info, variables, data)
-            jax.eval_shape(lambda v, method=method, known=known: method.init(v, known), variables)
         taught = teacher_variables if self._teacher else variables
         trained = _Training(plan, info, data, jax.random.key(seed), taught, checkpoints, watch)
         params, state, forms, history, info = self._trained(variables, trained)
@@ -213,6 +207,21 @@ class Compressor:
             "seconds": time.monotonic() - start,
         }
         return Result(forms[-1].stored, self._rewritten[-1], params, state, made)
+
+    def check(self, variables: PyTree, data: Data, teacher_variables: PyTree = None) -> ModelInfo:
+        """Tries the recipe on a network, e.g. a fresh one, without training; gives what is known of its structure.
+
+        Raises:
+          ValueError: as ``compress``, for what depends on paths, shapes, dtypes, labels and numbers of steps.
+        """
+        classes = check_logits(self._apply, variables, data)
+        if self._teacher:
+            check_teacher(self._teacher, teacher_variables, data, classes)
+        info = inspect(self._apply, variables, data.example)
+        for method in self._plan(steps_of(len(data.train[1]), self._batch_size)).methods:
+            known = self._measured_info(method, info, variables, data.train[0][: self._batch_size])
+            jax.eval_shape(lambda v, method=method, known=known: method.init(v, known), variables)
+        return info
 
     def ship(self, result: Result, data: Data, workdir: str | os.PathLike[str]) -> None:
         """Writes the artifact, reads it back and evaluates what was read, then writes the report, with both in it.
@@ -252,7 +261,7 @@ class Compressor:
         forms = [measure.Form("baseline", variables, variables)]
         for k, stage in enumerate(self.recipe):
             seen = plan.methods[k - 1].view(params, _joined(states)) if k else params
-            info = self._measured_info(plan.added[k], info, seen, given.data)
+            info = self._measured_info(plan.added[k], info, seen, given.data.train[0])
             states = (*states, plan.added[k].init(seen, info))
             boxed = clipping(seen, states[k]).as_json()
             params, state, entries = plan.trainers[k](
@@ -265,11 +274,11 @@ class Compressor:
             forms.append(measure.Form(stage.name, stored, prepare(stored), boxed))
         return params, _joined(states), forms, history, info
 
-    def _measured_info(self, method: Transform, info: ModelInfo, variables: PyTree, data: Data) -> ModelInfo:
-        """``info`` with what ``method`` must see of the model on the training data."""
+    def _measured_info(self, method: Transform, info: ModelInfo, variables: PyTree, inputs: Any) -> ModelInfo:
+        """``info`` with what ``method`` must see of the model on inputs of the training data."""
         if method.traits.measure is None:
             return info
-        return info.with_stats({**info.stats, **method.traits.measure(self._apply, variables, data.train[0])})
+        return info.with_stats({**info.stats, **method.traits.measure(self._apply, variables, inputs)})
 
     def _measured(self, forms: Sequence[measure.Form], data: Data, batches: Sequence[int]) -> list[dict[str, Any]]:
         found = [evaluate(form.prepared, *data.test) for evaluate, form in zip(self._evaluators, forms, strict=True)]

@@ -96,21 +96,24 @@ def _logarithmic(axes: Axes, which: str, form: Callable[[float], str]) -> None:
 
 @_png
 def accuracy_bytes(report: Report) -> Figure | None:
-    """Accuracy (or bits a byte) against stored bytes over the stages."""
-    if not report["stages"]:
-        return None
+    """Accuracy (or bits a byte) against stored bytes over the stages; those without a finite score are left out."""
     bits = report["metric"] == "bits/byte"
-    found = entries(report)
-    size, value = (
-        [max(e["bytes"], 1) for e in found],
-        [bits_per_byte(e) if bits else 100 * e["accuracy"] for e in found],
-    )
+    scores = [(e, bits_per_byte(e) if bits else 100 * e["accuracy"]) for e in entries(report)]
+    finite = [(e, score) for e, score in scores if math.isfinite(score)]
+    if not finite or not report["stages"]:
+        return None
+    found, value = zip(*finite, strict=True)
+    size = [max(e["bytes"], 1) for e in found]
+    first = 1 if math.isfinite(scores[0][1]) else 0  # where the stages begin
     figure = _figure(WIDTH, 4.4)
     axes = figure.subplots()
-    axes.axhline(value[0], color="0.7", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    for baseline in value[:first]:
+        axes.axhline(baseline, color="0.7", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.plot(size, value, color=BLUE, zorder=2)
-    axes.scatter(size[1:], value[1:], s=52, color=BLUE, edgecolor="white", linewidth=1.2, zorder=3)
-    axes.scatter(size[:1], value[:1], s=150, marker="*", color=ORANGE, edgecolor="white", linewidth=0.8, zorder=4)
+    axes.scatter(size[first:], value[first:], s=52, color=BLUE, edgecolor="white", linewidth=1.2, zorder=3)
+    axes.scatter(
+        size[:first], value[:first], s=150, marker="*", color=ORANGE, edgecolor="white", linewidth=0.8, zorder=4
+    )
     low, high = min(value), max(value)
     margin = max(0.45 * (high - low), 0.02 if bits else 0.5)
     axes.set_ylim(*((high + margin, low - margin) if bits else (low - margin, high + margin)))  # better is up
@@ -162,7 +165,7 @@ def _place(
 
     figure.draw_without_rendering()
     point, frame, places = figure.dpi / 72, axes.bbox, axes.transData.transform(points)
-    line = np.concatenate([np.linspace(a, b, 60) for a, b in itertools.pairwise(places)])
+    line = np.concatenate([places, *(np.linspace(a, b, 60) for a, b in itertools.pairwise(places))])
     taken = [Bbox([at - 2 * point, at + 2 * point]) for at in line]
     taken += [Bbox([at - 6 * point, at + 6 * point]) for at in places]
     for text, x, y, side in texts:
@@ -244,7 +247,7 @@ def loss_curves(report: Report) -> Figure | None:
         marker = "o" if len(places) < 3 else ""
         upper.plot(places, [entry["loss"] for entry in logged], color=BLUE, marker=marker, markersize=3)
         lower.plot(places, [100 * entry["accuracy"] for entry in logged], color=BLUE, marker=marker, markersize=3)
-    losses = [entry["loss"] for entry in history]
+    losses = [entry["loss"] for entry in history if math.isfinite(entry["loss"])] or [0.0]
     if min(losses) > 0 and max(losses) > 10 * min(losses):
         _logarithmic(upper, "y", "{:g}".format)
     upper.set_ylabel("training loss")
@@ -266,7 +269,7 @@ def gradient_norms(report: Report) -> Figure | None:
     steps = _steps(history)
     known = list(dict.fromkeys(path for norms in logged for path in norms))
     paths = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, min(LINES, len(known))).round().astype(int))]
-    positive = [norms[path] for norms in logged for path in paths if norms.get(path, 0) > 0]
+    positive = [norms[path] for norms in logged for path in paths if 0 < norms.get(path, 0) < math.inf]
     floor = min(positive, default=1.0) / 3
     figure = _figure(WIDTH, 3.8 + 0.17 * (-(-len(paths) // 2)))
     axes = figure.subplots()

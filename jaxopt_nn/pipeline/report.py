@@ -24,6 +24,10 @@ from jaxopt_nn.pipeline.tables import (
 )
 
 SCHEMA = 2
+MOVE = "move it away, or pass another --workdir"
+#: What a run makes in its directory.
+FOLDERS = ("artifact", "checkpoints", "tensorboard")
+FILES = ("report.html", "report.json", "report.md", *plots.PLOTS)
 
 
 def table(report: dict[str, Any]) -> str:
@@ -77,8 +81,11 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
     """The directory, made where it is missing.
 
     Raises:
-      OSError: it can't be made or written, said before any work is done.
+      ValueError: an empty name.
+      OSError: it can't be made or written, or something else stands in the place of what a run makes there.
     """
+    if not os.fspath(workdir):
+        raise ValueError("workdir='': pass the name of a directory; '.' is the current one")
     path = Path(workdir).absolute()
     probe = path / f".writable-{os.getpid()}"
     try:
@@ -87,7 +94,18 @@ def open_workdir(workdir: str | os.PathLike[str]) -> Path:
         probe.unlink()
     except OSError as error:
         raise OSError(error.errno, f"workdir can't be written ({error.strerror}); pass another", str(path)) from error
+    for name in (*FOLDERS, *FILES):
+        check_place(path / name, "folder" if name in FOLDERS else "file")
+    artifact = path / "artifact"
+    if artifact.exists() and not (artifact / "manifest.json").is_file():
+        raise OSError(f"{artifact}: a run writes its artifact there, and this is none (no manifest.json in it); {MOVE}")
     return path
+
+
+def check_place(path: Path, kind: str) -> None:
+    """Raises OSError where something else than a ``"folder"`` or ``"file"`` stands at ``path``."""
+    if path.exists() and path.is_dir() != (kind == "folder"):
+        raise OSError(f"{path}: a run writes a {kind} of that name, and something else stands there; {MOVE}")
 
 
 def write(report: dict[str, Any], workdir: Path) -> None:

@@ -7,19 +7,25 @@ import pathlib
 import subprocess
 import sys
 
+import absl.app
+import absl.flags
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from ml_collections import config_flags
 
 from configs.digits_quickstart import get_config
-from experiments import compress
+from experiments import common, compress
 from experiments import config as configs
 from experiments.progress import Progress
 from jaxopt_nn.coding.artifact import load_artifact
+from jaxopt_nn.pipeline.checkpoints import locked
+from jaxopt_nn.pipeline.compress import Compressor
 from jaxopt_nn.pipeline.data import Data
 
 TRACES = []
+ROOT = pathlib.Path(compress.__file__).parent.parent
 
 
 def shrunk(**changes):
@@ -150,12 +156,11 @@ def test_the_table_is_printed_plain_or_coloured(quickstart, capsys, monkeypatch)
 
 
 def command(config, *flags):
-    root = pathlib.Path(compress.__file__).parent.parent
     return subprocess.run(
         [sys.executable, "-m", "experiments.compress", f"--config={config}", *flags],
         capture_output=True,
         text=True,
-        cwd=root,
+        cwd=ROOT,
     )
 
 
@@ -220,6 +225,75 @@ def test_a_wrong_config_is_named(tmp_path, config, said):
     with pytest.raises(ValueError, match=said):
         compress.run(config, str(tmp_path))
     assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.stages[3].sparsity=0.5"], "config.stages has 3: config.stages[0] to [2]"),
+        (["--config=nope.py"], "No such file or directory: 'nope.py'; pass a Python file with a get_config()"),
+        (["--config=nope.py", "--config.seed=1"], "No such file or directory: 'nope.py'; pass a Python file"),
+        (["--config=LICENSE"], "LICENSE, line 2, is no Python ("),
+    ],
+)
+def test_a_wrong_flag_ends_with_one_line(monkeypatch, flags, said):
+    argv = ["compress", "--config=configs/digits_quickstart.py", *flags]
+    values = absl.flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    monkeypatch.chdir(ROOT)
+    for module in (absl.flags, absl.app):
+        monkeypatch.setattr(module, "FLAGS", values, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        configs.parsed(argv)
+    assert said in ended.value.code and "\n" not in ended.value.code
+
+
+def test_an_interrupt_ends_with_one_line(capsys):
+    with pytest.raises(SystemExit) as ended, common.plain_errors("stopped; so it goes on"):
+        raise KeyboardInterrupt
+    assert ended.value.code == 130 and capsys.readouterr().err == "\nstopped; so it goes on\n"
+
+
+QUANTIZE = {"name": "q", "method": "quantize", "bits": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (tiny(stages=[{**QUANTIZE, "where": "**/kernle"}]), "'\\*\\*/kernle' matches no path"),
+        (
+            tiny(stages=[QUANTIZE, {"name": "p", "method": "prune", "where": "v", "sparsity": 0.5}]),
+            "'v' matches no path",
+        ),
+        (tiny(**{"seed": -1}), "config.seed=-1: allowed are whole numbers from 0"),
+    ],
+)
+def test_what_training_does_not_need_to_show_is_said_before_it(tmp_path, config, said):
+    with pytest.raises(ValueError, match=said):
+        compress.run(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mended_recipe_goes_on_from_the_float_network(tmp_path, monkeypatch):
+    def failing(self, *args, **kwargs):
+        raise RuntimeError("stage")
+
+    monkeypatch.setattr(Compressor, "__call__", failing)
+    for config in (tiny(), tiny(stages=[{**QUANTIZE, "bits": 4}])):
+        with pytest.raises(RuntimeError, match="stage"):
+            compress.run(config, str(tmp_path), latency=False)
+    claimed = json.loads((tmp_path / "checkpoints" / "config.json").read_text())
+    assert claimed["stages"][0]["bits"] == 4 and [p.name for p in tmp_path.glob("checkpoints/fold_0/*")] == ["float"]
+
+
+def test_two_runs_do_not_share_a_workdir_and_files_of_the_user_stay(tmp_path):
+    with locked(tmp_path), pytest.raises(OSError, match=r"another run .* is using this workdir"):
+        compress.run(tiny(), str(tmp_path))
+    (tmp_path / "float").write_text("mine")
+    with pytest.raises(OSError, match=r"float: .*; move it away, or pass another --workdir"):
+        compress.run(tiny(), str(tmp_path))
+    assert (tmp_path / "float").read_text() == "mine" and not list(tmp_path.glob("checkpoints/*/*"))
 
 
 def test_own_model_own_data_and_a_seed(tmp_path):
@@ -308,12 +382,14 @@ def large_data(fold, folds, seed):
 def test_slices_must_fit_the_students_widths(tmp_path):
     with pytest.raises(ValueError, match=r"config.start.widths: bias has shape \(6,\), the model's is \(3,\)"):
         compress.run(tiny(**TAUGHT, start={"how": "slices", "widths": 0.5}), str(tmp_path))
+    assert not list(tmp_path.iterdir()), "before the teacher is trained"
 
 
 def test_teacher_and_student_agree_in_classes(tmp_path):
     teacher = {"model": f"{__name__}:three", "float": {"epochs": 1, "learning_rate": 0.05}}
     with pytest.raises(ValueError, match="the teacher gives 3 classes, the student 2"):
         compress.run(tiny(teacher=teacher), str(tmp_path))
+    assert not list(tmp_path.iterdir()), "before the teacher is trained"
 
 
 def three(seed):

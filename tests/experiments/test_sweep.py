@@ -8,10 +8,12 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from experiments import compress, sweep
+from experiments import compress, summary, sweep
 from experiments.config import checked
 from experiments.grid import addresses, cells_of, read_grid
+from jaxopt_nn.pipeline.checkpoints import locked
 from jaxopt_nn.pipeline.data import Data
 
 REPOSITORY = pathlib.Path(sweep.__file__).parent.parent
@@ -95,7 +97,7 @@ def test_mean_spread_and_paired_differences(runs, tmp_path):
     assert found["standard_error"] < 0.002, "the noise of a seed is in both cells"
     assert base["difference"] is None and made["baseline"] == base["name"]
     header, cells = sweep.header_and_cells(made)
-    assert cells[0][-1] == "baseline" and cells[3][header.index("difference")] == "-0.30 ± 0.12 (n=3)"
+    assert cells[0][-1] == "baseline" and cells[3][header.index("difference, points")] == "-0.30 ± 0.12 (n=3)"
 
 
 def test_one_seed_has_no_spread(runs, tmp_path):
@@ -253,7 +255,16 @@ def test_names_of_cells_are_unique_folders():
             {"grid": GRID, "baseline": "stages[1].bits=2"},
             "fits 2 cells; cells: sparsity=0.25,bits=2, sparsity=0.5,bits=2",
         ),
+        ({"grid": GRID, "baseline": "bits=2"}, "fits 2 cells; cells: sparsity=0.25,bits=2, sparsity=0.5,bits=2"),
         ({"grid": GRID, "seeds": 0}, "seeds=0: allowed are 1 and more"),
+        (
+            {"grid": "stages[0].sparsity=0.5,2.0,-1.0"},
+            r"2 of 3 cells can't be run:\n  sparsity=2.0: stages\[0\] \(prune\): .*2.0.*\n  sparsity=-1.0: stages",
+        ),
+        (
+            {"grid": "stages[0].name=prune,quantize"},
+            "1 of 2 cells can't be run:\n  name=quantize: ",
+        ),
     ],
 )
 def test_mistakes_are_said_before_any_run(runs, tmp_path, arguments, said):
@@ -270,6 +281,38 @@ def test_mistakes_are_said_before_any_run(runs, tmp_path, arguments, said):
 def test_pictures(runs, tmp_path, grid):
     made = sweep.run(tiny(), grid, str(tmp_path), seeds=2)
     assert sweep.draw(made)[:4] == b"\x89PNG"
+
+
+def test_lines_join_cells_of_other_bytes_and_texts_stay_inside():
+    criteria, shares = ("magnitude", "saliency"), (0.5, 0.9)
+    cells = [
+        {
+            "name": f"{criterion} {share}", "n": 3, "bytes": {"mean": 1000 * (1 - share)},
+            "overrides": {"stages[0].criterion": criterion, "stages[0].sparsity": share},
+            "accuracy": {"mean": 0.9 + 0.01 * i - 0.1 * share, "std": 0.01}, "baseline_accuracy": {"mean": 0.8},
+        }
+        for i, criterion in enumerate(criteria) for share in shares
+    ]  # fmt: skip
+    figure = Figure()
+    summary._draw(figure, {"cells": cells, "metric": "accuracy", "seeds": [0, 1, 2]})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    lines = [line for line in axes.lines if line.get_marker() in ("o", "s")]
+    assert [line.get_xdata().tolist() for line in lines] == [pytest.approx([100, 500])] * 2
+    assert [text.get_text() for text in axes.get_legend().get_texts()][1:] == [f"criterion={c}" for c in criteria]
+    first, second = [line.get_transform().transform(line.get_xydata()) for line in lines]
+    assert np.all(second[:, 0] - first[:, 0] > 4), "bars of one place stand side by side"
+    assert first[0, 0] > first[1, 0], "smaller to the right"
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and box.y1 <= axes.bbox.y1
+    assert sorted(text.get_text() for text in axes.texts) == ["0.5", "0.9"]
+
+
+def test_two_sweeps_do_not_share_a_directory(runs, tmp_path):
+    with locked(tmp_path), pytest.raises(OSError, match=r"another run .* is using this workdir"):
+        sweep.run(tiny(), GRID, str(tmp_path))
+    assert not runs
 
 
 def test_a_real_sweep_from_the_command_line(tmp_path):
@@ -291,11 +334,11 @@ def test_a_real_sweep_from_the_command_line(tmp_path):
             [sys.executable, "-c", code, *flags, *more], capture_output=True, text=True, cwd=REPOSITORY
         )
 
-    done = command("--grid=stages[0].sparsity=0.5,2.0", "--baseline=sparsity=0.5")
+    done = command("--grid=stages[0].where=**,v", "--baseline=where=**")
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("run 1 of 2: sparsity=0.5 seed 0: accuracy ")
-    assert lines[2].split()[:2] == ["cell", "n"] and lines[3].split()[:2] == ["sparsity=0.5", "1"]
-    assert sum(line.startswith("failed: sparsity=2.0 seed 0: ValueError: ") for line in lines) == 1
+    assert lines[0].startswith("run 1 of 2: where=** seed 0: accuracy ")
+    assert lines[2].split()[:2] == ["cell", "n"] and lines[3].split()[:2] == ["where=**", "1"]
+    assert sum(line.startswith("failed: where=v seed 0: ValueError: ") for line in lines) == 1
     wrong = command("--grid=stages[0].sparsty=0.5")
     assert wrong.returncode == 1 and "Traceback" not in wrong.stderr and "error: grid: " in wrong.stderr

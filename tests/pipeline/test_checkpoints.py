@@ -147,12 +147,12 @@ def test_a_recipe_may_change_until_a_stage_has_positions(tmp_path):
     mended = {"seed": 0, "stages": [{"name": "q", "bits": 8}, {"name": "p"}]}
     claim(tmp_path, config, ("float",))
     (tmp_path / "fold_0" / "float" / "12").mkdir(parents=True)
-    with pytest.raises(ValueError, match="different: config.stages"):
+    with pytest.raises(ValueError, match=r"different: config\.stages"):
         claim(tmp_path, mended)
     with pytest.raises(ValueError, match=r"different: config.seed \(0 there, 1 here\); pass another"):
         claim(tmp_path, {**mended, "seed": 1}, ("float",))
     claim(tmp_path, mended, ("float",))
     assert json.loads((tmp_path / "config.json").read_text()) == mended
     (tmp_path / "fold_0" / "q" / "3").mkdir(parents=True)
-    with pytest.raises(ValueError, match="different: config.stages"):
+    with pytest.raises(ValueError, match=r"different: config\.stages"):
         claim(tmp_path, config, ("float",))
