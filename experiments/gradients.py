@@ -156,7 +156,7 @@ def _sentences(found: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     given = common.flag_values(argv)
-    with common.plain_errors():
+    with common.plain_errors("stopped; the same command goes on from the last checkpoint"):
         run(given.config, given.workdir, say=lambda line: print(line, flush=True))
     print(f"findings: {Path(given.workdir) / 'findings.md'}")
 
