@@ -7,8 +7,8 @@ post-training rounding; ``--config.stages[0].bits=6`` or ``8`` other widths; ``-
 activations in training too, and ``--config.stages[0].rule=w4a8`` runs integer products.
 
 About 30 s on 2 cores (AMD EPYC).
-Expected, seed 0, JAX 0.10.2: float 90.19 %, 4 bits 89.88 %, 136,380 bytes for 1,066,440 (7.8x); over five seeds 89.89 % and
-89.88 %.
+Expected, seed 0, JAX 0.10.2: float 89.82 %, 4 bits 89.77 %, 136,380 bytes for 1,066,440 (7.8x); over five seeds 89.77 % and
+89.95 %.
 Qwix's straight-through training at 4 bits, beside it from the same networks: ``experiments.benchmarks.foundation``.
 """
 
