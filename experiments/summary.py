@@ -131,8 +131,8 @@ def _draw(figure: Figure, made: Mapping[str, Any]) -> None:
     key = _line_key(cells)
     by_bytes = len({round(cell["bytes"]["mean"]) for cell in cells}) > 1
     numeric = all(isinstance(c["overrides"].get(key), int | float) for c in cells)
-    places = {
-        c["name"]: c["bytes"]["mean"] if by_bytes else c["overrides"][key] if numeric else i
+    places = {  # bytes to three digits: those that differ by a few, as allocations' do, share a place
+        c["name"]: float(f"{c['bytes']['mean']:.3g}") if by_bytes else c["overrides"][key] if numeric else i
         for i, c in enumerate(cells)
     }
     series = _series(cells, key)
