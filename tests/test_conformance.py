@@ -112,10 +112,10 @@ def test_pack_law(method):
 @every_transform
 def test_runs_under_jit_and_vmap(method):
     twice = jax.tree.map(lambda x: jnp.stack([x, -x]), PARAMS)
-    whole = jax.jit(jax.vmap(lambda p: method.view(p, method.init(p, INFO))))(twice)
+    seen = lambda p: method.view(p, method.init(p, INFO))
+    whole, single = jax.jit(jax.vmap(seen))(twice), jax.jit(seen)
     for i in range(2):
-        one = jax.tree.map(lambda x, i=i: x[i], twice)
-        expected = jax.jit(lambda p: method.view(p, method.init(p, INFO)))(one)
+        expected = single(jax.tree.map(lambda x, i=i: x[i], twice))
         got = jax.tree.map(lambda x, i=i: x[i], whole)
         chex.assert_trees_all_close(got, expected, rtol=1e-6)
 
