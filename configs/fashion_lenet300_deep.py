@@ -4,7 +4,8 @@
 
 90 % of the weights go on the cubic schedule of Zhu and Gupta (2017), allocated by Erdos-Renyi (RigL, Evci et al. 2020), over
 the first 40 % of 10 epochs at a constant rate, which end with the moving average of the weights; then 5 epochs of
-straight-through training with 4-bit weights per channel. Sparsity, allocation and bits are meant to be swept, e.g. ``experiments.sweep --grid="stages[0].sparsity.final=0.9,0.95,0.98,0.99" --seeds=5``.
+straight-through training with 4-bit weights per channel. Sparsity, allocation and bits are meant to be swept, e.g.
+``experiments.sweep --grid="stages[0].sparsity.final=0.9,0.95,0.98,0.99" --seeds=5``.
 
 About 35 s on 2 cores (AMD EPYC).
 Expected, seed 0, JAX 0.10.2: float 89.71 %, 89.89 % pruned (7.5x), 90.14 % with 4 bits, 49,865 bytes for 1,066,440 (21.4x, 1.50

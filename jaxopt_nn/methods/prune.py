@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -179,14 +180,7 @@ def prune(
       TypeError: a criterion or an allocation that is no function, a sparsity or threshold that is no number.
     """
     amount = threshold if sparsity is None else sparsity
-    for name, value, known in (
-        ("criterion", criterion, "magnitude, saliency"),
-        ("allocation", allocation, "per_leaf, erk"),
-    ):
-        if not callable(value):
-            raise TypeError(
-                f"prune({name}={value!r}): pass the function itself ({known}); only a config gives its name"
-            )
+    _check_functions(criterion, allocation)
     start = _checked_start(sparsity, threshold, allocation)
     scheduled = callable(amount)
     select = _above if sparsity is None else allocation
@@ -220,17 +214,30 @@ def prune(
         made = masks(scores, {p: c["roles"].value for p, c in state.carried.items()}, step)
         return State((), {p: {**c, "mask": made[p] if regrow else made[p] & old[p]} for p, c in state.carried.items()})
 
-    def pending(step: int) -> str | None:
-        if not callable(amount):
-            return None
-        now, final = float(amount(step)), float(amount(2**30))
-        name = "threshold" if sparsity is None else "sparsity"
-        return None if abs(now - final) <= 1e-6 else f"{name} is at {now:.6g} and ends at {final:.6g}"
-
     # any criterion but magnitude may read gradients; only a schedule scores again after init
     needs = frozenset({"roles"} | ({"grads"} if scheduled and criterion is not magnitude else set()))
-    traits = Traits(_takes, select in (per_leaf, _above), needs, pending=pending)
+    traits = Traits(_takes, select in (per_leaf, _above), needs, pending=partial(_pending, sparsity, threshold))
     return Transform(init, update, _view, keep_params, _pack, traits)
+
+
+def _check_functions(criterion: Any, allocation: Any) -> None:
+    for name, value, known in (
+        ("criterion", criterion, "magnitude, saliency"),
+        ("allocation", allocation, "per_leaf, erk"),
+    ):
+        if not callable(value):
+            raise TypeError(
+                f"prune({name}={value!r}): pass the function itself ({known}); only a config gives its name"
+            )
+
+
+def _pending(sparsity: Any, threshold: Any, step: int) -> str | None:
+    """What a schedule has yet to do after ``step``, as ``Traits.pending``."""
+    name, amount = ("threshold", threshold) if sparsity is None else ("sparsity", sparsity)
+    if not callable(amount):
+        return None
+    now, final = float(amount(step)), float(amount(2**30))
+    return None if abs(now - final) <= 1e-6 else f"{name} is at {now:.6g} and ends at {final:.6g}"
 
 
 def _checked_start(sparsity: Any, threshold: Any, allocation: Allocation) -> float:
