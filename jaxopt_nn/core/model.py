@@ -7,11 +7,12 @@ One table of letters for shapes, used everywhere: ``S`` stack, ``B`` batch, ``T`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
 
+from jaxopt_nn.core.layout import Matrix
 from jaxopt_nn.core.report import Report
 
 
@@ -43,20 +44,47 @@ def _outside(lhs: Any, rhs: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Use:
+    """One leaf behind a site's weight.
+
+    Attributes:
+      path: of the leaf.
+      exact: the weight is this leaf, up to layout and casts, or this leaf concatenated with others; else it is computed from
+        it before use (``x @ (w * 2)``).
+      roles: of the leaf's axes at this site; None where they can't be told.
+      matrix: how the site reads the leaf; where it is not exact, the places of its entries; None where they can't be told.
+      reason: why there is no matrix.
+    """
+
+    path: str
+    exact: bool
+    roles: Roles | None
+    matrix: Matrix | None
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
     """A dot, convolution or gather of the traced function.
+
+    Its operands have a normal form: the activation is ``[S..., rows..., I]``, the weight ``[S..., I, O]``, the output
+    ``[S..., rows..., O]``. ``S`` are the entries of the weight that it keeps apart: layers of a stack, experts, groups of a
+    convolution. A lookup's ``I`` is its vocabulary, and its activation the ids ``[S..., rows...]``.
 
     Attributes:
       name: ``path``, ``path#1`` for a second use, ``@scope#0`` where both operands are activations.
       kind: ``dot``, ``conv`` or ``gather``.
       weight: which operand is the weight (0 left, 1 right), or None.
-      leaf: path of the leaf that feeds it, or None.
-      leaves: all leaves behind the weight; more than one where it is derived (a norm and its direction, say).
-      derived: the weight is computed from its leaves before use (``x @ (w * 2)``).
-      roles: of the axes of ``leaf`` at this site; None for a derived weight.
+      uses: the leaves behind the weight, the one that names it first; more than one where it is derived.
       scope: the name stack of the equation.
       shapes, dtypes: of the two operands, as inside the innermost loop.
-      stack: lengths of the enclosing layer scans, outermost first.
+      inputs, outputs: lengths of ``I`` and ``O``.
+      slots: of each stack axis of which the site reads one entry at a time, the address of the loop or index that picks it,
+        outermost first. Two activations inside a scan over layers are kept apart by that scan.
+      stack: lengths of ``S``: those of the slots, then those that the site keeps apart by itself.
+      stacked: batch axes of a dot that are in ``S``, by their place in the dimension numbers.
+      rows: for each axis of the rows, the axis of the inputs along which it runs, or None; () where nobody asked.
+      reads: equal for two sites that read the same activation in the same way.
       macs: multiply-accumulates of one call of the model; a ``while`` body counts once.
       params: the primitive's static parameters.
       run: ``run(lhs, rhs)`` evaluates the site as it stands, on arrays or compressed tensors.
@@ -65,17 +93,66 @@ class Site:
     name: str
     kind: str
     weight: int | None
-    leaf: str | None
-    leaves: tuple[str, ...]
-    derived: bool
-    roles: Roles | None
+    uses: tuple[Use, ...]
     scope: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     dtypes: tuple[str, str]
+    inputs: int
+    outputs: int
+    slots: tuple[tuple[int, ...], ...]
     stack: tuple[int, ...]
     macs: int
+    stacked: tuple[int, ...] = ()
+    rows: tuple[int | None, ...] = ()
+    reads: Hashable = dataclasses.field(repr=False, default=None)
     params: Mapping[str, Any] = dataclasses.field(repr=False, default_factory=dict)
     run: Callable[..., Any] = dataclasses.field(repr=False, compare=False, default=_outside)
+
+    @property
+    def leaf(self) -> str | None:
+        """Path of the leaf that names the site, or None."""
+        return self.uses[0].path if self.weight is not None else None
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """All leaves behind the weight."""
+        return tuple(use.path for use in self.uses)
+
+    @property
+    def derived(self) -> bool:
+        """The weight is computed from its leaves before use, not just moved or concatenated."""
+        return not all(use.exact for use in self.uses)
+
+    @property
+    def roles(self) -> Roles | None:
+        """Of the axes of ``leaf`` at this site."""
+        return self.uses[0].roles if self.weight is not None else None
+
+    def matrix(self, w: Any) -> Any:
+        """The leaf ``w`` as ``[S..., I, O]``: ``activation @ matrix`` is the site's output, where the weight is not derived.
+
+        Of leaves that are concatenated before use each has a matrix in ``uses``, zero in the places of the others.
+        Works under jit and on abstract arrays, and keeps the dtype.
+
+        Raises:
+          ValueError: the site has no weight, or its places in the leaf can't be told; another shape than the leaf's.
+        """
+        return self._matrix()(w)
+
+    def put(self, w: Any, matrix: Any) -> Any:
+        """The leaf ``w`` with the entries that this site reads replaced by ``matrix [S..., I, O]``.
+
+        Raises:
+          ValueError: as ``matrix``.
+        """
+        return self._matrix().put(w, matrix)
+
+    def _matrix(self) -> Matrix:
+        use = self.uses[0] if self.weight is not None else None
+        if use is None or use.matrix is None:
+            reason = "both operands are activations" if use is None else use.reason
+            raise ValueError(f"{self.name}: has no matrix, since {reason}; leave the leaf alone, or treat it whole")
+        return use.matrix
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ from jaxopt_nn.core.model import Leaf, ModelInfo, Roles, Site, assumed_roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.interpret import jaxprs, tags
-from jaxopt_nn.interpret.analyse import Analysis, Key
+from jaxopt_nn.interpret.analyse import Analysis
+from jaxopt_nn.interpret.tags import Key
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
@@ -26,14 +27,13 @@ class Program:
     Attributes:
       jaxpr: open jaxpr over the flat leaves of ``(variables, *inputs)``, a compressed tensor counting as one leaf.
       consts: its constants. out_tree: structure of what ``apply`` returns.
-      sites, layer_scans: as found by ``Analysis``. info: what ``inspect`` returns.
+      sites: as found by ``Analysis``. info: what ``inspect`` returns.
     """
 
     jaxpr: Any
     consts: tuple[Any, ...]
     out_tree: Any
     sites: dict[Key, Site]
-    layer_scans: frozenset[Key]
     info: ModelInfo
 
 
@@ -49,8 +49,13 @@ def dense_like(leaf: Any) -> Any:
     return jax.typeof(leaf)
 
 
-def trace_model(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[PyTree, ...]) -> Program:
+def trace_model(
+    apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[PyTree, ...], rows: tuple[int, ...] = ()
+) -> Program:
     """Traces and analyses ``apply``; nothing is run.
+
+    Args:
+      rows: the leading lengths of the inputs whose axes are followed to the sites (``Site.rows``).
 
     Raises:
       ValueError: ``variables`` holds no array, or most of the weights are closed over by ``apply``.
@@ -67,7 +72,7 @@ def trace_model(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[P
     body = jaxprs.opened(closed)
     shapes = dict(zip(paths, abstract, strict=False))
     in_tags = [tags.of_leaf(path, a.ndim) for path, a in shapes.items()]
-    in_tags += [tags.ACTIVATION] * (len(abstract) - len(paths))
+    in_tags += [_input_tag(a.shape, rows) for a in abstract[len(paths) :]]
     const_tags = [
         tags.Tag(consts=frozenset({i})) if _weightlike(c) else tags.CONSTANT for i, c in enumerate(body.consts)
     ]
@@ -76,7 +81,14 @@ def trace_model(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[P
     report = found.recorder.report() + _constants(found, body.consts, sizes)
     info = _model_info(found, shapes, report)
     out_tree = jax.tree.structure(out_shape)
-    return Program(body.jaxpr, tuple(body.consts), out_tree, found.sites, frozenset(found.layer_scans), info)
+    return Program(body.jaxpr, tuple(body.consts), out_tree, found.sites, info)
+
+
+def _input_tag(shape: tuple[int, ...], rows: tuple[int, ...]) -> tags.Tag:
+    """An input; its leading axes are named by their place where they are as long as ``rows``."""
+    if not rows or shape[: len(rows)] != rows:
+        return tags.ACTIVATION
+    return tags.ACTIVATION._replace(rows=tuple(frozenset({i}) if i < len(rows) else tags.NONE for i in range(len(shape))))
 
 
 def _weightlike(const: Any) -> bool:
@@ -110,22 +122,24 @@ def _constants(found: Analysis, consts: Any, sizes: dict[str, int]) -> Report:
 def _model_info(found: Analysis, shapes: dict[str, Any], report: Report) -> ModelInfo:
     sites_of: dict[str, list[str]] = {path: [] for path in shapes}
     roles: dict[str, Roles] = {}
-    lookups: dict[str, Roles] = {}
+    others: dict[str, Roles] = {}  # of lookups and derived weights: the roles of a contraction go first
     messages: list[Message] = []
     for site in found.sites.values():
-        for path in site.leaves:
-            sites_of[path].append(site.name)
-        if site.roles is not None and site.leaf is not None:
-            known = (lookups if site.kind == "gather" else roles).setdefault(site.leaf, site.roles)
-            if known != site.roles:
-                messages.append(Message("note", site.name, f"uses the axes as {site.roles}; {site.leaf} keeps {known}"))
-        elif site.derived:
+        if site.derived or len(site.uses) > 1:
             messages.append(
                 Message("derived", site.name, f"the weight is computed from {', '.join(site.leaves)} before use")
             )
-            for path in site.leaves:
-                if len(shapes[path].shape) >= 2:
-                    lookups.setdefault(path, assumed_roles(len(shapes[path].shape)))
+        for use in site.uses:
+            sites_of[use.path].append(site.name)
+            own = use.roles
+            if own is None and len(shapes[use.path].shape) >= 2:
+                own = assumed_roles(len(shapes[use.path].shape))
+                messages.append(Message("assumed", use.path, f"its roles: it {_lost(use.reason, use.path)}"))
+            if own is None or (not use.exact and not own.input):
+                continue
+            known = (roles if use.exact and site.kind != "gather" else others).setdefault(use.path, own)
+            if known != own and use.exact:
+                messages.append(Message("note", site.name, f"uses the axes as {own}; {use.path} keeps {known}"))
     leaves = []
     for path, a in shapes.items():
         reason = None if sites_of[path] else _reason(found.uses.get(path, []))
@@ -133,7 +147,11 @@ def _model_info(found: Analysis, shapes: dict[str, Any], report: Report) -> Mode
         leaves.append(Leaf(path, tuple(a.shape), str(a.dtype), names, reason, tuple(sorted(found.stacks[path]))))
         if reason is not None and leaves[-1].matrix:
             messages.append(Message("no site", path, reason))
-    return ModelInfo({**lookups, **roles}, {}, tuple(found.sites.values()), tuple(leaves), report + messages)
+    return ModelInfo({**others, **roles}, {}, tuple(found.sites.values()), tuple(leaves), report + messages)
+
+
+def _lost(reason: str, path: str) -> str:
+    return reason.removeprefix(f"{path} ")
 
 
 def _reason(uses: list[str]) -> str:

@@ -120,7 +120,7 @@ def test_a_nan_of_a_unit_reaches_the_rows_that_the_map_says(unit):
     assert units.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     writers = [m for m in group.members if m.role != "consumer"]
     poisoned = edited(variables, writers, unit, lambda x: x * np.nan)
-    tap = Tap(lambda site: jnp.zeros(12, bool), lambda acc, x, site: acc | jnp.isnan(x).any(0), jnp.logical_or)
+    tap = Tap(lambda site: jnp.zeros(12, bool), lambda acc, x, weight, site: acc | jnp.isnan(x).any(0), jnp.logical_or)
     _, seen = capture(apply, {"out": tap})(poisoned, x)
     np.testing.assert_array_equal(seen["out"], units == unit)
 

@@ -19,7 +19,7 @@ from jaxopt_nn.tensors.prepare import prepare
 from tests.zoo import FORWARD_ONLY, ZOO
 
 NAMES = list(ZOO)
-COUNT = Tap(lambda site: jnp.zeros(()), lambda acc, x, site: acc + x.size, lambda a, b: a + b)
+COUNT = Tap(lambda site: jnp.zeros(()), lambda acc, x, weight, site: acc + x.size, lambda a, b: a + b)
 
 #: Matrices of the zoo that feed no site: a pattern for their paths, and the true reason. No other may lack a site.
 NO_SITE: dict[str, dict[str, str]] = {

@@ -72,7 +72,7 @@ def test_activation_sites_are_reported_when_a_rule_takes_weights_only():
 def test_rule_states_come_in_by_site_and_by_layer():
     shift = Rule(
         lambda site, state, lhs, rhs: site.run(lhs, rhs) + state.carried,
-        init=lambda site, stats: State((), jnp.zeros(site.stack)),
+        init=lambda site, stats: State((), jnp.zeros(())),
         name="shift",
     )
     stack = jnp.stack([W["a"], W["b"]])
