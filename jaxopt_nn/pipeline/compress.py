@@ -99,7 +99,8 @@ def compress(
       workdir: where the report, its plots and ``artifact/`` go; None writes nothing.
       batch_size: of training.
       frozen: patterns of leaves that are not trained.
-      latency: whether to measure it, at batches of 1, 32 and 1024; or the batches.
+      latency: whether to measure it, at batches of 1, 32 and 1024; or the batches. One that would not fit into memory is
+        left out, and named in the report.
       config: kept in the report; the recipe in words if None.
       checkpoints: ``name of a stage -> Checkpoints``: training goes on from what lies there. It must be of the same recipe.
       watch: is told of each stretch of training.
@@ -190,7 +191,7 @@ class Compressor:
         params, states, forms, history, info = self._trained(variables, trained)
         seen = plan.methods[-1].view(params, _accumulated_state(self.recipe, states))
         batches = (BATCHES if latency else ()) if isinstance(latency, bool) else tuple(latency)
-        rows = self._measured(forms, data, batches)
+        rows, left_out = self._measured(forms, data, batches)
         matrices = [leaf.path for leaf in info.leaves if leaf.matrix and leaf.path in info.roles]
         made = {
             "schema": report.SCHEMA,
@@ -202,7 +203,7 @@ class Compressor:
             "baseline": rows[0],
             "stages": rows[1:],
             "artifact": None,
-            "skipped": self._skipped(plan.methods[-1], forms, info, data),
+            "skipped": [*self._skipped(plan.methods[-1], forms, info, data), *left_out],
             "history": history,
             "histograms": histograms(variables, seen, matrices),
             "seconds": time.monotonic() - start,
@@ -284,11 +285,15 @@ class Compressor:
             return info
         return info.with_stats({**info.stats, **method.traits.measure(self._apply, variables, inputs)})
 
-    def _measured(self, forms: Sequence[measure.Form], data: Data, batches: Sequence[int]) -> list[dict[str, Any]]:
+    def _measured(
+        self, forms: Sequence[measure.Form], data: Data, batches: Sequence[int]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+        """The report's entry of each form, and what is to be said of batches whose latency was not measured."""
         found = [evaluate(form.prepared, *data.test) for evaluate, form in zip(self._evaluators, forms, strict=True)]
         rows = [measure.row(form, each, forms[0]) for form, each in zip(forms, found, strict=True)]
-        timed = measure.latencies(self._networks, [form.prepared for form in forms], data.test[0], batches)
-        return [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
+        timed, left_out = measure.latencies(self._networks, [form.prepared for form in forms], data.test[0], batches)
+        said = [{"path": f"latency, batch {n}", "reason": f"not measured: {why}"} for n, why in left_out.items()]
+        return [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)], said
 
     def _skipped(
         self, method: Transform, forms: Sequence[measure.Form], info: ModelInfo, data: Data

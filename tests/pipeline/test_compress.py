@@ -16,6 +16,7 @@ import pytest
 
 import jaxopt_nn as jn
 from jaxopt_nn.coding import artifact as artifacts
+from jaxopt_nn.pipeline import measure
 from jaxopt_nn.pipeline import report as reports
 from jaxopt_nn.pipeline.compress import Compressor
 
@@ -260,6 +261,14 @@ def test_assumptions_and_what_one_stage_left_alone_reach_the_report():
     assert ("up/b", "assumed: roles: last axis is the output, no stack (pass info=inspect(...))") in said
     reason = "partial: member 1 of the chain (quantize(8)): matches no pattern of the recipe"
     assert [path for path, each in said if each == reason] == ["calls", "up/b", "up/w"]
+
+
+def test_a_batch_that_does_not_fit_is_not_timed_and_named(monkeypatch):
+    monkeypatch.setattr(measure, "room", lambda: 20e3)  # [1024, 32] float32 are 131 kB
+    result = jn.compress(apply, VARIABLES, CHEAP, DATA, latency=(1, 1024))
+    assert [list(entry["latency_ms"]) for entry in (result.report["baseline"], *result.stages)] == [["1"], ["1"]]
+    said = {s["path"]: s["reason"] for s in result.report["skipped"]}
+    assert said["latency, batch 1024"].startswith("not measured: a call takes ")
 
 
 def decayed(method):
