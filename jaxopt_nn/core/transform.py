@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jaxopt_nn.core.model import ModelInfo, Roles
@@ -27,23 +26,6 @@ class State(NamedTuple):
     carried: PyTree = ()
 
 
-@jax.tree_util.register_static
-class Static:
-    """A static value inside a state: hashable, compared by equality, no leaf of the pytree."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self.value == other.value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
-
-    def __repr__(self) -> str:
-        return f"Static({self.value!r})"
-
-
 class LeafTraits(NamedTuple):
     """What a transform does to one leaf that it takes.
 
@@ -51,10 +33,14 @@ class LeafTraits(NamedTuple):
       packs: ``None`` (values change, nothing is packed), ``"mask"`` (packs a mask, which stands outermost and can hold
         another packed tensor) or ``"codes"`` (packs the values themselves: nothing may change them after).
       keeps_zeros: an entry that is exactly zero stays exactly zero.
+      passed: of a chain, each member that leaves the leaf alone, with its reason.
+      notes: what else its user should know, as full clauses.
     """
 
     packs: str | None = None
     keeps_zeros: bool = True
+    passed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Traits(NamedTuple):
@@ -67,6 +53,7 @@ class Traits(NamedTuple):
       measure: ``(apply, variables, inputs) -> {name: statistic}``: what ``init`` reads in ``info.stats``, taken from the
         model as it runs on ``inputs [N, ...]``; None where it reads none.
       pending: ``step -> str | None``: what is left of its schedules after the update of that step, in words; None: nothing.
+      name: what messages call it.
     """
 
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
@@ -74,6 +61,7 @@ class Traits(NamedTuple):
     needs: frozenset[str] = frozenset()
     measure: Callable[[Callable[..., Any], PyTree, Any], dict[str, Any]] | None = None
     pending: Callable[[int], str | None] = lambda step: None
+    name: str = "a transform"
 
 
 class Transform(NamedTuple):
@@ -108,17 +96,22 @@ def keep_params(params: PyTree, state: State) -> PyTree:
     return params
 
 
+#: What ``identity`` says of each leaf: no remark beside what other members of a chain do.
+IDLE = "identity changes nothing"
+
+
 def identity() -> Transform:
     """The transform that changes nothing, and so takes no leaf: plain training."""
     return Transform(
         lambda params, info=ModelInfo(): State(), keep_state, keep_params, keep_params, keep_params,
-        Traits(lambda path, leaf, info: "identity changes nothing"),
+        Traits(lambda path, leaf, info: IDLE, name="identity"),
     )  # fmt: skip
 
 
 def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
-    """Why a method for weight matrices leaves ``leaf`` alone, or None: it takes float leaves whose site contracts them.
+    """Why a method for weight matrices leaves ``leaf`` alone, or None: it takes float leaves that some site contracts.
 
+    Looking up counts: it contracts over the vocabulary. A dot need not contract anything: ``einsum("bi,i->bi")`` scales.
     Without knowledge of the model every float leaf of two or more axes is taken.
     """
     if is_compressed(leaf):
@@ -129,11 +122,13 @@ def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
         return f"shape {tuple(leaf.shape)} holds no entry"
     if not info.leaves and not info.roles:
         return None if leaf.ndim >= 2 else f"has {leaf.ndim} axes; nothing is contracted over it"
-    known = {entry.path: entry.reason for entry in info.leaves}
-    if path in info.roles:
-        return None
-    reason = known.get(path) or ("is in no site" if path in known else "is unknown to this ModelInfo")
-    return reason
+    roles = info.roles.get(path)
+    if roles is None:
+        entry = next((entry for entry in info.leaves if entry.path == path), None)
+        return "is unknown to this ModelInfo" if entry is None else entry.reason or "is in no site"
+    if not roles.input:
+        return "no site contracts it: each of its entries scales one number, or is added to it"
+    return None
 
 
 def leafwise(
@@ -145,6 +140,7 @@ def leafwise(
     project: Callable[[Any, Any, Any], Any] | None = None,
     pack: Callable[[str, Any, Any, Any], Any] | None = None,
     needs: frozenset[str] = frozenset(),
+    name: str = "a transform",
 ) -> Transform:
     """Lifts a method for single leaves to a transform.
 
@@ -155,7 +151,7 @@ def leafwise(
       update: ``(leaf, learnt, carried, step, grad) -> carried``.
       project: ``(leaf, learnt, carried) -> leaf``.
       pack: ``(path, leaf, learnt, carried) -> compressed tensor``; the view, uncompressed, if None.
-      needs: as in ``Traits``.
+      needs, name: as in ``Traits``.
     """
 
     def init_tree(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
@@ -191,18 +187,22 @@ def leafwise(
         view=lift(view),
         project=lift(project),
         pack=lift(view) if pack is None else lambda params, state: on_taken(pack, params, state),
-        traits=Traits(takes, True, needs),
+        traits=Traits(takes, True, needs, name=name),
     )
 
 
 def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo()) -> Report:
-    """Every leaf that ``method`` leaves alone, with the reason, and every leaf whose roles were assumed."""
+    """What ``method`` leaves alone, a leaf at a time and with the reason, also where only one member of a chain does; what it
+    assumes of the others, and what else is to be said of them."""
     messages = []
     for path, leaf in leaves_by_path(variables).items():
         verdict = method.traits.takes(path, leaf, info)
         if isinstance(verdict, str):
             messages.append(Message("skipped", path, verdict))
-        elif "roles" in method.traits.needs and path not in info.roles:
+            continue
+        messages += [Message("partial", path, reason) for reason in verdict.passed]
+        messages += [Message("note", path, reason) for reason in verdict.notes]
+        if "roles" in method.traits.needs and path not in info.roles:
             messages.append(
                 Message("assumed", path, "roles: last axis is the output, no stack (pass info=inspect(...))")
             )

@@ -176,7 +176,9 @@ def _box_transform(
             )
         return seen
 
-    return leafwise(takes, init, view, project=view if project else None, pack=pack, needs=frozenset({"roles"}))
+    return leafwise(
+        takes, init, view, project=view if project else None, pack=pack, needs=frozenset({"roles"}), name=name
+    )
 
 
 def _ends(box: Box, dtype: Any) -> tuple[jax.Array, jax.Array]:

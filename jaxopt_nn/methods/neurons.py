@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,12 +13,22 @@ import numpy as np
 
 from jaxopt_nn.core.model import AxisGroup, ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
-from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Static, Transform, keep_state, leafwise
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, leafwise
 from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.masked import Masked
 
 #: ``{path: {axis: bool [length of the axis]}}``; True is kept.
 Keep = Mapping[str, Mapping[int, Any]]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["keep"], meta_fields=["axes", "stack_axes"])
+@dataclasses.dataclass(frozen=True)
+class MaskedUnits:
+    """State of one leaf: for each of ``axes`` the units that stay, bool ``[length]``; and how many leading axes are stack."""
+
+    keep: tuple[Any, ...]
+    axes: tuple[int, ...]
+    stack_axes: int
 
 
 def mask_units(keep: Keep) -> Transform:
@@ -48,21 +60,20 @@ def mask_units(keep: Keep) -> Transform:
                     "a tree of the same shapes"
                 )
         leads = roles.stack == tuple(range(len(roles.stack)))
-        static = Static((tuple(axes), len(roles.stack) if leads else 0))
-        return (), {"keep": tuple(jnp.asarray(m) for m in axes.values()), "static": static}
+        return (), MaskedUnits(tuple(map(jnp.asarray, axes.values())), tuple(axes), len(roles.stack) if leads else 0)
 
-    def view(leaf: Any, learnt: Any, carried: Any) -> Any:
+    def view(leaf: Any, learnt: Any, carried: MaskedUnits) -> Any:
         return jnp.where(_whole(leaf.shape, carried), leaf, jnp.zeros_like(leaf))
 
-    def pack(path: str, leaf: Any, learnt: Any, carried: Any) -> Any:
+    def pack(path: str, leaf: Any, learnt: Any, carried: MaskedUnits) -> Any:
         if len(leaf.shape) < 2 or 0 in leaf.shape:
             return view(leaf, learnt, carried)
-        return Masked.pack(_whole(leaf.shape, carried), leaf, stack_axes=carried["static"].value[1])
+        return Masked.pack(_whole(leaf.shape, carried), leaf, stack_axes=carried.stack_axes)
 
-    made = leafwise(takes, init, view, update=None, pack=pack)
+    made = leafwise(takes, init, view, pack=pack, name="mask_units")
 
     def checked_init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        known = leaves_by_path(params)
+        known = dict.fromkeys([*(leaf.path for leaf in info.leaves), *leaves_by_path(params)])
         for path in masks:
             if path not in known:
                 near = near_misses(path, known) or list(known)[:3]
@@ -71,7 +82,7 @@ def mask_units(keep: Keep) -> Transform:
                 )
         return made.init(params, info)
 
-    return made._replace(init=checked_init, update=keep_state)
+    return made._replace(init=checked_init)
 
 
 def _checked(path: str, axis: int, mask: Any) -> np.ndarray:
@@ -87,10 +98,10 @@ def _checked(path: str, axis: int, mask: Any) -> np.ndarray:
     return array
 
 
-def _whole(shape: tuple[int, ...], carried: Any) -> jax.Array:
+def _whole(shape: tuple[int, ...], carried: MaskedUnits) -> jax.Array:
     """The mask of the whole leaf, bool."""
     mask = jnp.ones(shape, bool)
-    for axis, keep in zip(carried["static"].value[0], carried["keep"], strict=True):
+    for axis, keep in zip(carried.axes, carried.keep, strict=True):
         mask &= jnp.expand_dims(keep, [i for i in range(len(shape)) if i != axis])
     return mask
 
