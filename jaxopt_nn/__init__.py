@@ -4,7 +4,8 @@ from jaxopt_nn.coding.artifact import load_artifact, save_artifact
 from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
 from jaxopt_nn.core.model import AxisGroup, Member, ModelInfo, Roles, Site
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.core.rule import Pass, Rule, Tap, identity_rule
+from jaxopt_nn.core.rule import Pass, Rule, identity_rule
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, Traits, Transform, explain, identity, leafwise
 from jaxopt_nn.cost.aot import compile_for

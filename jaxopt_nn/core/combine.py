@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.paths import first_match, leaves_by_path, map_with_path, require_match
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import IDLE, LeafTraits, PyTree, State, Traits, Transform, keep_state
 from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.nest import nest
@@ -37,7 +38,7 @@ def chain(*members: Transform) -> Transform:
         _check_order(members, params, info)
         states = []
         for i, member in enumerate(members):
-            states.append(member.init(params, info))
+            states.append(member.init(params, info.of_member(i)))
             if i + 1 < len(members):
                 params = _like(member.view, params, states[-1])
         return _together(states)
@@ -78,20 +79,30 @@ def chain(*members: Transform) -> Transform:
             notes=tuple(each for v in taken for each in v.notes),
         )
 
-    return Transform(init, update, lambda p, s: views(p, s)[-1], project, pack, _traits(takes, members))
+    def lacking(info: ModelInfo) -> tuple[int, dict[StatKey, Tap]]:
+        """The first member that lacks statistics, and which: a later one's are taken with its view."""
+        for i, member in enumerate(members):
+            if own := member.traits.taps(info.of_member(i)):
+                return i, own
+        return len(members), {}
+
+    def taps(info: ModelInfo) -> dict[StatKey, Tap]:
+        i, own = lacking(info)
+        return {((i, *member), site, tap): value for (member, site, tap), value in own.items()}
+
+    def seen(params: PyTree, info: ModelInfo) -> PyTree:
+        last, _ = lacking(info)
+        for i, member in enumerate(members[:last]):
+            params = member.view(params, member.init(params, info.of_member(i)))
+        return members[last].traits.seen(params, info.of_member(last)) if last < len(members) else params
+
+    traits = _traits(takes, members)._replace(taps=taps, seen=seen, passes=sum(m.traits.passes for m in members))
+    return Transform(init, update, lambda p, s: views(p, s)[-1], project, pack, traits)
 
 
 def _called(members: Sequence[Transform], i: int) -> str:
     """What messages call a member of a chain."""
     return f"member {i} of the chain ({members[i].traits.name})"
-
-
-def _measures(members: Sequence[Transform]) -> Callable[..., dict[str, Any]] | None:
-    """All that the members measure, on one model."""
-    found = [m.traits.measure for m in members if m.traits.measure is not None]
-    if not found:
-        return None
-    return lambda apply, variables, inputs: {k: v for each in found for k, v in each(apply, variables, inputs).items()}
 
 
 def _pending(members: Sequence[Transform]) -> Callable[[int], str | None]:
@@ -177,7 +188,27 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
         for i, (pattern, _) in enumerate(cases):
             if i not in taken:  # it may match leaves that earlier cases took
                 require_match(pattern, known)
-        return _together([t.init(part, info) for t, part in zip(methods, split(params), strict=True)])
+        parts = enumerate(zip(methods, split(params), strict=True))
+        return _together([t.init(part, info.of_member(i)) for i, (t, part) in parts])
+
+    def infos(info: ModelInfo) -> list[ModelInfo]:
+        """The info of each case, with its own leaves."""
+        paths: list[set[str]] = [set() for _ in cases]
+        for leaf in info.leaves:
+            if (i := case_of(leaf.path)) is not None:
+                paths[i].add(leaf.path)
+        return [info.of_member(i, own) for i, own in enumerate(paths)]
+
+    def taps(info: ModelInfo) -> dict[StatKey, Tap]:
+        return {
+            ((i, *member), site, tap): value
+            for i, (t, own) in enumerate(zip(methods, infos(info), strict=True))
+            for (member, site, tap), value in t.traits.taps(own).items()
+        }
+
+    def seen(params: PyTree, info: ModelInfo) -> PyTree:
+        parts = zip(methods, split(params), infos(info), strict=True)
+        return merged(params, (t.traits.seen(part, own) for t, part, own in parts))
 
     def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         slopes = [None] * len(cases) if grads is None else split(grads)
@@ -196,7 +227,8 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
         i = case_of(path)
         return "matches no pattern of the recipe" if i is None else methods[i].traits.takes(path, leaf, info)
 
-    return Transform(init, update, each("view"), each("project"), each("pack"), _traits(takes, methods))
+    traits = _traits(takes, methods)._replace(taps=taps, seen=seen, passes=max(t.traits.passes for t in methods))
+    return Transform(init, update, each("view"), each("project"), each("pack"), traits)
 
 
 def _traits(takes: Callable[[str, Any, ModelInfo], LeafTraits | str], members: Sequence[Transform]) -> Traits:
@@ -205,7 +237,6 @@ def _traits(takes: Callable[[str, Any, ModelInfo], LeafTraits | str], members: S
         takes,
         leaf_local=all(m.traits.leaf_local for m in members),
         needs=frozenset().union(*(m.traits.needs for m in members)),
-        measure=_measures(members),
         pending=_pending(members),
         name=" | ".join(dict.fromkeys(m.traits.name for m in members)),
     )

@@ -7,9 +7,11 @@ One table of letters for shapes, used everywhere: ``S`` stack, ``B`` batch, ``T`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Container, Hashable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxopt_nn.core.layout import Matrix
@@ -214,6 +216,47 @@ class AxisGroup:
     pinned: str | None = None
 
 
+class Read(NamedTuple):
+    """A site that contracts a group's units, as ``capture`` sees its input ``[..., I]``.
+
+    ``x.reshape(..., *shape)`` has unit ``units[j]`` at entry j of axis ``axis`` (of ``shape``).
+    """
+
+    site: str
+    shape: tuple[int, ...]
+    axis: int
+    units: np.ndarray
+
+
+class Coupling(NamedTuple):
+    """An axis group; the sites that read it; the vectors that must not become zero (a variance, a divisor)."""
+
+    group: AxisGroup
+    reads: tuple[Read, ...]
+    divisors: frozenset[str]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["stats"], meta_fields=["roles", "matrix"])
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of one leaf, as a method gets it.
+
+    Attributes:
+      roles: of its axes; assumed where nothing is known.
+      matrix: how its site reads it; of several sites the first that contracts it, else the first lookup; None: not known.
+      stats: ``{tap: statistic [S..., ...]}`` that the method asked for, over all sites that read it as ``matrix`` does.
+    """
+
+    roles: Roles
+    matrix: Matrix | None = None
+    stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+#: ``(member of the method, site, tap)``: whose statistic it is. Of a method inside combinators a member is the place in each,
+#: outermost first; of a single method ``()``.
+StatKey = tuple[tuple[int, ...], str, str]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
     """What is known of a model, as data for methods.
@@ -222,19 +265,36 @@ class ModelInfo:
 
     Attributes:
       roles: ``{path: Roles}``, static, from ``inspect``.
-      stats: ``{site: statistic}``, arrays, from ``capture``.
+      stats: ``{(member, site, tap): statistic}``, arrays, from ``calibrate``.
       sites, leaves, report: as found by ``inspect``; printing the object gives the table.
+      couplings: the axis groups with what reads them, from ``calibrate`` for a method that needs them; None: not asked for.
     """
 
     roles: Mapping[str, Roles] = dataclasses.field(default_factory=dict)
-    stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stats: Mapping[StatKey, Any] = dataclasses.field(default_factory=dict)
     sites: tuple[Site, ...] = ()
     leaves: tuple[Leaf, ...] = ()
     report: Report = Report()
+    couplings: tuple[Coupling, ...] | None = None
 
     def roles_of(self, path: str, ndim: int) -> Roles:
         """The roles of a leaf, assumed where nothing is known of it."""
         return self.roles.get(path) or assumed_roles(ndim)
+
+    def sites_of(self, path: str) -> list[tuple[Site, Matrix | None]]:
+        """The sites that read a leaf, contractions first, each with how it reads it."""
+        found = [(site, use.matrix) for site in self.sites for use in site.uses if use.path == path]
+        return sorted(found, key=lambda pair: pair[0].kind == "gather")
+
+    def matrix(self, path: str) -> Matrix | None:
+        """How the first site that contracts a leaf reads it, else its first lookup; None where that can't be told."""
+        return next((matrix for _, matrix in self.sites_of(path) if matrix is not None), None)
+
+    def of_member(self, i: int, paths: Container[str] | None = None) -> ModelInfo:
+        """As member ``i`` of a combinator sees it: its own statistics, and of the leaves those of ``paths``."""
+        own = {(member[1:], site, tap): x for (member, site, tap), x in self.stats.items() if member[:1] == (i,)}
+        leaves = self.leaves if paths is None else tuple(leaf for leaf in self.leaves if leaf.path in paths)
+        return dataclasses.replace(self, stats=own, leaves=leaves)
 
     @property
     def coverage(self) -> float:
@@ -243,7 +303,7 @@ class ModelInfo:
         total = sum(leaf.size for leaf in matrices)
         return sum(leaf.size for leaf in matrices if leaf.sites) / total if total else 1.0
 
-    def with_stats(self, stats: Mapping[str, Any]) -> ModelInfo:
+    def with_stats(self, stats: Mapping[StatKey, Any]) -> ModelInfo:
         return dataclasses.replace(self, stats=dict(stats))
 
     def __str__(self) -> str:

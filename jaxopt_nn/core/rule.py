@@ -1,4 +1,4 @@
-"""Rules (what a site computes), taps (what is measured there) and passes (what changes ``apply`` or shapes)."""
+"""Rules (what a site computes) and passes (what changes ``apply`` or shapes)."""
 
 from __future__ import annotations
 
@@ -37,28 +37,6 @@ class Rule(NamedTuple):
 def identity_rule() -> Rule:
     """The rule that evaluates every site as it stands."""
     return Rule(lambda site, state, lhs, rhs: site.run(lhs, rhs), name="identity", activations=True)
-
-
-class Tap(NamedTuple):
-    """A streaming statistic of a site, of one entry of its stack at a time.
-
-    A site with a stack ``S`` (layers, experts, groups) has one accumulator for each entry, as leading axes. Two taps are the
-    same where their functions are: a factory gives the same functions for the same arguments, so that sites which read one
-    activation share one statistic.
-
-    Attributes:
-      zero: ``(site) -> accumulator``, a pytree of arrays of fixed shapes; the site has ``inputs`` and ``outputs``.
-      add: ``(accumulator, x, weight, site) -> accumulator``. ``x`` is the activation as ``[rows..., I]`` (a convolution's input
-        as patches; a lookup's ids as ``[rows...]``), or the output as ``[rows..., O]`` where ``of="output"``. ``weight``: how
-        much each row counts, float32, broadcasts against ``[rows...]``; None where all count alike.
-      merge: ``(accumulator, accumulator) -> accumulator``, associative; joins batches, devices and shards.
-      of: ``"input"`` or ``"output"``.
-    """
-
-    zero: Callable[[Site], PyTree]
-    add: Callable[[PyTree, Any, Any, Site], PyTree]
-    merge: Callable[[PyTree, PyTree], PyTree]
-    of: str = "input"
 
 
 class Pass(NamedTuple):

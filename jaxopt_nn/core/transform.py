@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.report import Message, Report
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
@@ -49,9 +51,12 @@ class Traits(NamedTuple):
     Attributes:
       takes: ``(path, leaf, info) -> LeafTraits | str``: how it treats that leaf, or why it leaves it alone.
       leaf_local: each leaf's result depends on that leaf alone.
-      needs: subset of ``{"roles", "stats", "grads", "key"}``.
-      measure: ``(apply, variables, inputs) -> {name: statistic}``: what ``init`` reads in ``info.stats``, taken from the
-        model as it runs on ``inputs [N, ...]``; None where it reads none.
+      needs: subset of ``{"roles", "couplings", "grads", "key"}``.
+      taps: ``info -> {(member, site, tap): Tap}``: the statistics that ``init`` reads, that ``info`` lacks and that can be
+        taken now; empty where none is lacking. ``calibrate`` asks again until then.
+      seen: ``(params, info) -> params`` with which these are taken: what the members before see (for a single method,
+        ``params``).
+      passes: how often ``calibrate`` goes over the data.
       pending: ``step -> str | None``: what is left of its schedules after the update of that step, in words; None: nothing.
       name: what messages call it.
     """
@@ -59,7 +64,9 @@ class Traits(NamedTuple):
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
     leaf_local: bool = True
     needs: frozenset[str] = frozenset()
-    measure: Callable[[Callable[..., Any], PyTree, Any], dict[str, Any]] | None = None
+    taps: Callable[[ModelInfo], dict[StatKey, Tap]] = lambda info: {}
+    seen: Callable[[PyTree, ModelInfo], PyTree] = lambda params, info: params
+    passes: int = 0
     pending: Callable[[int], str | None] = lambda step: None
     name: str = "a transform"
 
@@ -131,32 +138,77 @@ def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
     return None
 
 
+def leaf_taps(
+    takes: Callable[[str, Any, ModelInfo], LeafTraits | str], taps: Callable[[Site], Mapping[str, Tap]]
+) -> Callable[[ModelInfo], dict[StatKey, Tap]]:
+    """``Traits.taps`` of a method that sees the sites of the leaves that it takes; ``taps`` says what, by site."""
+
+    def lacking(info: ModelInfo) -> dict[StatKey, Tap]:
+        leaves = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in info.leaves}
+        taken = {path for path, leaf in leaves.items() if not isinstance(takes(path, leaf, info), str)}
+        found: dict[StatKey, Tap] = {
+            ((), site.name, name): tap
+            for site in info.sites
+            if taken.intersection(site.leaves)
+            for name, tap in taps(site).items()
+        }
+        return {key: tap for key, tap in found.items() if key not in info.stats}
+
+    return lacking
+
+
+def known_of(path: str, ndim: int, info: ModelInfo, taps: Callable[[Site], Mapping[str, Tap]]) -> Known:
+    """What ``info`` knows of a leaf; statistics are those of the sites that read it as its matrix does, merged."""
+    matrix = info.matrix(path)
+    stats: dict[str, Any] = {}
+    for site, own in info.sites_of(path):
+        for name, tap in taps(site).items() if own is not None and own == matrix else ():
+            new = info.stats.get(((), site.name, name))
+            if new is None:
+                raise ValueError(
+                    f"{path}: the statistic {name!r} of site {site.name} is missing; pass info=calibrate(apply, variables, "
+                    "method, batches)"
+                )
+            merge = tap.merge
+            for _ in site.stack:
+                merge = jax.vmap(merge)
+            stats[name] = merge(stats[name], new) if name in stats else new
+    return Known(info.roles_of(path, ndim), matrix, stats)
+
+
+def no_taps(site: Site) -> Mapping[str, Tap]:
+    """The taps of a method that sees nothing of the model's activations."""
+    return {}
+
+
 def leafwise(
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str],
-    init: Callable[[str, Any, Roles], tuple[Any, Any]],
+    init: Callable[[str, Any, Known], tuple[Any, Any]],
     view: Callable[[Any, Any, Any], Any],
     *,
     update: Callable[..., Any] | None = None,
     project: Callable[[Any, Any, Any], Any] | None = None,
     pack: Callable[[str, Any, Any, Any], Any] | None = None,
     needs: frozenset[str] = frozenset(),
+    taps: Callable[[Site], Mapping[str, Tap]] = no_taps,
     name: str = "a transform",
 ) -> Transform:
     """Lifts a method for single leaves to a transform.
 
     Args:
       takes: as in ``Traits``.
-      init: ``(path, leaf, roles) -> (learnt, carried)`` of that leaf; works on abstract leaves.
+      init: ``(path, leaf, known) -> (learnt, carried)`` of that leaf; works on abstract leaves.
       view: ``(leaf, learnt, carried) -> leaf``.
       update: ``(leaf, learnt, carried, step, grad) -> carried``.
       project: ``(leaf, learnt, carried) -> leaf``.
       pack: ``(path, leaf, learnt, carried) -> compressed tensor``; the view, uncompressed, if None.
+      taps: ``site -> {name: Tap}``: what ``init`` must see of a site of the leaf, as ``known.stats``.
       needs, name: as in ``Traits``.
     """
 
     def init_tree(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(takes(p, x, info), str)}
-        states = {p: init(p, x, info.roles_of(p, x.ndim)) for p, x in taken.items()}
+        states = {p: init(p, x, known_of(p, x.ndim, info, taps)) for p, x in taken.items()}
         return State({p: s[0] for p, s in states.items()}, {p: s[1] for p, s in states.items()})
 
     def on_taken(fn: Callable[..., Any], params: PyTree, state: State) -> PyTree:
@@ -187,7 +239,7 @@ def leafwise(
         view=lift(view),
         project=lift(project),
         pack=lift(view) if pack is None else lambda params, state: on_taken(pack, params, state),
-        traits=Traits(takes, True, needs, name=name),
+        traits=Traits(takes, True, needs, leaf_taps(takes, taps), passes=0 if taps is no_taps else 1, name=name),
     )
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from jaxopt_nn.core.model import Site
 from jaxopt_nn.core.report import Recorder
-from jaxopt_nn.core.rule import Rule, Tap
+from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.interpret import algebra, calls, jaxprs, normal
 from jaxopt_nn.interpret.tags import Key

@@ -10,11 +10,13 @@ import jax
 from jaxopt_nn.core.model import Site
 from jaxopt_nn.core.paths import matches, near_misses
 from jaxopt_nn.core.report import Recorder, Report
-from jaxopt_nn.core.rule import Rule, Tap
+from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.interpret import jaxprs
-from jaxopt_nn.interpret.evaluate import Evaluator
+from jaxopt_nn.interpret.evaluate import Evaluator, Totals
 from jaxopt_nn.interpret.program import Program, dense_like, flatten, trace_model
+from jaxopt_nn.interpret.tags import Key
 
 PyTree = Any
 Cases = Sequence[tuple[str, Any]]
@@ -86,11 +88,12 @@ class Rewritten:
 class Capturing:
     """A model with taps on its sites; call it as the model: ``(variables, *inputs) -> (outputs, statistics)``.
 
-    Traced and compiled as a ``Rewritten``. ``accumulate`` adds a batch to statistics that are there already.
+    Traced and compiled as a ``Rewritten``. Over several batches: ``zeros``, ``accumulate`` for each, ``statistics`` at the end.
     """
 
-    def __init__(self, apply: Callable[..., PyTree], taps: Cases):
-        self._model, self._taps = Rewritten(apply, ()), tuple(taps)
+    def __init__(self, apply: Callable[..., PyTree], taps: Callable[[Program], dict[Key, dict[str, Tap]]]):
+        self._model, self._taps = Rewritten(apply, ()), taps
+        self._shares: dict[tuple[str, str], tuple[str, str]] = {}
         self._jitted = jax.jit(lambda v, x, w: self._evaluate(v, x, w, None, Recorder()))
 
     def __call__(self, variables: PyTree, *inputs: PyTree, weights: Any = None) -> tuple[PyTree, dict[str, Any]]:
@@ -98,21 +101,23 @@ class Capturing:
             outs, totals = self._evaluate(variables, inputs, weights, None, Recorder())
         else:
             outs, totals = self._jitted(variables, inputs, weights)
-        return outs, totals
+        return outs, self.statistics(totals)
 
-    def zeros(self, variables: PyTree, *inputs: PyTree) -> dict[str, Any]:
-        """The statistics of no batch."""
-        program, evaluator = self._prepared(variables, inputs, None, Recorder())
-        return self._told(program, evaluator.zeros())
+    def zeros(self, variables: PyTree, *inputs: PyTree) -> Totals:
+        """The totals of no batch: ``{(site, tap): accumulator}``, one for sites that share it."""
+        return self._evaluator(self._model.program(variables, inputs), None, Recorder()).zeros()
 
-    def accumulate(self, stats: dict[str, Any], variables: PyTree, *inputs: PyTree, weights: Any = None) -> dict[str, Any]:
-        """``stats`` with this batch added; pure, so that a caller may compile it and donate ``stats``."""
-        return self._evaluate(variables, inputs, weights, stats, Recorder())[1]
+    def accumulate(self, totals: Totals, variables: PyTree, *inputs: PyTree, weights: Any = None) -> Totals:
+        """``totals`` with this batch added; pure, so that a caller may compile it and donate ``totals``."""
+        return self._evaluate(variables, inputs, weights, totals, Recorder())[1]
 
-    def merge(self, a: dict[str, Any], b: dict[str, Any], variables: PyTree, *inputs: PyTree) -> dict[str, Any]:
-        """Joins the statistics of two parts of the data."""
-        program, evaluator = self._prepared(variables, inputs, None, Recorder())
-        return self._told(program, evaluator.merge(self._kept(program, a), self._kept(program, b)))
+    def statistics(self, totals: Totals) -> dict[str, Any]:
+        """``{site: statistic}``, of a site with named taps ``{site: {tap: statistic}}``."""
+        found: dict[str, dict[str, Any]] = {}
+        for (site, name), first in self._shares.items():
+            if first in totals:
+                found.setdefault(site, {})[name] = totals[first]
+        return {site: own[SINGLE] if tuple(own) == (SINGLE,) else own for site, own in found.items()}
 
     def explain(self, variables: PyTree, *inputs: PyTree, weights: Any = None) -> Report:
         """What is not measured, or not weighed; nothing is run."""
@@ -120,53 +125,25 @@ class Capturing:
         jax.eval_shape(lambda v, x, w: self._evaluate(v, x, w, None, recorder), variables, inputs, weights)
         return recorder.report()
 
-    def _prepared(
-        self, variables: PyTree, inputs: tuple[PyTree, ...], weights: Any, recorder: Recorder
-    ) -> tuple[Program, Evaluator]:
-        program = self._model.program(variables, inputs, () if weights is None else tuple(weights.shape))
-        taps = {key: dict(own) for key, own in _assigned(program, self._taps, "tap").items()}
-        first = {name: key for name, key in self._shared(program, taps).items() if name != key}
-        for key, name in first:
-            del taps[key][name]
-        taps = {key: own for key, own in taps.items() if own}
-        return program, Evaluator(program.sites, {}, taps, recorder, {}, weights)
-
-    def _shared(self, program: Program, taps: Mapping[Any, Mapping[str, Tap]]) -> dict[Any, Any]:
-        """``{(site key, tap name): that which measures it}``: sites that read one activation share a statistic of it."""
-        first: dict[Hashable, Any] = {}
-        out = {}
-        for key, own in taps.items():
-            reads = program.sites[key].reads
+    def _evaluator(self, program: Program, weights: Any, recorder: Recorder) -> Evaluator:
+        """Sites that read the same activation in the same way share a statistic of it: the first measures it."""
+        first: dict[Hashable, tuple[str, str]] = {}
+        measured: dict[Key, dict[str, Tap]] = {}
+        for key, own in self._taps(program).items():
+            site = program.sites[key]
             for name, tap in own.items():
-                mark = (reads, tap) if reads is not None and tap.of == "input" else (key, name)
-                out[key, name] = first.setdefault(mark, (key, name))
-        return out
+                mark = (site.reads, tap) if site.reads is not None and tap.of == "input" else (key, name)
+                self._shares[site.name, name] = first.setdefault(mark, (site.name, name))
+                if first[mark] == (site.name, name):
+                    measured.setdefault(key, {})[name] = tap
+        return Evaluator(program.sites, {}, measured, recorder, {}, weights)
 
     def _evaluate(
-        self, variables: PyTree, inputs: tuple[PyTree, ...], weights: Any, stats: Any, recorder: Recorder
-    ) -> tuple[PyTree, dict[str, Any]]:
-        program, evaluator = self._prepared(variables, inputs, weights, recorder)
-        totals = evaluator.zeros() if stats is None else self._kept(program, stats)
-        outs, totals = _run(program, evaluator, variables, inputs, totals)
-        return outs, self._told(program, totals)
-
-    def _told(self, program: Program, totals: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
-        """``{site: statistic}``, of a site with named taps ``{site: {tap: statistic}}``."""
-        taps = _assigned(program, self._taps, "tap")
-        found: dict[str, dict[str, Any]] = {}
-        for (key, name), (first, first_name) in self._shared(program, taps).items():
-            total = (program.sites[first].name, first_name)
-            if total in totals:
-                found.setdefault(program.sites[key].name, {})[name] = totals[total]
-        return {site: own[SINGLE] if tuple(own) == (SINGLE,) else own for site, own in found.items()}
-
-    def _kept(self, program: Program, stats: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
-        """The opposite of ``_told``, each statistic once."""
-        taps = _assigned(program, self._taps, "tap")
-        pick = lambda site, name: stats[site] if name == SINGLE else stats[site][name]
-        places = dict.fromkeys(self._shared(program, taps).values())
-        named = [(program.sites[key].name, name) for key, name in places]
-        return {(site, name): pick(site, name) for site, name in named if site in stats}
+        self, variables: PyTree, inputs: tuple[PyTree, ...], weights: Any, totals: Totals | None, recorder: Recorder
+    ) -> tuple[PyTree, Totals]:
+        program = self._model.program(variables, inputs, () if weights is None else tuple(weights.shape))
+        evaluator = self._evaluator(program, weights, recorder)
+        return _run(program, evaluator, variables, inputs, evaluator.zeros() if totals is None else totals)
 
 
 def _run(
@@ -246,7 +223,9 @@ def rewrite(apply: Callable[..., PyTree], rules: Rule | Mapping[str, Rule] | Cas
     return Rewritten(apply, _cases(rules, Rule, "rules"))
 
 
-def capture(apply: Callable[..., PyTree], taps: Tap | Mapping[str, Tap] | Cases) -> Capturing:
+def capture(
+    apply: Callable[..., PyTree], taps: Tap | Mapping[str, Tap] | Cases | Callable[[Site], Mapping[str, Tap]]
+) -> Capturing:
     """The model with statistics streamed from its sites: ``(variables, *inputs) -> (outputs, {site: statistic})``.
 
     A statistic has the site's stack as leading axes: a layer of a scanned or indexed stack, an expert, a group has its own.
@@ -258,12 +237,14 @@ def capture(apply: Callable[..., PyTree], taps: Tap | Mapping[str, Tap] | Cases)
 
     Args:
       apply: pure function ``(variables, *inputs)``.
-      taps: one ``Tap`` for all sites, or ``[(pattern, Tap), ...]``, first match wins. In a Tap's place may stand
-        ``{name: Tap}``; then such a site's statistics are ``{name: statistic}``.
+      taps: one ``Tap`` for all sites; ``[(pattern, Tap), ...]``, first match wins; or a function of the site. In a Tap's
+        place may stand ``{name: Tap}``; then such a site's statistics are ``{name: statistic}``.
 
     Raises:
       TypeError: ``taps`` is none of these, or is empty. ValueError: at the first call, a pattern that matches no site.
     """
+    if callable(taps):
+        return Capturing(apply, lambda program: {k: dict(own) for k, s in program.sites.items() if (own := taps(s))})
     cases = list(taps.items()) if isinstance(taps, Mapping) else taps
     cases = [("**", cases)] if isinstance(cases, Tap) else list(cases)
     made = []
@@ -276,4 +257,4 @@ def capture(apply: Callable[..., PyTree], taps: Tap | Mapping[str, Tap] | Cases)
         made.append((pattern, named))
     if not made:
         raise TypeError("capture needs at least one tap")
-    return Capturing(apply, made)
+    return Capturing(apply, lambda program: {k: dict(own) for k, own in _assigned(program, made, "tap").items()})

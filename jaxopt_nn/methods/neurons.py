@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import AxisGroup, ModelInfo, Roles
+from jaxopt_nn.core.model import AxisGroup, Known, ModelInfo
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, leafwise
 from jaxopt_nn.tensors.base import is_compressed
@@ -51,8 +51,8 @@ def mask_units(keep: Keep) -> Transform:
             return "is a compressed tensor already"
         return LeafTraits("mask" if len(leaf.shape) >= 2 else None)
 
-    def init(path: str, leaf: Any, roles: Roles) -> tuple[Any, Any]:
-        axes = masks[path]
+    def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
+        axes, roles = masks[path], known.roles
         for axis, mask in axes.items():
             if not 0 <= axis < len(leaf.shape) or leaf.shape[axis] != len(mask):
                 raise ValueError(

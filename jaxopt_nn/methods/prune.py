@@ -13,34 +13,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, leafwise, why_not_matrix
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, known_of, leafwise, no_taps, why_not_matrix
 from jaxopt_nn.numerics import topk
 from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.masked import Masked
 
-#: ``(weight float32, gradient float32 or None) -> score`` of the same shape; the lowest scores go first.
-Criterion = Callable[[jax.Array, jax.Array | None], jax.Array]
+#: ``(weight float32, gradient float32 or None, known) -> score`` of the weight's shape; the lowest scores go first. ``known``
+#: has the leaf's roles and matrix. A criterion that needs statistics of the activations says so in an attribute ``taps``,
+#: ``site -> {name: Tap}``, and finds them in ``known.stats``.
+Criterion = Callable[[jax.Array, jax.Array | None, Known], jax.Array]
 #: ``({path: score}, {path: roles}, sparsity) -> {path: bool mask}``; True is kept.
 Allocation = Callable[[dict[str, jax.Array], dict[str, Roles], Any], dict[str, jax.Array]]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["mask"], meta_fields=["roles"])
+@partial(jax.tree_util.register_dataclass, data_fields=["mask", "known"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """State of one leaf: its mask, bool of its shape, True is kept; and the roles of its axes, static."""
+    """State of one leaf: its mask, bool of its shape, True is kept; and what its criterion knows of it."""
 
     mask: Any
-    roles: Roles
+    known: Known
+
+    @property
+    def roles(self) -> Roles:
+        return self.known.roles
 
 
-def magnitude(weight: jax.Array, grad: jax.Array | None = None) -> jax.Array:
+def magnitude(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
     """``|w|`` (Han et al. 2015)."""
     return jnp.abs(weight)
 
 
-def saliency(weight: jax.Array, grad: jax.Array | None = None) -> jax.Array:
+def saliency(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
     """``|w dL/dw|``, the first-order change of the loss (Molchanov et al. 2017, eq. 8; SNIP, Lee et al. 2019, eq. 4)."""
     if grad is None:
         raise ValueError(
@@ -196,39 +202,41 @@ def prune(
     start = _checked_start(sparsity, threshold, allocation)
     scheduled = callable(amount)
     select = _above if sparsity is None else allocation
+    taps = getattr(criterion, "taps", no_taps)
 
     def masks(scores: dict[str, Any], roles: dict[str, Roles], step: Any) -> dict[str, Any]:
         return select(scores, roles, amount(step) if callable(amount) else amount)
 
-    def at_zero(leaves: dict[str, Any], roles: dict[str, Roles]) -> dict[str, Any]:
+    def at_zero(leaves: dict[str, Any], known: dict[str, Known]) -> dict[str, Any]:
         if scheduled and start == 0:  # no score is needed yet, so that a criterion may wait for gradients
             return {p: jnp.ones(x.shape, bool) for p, x in leaves.items()}
-        return masks(_scores(criterion, leaves, None), roles, 0)
+        return masks(_scores(criterion, leaves, None, known), {p: k.roles for p, k in known.items()}, 0)
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(_takes(p, x, info), str)}
-        roles = {p: info.roles_of(p, x.ndim) for p, x in taken.items()}
+        known = {p: known_of(p, x.ndim, info, taps) for p, x in taken.items()}
         if not taken:
             return State({}, {})
         abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in taken.values())
-        made = jax.eval_shape(partial(at_zero, roles=roles), taken) if abstract else at_zero(taken, roles)
-        return State(dict.fromkeys(taken, ()), {p: Pruned(made[p], roles[p]) for p in taken})
+        made = jax.eval_shape(at_zero, taken, known) if abstract else at_zero(taken, known)
+        return State(dict.fromkeys(taken, ()), {p: Pruned(made[p], known[p]) for p in taken})
 
     def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         if not scheduled or not state.carried:
             return state
         leaves = {p: x for p, x in leaves_by_path(params).items() if p in state.carried}
-        scores = _scores(criterion, leaves, None if grads is None else leaves_by_path(grads))
+        known = {p: own.known for p, own in state.carried.items()}
+        scores = _scores(criterion, leaves, None if grads is None else leaves_by_path(grads), known)
         if not regrow:
             scores = {p: jnp.where(state.carried[p].mask, score, -jnp.inf) for p, score in scores.items()}
         made = masks(scores, {p: own.roles for p, own in state.carried.items()}, step)
         new = {p: made[p] if regrow else made[p] & own.mask for p, own in state.carried.items()}
-        return State(state.learnt, {p: Pruned(new[p], own.roles) for p, own in state.carried.items()})
+        return State(state.learnt, {p: Pruned(new[p], own.known) for p, own in state.carried.items()})
 
     # any criterion but magnitude may read gradients; only a schedule scores again after init
     needs = frozenset({"roles"} | ({"grads"} if scheduled and criterion is not magnitude else set()))
     # an allocation sees all leaves together, so init and update are no work of single leaves
-    each = leafwise(_takes, lambda path, leaf, roles: ((), ()), _view, pack=_pack, needs=needs, name="prune")
+    each = leafwise(_takes, lambda path, leaf, known: ((), ()), _view, pack=_pack, needs=needs, taps=taps, name="prune")
     local = select in (per_leaf, _above)
     traits = each.traits._replace(leaf_local=local, pending=partial(_pending, sparsity, threshold))
     return each._replace(init=init, update=update, traits=traits)
@@ -281,13 +289,15 @@ def _checked_start(sparsity: Any, threshold: Any, allocation: Allocation) -> flo
     return start
 
 
-def _scores(criterion: Criterion, leaves: dict[str, Any], grads: dict[str, Any] | None) -> dict[str, Any]:
-    return {p: _score(criterion, x, None if grads is None else grads[p]) for p, x in leaves.items()}
+def _scores(
+    criterion: Criterion, leaves: dict[str, Any], grads: dict[str, Any] | None, known: dict[str, Known]
+) -> dict[str, Any]:
+    return {p: _score(criterion, x, None if grads is None else grads[p], known[p]) for p, x in leaves.items()}
 
 
 @partial(jax.jit, static_argnums=0)
-def _score(criterion: Criterion, leaf: jax.Array, grad: jax.Array | None) -> jax.Array:
-    return criterion(leaf.astype(jnp.float32), None if grad is None else grad.astype(jnp.float32))
+def _score(criterion: Criterion, leaf: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
+    return criterion(leaf.astype(jnp.float32), None if grad is None else grad.astype(jnp.float32), known)
 
 
 def _takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:

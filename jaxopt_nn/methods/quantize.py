@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.transform import LeafTraits, Transform, leafwise, why_not_matrix
 from jaxopt_nn.numerics import affine
 from jaxopt_nn.tensors import layout
@@ -177,9 +177,9 @@ def quantize(
         shape = _scale_shape(leaf.shape, roles, granularity, group)
         return Format(bits, signed, symmetric, shape, ste, roles.stack, generator)
 
-    def init(path: str, leaf: Any, roles: Roles) -> tuple[Any, Any]:
-        _check_group(path, leaf.shape, roles, group)
-        form = formed(leaf, roles)
+    def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
+        _check_group(path, leaf.shape, known.roles, group)
+        form = formed(leaf, known.roles)
         own = None if root is None else jax.random.fold_in(root, np.uint32(zlib.crc32(path.encode())))
         return (), Quantized(form, None if own is None else jax.random.key_data(own))
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_nn.core.model import Site
-from jaxopt_nn.core.rule import Tap
+from jaxopt_nn.core.tap import Tap
 
 
 def _rows(x: Any, weight: Any) -> tuple[Any, Any]:
@@ -131,7 +131,7 @@ def moments() -> Tap:
         rows, each = _rows(x, weight)
         total = jnp.sum(each)
         mean = jnp.sum(rows * each[:, None], 0) / jnp.where(total > 0, total, 1.0)
-        m2 = jnp.sum(each[:, None] * jnp.square(jnp.abs(rows - mean)), 0)
+        m2 = jnp.sum(each[:, None] * jnp.square(jnp.abs(rows - mean[None])), 0)
         return merge(acc, {"weight": total, "mean": mean, "m2": m2})
 
     def merge(a: Any, b: Any) -> Any:

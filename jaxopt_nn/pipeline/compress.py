@@ -20,6 +20,7 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
 from jaxopt_nn.methods.clip import clipping
 from jaxopt_nn.pipeline import measure, report
+from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.checks import check_data, check_logits, check_teacher, check_variables
 from jaxopt_nn.pipeline.data import Data
@@ -32,6 +33,8 @@ from jaxopt_nn.tensors.prepare import prepare
 PyTree = Any
 #: Where the positions of a stage's training lie, by its name.
 Places = Callable[[str], Checkpoints]
+#: Examples a batch where a method must see the model run.
+CALIBRATION_BATCH = 512
 #: Batch sizes whose latency is reported.
 BATCHES = (1, 32, 1024)
 
@@ -221,7 +224,7 @@ class Compressor:
             check_teacher(self._teacher, teacher_variables, data, classes)
         info = inspect(self._apply, variables, data.example)
         for method in self._plan(steps_of(len(data.train[1]), self._batch_size)).methods:
-            known = self._measured_info(method, info, variables, data.train[0][: self._batch_size])
+            known = self._calibrated(method, info, variables, data.train[0][: self._batch_size])
             jax.eval_shape(lambda v, method=method, known=known: method.init(v, known), variables)
         return info
 
@@ -265,7 +268,7 @@ class Compressor:
         forms = [measure.Form("baseline", variables, variables)]
         for k, stage in enumerate(self.recipe):
             seen = plan.methods[k - 1].view(params, state) if k else params
-            info = self._measured_info(plan.added[k], info, seen, given.data.train[0])
+            info = self._calibrated(plan.added[k], info, seen, given.data.train[0])
             states.append(plan.added[k].init(seen, info))
             boxed = clipping(seen, states[k]).as_json()
             params, state, entries = plan.trainers[k](
@@ -279,11 +282,13 @@ class Compressor:
             forms.append(measure.Form(stage.name, stored, prepare(stored), boxed))
         return params, states, forms, history, info
 
-    def _measured_info(self, method: Transform, info: ModelInfo, variables: PyTree, inputs: Any) -> ModelInfo:
+    def _calibrated(self, method: Transform, info: ModelInfo, variables: PyTree, inputs: Any) -> ModelInfo:
         """``info`` with what ``method`` must see of the model on inputs of the training data."""
-        if method.traits.measure is None:
+        if not method.traits.passes:
             return info
-        return info.with_stats({**info.stats, **method.traits.measure(self._apply, variables, inputs)})
+        size = min(CALIBRATION_BATCH, len(inputs))
+        batches = [inputs[i : i + size] for i in range(0, len(inputs), size)]
+        return calibrate(self._apply, variables, method, batches)
 
     def _measured(
         self, forms: Sequence[measure.Form], data: Data, batches: Sequence[int]

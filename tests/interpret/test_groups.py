@@ -13,7 +13,7 @@ from experiments.models.mlp import MLP
 from experiments.models.resnet import ResNet
 from experiments.models.vit import ViT
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
-from jaxopt_nn.core.rule import Tap
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.interpret.groups import axis_groups, couplings
 from jaxopt_nn.interpret.rewrite import capture

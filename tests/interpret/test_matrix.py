@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.core.rule import Tap
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.interpret import normal
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import capture

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.core.rule import Tap, identity_rule
+from jaxopt_nn.core.rule import identity_rule
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
