@@ -125,6 +125,7 @@ def test_weights_that_are_not_finite_name_the_leaf(bad, method):
         method.pack({"w": w}, method.init({"w": w}))
 
 
+@pytest.mark.exact
 def test_a_saturated_range_packs_to_the_bit():
     """Range over the whole tensor, then weights that grew since: codes clip, and the law holds."""
     method = quantize(3, granularity="tensor")
@@ -191,6 +192,7 @@ def test_a_draw_belongs_to_key_path_and_step():
     assert not np.array_equal(*stepped)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("bits", [1, 5, 8])
 def test_random_codes_pack_to_the_bit_on_moved_and_saturated_weights(bits):
     method = stochastic(bits, granularity="tensor")

@@ -52,6 +52,7 @@ def make(shape=(6, 8), scale_shape=(1, 8), bits=4, signed=True, zero=False, shri
 SHAPES = [((6, 8), (1, 8)), ((6, 8), (3, 8)), ((6, 8), (6, 2)), ((6, 8), (1, 1)), ((2, 6, 5), (2, 1, 5)), ((9,), (1,))]
 
 
+@pytest.mark.exact
 @settings(max_examples=12)
 @given(
     st.sampled_from(SHAPES), st.integers(1, 8), st.booleans(), st.sampled_from([False, True]), st.floats(0.2, 1.2),
