@@ -223,7 +223,7 @@ def test_neurons_by_path_and_without_statistics(rng):
     method = by_path([("c", quantize(8)), ("*", prune_neurons(share=0.5))])
     with pytest.raises(ValueError, match="the units of b also lie in c"):
         method.init(v, calibrate(relu, v, method, batches))
-    method = chain(where("c", quantize(8)), where("*", prune_neurons(share=0.5)))
+    method = chain(where("*", prune_neurons(share=0.5)), where("c", quantize(8)))
     info = calibrate(relu, v, method, batches)
     seen = method.view(v, method.init(v, info))
     assert (np.asarray(seen["a"]).any(0)).sum() == 6 and (np.asarray(seen["c"]).any(1)).sum() == 5
