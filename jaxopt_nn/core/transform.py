@@ -123,6 +123,8 @@ def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
     """
     if is_compressed(leaf):
         return "is a compressed tensor already"
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return f"{leaf.dtype}: complex numbers stay as they are; make real and imaginary parts leaves of their own"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return f"dtype {leaf.dtype} is not real floating point"
     if 0 in leaf.shape:

@@ -158,6 +158,11 @@ class Masked(Tensor):
         at = lambda x: [*starts[:n], *[0] * (x.ndim - n)]
         return self._layers(lambda x: lax.dynamic_slice(x, at(x), [*sizes[:n], *x.shape[n:]]))
 
+    def rev(self, dimensions: Sequence[int]) -> Any:
+        if any(a >= self.stack_axes for a in dimensions):
+            return super().rev(dimensions)
+        return self._layers(lambda x: lax.rev(x, dimensions))
+
     def reshape(self, shape: Sequence[int]) -> Any:
         n, shape = len(shape) - len(self.inner_shape), tuple(shape)
         if n < 0 or shape[n:] != self.inner_shape:

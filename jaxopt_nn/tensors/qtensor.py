@@ -284,6 +284,13 @@ class QTensor(Tensor):
         codes = lax.dynamic_slice(self.codes, [starts[a] for a in self._order], lengths)
         return self._with(codes, *self._param(cut), self._order, place)
 
+    def rev(self, dimensions: Sequence[int]) -> QTensor:
+        place = self._place()
+        if place in dimensions:
+            return self.expand().rev(dimensions)
+        codes = lax.rev(self.codes, [p for p, a in enumerate(self._order) if a in dimensions])
+        return self._with(codes, *self._param(lambda p: lax.rev(p, dimensions)), self._order, place)
+
     def index(self, i: ArrayLike, axis: int) -> Any:
         axis, shape = axis % self.ndim, list(self.shape)
         starts = [i if a == axis else 0 for a in range(self.ndim)]
