@@ -8,6 +8,7 @@ from jaxopt_nn.core.rule import Pass, Rule, Tap, identity_rule
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, Traits, Transform, explain, identity, leafwise
 from jaxopt_nn.cost.aot import compile_for
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.frameworks.nnx import nnx
 from jaxopt_nn.interpret.groups import axis_groups
@@ -30,7 +31,6 @@ from jaxopt_nn.pipeline.data import Data
 from jaxopt_nn.pipeline.recipe import Distill, Stage
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
-from jaxopt_nn.tensors.prepare import prepare
 from jaxopt_nn.tensors.qtensor import QTensor
 
 __all__ = [

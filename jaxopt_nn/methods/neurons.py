@@ -47,8 +47,7 @@ def mask_units(keep: Keep) -> Transform:
                     f"{path}: a mask of {len(mask)} units for axis {axis} of shape {tuple(leaf.shape)}; find the masks on "
                     "a tree of the same shapes"
                 )
-        leads = roles.stack == tuple(range(len(roles.stack)))
-        static = Static((tuple(axes), len(roles.stack) if leads else 0))
+        static = Static((tuple(axes), roles.stack))
         return (), {"keep": tuple(jnp.asarray(m) for m in axes.values()), "static": static}
 
     def view(leaf: Any, learnt: Any, carried: Any) -> Any:
@@ -57,7 +56,7 @@ def mask_units(keep: Keep) -> Transform:
     def pack(path: str, leaf: Any, learnt: Any, carried: Any) -> Any:
         if len(leaf.shape) < 2 or 0 in leaf.shape:
             return view(leaf, learnt, carried)
-        return Masked.pack(_whole(leaf.shape, carried), leaf, stack_axes=carried["static"].value[1])
+        return Masked.pack(_whole(leaf.shape, carried), leaf, carried["static"].value[1])
 
     made = leafwise(takes, init, view, update=None, pack=pack)
 

@@ -290,9 +290,7 @@ def _pack(params: PyTree, state: State) -> PyTree:
             return leaf
         own = state.carried[path]
         _finite(path, leaf)
-        stack = own["roles"].value.stack
-        leads = stack == tuple(range(len(stack)))
-        return Masked.pack(own["mask"], leaf, stack_axes=len(stack) if leads else 0)
+        return Masked.pack(own["mask"], leaf, own["roles"].value.stack)
 
     return map_with_path(packed, params)
 

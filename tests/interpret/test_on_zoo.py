@@ -10,12 +10,12 @@ import pytest
 
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.rule import Tap, identity_rule
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.tensors.base import is_compressed
-from jaxopt_nn.tensors.prepare import prepare
 from tests.zoo import FORWARD_ONLY, ZOO
 
 NAMES = list(ZOO)
