@@ -27,11 +27,11 @@ from experiments import common
 from experiments.config import checked, parsed
 from experiments.network import Network
 from jaxopt_nn.coding.artifact import directory_bytes, load_artifact
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.parallel.infer import Predictor, complaint, predictor
 from jaxopt_nn.pipeline import measure, registry, report
 from jaxopt_nn.pipeline.data import Data
-from jaxopt_nn.tensors.prepare import prepare
 
 PyTree = Any
 WARMUP = 3

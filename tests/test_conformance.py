@@ -38,7 +38,7 @@ def learnt_gain():
     """One learnt parameter a leaf, and one that `update` counts: the leaf times a gain."""
     return leafwise(
         matrices,
-        lambda path, leaf, roles: (jnp.float32(1.25), jnp.int32(0)),
+        lambda path, leaf, known: (jnp.float32(1.25), jnp.int32(0)),
         lambda leaf, gain, count: (leaf.astype(jnp.float32) * gain).astype(leaf.dtype),
         update=lambda leaf, gain, count, step, grad: count + 1,
     )
@@ -48,7 +48,7 @@ def learnt_range():
     """Two learnt parameters a leaf, as a soft clip between thresholds that are trained has them."""
     return leafwise(
         matrices,
-        lambda path, leaf, roles: ({"low": jnp.float32(-0.5), "high": jnp.float32(0.75)}, ()),
+        lambda path, leaf, known: ({"low": jnp.float32(-0.5), "high": jnp.float32(0.75)}, ()),
         lambda leaf, to, _: jnp.clip(leaf.astype(jnp.float32), to["low"], to["high"]).astype(leaf.dtype),
     )
 

@@ -10,6 +10,7 @@ import pytest
 
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.rule import identity_rule
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import rewrite
@@ -17,7 +18,6 @@ from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.passes.neurons import dead_units, weak_units
 from jaxopt_nn.passes.structure import shrink_widths
-from jaxopt_nn.tensors.prepare import prepare
 
 RNG = np.random.default_rng(0)
 

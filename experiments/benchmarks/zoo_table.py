@@ -18,11 +18,11 @@ import numpy as np
 from experiments.benchmarks.common import emit
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.rule import identity_rule
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.tensors.prepare import prepare
 from tests.zoo import ZOO
 
 

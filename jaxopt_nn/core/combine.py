@@ -13,7 +13,6 @@ from jaxopt_nn.core.paths import first_match, leaves_by_path, map_with_path, req
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import IDLE, LeafTraits, PyTree, State, Traits, Transform, keep_state
 from jaxopt_nn.tensors.base import is_compressed
-from jaxopt_nn.tensors.nest import nest
 
 
 def chain(*members: Transform) -> Transform:
@@ -132,7 +131,7 @@ def _gradients_at_views(
 
 def _nested(path: str, outer: Any, seen: Any, inner: Any) -> Any:
     """The packed leaf of two members in a row; the second saw the dense leaf ``seen`` and gave ``inner``."""
-    return nest(outer, inner) if is_compressed(outer) and inner is not seen else (outer if inner is seen else inner)
+    return outer.nest(inner) if is_compressed(outer) and inner is not seen else (outer if inner is seen else inner)
 
 
 def _check_order(members: Sequence[Transform], params: PyTree, info: ModelInfo) -> None:

@@ -1,4 +1,4 @@
-"""Integer dots and convolutions: int8 activations times int8 codes, accumulated in int32.
+"""Integer programs: activations as int8 codes times int8 codes, accumulated in int32.
 
 With activation codes ``a`` and scales ``s_a`` (one for each row of the dot), weight codes ``c``, scales ``s_w`` and zero
 points ``z`` (constant along what is contracted), the result is
@@ -10,33 +10,39 @@ exact in the integers. A scale for each group of the contracted axis gives one s
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
+from jaxopt_nn.formulations import labels, weight_only
+from jaxopt_nn.formulations.labels import Call, Labels, Names
 from jaxopt_nn.numerics import affine
-from jaxopt_nn.tensors.qtensor import QTensor
+from jaxopt_nn.tensors.coded import Coded
 
-#: Longest contraction whose sum of |a| <= 127 times |c| <= 128 stays inside int32.
-LONGEST = 2**17
+#: Longest contraction whose sum of |a| <= 128 times |c| <= 128 stays inside int32.
+LONGEST = 2**17 - 1
+#: Largest activation of 16 bits whose high and low byte are both within int8.
+_LARGEST16 = 127 * 256 + 127
 
-Dims = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
 
-
-def row_scale(x: jax.Array, axes: Sequence[int], bits: int = 8) -> jax.Array:
+def row_scale(x: Array, axes: Sequence[int], bits: int = 8) -> Array:
     """``max|x| / qmax`` over ``axes``, float32, kept as axes of length 1; 1 for an all-zero row, NaN for a row with NaN."""
     _, qmax = affine.code_range(bits, signed=True, narrow=True)
+    return _row_scale(x, axes, qmax)
+
+
+def _row_scale(x: Array, axes: Sequence[int], qmax: int) -> Array:
     amax = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=tuple(axes), keepdims=True)
     return jnp.where(amax < qmax * affine.SMALLEST_SCALE, 1.0, amax * np.float32(1 / qmax))
 
 
-def quantize_rows(x: jax.Array, axes: Sequence[int], bits: int = 8) -> tuple[jax.Array, jax.Array]:
+def quantize_rows(x: Array, axes: Sequence[int], bits: int = 8) -> tuple[Array, Array]:
     """Symmetric dynamic quantization with one scale for each index over the axes that are *not* in ``axes``.
 
     Args:
@@ -49,9 +55,63 @@ def quantize_rows(x: jax.Array, axes: Sequence[int], bits: int = 8) -> tuple[jax
     return jnp.round(x.astype(jnp.float32) * (1.0 / scale)).astype(jnp.int8), scale
 
 
-def _signed(weight: QTensor) -> tuple[jax.Array, jax.Array | None]:
-    """The codes as int8 in the weight's axis order, and the zero points that go with them: int32, or float32 fractions."""
-    codes, zero = weight.elementwise(), weight.zero
+def rounded(x: Array, axes: Sequence[int], bits: int) -> Array:
+    """The values that ``quantize_rows`` rounds to, float32."""
+    scale = row_scale(x, axes, bits)
+    return jnp.round(x.astype(jnp.float32) * (1.0 / scale)) * scale
+
+
+@partial(jax.jit, static_argnums=2)
+def direct(weight: Coded, other: Array, call: Call) -> Array:
+    """One dot on integers, with groups as batch axes of it."""
+    return _dot(weight, other, call, _sums)
+
+
+@partial(jax.jit, static_argnums=2)
+def turns(weight: Coded, other: Array, call: Call) -> Array:
+    """The groups one after the other: the codes lie as [groups, ...]."""
+    return _dot(weight, other, call, _sums_in_turn)
+
+
+@partial(jax.jit, static_argnums=2)
+def decoded(weight: Coded, other: Array, call: Call) -> Array:
+    """The same sums in float: rounded activations times the weight's values, where no program on codes is as fast."""
+    return weight_only.direct(weight, rounded(other, call.dims[0][1 - call.side], call.activations), call)
+
+
+@partial(jax.jit, static_argnums=2)
+def halves(weight: Coded, other: Array, call: Call) -> Array:
+    """Activations of 16 bits, one scale for each row, as two rows of int8: ``256 high + low``. For few rows."""
+    axes = call.dims[0][1 - call.side]
+    scale = _row_scale(other, axes, _LARGEST16)
+    whole = jnp.round(other.astype(jnp.float32) * (1.0 / scale)).astype(jnp.int32)
+    high = (whole + 128) >> 8
+    names = labels.of(call, weight, other)
+    high, order = names.split(high)
+    low = names.split(whole)[0] - high * 256
+    codes = jnp.stack([high, low]).astype(jnp.int8)
+    sums = _sums_in_turn if weight.split_axis is not None else _sums
+    total = sums(weight, names, (codes, ("xp", *order)), call)
+    total = total[0] * 256.0 + total[1]
+    return _times_rows(total, scale, names).astype(call.dtype)
+
+
+def _dot(weight: Coded, other: Array, call: Call, sums: Any) -> Array:
+    names = labels.of(call, weight, other)
+    codes, scale = quantize_rows(other, call.dims[0][1 - call.side], call.activations)
+    x = weight_only.two_rows(*names.split(codes))
+    total = sums(weight, names, x, call)
+    return _times_rows(total[0] if x[1][0] == "xp" else total, scale, names).astype(call.dtype)
+
+
+def _times_rows(total: Array, scale: Array, names: Labels) -> Array:
+    own = tuple("k" + n if n[0] == "k" else n for n in names.other)
+    return total * labels.along((scale, own), names.out)
+
+
+def _signed(weight: Coded) -> tuple[Array, Array | None]:
+    """The codes as int8, as they lie, and the zero points that go with them: int32, or float32 fractions."""
+    codes, zero = weight.codes, weight.zero
     if zero is not None:
         zero = zero.astype(jnp.int32 if jnp.issubdtype(zero.dtype, jnp.integer) else jnp.float32)
     if codes.dtype == jnp.uint8 and weight.bits == 8:
@@ -60,148 +120,99 @@ def _signed(weight: QTensor) -> tuple[jax.Array, jax.Array | None]:
     return codes.astype(jnp.int8), zero
 
 
-def _groups(param: jax.Array, contracting: Sequence[int]) -> list[int]:
-    return [i for i in contracting if param.shape[i] > 1]
-
-
-def _to_output(param: jax.Array, side: int, dims: Dims, out_ndim: int) -> jax.Array:
-    """Lays a per-operand parameter (length 1 on contracted axes) along the axes of the dot's output."""
-    contracting, batch = dims[0][side], dims[1][side]
-    free = [i for i in range(param.ndim) if i not in (*contracting, *batch)]
-    kept = param.transpose((*batch, *free, *contracting)).reshape([param.shape[i] for i in (*batch, *free)])
-    if side == 0:
-        return kept.reshape((*kept.shape, *[1] * (out_ndim - kept.ndim)))
-    head, tail = kept.shape[: len(batch)], kept.shape[len(batch) :]
-    return kept.reshape((*head, *[1] * (out_ndim - kept.ndim), *tail))
-
-
-def _grouped(x: jax.Array, axis: int, groups: int) -> jax.Array:
-    """Splits ``axis`` into (groups, rest) and brings the groups to the front."""
-    split = x.reshape((*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :]))
-    return jnp.moveaxis(split, axis, 0)
-
-
-def dot(lhs: Any, rhs: Any, dims: Dims, a_bits: int = 8) -> Any:
-    """``lax.dot_general`` of an activation and a ``QTensor`` (either side) on integer codes.
-
-    Args:
-      lhs, rhs: one float array, one ``QTensor`` of at most 8 bits. dims: as ``lax.dot_general``.
-      a_bits: width of the activation's codes.
-
-    Returns:
-      float32 output of the dot, or NotImplemented: two contracted axes carry groups, or a batch axis does.
-    """
-    side = 1 if isinstance(rhs, QTensor) else 0
-    weight, x = (rhs, lhs) if side else (lhs, rhs)
+def _sums(weight: Coded, names: Labels, x: tuple[Array, Names], call: Call) -> Array:
+    """``sum_g s_w (sum_i a c - z sum_i a)``, float32, along the output's axes behind that of padding."""
     codes, zero = _signed(weight)
-    contracting = dims[0][side]
-    parts = [weight.scale] if zero is None else [weight.scale, zero]
-    grouped = sorted({i for p in parts for i in _groups(p, contracting)})
-    if len(grouped) > 1:
-        return NotImplemented
-    fixed = tuple(tuple(tuple(map(int, axes)) for axes in pair) for pair in dims)
-    return _dot(codes, weight.scale, zero, x, fixed, side, a_bits, grouped[0] if grouped else None)
+    operand = names.codes(weight, codes)
+    head = [n for n in x[1] if n == "xp"] + [n for n in names.out if n[0] == "b"]
+    groups = list(names.groups)
+    out = [*head, *groups, *(n for n in names.out if n not in head)]
+    zeros = None if zero is None else labels.along(names.per_output(zero, weight), out)
+    total = _centred(x, operand, zeros, out, call.side)
+    total = total.astype(jnp.float32) * labels.along(names.per_output(weight.scale.astype(jnp.float32), weight), out)
+    return jnp.sum(total, tuple(range(len(head), len(head) + len(groups))))
 
 
-# Compiled as one function, so that a deep model traces it once for each shape.
-@functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))
-def _dot(
-    codes: jax.Array,
-    scale: jax.Array,
-    zero: jax.Array | None,
-    x: jax.Array,
-    dims: Any,
-    side: int,
-    a_bits: int,
-    axis: int | None,
-) -> jax.Array:
-    contracting, other = dims[0][side], dims[0][1 - side]
-    x_codes, x_scale = quantize_rows(x, other, a_bits)
-    if axis is None:
-        return _scaled_dot(codes, scale, zero, x_codes, x_scale, dims, side)
-    parts = [scale] if zero is None else [scale, zero]
-    count = max(p.shape[axis] for p in parts)
-    x_axis = other[list(contracting).index(axis)]
-    shift = lambda axes: [i + 1 for i in axes]
-    inner: Any = (tuple(map(shift, dims[0])), tuple([0, *shift(b)] for b in dims[1]))
-    spread = lambda p: (
-        None if p is None else jnp.expand_dims(jnp.moveaxis(_whole_groups(p, axis, count), axis, 0), axis + 1)
+def _sums_in_turn(weight: Coded, names: Labels, x: tuple[Array, Names], call: Call) -> Array:
+    codes, zero = _signed(weight)
+    codes, order = names.codes(weight, codes)
+    rows, xs = x
+    group, out = order[0], [*(n for n in xs if n == "xp"), *names.out]
+    laid = lambda p: jnp.broadcast_to(
+        flat := labels.along(names.per_output(p, weight), (group, *out)), (codes.shape[0], *flat.shape[1:])
     )
-    x_scales = jnp.broadcast_to(jnp.expand_dims(x_scale, 0), (count, *x_scale.shape))
-    grouped_x = _grouped(x_codes, x_axis, count)
-    return _scaled_dot(_grouped(codes, axis, count), spread(scale), spread(zero), grouped_x, x_scales, inner, side).sum(
-        0
-    )
+    rows, xs = jnp.moveaxis(rows, xs.index(group), 0), tuple(n for n in xs if n != group)
+
+    def add(total: Array, part: Any) -> tuple[Array, None]:
+        a, c, s, z = part
+        return total + _centred((a, xs), (c, order[1:]), z, out, call.side).astype(jnp.float32) * s, None
+
+    sizes = dict(zip((*xs, *order[1:]), (*rows.shape[1:], *codes.shape[1:])))
+    empty = jnp.zeros([sizes[n] for n in out], jnp.float32)
+    parts = (rows, codes, laid(weight.scale.astype(jnp.float32)), None if zero is None else laid(zero))
+    return lax.scan(add, empty, parts)[0]
 
 
-def _whole_groups(param: jax.Array, axis: int, count: int) -> jax.Array:
-    return jnp.repeat(param, count // param.shape[axis], axis=axis)
+def _centred(x: Any, operand: Any, zero: Array | None, out: Sequence[str], side: int) -> Array:
+    """``sum a c - z sum a`` along ``out``: int32 where that is exact, else float32."""
+    total = _product(x, operand, out, side)
+    if zero is None:
+        return total
+    (codes, names), length = x, _length(operand)
+    summed = tuple(i for i, n in enumerate(names) if n[0] == "k")
+    sums = jnp.sum(codes, axis=summed, dtype=jnp.int32)
+    sums = labels.along((sums, tuple(n for n in names if n[0] != "k")), out)
+    # in int32 a large zero point cancels exactly; the float path is for fractions and for sums beyond int32
+    exact = total.dtype == jnp.int32 and zero.dtype == jnp.int32 and length <= LONGEST // 2
+    kind = jnp.int32 if exact else jnp.float32
+    return total.astype(kind) - sums.astype(kind) * zero.astype(kind)
 
 
-def _scaled_dot(
-    codes: jax.Array,
-    scale: Any,
-    zero: jax.Array | None,
-    x_codes: jax.Array,
-    x_scale: jax.Array,
-    dims: Dims,
-    side: int,
-) -> jax.Array:
-    target = tuple(n if i not in dims[0][side] else 1 for i, n in enumerate(codes.shape))
-    acc = _int_dot(codes, x_codes, dims, side)
-    lay = lambda p, at: _to_output(p, at, dims, acc.ndim)
-    if zero is not None:
-        sums = jnp.sum(x_codes, axis=tuple(dims[0][1 - side]), keepdims=True, dtype=jnp.int32)
-        # in int32 a large zero point cancels exactly; the float path is for fractions and for sums beyond int32
-        exact = acc.dtype == jnp.int32 and zero.dtype == jnp.int32 and _length(codes, dims, side) <= LONGEST // 2
-        kind = jnp.int32 if exact else jnp.float32
-        spread = affine.expand_groups(zero.astype(kind), target)
-        acc = acc.astype(kind) - lay(sums.astype(kind), 1 - side) * lay(spread, side)
-    return acc.astype(jnp.float32) * lay(x_scale, 1 - side) * lay(affine.expand_groups(scale, target), side)
+def _length(operand: tuple[Array, Names]) -> int:
+    return math.prod(n for n, name in zip(operand[0].shape, operand[1]) if name[0] == "k")
 
 
-def _length(codes: jax.Array, dims: Dims, side: int) -> int:
-    return math.prod(codes.shape[i] for i in dims[0][side])
-
-
-def _int_dot(codes: jax.Array, x_codes: jax.Array, dims: Dims, side: int) -> jax.Array:
+def _product(x: Any, operand: Any, out: Sequence[str], side: int) -> Array:
     """The integer sum: int32, or float32 in pieces where the contraction is longer than int32 allows."""
-    contracting = dims[0][side]
-    length = _length(codes, dims, side)
-    lhs, rhs = (x_codes, codes) if side else (codes, x_codes)
+    length, (codes, names) = _length(operand), operand
+    left, right = (x, operand) if side else (operand, x)
     if length <= LONGEST:
-        return lax.dot_general(lhs, rhs, dims, preferred_element_type=jnp.int32)
-    at = max(range(len(contracting)), key=lambda k: codes.shape[contracting[k]])
-    size = codes.shape[contracting[at]]
+        return labels.contract(left, right, out, jnp.int32)
+    longest = max((n for n in names if n[0] == "k"), key=lambda n: codes.shape[names.index(n)])
+    size = codes.shape[names.index(longest)]
     step = max(1, LONGEST * size // length)
     total: Any = 0.0
     for i in range(0, size, step):
-        part = lambda x, axis, i=i: lax.slice_in_dim(x, i, min(i + step, size), axis=axis)
-        left, right = part(lhs, dims[0][0][at]), part(rhs, dims[0][1][at])
-        total += lax.dot_general(left, right, dims, preferred_element_type=jnp.int32).astype(jnp.float32)
+        part = lambda a, n, i=i: (lax.slice_in_dim(a, i, min(i + step, size), axis=n.index(longest)), n)
+        total += labels.contract(part(*left), part(*right), out, jnp.int32).astype(jnp.float32)
     return total
 
 
-def conv(x: Any, kernel: QTensor, params: Any, a_bits: int = 8) -> Any:
-    """``lax.conv_general_dilated`` of an activation and a ``QTensor`` kernel on integer codes.
+def conv(kernel: Coded, x: Any, params: Any, a_bits: int = 8) -> Any:
+    """``lax.conv_general_dilated`` of an activation and a kernel on integer codes.
 
     One activation scale for each example. NotImplemented where the kernel's scale varies along anything but the output
     features, where it has zero points, with ``batch_group_count`` above one, or where the sum could leave int32.
     """
     numbers = params["dimension_numbers"]
-    codes, zero = _signed(kernel)
+    features = [i for i in range(x.ndim) if i != numbers.lhs_spec[0]]
+    if not kernel.integral:
+        return weight_only.conv(kernel, rounded(x, features, a_bits), params, jnp.float32)
     out_axis = numbers.rhs_spec[0]
     varies = any(n > 1 for i, n in enumerate(kernel.scale.shape) if i != out_axis)
-    length = math.prod(codes.shape) // codes.shape[out_axis]
-    if zero is not None or varies or params["batch_group_count"] != 1 or length > LONGEST:
+    length = math.prod(kernel.shape) // kernel.shape[out_axis]
+    if kernel.zero is not None or varies or params["batch_group_count"] != 1 or length > LONGEST:
         return NotImplemented
-    features = [i for i in range(x.ndim) if i != numbers.lhs_spec[0]]
+    codes = kernel.elementwise()
+    if codes.dtype == jnp.uint8 and kernel.bits == 8:
+        return NotImplemented
     x_codes, x_scale = quantize_rows(x, features, a_bits)
     kept = {k: v for k, v in params.items() if k not in ("preferred_element_type", "precision")}
-    acc = lax.conv_general_dilated(x_codes, codes, **kept, preferred_element_type=jnp.int32).astype(jnp.float32)
+    total = lax.conv_general_dilated(x_codes, codes.astype(jnp.int8), **kept, preferred_element_type=jnp.int32)
     scale = affine.expand_groups(kernel.scale, tuple(n if i == out_axis else 1 for i, n in enumerate(codes.shape)))
-    return acc * _along(x_scale, numbers.out_spec[0], acc.ndim) * _along(scale, numbers.out_spec[1], acc.ndim)
+    total = total.astype(jnp.float32) * _along(x_scale, numbers.out_spec[0], total.ndim)
+    return total * _along(scale, numbers.out_spec[1], total.ndim)
 
 
-def _along(param: jax.Array, axis: int, ndim: int) -> jax.Array:
+def _along(param: Array, axis: int, ndim: int) -> Array:
     return param.reshape([-1 if i == axis else 1 for i in range(ndim)])

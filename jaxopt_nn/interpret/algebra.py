@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.formulations import products
 from jaxopt_nn.interpret import jaxprs, tags
 from jaxopt_nn.tensors.base import is_compressed
-from jaxopt_nn.tensors.qtensor import QTensor
 
 Result = Any  # an array, a compressed tensor, a list of these, or NotImplemented
 
@@ -137,7 +137,7 @@ def _placed(axis: int, n_ids: int, ndim: int, offsets: Sequence[int]) -> tuple[i
 
 
 def site(eqn: Any, operands: Sequence[Any]) -> Result:
-    """A site with a compressed tensor among its operands, in the weight-only arithmetic of the tensor itself."""
+    """A site with a compressed tensor among its operands, in weight-only arithmetic."""
     name, params = eqn.primitive.name, eqn.params
     lhs, rhs = operands[:2]
     if name == "gather":
@@ -145,15 +145,12 @@ def site(eqn: Any, operands: Sequence[Any]) -> Result:
     if is_compressed(lhs) and is_compressed(rhs):
         return NotImplemented
     if name == "dot_general":
-        tensor, other, side = (rhs, lhs, "rhs") if is_compressed(rhs) else (lhs, rhs, "lhs")
-        out = tensor.dot_general(
-            other, params["dimension_numbers"], side=side,
-            precision=params["precision"], preferred_element_type=params["preferred_element_type"],
-        )  # fmt: skip
+        precision, dtype = params["precision"], params["preferred_element_type"]
+        out = products.dot(lhs, rhs, params["dimension_numbers"], precision=precision, dtype=dtype)
     else:
         if not is_compressed(rhs):
             return NotImplemented
-        out = rhs.conv(lhs, **params)
+        out = products.conv(lhs, rhs, params)
     if out is NotImplemented:
         return NotImplemented
     return out.astype(eqn.outvars[0].aval.dtype)
@@ -165,8 +162,8 @@ def apply(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
     if name in jaxprs.SITE_PRIMITIVES:
         out = site(eqn, operands)
     elif name == "concatenate":
-        together = all(isinstance(t, QTensor) for t in operands)
-        out = QTensor.concatenate(operands, eqn.params["dimension"]) if together else NotImplemented
+        first, *others = operands
+        out = first.concatenate(others, eqn.params["dimension"]) if is_compressed(first) else NotImplemented
     elif name == "optimization_barrier":
         return list(jax.lax.optimization_barrier(list(operands)))
     elif name == "device_put":

@@ -317,7 +317,7 @@ def _roles(kind: str, eqn: Any, source: Source, weight: int) -> Roles:
         window = set(spec.rhs_spec[2:]) & inputs
     else:
         numbers = params["dimension_numbers"]
-        inputs, stack = set(numbers.start_index_map), set(numbers.operand_batching_dims)
+        inputs, stack = set(normal.indexed_axes(params, eqn.invars[0].aval.shape)), set(numbers.operand_batching_dims)
     behind = dict(enumerate(axes))
     taken = frozenset().union(*(behind[i] for i in inputs))
     stacked = (source.stack | frozenset().union(*(behind[i] for i in stack))) - taken
@@ -340,7 +340,7 @@ def _lengths(kind: str, eqn: Any, weight: int | None, stacked: Sequence[int]) ->
         count = normal.groups(eqn.params)
         out = rhs[numbers.rhs_spec[0]]
         return math.prod(rhs) // out, out // count, (count,) if count > 1 else ()
-    indexed, batch = numbers.start_index_map, numbers.operand_batching_dims
+    indexed, batch = normal.indexed_axes(eqn.params, lhs), numbers.operand_batching_dims
     rest = [n for a, n in enumerate(lhs) if a not in (*indexed, *batch)]
     return math.prod(lhs[a] for a in indexed), math.prod(rest), tuple(lhs[a] for a in batch)
 

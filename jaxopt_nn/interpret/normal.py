@@ -39,6 +39,12 @@ def groups(params: Any) -> int:
     return params["feature_group_count"]
 
 
+def indexed_axes(params: Any, shape: Sequence[int]) -> tuple[int, ...]:
+    """The axes of a gather's operand along which its ids count; one that is taken whole has only the index 0."""
+    sizes = params["slice_sizes"]
+    return tuple(a for a in params["dimension_numbers"].start_index_map if sizes[a] != shape[a])
+
+
 def matrix(kind: str, eqn: Any, weight: int, source: Source, stacked: Sequence[int], loops: Sequence[int]) -> Matrix | str:
     """How a site reads the leaf ``source``, or why that can't be said.
 
@@ -86,7 +92,7 @@ def _of_kernel(eqn: Any, weight: int, shape: tuple[int, ...], stacked: Sequence[
 
 def _of_table(eqn: Any, weight: int, shape: tuple[int, ...], stacked: Sequence[int]) -> Any:
     numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-    batch, indexed = tuple(numbers.operand_batching_dims), tuple(numbers.start_index_map)
+    batch, indexed = tuple(numbers.operand_batching_dims), indexed_axes(eqn.params, shape)
     rest = [a for a in range(len(shape)) if a not in (*batch, *indexed)]
     if any(sizes[a] != 1 for a in indexed) or any(sizes[a] != shape[a] for a in rest):
         return "the lookup takes windows, not whole rows"
@@ -149,8 +155,8 @@ def _ids(site: Site, indices: Any) -> Any:
     order = (*batching, *(a for a in range(indices.ndim - 1) if a not in batching), indices.ndim - 1)
     indices = indices.transpose(order)
     flat: Any = 0
-    for k, a in enumerate(numbers.start_index_map):
-        flat = flat * shape[a] + indices[..., k]
+    for a in indexed_axes(site.params, shape):
+        flat = flat * shape[a] + indices[..., list(numbers.start_index_map).index(a)]
     return flat
 
 

@@ -14,6 +14,7 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.interpret import jaxprs, tags
 from jaxopt_nn.interpret.analyse import Analysis
+from jaxopt_nn.interpret.constants import constants_report
 from jaxopt_nn.interpret.tags import Key
 from jaxopt_nn.tensors.base import is_compressed
 
@@ -78,7 +79,9 @@ def trace_model(
     ]
     sizes = {path: a.size for path, a in shapes.items()}
     found = Analysis(body.jaxpr, in_tags, sizes, const_tags)
-    report = found.recorder.report() + _constants(found, body.consts, sizes)
+    fed = sum(sizes[path] for path in {path for site in found.sites.values() for path in site.leaves})
+    allowed = getattr(apply, "keeps_constants", False)
+    report = found.recorder.report() + constants_report(found.constants, body.consts, fed, allowed=allowed)
     info = _model_info(found, shapes, report)
     out_tree = jax.tree.structure(out_shape)
     return Program(body.jaxpr, tuple(body.consts), out_tree, found.sites, info)
@@ -95,34 +98,10 @@ def _weightlike(const: Any) -> bool:
     return jnp.issubdtype(const.dtype, jnp.inexact) and const.ndim >= 2
 
 
-def _constants(found: Analysis, consts: Any, sizes: dict[str, int]) -> Report:
-    """Constants that feed a site as its weight: reported, and an error where they outweigh the leaves that do."""
-    held = sum(consts[i].size for i in found.constants)
-    fed = sum(sizes[p] for p in {p for s in found.sites.values() for p in s.leaves})
-    if held > fed:
-        i = max(found.constants, key=lambda i: consts[i].size)
-        raise ValueError(
-            f"apply closes over {held:,} numbers that sites read as weights, against {fed:,} in variables; the largest is "
-            f"{consts[i].dtype}{list(consts[i].shape)}, read by {found.constants[i][0]}. A constant has no path and can't be "
-            "compressed: pass it in, apply(variables, *inputs), e.g. jaxopt_nn.nnx(model) or functools.partial turned "
-            "into an entry of variables"
-        )
-    return Report(
-        tuple(
-            Message(
-                "constant", names[0],
-                f"its weight {consts[i].dtype}{list(consts[i].shape)} is closed over by apply and stays as it is; "
-                "if it was trained, pass it in variables",
-            )
-            for i, names in found.constants.items()
-        )
-    )  # fmt: skip
-
-
 def _model_info(found: Analysis, shapes: dict[str, Any], report: Report) -> ModelInfo:
     sites_of: dict[str, list[str]] = {path: [] for path in shapes}
     roles: dict[str, Roles] = {}
-    others: dict[str, Roles] = {}  # of lookups and derived weights: the roles of a contraction go first
+    others: dict[str, Roles] = {}  # of lookups, derived weights, scalings: the roles of a contraction go first
     messages: list[Message] = []
     for site in found.sites.values():
         if site.derived or len(site.uses) > 1:
@@ -137,7 +116,7 @@ def _model_info(found: Analysis, shapes: dict[str, Any], report: Report) -> Mode
                 messages.append(Message("assumed", use.path, f"its roles: it {_lost(use.reason, use.path)}"))
             if own is None or (not use.exact and not own.input):
                 continue
-            known = (roles if use.exact and site.kind != "gather" else others).setdefault(use.path, own)
+            known = (roles if use.exact and own.input and site.kind != "gather" else others).setdefault(use.path, own)
             if known != own and use.exact:
                 messages.append(Message("note", site.name, f"uses the axes as {own}; {use.path} keeps {known}"))
     leaves = []

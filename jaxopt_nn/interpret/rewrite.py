@@ -16,6 +16,7 @@ from jaxopt_nn.core.transform import State
 from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.evaluate import Evaluator, Totals
 from jaxopt_nn.interpret.program import Program, dense_like, flatten, trace_model
+from jaxopt_nn.interpret.stored import Prepared, stored
 from jaxopt_nn.interpret.tags import Key
 
 PyTree = Any
@@ -28,19 +29,21 @@ class Rewritten:
     """A model evaluated by the interpreter; call it as the model: ``(variables, *inputs)``.
 
     Traced once for each structure and abstract values of its arguments. Under a transformation (``jit``, ``grad``,
-    ``vmap``) it becomes part of the caller's trace; called on plain arrays it is compiled.
+    ``vmap``) it becomes part of the caller's trace; called on plain arrays it is compiled, and tensors in stored form are
+    prepared first, once.
     """
 
     def __init__(self, apply: Callable[..., PyTree], rules: Cases):
         self._apply, self._rules = apply, tuple(rules)
         self._programs: dict[Hashable, Program] = {}
+        self._prepared = Prepared()
         self._jitted = jax.jit(lambda v, x, s: self._evaluate(v, x, s, Recorder()))
 
     def __call__(self, variables: PyTree, *inputs: PyTree, states: Mapping[str, State] | None = None) -> PyTree:
         states = dict(states or {})
         if any(map(jaxprs.is_tracer, jax.tree.leaves((variables, inputs, states)))):
             return self._evaluate(variables, inputs, states, Recorder())
-        return self._jitted(variables, inputs, states)
+        return self._jitted(self._prepared(variables), inputs, states)
 
     def program(self, variables: PyTree, inputs: tuple[PyTree, ...], rows: tuple[int, ...] = ()) -> Program:
         """The traced model for these arguments; ``rows`` as in ``trace_model``."""
@@ -56,7 +59,7 @@ class Rewritten:
         """What is densified, left in float or entered against a custom derivative; nothing is run."""
         recorder = Recorder()
         jax.eval_shape(lambda v, x, s: self._evaluate(v, x, s, recorder), variables, inputs, dict(states or {}))
-        return recorder.report()
+        return recorder.report() + stored(variables)
 
     def init(self, variables: PyTree, *inputs: PyTree, stats: Mapping[str, Any] | None = None) -> dict[str, State]:
         """The initial states of the rules that have one, by site, with the site's slots as leading axes."""

@@ -9,8 +9,8 @@ import jax
 
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import Message, Report
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.tensors.base import is_compressed
-from jaxopt_nn.tensors.prepare import prepare
 
 PyTree = Any
 
@@ -61,4 +61,5 @@ def stored(variables: PyTree) -> Report:
 
 def _same_form(a: Any, b: Any) -> bool:
     kinds = [[(x.shape, x.dtype) for x in jax.tree.leaves(tensor)] for tensor in (a, b)]
-    return jax.tree.structure(a) == jax.tree.structure(b) and kinds[0] == kinds[1]
+    structures: list[Any] = [jax.tree.structure(a), jax.tree.structure(b)]
+    return bool(structures[0] == structures[1]) and kinds[0] == kinds[1]

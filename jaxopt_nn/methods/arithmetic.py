@@ -16,17 +16,18 @@ import jax.numpy as jnp
 from jaxopt_nn.core.model import Site
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import State
-from jaxopt_nn.formulations import integer
+from jaxopt_nn.formulations import integer, products
 from jaxopt_nn.numerics import affine
 from jaxopt_nn.tensors.base import is_compressed
-from jaxopt_nn.tensors.qtensor import QTensor
 
 
 def arithmetic(name: str) -> Rule:
     """The rule called ``w<bits>a<bits>``: weights of at most that width, activations of that width.
 
-    ``a16`` and ``a32`` leave activations in float (weight-only); ``a2`` to ``a8`` quantize them dynamically and multiply
-    integers. A weight wider than said, or one that is no ``QTensor``, is left in float, and the report names it.
+    ``a32`` leaves activations as they come (weight-only). ``a16`` may hold them in 16 bits, whichever runs faster: bfloat16,
+    or whole numbers with one scale a row (off by at most the row's largest magnitude over 65,278); sums stay float32. ``a2``
+    to ``a8`` quantize them dynamically and multiply integers. A weight wider than said, or one without codes, is left in
+    float, and the report names it.
 
     Raises:
       ValueError: another name.
@@ -40,23 +41,22 @@ def arithmetic(name: str) -> Rule:
     def apply(site: Site, state: State, lhs: Any, rhs: Any) -> Any:
         if site.weight is None:
             return NotImplemented
-        operands = (lhs, rhs)
+        operands = [lhs, rhs]
         weight = operands[site.weight]
-        weight = weight.expand() if is_compressed(weight) else weight
-        if not isinstance(weight, QTensor) or weight.bits > w_bits:
+        codes = weight.coded() if is_compressed(weight) else None
+        if codes is None or codes.bits > w_bits:
             return NotImplemented
-        if site.kind == "gather" or a_bits > 8:
+        if site.kind == "gather":
             return site.run(lhs, rhs)
         if not _rows(operands[1 - site.weight]):
             return NotImplemented
+        dtype, precision = _result_dtype(site, lhs, rhs), site.params["precision"]
         if site.kind == "dot":
-            left, right = (lhs, weight) if site.weight == 1 else (weight, rhs)
-            out = integer.dot(left, right, site.params["dimension_numbers"], a_bits)
-        elif site.weight == 1:
-            out = integer.conv(lhs, weight, site.params, a_bits)
-        else:
-            return NotImplemented
-        return out if out is NotImplemented else out.astype(_result_dtype(site, lhs, rhs))
+            numbers = site.params["dimension_numbers"]
+            return products.dot(lhs, rhs, numbers, activations=a_bits, precision=precision, dtype=dtype)
+        if site.weight == 1:
+            return products.conv(lhs, rhs, site.params, activations=a_bits, dtype=dtype)
+        return NotImplemented
 
     return Rule(apply, name=name)
 

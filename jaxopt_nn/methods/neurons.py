@@ -21,14 +21,14 @@ from jaxopt_nn.tensors.masked import Masked
 Keep = Mapping[str, Mapping[int, Any]]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["keep"], meta_fields=["axes", "stack_axes"])
+@partial(jax.tree_util.register_dataclass, data_fields=["keep"], meta_fields=["axes", "stack"])
 @dataclasses.dataclass(frozen=True)
 class MaskedUnits:
-    """State of one leaf: for each of ``axes`` the units that stay, bool ``[length]``; and how many leading axes are stack."""
+    """State of one leaf: for each of ``axes`` the units that stay, bool ``[length]``; and its stack axes."""
 
     keep: tuple[Any, ...]
     axes: tuple[int, ...]
-    stack_axes: int
+    stack: tuple[int, ...]
 
 
 def mask_units(keep: Keep) -> Transform:
@@ -52,15 +52,14 @@ def mask_units(keep: Keep) -> Transform:
         return LeafTraits("mask" if len(leaf.shape) >= 2 else None)
 
     def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
-        axes, roles = masks[path], known.roles
+        axes = masks[path]
         for axis, mask in axes.items():
             if not 0 <= axis < len(leaf.shape) or leaf.shape[axis] != len(mask):
                 raise ValueError(
                     f"{path}: a mask of {len(mask)} units for axis {axis} of shape {tuple(leaf.shape)}; find the masks on "
                     "a tree of the same shapes"
                 )
-        leads = roles.stack == tuple(range(len(roles.stack)))
-        return (), MaskedUnits(tuple(map(jnp.asarray, axes.values())), tuple(axes), len(roles.stack) if leads else 0)
+        return (), MaskedUnits(tuple(map(jnp.asarray, axes.values())), tuple(axes), known.roles.stack)
 
     def view(leaf: Any, learnt: Any, carried: MaskedUnits) -> Any:
         return jnp.where(_whole(leaf.shape, carried), leaf, jnp.zeros_like(leaf))
@@ -68,7 +67,7 @@ def mask_units(keep: Keep) -> Transform:
     def pack(path: str, leaf: Any, learnt: Any, carried: MaskedUnits) -> Any:
         if len(leaf.shape) < 2 or 0 in leaf.shape:
             return view(leaf, learnt, carried)
-        return Masked.pack(_whole(leaf.shape, carried), leaf, stack_axes=carried.stack_axes)
+        return Masked.pack(_whole(leaf.shape, carried), leaf, carried.stack)
 
     made = leafwise(takes, init, view, pack=pack, name="mask_units")
 

@@ -313,9 +313,7 @@ def _pack(path: str, leaf: Any, learnt: Any, carried: Pruned) -> Any:
     if is_compressed(leaf):
         return leaf
     _finite(path, leaf)
-    stack = carried.roles.stack
-    leads = stack == tuple(range(len(stack)))
-    return Masked.pack(carried.mask, leaf, stack_axes=len(stack) if leads else 0)
+    return Masked.pack(carried.mask, leaf, carried.roles.stack)
 
 
 @jax.jit

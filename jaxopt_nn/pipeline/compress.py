@@ -16,6 +16,7 @@ from jaxopt_nn.coding.artifact import load_artifact, save_artifact, versions
 from jaxopt_nn.core.combine import chain, frozen, later
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.transform import State, Transform, explain
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
 from jaxopt_nn.methods.clip import clipping
@@ -28,7 +29,6 @@ from jaxopt_nn.pipeline.evaluate import evaluator
 from jaxopt_nn.pipeline.leaves import histograms
 from jaxopt_nn.pipeline.recipe import Recipe, Stage, check_recipe
 from jaxopt_nn.pipeline.train import Teacher, TrainApply, Trainer, Watch, steps_of
-from jaxopt_nn.tensors.prepare import prepare
 
 PyTree = Any
 #: Where the positions of a stage's training lie, by its name.

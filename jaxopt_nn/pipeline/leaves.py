@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
@@ -14,8 +13,6 @@ import numpy as np
 
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
 from jaxopt_nn.tensors.base import is_compressed, nbytes
-from jaxopt_nn.tensors.masked import Masked
-from jaxopt_nn.tensors.qtensor import QTensor
 
 PyTree = Any
 
@@ -50,16 +47,7 @@ def _entry(path: str, leaf: Any, nonzero: Any, low: Any, high: Any) -> dict[str,
 
 def format_of(leaf: Any) -> str:
     """How a leaf is stored, in a few words: ``float32``, ``QTensor int4``, ``Masked(QTensor int4)``."""
-    if not is_compressed(leaf):
-        return str(leaf.dtype)
-    name = type(leaf).__name__
-    if isinstance(leaf, QTensor):
-        return f"{name} {'int' if leaf.signed else 'uint'}{leaf.bits}"
-    if isinstance(leaf, Masked):
-        return f"{name}({leaf.dtype if leaf.frame is None else format_of(leaf.frame)})"
-    parts = [getattr(leaf, field.name) for field in dataclasses.fields(leaf)]
-    inner = [format_of(part) for part in parts if is_compressed(part)]
-    return f"{name}({', '.join(inner)})" if inner else f"{name} {leaf.dtype}"
+    return leaf.format if is_compressed(leaf) else str(leaf.dtype)
 
 
 @jax.jit

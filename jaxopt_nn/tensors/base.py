@@ -35,9 +35,9 @@ class CompressedTensor(Protocol):
 class Tensor(abc.ABC):
     """Defaults of a compressed tensor: every operation is tried on the expanded form, else ``NotImplemented``.
 
-    An operation gives a compressed tensor (or, where it computes, an array) whose ``densify()`` equals the operation on
-    ``densify()``: to the bit for those that only move entries, to rounding for ``dot_general`` and ``conv``. Whoever gets
-    ``NotImplemented`` densifies and says so.
+    An operation moves entries: it gives a compressed tensor whose ``densify()`` equals the operation on ``densify()``, to
+    the bit. Whoever gets ``NotImplemented`` densifies and says so. Products are programs, which ``formulations`` has; they
+    ask a tensor what it is (``coded``).
     """
 
     @property
@@ -71,10 +71,26 @@ class Tensor(abc.ABC):
         """An equivalent tensor or array with nothing packed along an axis; itself where that is so already."""
         return self
 
-    def prepared(self, platform: str) -> Any:
-        """The form that ``platform`` ("cpu", "gpu", "tpu") runs: a tensor or array of equal ``densify``."""
+    @property
+    def format(self) -> str:
+        """What it is, in a few words, for reports."""
+        return f"{type(self).__name__} {self.dtype}"
+
+    def coded(self) -> Any:
+        """The tensor by its codes (a ``Coded``), an entry each, for programs that run on them; None where it has none."""
         wide = self.expand()
-        return wide.prepared(platform) if is_compressed(wide) and wide is not self else wide
+        return None if wide is self or not is_compressed(wide) else wide.coded()
+
+    def nest(self, inner: Any) -> Any:
+        """What packing this first and then ``inner``, made from this one's view, gives.
+
+        Args:
+          inner: a compressed tensor, or an array whose values a later member changed.
+
+        Raises:
+          TypeError: nothing can stand inside a tensor of this kind.
+        """
+        raise TypeError(f"{type(inner).__name__} can't stand inside {type(self).__name__}; only a mask holds a tensor")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
@@ -126,22 +142,9 @@ class Tensor(abc.ABC):
         """The entries ``indices`` of an axis, which the axes of ``indices`` replace; indices out of range are clipped."""
         return self._expanded("take", indices, axis)
 
-    def dot_general(
-        self,
-        other: Any,
-        dimension_numbers: Any,
-        *,
-        side: str = "rhs",
-        precision: Any = None,
-        preferred_element_type: Any = None,
-    ) -> Any:
-        """As ``lax.dot_general`` with this tensor on ``side`` ("lhs" or "rhs") and the array ``other`` on the other."""
-        options = {"precision": precision, "preferred_element_type": preferred_element_type}
-        return self._expanded("dot_general", other, dimension_numbers, side=side, **options)
-
-    def conv(self, lhs: Any, **params: Any) -> Any:
-        """As ``lax.conv_general_dilated(lhs, self, **params)``."""
-        return self._expanded("conv", lhs, **params)
+    def concatenate(self, others: Sequence[Any], axis: int) -> Any:
+        """As ``lax.concatenate([self, *others], axis)``; NotImplemented for tensors of different formats."""
+        return NotImplemented
 
     def spec(self, partition: Any, mesh: Any = None) -> Any:
         """The ``PartitionSpec`` of each child, in this tensor's structure, for a weight sharded by ``partition``."""

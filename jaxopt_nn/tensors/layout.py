@@ -63,10 +63,10 @@ def packing_axis(shape: Sequence[int], bits: int, stack: Sequence[int] = ()) -> 
     return min(free, key=cost, default=None)
 
 
-def trimmed(order: Sequence[int]) -> tuple[int, ...] | None:
-    """A permutation without the leading axes that stay, counted from the end; None if all stay."""
+def trimmed(order: Sequence[int], ndim: int) -> tuple[int, ...] | None:
+    """An order of ``ndim`` axes without the leading ones that stay, counted from the end; None if all stay."""
     head = next((p for p, a in enumerate(order) if p != a), None)
-    return None if head is None else tuple(a - len(order) for a in order[head:])
+    return None if head is None else tuple(a - ndim for a in order[head:])
 
 
 def without_units(shape: Sequence[int]) -> list[int]:

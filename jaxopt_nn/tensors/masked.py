@@ -15,25 +15,29 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from jaxopt_nn.numerics import affine, packing
+from jaxopt_nn.tensors import layout
 from jaxopt_nn.tensors.base import Tensor, is_compressed
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["mask", "kept", "frame"],
-    meta_fields=["inner_shape", "count"],
+    meta_fields=["inner_shape", "count", "order"],
 )
 @dataclasses.dataclass(frozen=True)
 class Masked(Tensor):
     """Zero where the mask is False, the inner tensor elsewhere; of the inner tensor's entries only the kept are stored.
 
+    The children lead with the stack axes, wherever those stand in the weight.
+
     Attributes:
-      mask: uint8 ``[S..., bytes]``: one bit a weight over the flattened axes that are no stack axes (which lead).
+      mask: uint8 ``[S..., bytes]``: one bit a weight over the flattened axes that are no stack axes.
       kept: ``[S..., count]`` the inner array's kept entries in flat order, or uint8 ``[S..., bytes]``, the inner tensor's
         codes at their width, less the smallest of their range; layers that keep fewer than the fullest are padded.
-      frame: the inner tensor without its codes, or None where a plain array stands inside.
+      frame: the inner tensor, stack axes first, without its codes, or None where a plain array stands inside.
       inner_shape: shape without the stack axes.
       count: entries that the fullest layer keeps.
+      order: which axis of the weight each trailing axis of ``[S..., *inner_shape]`` is (negative numbers); None: in order.
     """
 
     mask: Array
@@ -41,9 +45,10 @@ class Masked(Tensor):
     frame: Any
     inner_shape: tuple[int, ...]
     count: int
+    order: tuple[int, ...] | None = None
 
     @classmethod
-    def pack(cls, mask: Array, inner: Any, stack_axes: int = 0) -> Masked:
+    def pack(cls, mask: Array, inner: Any, stack: Sequence[int] = ()) -> Masked:
         """Packs ``inner`` under ``mask``; host code, since the count of kept entries is a shape.
 
         An inner tensor needs ``elementwise, with_elementwise, zero_code, bits, signed``, as ``QTensor`` has them. One that
@@ -52,7 +57,7 @@ class Masked(Tensor):
         Args:
           mask: bool, of inner's shape; True is kept.
           inner: an array or a compressed tensor.
-          stack_axes: how many leading axes are stack axes.
+          stack: the stack axes, any.
 
         Raises:
           ValueError: a mask of another shape, no entries.
@@ -61,58 +66,87 @@ class Masked(Tensor):
             raise ValueError(f"Masked: a mask of shape {tuple(mask.shape)} for a weight of shape {tuple(inner.shape)}")
         if 0 in mask.shape:
             raise ValueError(f"Masked: shape {tuple(mask.shape)} holds no entry; leave the leaf as it is")
+        leading = sorted(a % mask.ndim for a in stack)
+        order = [*leading, *(a for a in range(mask.ndim) if a not in leading)]
+        trimmed, n = layout.trimmed(order, mask.ndim), len(leading)
         if is_compressed(inner) and inner.zero_code() is None:
             inner = inner.densify()
+        if trimmed is not None:
+            mask, inner = mask.transpose(order), inner.transpose(order)
         frame, entries = None, inner
         if is_compressed(inner):
             entries, frame = inner.elementwise(), inner.with_elementwise(None)
-        stack, shape = mask.shape[:stack_axes], mask.shape[stack_axes:]
-        frame = jax.tree.map(lambda p: affine.expand_groups(p, (*stack, *p.shape[stack_axes:])), frame)
-        rows = np.asarray(mask, bool).reshape(math.prod(stack), math.prod(shape))
+        lead, shape = mask.shape[:n], mask.shape[n:]
+        frame = jax.tree.map(lambda p: affine.expand_groups(p, (*lead, *p.shape[n:])), frame)
+        rows = np.asarray(mask, bool).reshape(math.prod(lead), math.prod(shape))
         values = np.asarray(entries).reshape(rows.shape)
         count = int(rows.sum(1).max())
         kept = np.zeros((len(rows), count), values.dtype)
         for target, row, keep in zip(kept, values, rows):
             found = row[keep]
             target[: found.size] = found
-        stored = jnp.asarray(kept.reshape(*stack, count))
+        stored = jnp.asarray(kept.reshape(*lead, count))
         if frame is not None:
             qmin, _ = affine.code_range(frame.bits, frame.signed)
             stored = packing.pack_bits((stored.astype(jnp.int32) - qmin).astype(jnp.uint8), frame.bits, -1)
-        bitmap = np.packbits(rows.reshape(*stack, -1), axis=-1, bitorder="little")
-        return cls(jnp.asarray(bitmap), stored, frame, tuple(shape), count)
+        bitmap = np.packbits(rows.reshape(*lead, -1), axis=-1, bitorder="little")
+        return cls(jnp.asarray(bitmap), stored, frame, tuple(shape), count, trimmed)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (*self.mask.shape[:-1], *self.inner_shape)
+        lengths = dict(zip(self._places, self._lengths))
+        return tuple(lengths[a] for a in range(len(lengths)))
 
     @property
     def dtype(self) -> Any:
         return self.kept.dtype if self.frame is None else self.frame.dtype
 
     @property
-    def stack_axes(self) -> int:
-        return self.mask.ndim - 1
+    def format(self) -> str:
+        return f"{type(self).__name__}({self.dtype if self.frame is None else self.frame.format})"
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The stack axes."""
+        return self._places[: self.mask.ndim - 1]
+
+    @property
+    def _lengths(self) -> tuple[int, ...]:
+        return (*self.mask.shape[:-1], *self.inner_shape)
+
+    @property
+    def _places(self) -> tuple[int, ...]:
+        """The weight's axis that each of ``_lengths`` is."""
+        n, tail = len(self._lengths), self.order or ()
+        return (*range(n - len(tail)), *(n + a for a in tail))
+
+    def _turned(self, x: Any) -> Any:
+        """From stack axes first to the weight's order."""
+        places = self._places
+        return x if self.order is None else x.transpose([places.index(a) for a in range(len(places))])
 
     def keep(self) -> Array:
         """The mask, bool, in the tensor's shape."""
-        return packing.unpack_bits(self.mask, 1, math.prod(self.inner_shape), -1).astype(bool).reshape(self.shape)
+        return self._turned(self._keep())
+
+    def _keep(self) -> Array:
+        return packing.unpack_bits(self.mask, 1, math.prod(self.inner_shape), -1).astype(bool).reshape(self._lengths)
 
     def expand(self) -> Any:
         """The inner tensor (or array) at its full size, zero where the mask is False."""
-        keep = self.keep()
-        if self.frame is None:
-            return jnp.where(keep, self._spread(self.kept), jnp.zeros((), self.dtype))
-        frame = self.frame
+        keep, frame = self._keep(), self.frame
+        if frame is None:
+            return self._turned(jnp.where(keep, self._spread(self.kept), jnp.zeros((), self.dtype)))
         qmin, _ = affine.code_range(frame.bits, frame.signed)
         codes = self._spread(packing.unpack_bits(self.kept, frame.bits, self.count, -1))
         codes = (codes.astype(jnp.int16) + np.int16(qmin)).astype(jnp.int8 if frame.signed else jnp.uint8)
-        return frame.with_elementwise(jnp.where(keep, codes, affine.expand_groups(frame.zero_code(), self.shape)))
+        codes = jnp.where(keep, codes, affine.expand_groups(frame.zero_code(), self._lengths))
+        return self._turned(frame.with_elementwise(codes))
 
     def _spread(self, kept: Array) -> Array:
         """Entries back at their places; anything elsewhere."""
         if self.count == 0:
-            return jnp.zeros(self.shape, kept.dtype)
+            return jnp.zeros(self._lengths, kept.dtype)
         # The place of an entry among the kept: ones in the bytes before, and in its byte before it.
         ones = lax.population_count(self.mask).astype(jnp.int32)
         before = jnp.cumsum(ones, axis=-1) - ones
@@ -120,11 +154,17 @@ class Masked(Tensor):
         within = lax.population_count(jnp.expand_dims(self.mask, -1) & below).astype(jnp.int32)
         place = (jnp.expand_dims(before, -1) + within).reshape(*self.mask.shape[:-1], -1)
         place = lax.slice_in_dim(place, 0, math.prod(self.inner_shape), axis=-1)
-        return jnp.take_along_axis(kept, place, axis=-1, mode="clip").reshape(self.shape)
+        return jnp.take_along_axis(kept, place, axis=-1, mode="clip").reshape(self._lengths)
 
     def densify(self) -> Array:
         inner = self.expand()
         return inner.densify() if is_compressed(inner) else inner
+
+    def nest(self, inner: Any) -> Masked:
+        """Keeps only the kept entries of ``inner``; of two masks an entry survives both."""
+        if isinstance(inner, Masked):
+            return Masked.pack(self.keep() & inner.keep(), inner.expand(), self.stack)
+        return Masked.pack(self.keep(), inner, self.stack)
 
     def cast(self, dtype: Any) -> Any:
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -138,47 +178,67 @@ class Masked(Tensor):
         """``fn`` on every child: all lead with the stack axes."""
         return jax.tree.map(fn, self)
 
+    def _named(self, places: Sequence[int]) -> Masked:
+        """The same children as the axes ``places`` of a weight."""
+        return dataclasses.replace(self, order=layout.trimmed(places, len(places)))
+
+    def _kept_whole(self, per_axis: Sequence[Any], whole: Sequence[Any]) -> bool:
+        """Whether an operation leaves every axis that is no stack axis as it is."""
+        return all(per_axis[a] == whole[a] for a in range(self.ndim) if a not in self.stack)
+
+    def transpose(self, permutation: Sequence[int]) -> Any:
+        moved = {a: i for i, a in enumerate(permutation)}
+        places = [moved[a] for a in self._places]
+        n = self.mask.ndim - 1
+        if places[n:] != sorted(places[n:]) or places[:n] != sorted(places[:n]):
+            return super().transpose(permutation)
+        return self._named(places)
+
     def index(self, i: Any, axis: int) -> Any:
         axis = axis % self.ndim
-        if axis >= self.stack_axes:
+        if axis not in self.stack:
             return super().index(i, axis)
-        return self._layers(lambda x: lax.dynamic_index_in_dim(x, i, axis, keepdims=False))
+        at = self.stack.index(axis)
+        layer = self._layers(lambda x: lax.dynamic_index_in_dim(x, i, at, keepdims=False))
+        return layer._named([a - (a > axis) for a in self._places if a != axis])
 
     def slice(self, start: Sequence[int], limit: Sequence[int], strides: Sequence[int] | None = None) -> Any:
-        n = self.stack_axes
         bounds = list(zip(start, limit, strides or [1] * self.ndim))
-        if n == 0 or any(b != (0, size, 1) for b, size in zip(bounds[n:], self.inner_shape)):
+        if not self.stack or not self._kept_whole(bounds, [(0, size, 1) for size in self.shape]):
             return super().slice(start, limit, strides)
-        return self._layers(lambda x: lax.slice(x, *zip(*bounds[:n], *((0, size, 1) for size in x.shape[n:]))))
+        lead = [bounds[a] for a in self.stack]
+        return self._layers(lambda x: lax.slice(x, *zip(*lead, *((0, size, 1) for size in x.shape[len(lead) :]))))
 
     def dynamic_slice(self, starts: Sequence[Any], sizes: Sequence[int]) -> Any:
-        n = self.stack_axes
-        if n == 0 or tuple(sizes[n:]) != self.inner_shape:
+        stack, n = self.stack, len(self.stack)
+        if not stack or not self._kept_whole(sizes, self.shape):
             return super().dynamic_slice(starts, sizes)
-        at = lambda x: [*starts[:n], *[0] * (x.ndim - n)]
-        return self._layers(lambda x: lax.dynamic_slice(x, at(x), [*sizes[:n], *x.shape[n:]]))
+        at, taken = [starts[a] for a in stack], [sizes[a] for a in stack]
+        rest = lambda x: [0] * (x.ndim - n)
+        return self._layers(lambda x: lax.dynamic_slice(x, [*at, *rest(x)], [*taken, *x.shape[n:]]))
 
     def rev(self, dimensions: Sequence[int]) -> Any:
-        if any(a >= self.stack_axes for a in dimensions):
+        stack = list(self.stack)
+        if any(a not in stack for a in dimensions):
             return super().rev(dimensions)
-        return self._layers(lambda x: lax.rev(x, dimensions))
+        return self._layers(lambda x: lax.rev(x, [stack.index(a) for a in dimensions]))
 
     def reshape(self, shape: Sequence[int]) -> Any:
         n, shape = len(shape) - len(self.inner_shape), tuple(shape)
-        if n < 0 or shape[n:] != self.inner_shape:
+        if self.order is not None or n < 0 or shape[n:] != self.inner_shape:
             return super().reshape(shape)
-        old = self.stack_axes
+        old = self.mask.ndim - 1
         return self._layers(lambda x: x.reshape(*shape[:n], *x.shape[old:]))
 
     def spec(self, partition: PartitionSpec, mesh: Any = None) -> Any:
         """Stack axes are sharded; NotImplemented where another axis is, since the kept entries lie in one stream."""
-        n = self.stack_axes
-        if any(entry is not None for entry in partition[n:]):
+        entries = (*partition, *[None] * (self.ndim - len(partition)))
+        if any(entries[a] is not None for a in range(self.ndim) if a not in self.stack):
             return NotImplemented
-        return self._layers(lambda x: PartitionSpec(*partition[:n]))
+        return self._layers(lambda x: PartitionSpec(*(entries[a] for a in self.stack)))
 
     def cut(self, axis: int, keep: Any) -> Any:
         """Cuts the expanded tensor and packs it again; host code."""
         wide, mask = self.expand(), jnp.take(self.keep(), np.asarray(keep), axis=axis)
         wide = wide.cut(axis, keep) if is_compressed(wide) else jnp.take(wide, np.asarray(keep), axis=axis)
-        return NotImplemented if wide is NotImplemented else Masked.pack(mask, wide, self.stack_axes)
+        return NotImplemented if wide is NotImplemented else Masked.pack(mask, wide, self.stack)

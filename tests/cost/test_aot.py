@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxopt_nn.cost.aot import GIB, compile_for, devices
-from jaxopt_nn.tensors.prepare import prepare
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.tensors.qtensor import QTensor
 
 S = jax.ShapeDtypeStruct

@@ -1,5 +1,7 @@
 """Integer dots and convolutions against NumPy's int64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxopt_nn.formulations import integer
+from jaxopt_nn.formulations import integer, products
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.numerics import affine
-from jaxopt_nn.tensors.prepare import prepare
 from jaxopt_nn.tensors.qtensor import QTensor
+
+dot8 = functools.partial(products.dot, activations=8)
 
 
 def rows(x, axes):
@@ -50,7 +54,7 @@ def test_dots(bits, signed, scale_shape, symmetric, seed):
     expected = (codes * s_x.astype(np.float64)) @ ((c - zero) * s_w)
     dims = (((1,), (0,)), ((), ()))
     for form in (t, prepare(t, "cpu")):
-        out = integer.dot(jnp.asarray(x), form, dims)
+        out = dot8(jnp.asarray(x), form, dims)
         np.testing.assert_allclose(out, expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
 
 
@@ -69,16 +73,19 @@ def test_any_axes_on_either_side(rng, lhs, w, dims, spec, scale_shape):
     t = tensor(weight, 8, scale_shape)
     codes, scale = integer.quantize_rows(x, dims[0][0])
     expected = jnp.einsum(spec, codes * scale, t.densify(), precision="highest")
-    np.testing.assert_allclose(integer.dot(x, t, dims), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dot8(x, t, dims), expected, rtol=1e-4, atol=1e-4)
     flipped = tuple((b, a) for a, b in dims)
-    swapped = integer.dot(t, x, flipped)
+    swapped = dot8(t, x, flipped)
     reference = lax.dot_general(t.densify(), codes * scale, flipped, precision="highest")
     np.testing.assert_allclose(swapped, reference, rtol=1e-4, atol=1e-4)
 
 
-def test_two_grouped_axes_are_declined(rng):
-    t = tensor(jnp.asarray(rng.standard_normal((4, 8, 5)), jnp.float32), 8, (4, 2, 5))
-    assert integer.dot(jnp.ones((3, 4, 8)), t, (((1, 2), (0, 1)), ((), ()))) is NotImplemented
+def test_two_grouped_axes(rng):
+    x, w = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((3, 4, 8), (4, 8, 5)))
+    t = tensor(w, 8, (4, 2, 5))
+    codes, scale = integer.quantize_rows(x, (1, 2))
+    expected = jnp.einsum("bij,ijo->bo", codes * scale, t.densify(), precision="highest")
+    np.testing.assert_allclose(dot8(x, t, (((1, 2), (0, 1)), ((), ()))), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -87,7 +94,7 @@ def test_a_long_contraction_does_not_overflow_int32(signed):
     n = 2**18
     w = jnp.full((n, 1), -1.0 if signed else 1.0)
     t = QTensor.quantize(w, jnp.full((1, 1), 1 / 128 if signed else 1 / 255), None, bits=8, signed=signed)
-    out = integer.dot(jnp.ones((1, n)), t, (((1,), (0,)), ((), ())))
+    out = dot8(jnp.ones((1, n)), t, (((1,), (0,)), ((), ())))
     assert 127 * 128 * n > 2**31
     np.testing.assert_allclose(out, float(n) * float(w[0, 0]), rtol=1e-5)
 
@@ -112,9 +119,9 @@ def test_convolutions(rng, strides, groups, dilation):
     codes, scale = integer.quantize_rows(x, (1, 2, 3))
     assert scale.shape == (2, 1, 1, 1) and int(jnp.abs(codes).max()) == 127
     expected = lax.conv_general_dilated(codes * scale, t.densify(), **{**params, "precision": "highest"})
-    np.testing.assert_allclose(integer.conv(x, t, params), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(products.conv(x, t, params, activations=8), expected, rtol=1e-4, atol=1e-4)
     by_tap = tensor(w, 8, (3, 1, 1, 8))
-    assert integer.conv(x, by_tap, params) is NotImplemented
+    assert products.conv(x, by_tap, params, activations=8) is NotImplemented
 
 
 def test_an_empty_row_and_a_bfloat16_row():
@@ -126,7 +133,7 @@ def test_an_empty_row_and_a_bfloat16_row():
 
 def test_integers_are_what_the_compiler_sees():
     t = tensor(jax.random.normal(jax.random.key(0), (16, 6)), 4, (1, 6))
-    text = str(jax.make_jaxpr(lambda x, t: integer.dot(x, t, (((1,), (0,)), ((), ()))))(jnp.ones((2, 16)), t))
+    text = str(jax.make_jaxpr(lambda x, t: dot8(x, t, (((1,), (0,)), ((), ()))))(jnp.ones((2, 16)), t))
     assert "preferred_element_type=int32" in text
 
 
@@ -137,5 +144,5 @@ def test_a_large_zero_point_cancels_exactly():
     t = QTensor.from_codes(jnp.asarray(codes), jnp.ones((1, 1)), jnp.full((1, 1), 250), bits=8, signed=False)
     x = np.full((1, n), 127, np.float32)
     x[0, 0] = 1.0
-    out = integer.dot(jnp.asarray(x), t, (((1,), (0,)), ((), ())))
+    out = dot8(jnp.asarray(x), t, (((1,), (0,)), ((), ())))
     assert float(out[0, 0]) == 127.0 * (n - 1) + 1

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret import stored as module
 from jaxopt_nn.interpret.stored import Prepared, stored
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.tensors.base import densify
-from jaxopt_nn.tensors.prepare import prepare
 
 W = {"a": jnp.asarray(np.random.default_rng(0).standard_normal((24, 16)), jnp.float32), "b": jnp.ones(16)}
 

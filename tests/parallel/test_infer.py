@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from jaxopt_nn.core.combine import where
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.parallel.infer import complaint, predictor
-from jaxopt_nn.tensors.prepare import prepare
 from tests.zoo import ZOO
 
 FEATURES, CLASSES = 48, 12

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from jaxopt_nn.formulations import products
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.numerics import affine, topk
 from jaxopt_nn.tensors.base import CompressedTensor
 from jaxopt_nn.tensors.masked import Masked
-from jaxopt_nn.tensors.nest import nest
-from jaxopt_nn.tensors.prepare import prepare
 from jaxopt_nn.tensors.qtensor import QTensor
 
 
@@ -103,7 +103,7 @@ def test_stacks(kind):
     shape = (3, 4, 5)
     mask = masks(shape, 0.4)
     inner = inner_tensor(kind, shape, stack=(0,))
-    m = Masked.pack(mask, inner, stack_axes=1)
+    m = Masked.pack(mask, inner, stack=(0,))
     expected = jnp.where(mask, dense(inner), jnp.zeros((), inner.dtype))
     assert m.count == mask.sum((1, 2)).max() and m.shape == shape
     same(m.densify(), expected)
@@ -125,7 +125,7 @@ def test_stacks(kind):
 
 def test_a_scale_shared_by_all_layers_is_repeated():
     q = QTensor.quantize(normal((3, 4, 5)), jnp.full((1, 1, 5), 0.3), bits=4)
-    m = Masked.pack(masks((3, 4, 5), 0.5), q, stack_axes=1)
+    m = Masked.pack(masks((3, 4, 5), 0.5), q, stack=(0,))
     same(lax.scan(lambda c, t: (c, t.densify()), 0, m)[1], m.densify())
 
 
@@ -142,9 +142,9 @@ def test_algebra_by_the_expanded_form():
     same(m.index(2, 1).densify(), values[:, 2])
     x = normal((3, 6), 1)
     numbers = (((1,), (0,)), ((), ()))
-    np.testing.assert_allclose(m.dot_general(x, numbers), x @ values, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(products.dot(x, m, numbers), x @ values, rtol=1e-5, atol=1e-5)
     floats = Masked.pack(mask, q.densify())
-    assert floats.dot_general(x, numbers) is NotImplemented and floats.transpose((1, 0)) is NotImplemented
+    assert products.dot(x, floats, numbers) is NotImplemented and floats.transpose((1, 0)) is NotImplemented
 
 
 def test_cast():
@@ -168,18 +168,18 @@ def test_nesting():
     x, mask = normal((6, 8)), masks((6, 8), 0.5)
     outer = Masked.pack(mask, x)
     q = inner_tensor("int4", (6, 8))
-    both = nest(outer, q)
+    both = outer.nest(q)
     same(both.densify(), jnp.where(mask, q.densify(), 0))
     assert both.frame is not None
     again = masks((6, 8), 0.5, 2)
-    same(nest(outer, Masked.pack(again, x)).densify(), jnp.where(mask & again, x, 0))
-    same(nest(outer, x * 2).densify(), jnp.where(mask, x * 2, 0))
+    same(outer.nest(Masked.pack(again, x)).densify(), jnp.where(mask & again, x, 0))
+    same(outer.nest(x * 2).densify(), jnp.where(mask, x * 2, 0))
     with pytest.raises(TypeError, match="can't stand inside QTensor"):
-        nest(q, x)
+        q.nest(x)
 
 
 def test_abstract_and_checkpoint_leaves():
-    m = Masked.pack(masks((3, 4, 5), 0.5), inner_tensor("int4", (3, 4, 5), stack=(0,)), stack_axes=1)
+    m = Masked.pack(masks((3, 4, 5), 0.5), inner_tensor("int4", (3, 4, 5), stack=(0,)), stack=(0,))
     like = jax.eval_shape(lambda: m)
     assert (like.shape, like.dtype, like.nbytes) == (m.shape, m.dtype, m.nbytes)
     assert prepare(like, "tpu").shape == m.shape

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 
 from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.tensors.prepare import prepare
 from tests.zoo import ZOO
 from tests.zoo.base import Model, PyTree
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxopt_nn.formulations import products
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.numerics import affine
-from jaxopt_nn.tensors.prepare import prepare
 from jaxopt_nn.tensors.qtensor import QTensor
 
 
@@ -21,6 +22,10 @@ def make(shape, scale_shape, bits=4, signed=True, zero=False, dtype=jnp.float32)
     lo, hi = affine.minmax(x * 0.7, scale_shape)
     scale, offset = affine.affine_params(lo, hi, qmin, qmax)
     return QTensor.quantize(x, scale, offset if zero else None, bits=bits, signed=signed, dtype=dtype)
+
+
+def dot(q, x, numbers, side="rhs", **options):
+    return products.dot(*((q, x) if side == "lhs" else (x, q)), numbers, **options)
 
 
 # weight shape, scale shape, other shape, ((weight contracted, other contracted), (weight batch, other batch))
@@ -56,7 +61,7 @@ def test_dot_is_the_dense_one(name, side, form, zero):
     def both(q, x):
         dense = q.densify()
         pair = (dense, x) if side == "lhs" else (x, dense)
-        return q.dot_general(x, numbers, side=side), lax.dot_general(*pair, numbers)
+        return dot(q, x, numbers, side), lax.dot_general(*pair, numbers)
 
     out, expected = both(q, x)
     assert out.dtype == expected.dtype
@@ -69,7 +74,7 @@ def test_narrow_activations(dtype, preferred):
     q = make((64, 6), (4, 6), 8, signed=False, zero=True, dtype=dtype)
     x = normal((2, 64), 1, dtype)
     numbers = (((1,), (0,)), ((), ()))
-    out = q.dot_general(x, numbers, preferred_element_type=preferred)
+    out = dot(q, x, numbers, dtype=preferred)
     assert out.dtype == (preferred or dtype)
     exact = np.asarray(x, np.float64) @ (
         (np.asarray(q.elementwise(), np.float64) - np.repeat(q.zero, 16, 0)) * np.repeat(q.scale, 16, 0)
@@ -83,7 +88,7 @@ def test_a_large_zero_point_does_not_cancel():
     q = QTensor.from_codes(codes, jnp.ones((1, 4)), jnp.full((1, 4), 252.0), bits=8, signed=False)
     x = jnp.abs(normal((1, 4096), 1)) + 1
     exact = np.asarray(x, np.float64) @ (np.asarray(codes, np.float64) - 252)
-    np.testing.assert_allclose(q.dot_general(x, (((1,), (0,)), ((), ()))), exact, rtol=5e-6)
+    np.testing.assert_allclose(dot(q, x, (((1,), (0,)), ((), ()))), exact, rtol=5e-6)
 
 
 def test_gradients_reach_the_other_operand():
@@ -91,7 +96,7 @@ def test_gradients_reach_the_other_operand():
     numbers = (((1,), (0,)), ((), ()))
     for dtype, tol in ((jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)):
         x = normal((3, 16), 1, dtype)
-        run = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(q.dot_general(x, numbers).astype(jnp.float32)))))
+        run = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(dot(q, x, numbers).astype(jnp.float32)))))
         plain = jax.grad(lambda x: jnp.sum(jnp.sin(x.astype(jnp.float32) @ q.densify())))
         np.testing.assert_allclose(run(x).astype(jnp.float32), plain(x).astype(jnp.float32), rtol=tol, atol=tol)
 
@@ -105,9 +110,9 @@ def test_stacked_dots_under_scan_and_vmap():
     for layer in q.densify():
         expected = expected @ layer
     for form in (q, prepare(q, "cpu")):
-        out, _ = lax.scan(lambda c, t: (t.dot_general(c, numbers), None), x, form)
+        out, _ = lax.scan(lambda c, t: (dot(t, c, numbers), None), x, form)
         np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
-        outs = jax.vmap(lambda t: t.dot_general(x, numbers))(form)
+        outs = jax.vmap(lambda t: dot(t, x, numbers))(form)
         np.testing.assert_allclose(outs, jnp.einsum("bi,sio->sbo", x, q.densify()), rtol=1e-4, atol=1e-4)
 
 
@@ -115,7 +120,7 @@ def test_other_operands_are_left_to_the_caller():
     q = make((16, 6), (1, 6))
     numbers = (((1,), (0,)), ((), ()))
     for dtype in (jnp.int8, jnp.complex64):
-        assert q.dot_general(jnp.ones((3, 16), dtype), numbers) is NotImplemented
+        assert dot(q, jnp.ones((3, 16), dtype), numbers) is NotImplemented
 
 
 CONVS = {
@@ -138,7 +143,7 @@ def test_conv_is_the_dense_one(name, zero, dtype):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         **case,
     )
-    out, dense = q.conv(x, **params), lax.conv_general_dilated(x, q.densify(), **params)
+    out, dense = products.conv(x, q, params), lax.conv_general_dilated(x, q.densify(), **params)
     assert out.dtype == dense.dtype
     tol = 1e-5 if dtype == jnp.float32 else 4e-2
     np.testing.assert_allclose(out.astype(jnp.float32), dense.astype(jnp.float32), rtol=tol, atol=tol)
@@ -150,9 +155,9 @@ def test_conv_on_turned_axes_and_what_it_leaves():
     q = prepare(make((3, 4, 6), (1, 1, 6)), "cpu")
     assert q.order is not None
     np.testing.assert_allclose(
-        q.conv(x, **params), lax.conv_general_dilated(x, q.densify(), **params), rtol=1e-5, atol=1e-5
+        products.conv(x, q, params), lax.conv_general_dilated(x, q.densify(), **params), rtol=1e-5, atol=1e-5
     )
-    assert make((3, 4, 6), (1, 2, 6)).conv(x, **params) is NotImplemented
-    assert make((3, 4, 6), (1, 1, 6)).conv(x, **params, batch_group_count=2) is NotImplemented
-    grad = jax.grad(lambda x: jnp.sum(q.conv(x.astype(jnp.bfloat16), **params).astype(jnp.float32)))(x)
+    assert products.conv(x, make((3, 4, 6), (1, 2, 6)), params) is NotImplemented
+    assert products.conv(x, make((3, 4, 6), (1, 1, 6)), {**params, "batch_group_count": 2}) is NotImplemented
+    grad = jax.grad(lambda x: jnp.sum(products.conv(x.astype(jnp.bfloat16), q, params).astype(jnp.float32)))(x)
     assert np.isfinite(grad).all()

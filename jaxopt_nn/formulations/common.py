@@ -1,0 +1,26 @@
+"""The programs that every backend has, for forms without a layout of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from jaxopt_nn.formulations import integer, weight_only
+from jaxopt_nn.formulations.labels import Call, Labels, Program
+from jaxopt_nn.tensors.coded import Coded
+
+
+def programs(weight: Coded, names: Labels, call: Call, rows: int) -> Iterator[Program]:
+    """The programs of the asked arithmetic, the best first.
+
+    Partial sums of groups are rows times groups numbers: where that is more than the weight has entries (more rows than
+    entries in a group), weight-only programs scale the weight instead, as the dense program would.
+    """
+    if call.activations <= 8:
+        if weight.integral:
+            yield Program("integer, in one dot", integer.direct)
+        yield Program("float on rounded activations", integer.decoded)
+        return
+    lengths = [n // names.groups.get("g" + k[1:], 1) for k, n in zip(names.weight, weight.shape) if k[0] == "k"]
+    one, other = Program("float, in one dot", weight_only.direct), Program("float, scaled weight", weight_only.scaled)
+    yield from (other, one) if names.groups and rows > math.prod(lengths) else (one, other)

@@ -1,0 +1,119 @@
+"""CPU: layouts and programs by measurement, on XLA's own dots.
+
+What was found (chains of 4096 x 4096 layers, time over float32 as [in, out]; ``experiments/benchmarks/formulations.py``):
+
+* Codes as [out, in]. A single row misses the fast path for int8 and bfloat16; two rows don't.
+* Weight-only, more than a few rows: blocks of 256 outputs, decoded in the cache, in float32; in bfloat16 only where the CPU
+  multiplies it (AVX512-BF16, AMX), elsewhere it takes twice as long.
+* Weight-only, a row or two: no float program on codes is as fast as float32 (1.7). Activations of 16 bits as two rows of
+  int8 are (0.6 to 0.9), since two rows cost what one does.
+* Groups: codes as [groups, out, entries], one group after the other; one dot with the groups as batch is 1.5 to 2 times
+  slower from 32 rows on.
+* A network whose float weights fit a cache gains nothing from codes, and convolutions on codes are 1.2 to 1.9 times slower:
+  both hold the decoded floats.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+
+from jaxopt_nn.formulations import common, integer, weight_only
+from jaxopt_nn.formulations.labels import Call, Labels, Program
+from jaxopt_nn.tensors.coded import Coded
+from jaxopt_nn.tensors.decoded import Decoded
+
+#: Entries below which a whole network is held decoded: 8 MB of float32.
+SMALL = 2**21
+#: Entries of a weight from which it is worth decoding in blocks.
+LARGE = 2**18
+
+
+def programs(weight: Coded, names: Labels, call: Call, rows: int) -> Iterator[Program]:
+    """The programs of the asked arithmetic, the best first."""
+    physical = weight.physical
+    in_turn = bool(names.groups) and weight.split_axis == physical[0] and len(names.groups) == 1
+    if weight.integral and call.activations <= 8 and in_turn:
+        yield Program("integer, groups in turn", integer.turns)
+    if weight.integral and call.activations == 16 and rows <= (16 if "vnni" in features() else 2):
+        yield Program("integer, 16-bit activations as two rows", integer.halves)
+    if weight.integral and call.activations > 8:
+        if in_turn:
+            yield _named("float32, groups in turn", weight_only.turns)
+        elif _blocked(weight, names):
+            if call.activations == 16 and "bf16" in features():
+                yield _named("bfloat16, in blocks", weight_only.blocks, kind="bfloat16")
+            yield _named("float32, in blocks", weight_only.blocks)
+    yield from common.programs(weight, names, call, rows)
+
+
+def _blocked(weight: Coded, names: Labels) -> bool:
+    """Whether the codes are many, and lie by outputs."""
+    first = names.weight[weight.physical[0]]
+    return (
+        first[0] == "w" and weight.split_axis is None and weight.codes.shape[0] >= 2 * weight_only.BLOCK <= weight.size
+    )
+
+
+def _named(name: str, program: Callable, **options: str) -> Program:
+    return Program(name, functools.partial(program, **options))
+
+
+@functools.cache
+def features() -> frozenset[str]:
+    """What this CPU multiplies by itself: "vnni" (int8), "bf16"; empty where the system doesn't tell."""
+    info = pathlib.Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.exists() else set()
+    known = {"vnni": {"avx512_vnni", "avx_vnni", "amx_int8"}, "bf16": {"avx512_bf16", "amx_bf16"}}
+    return frozenset(name for name, any_of in known.items() if flags & any_of)
+
+
+def forms(weight: Coded, batch: int | None, activations: int, small: bool) -> dict[str, Callable[[Coded], Coded]]:
+    """The forms that a weight may take, the best first."""
+    codes: dict[str, Callable[[Coded], Coded]]
+    codes = {"by groups": by_groups} if _grouped_axis(weight) is not None else {"by outputs": by_outputs}
+    floats: dict[str, Callable[[Coded], Coded]] = {"decoded": decoded}
+    one_row = activations == 32 and batch is not None and batch <= 2
+    return floats | codes if small or weight.ndim > 3 or one_row else codes | floats
+
+
+def by_outputs(weight: Coded) -> Coded:
+    """int8 codes, the axes that share a scale last: [out, in] of a matrix with a scale for each output."""
+    return _centred(weight).laid(output_order(weight))
+
+
+def by_groups(weight: Coded) -> Coded:
+    """int8 codes as [groups, out, entries of a group], behind what may be a stack."""
+    axis = _grouped_axis(weight)
+    if axis is None:
+        raise ValueError(f"no axis of {weight.shape} has groups")
+    order = [a for a in output_order(weight) if a != axis]
+    lead = order[:1] if weight.ndim > 2 and order[0] == 0 and weight.scale.shape[0] == weight.shape[0] else []
+    return _centred(weight).laid([*lead, axis, *order[len(lead) :], axis], weight.scale.shape[axis])
+
+
+def decoded(weight: Coded) -> Coded:
+    """The values, as float32 (or the weight's own narrower dtype)."""
+    order = output_order(weight) if weight.ndim < 4 else list(range(weight.ndim))
+    return Decoded.of(weight, order, "cpu")
+
+
+def output_order(weight: Coded) -> list[int]:
+    """The axes with a scale for each entry first (stacks, outputs), then those that share one."""
+    if weight.ndim not in (2, 3):
+        return list(range(weight.ndim))
+    channels = [a for a, n in enumerate(weight.shape) if weight.scale.shape[a] == n]
+    if not {weight.ndim - 2, weight.ndim - 1} & set(channels):
+        channels.append(weight.ndim - 1)
+    return [*channels, *(a for a in range(weight.ndim) if a not in channels)]
+
+
+def _grouped_axis(weight: Coded) -> int | None:
+    """The one axis of a matrix, or of a stack of them, along which scales come in groups."""
+    grouped = [a for a, (d, n) in enumerate(zip(weight.scale.shape, weight.shape)) if 1 < d < n]
+    return grouped[0] if len(grouped) == 1 and weight.ndim in (2, 3) else None
+
+
+def _centred(weight: Coded) -> Coded:
+    return weight

@@ -1,0 +1,52 @@
+"""A dot or convolution with a compressed tensor: the program that the table chooses for the tensor and the arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxopt_nn.formulations import integer, table, weight_only
+from jaxopt_nn.formulations.labels import Call
+from jaxopt_nn.tensors.base import is_compressed
+
+
+def dot(lhs: Any, rhs: Any, dims: Any, *, activations: int = 32, precision: Any = None, dtype: Any = None) -> Any:
+    """``lax.dot_general`` of an array and a compressed tensor, on either side.
+
+    Args:
+      dims: as ``lax.dot_general``.
+      activations: 32: as they come. 16: they may be rounded to 16 bits, bfloat16 or whole numbers with one scale a row.
+        2 to 8: quantized as they come, one symmetric scale a row.
+      dtype: of the result; that of the dense dot if None.
+
+    Returns:
+      an array, or NotImplemented: the tensor has no codes, or the array is no real float.
+    """
+    side = 1 if is_compressed(rhs) else 0
+    weight, other = (rhs, lhs) if side else (lhs, rhs)
+    weight = weight.coded()
+    if weight is None or is_compressed(other) or other.dtype not in weight_only.FLOATS:
+        return NotImplemented
+    dims = tuple(tuple(tuple(map(int, axes)) for axes in pair) for pair in dims)
+    kind = jnp.dtype(dtype or jnp.result_type(other.dtype, weight.dtype)).name
+    call = Call(dims, side, precision, kind, activations)
+    return table.choose(weight, other, call).run(weight, other, call)
+
+
+def conv(lhs: Any, rhs: Any, params: Mapping[str, Any], *, activations: int = 32, dtype: Any = None) -> Any:
+    """``lax.conv_general_dilated`` of an array and a compressed kernel; ``activations`` as for ``dot``, one scale an example.
+
+    Returns:
+      an array, or NotImplemented: the kernel has no codes, its scale varies along another axis than the output features,
+      or the asked arithmetic has no program (see ``integer.conv``).
+    """
+    kernel = rhs.coded() if is_compressed(rhs) else None
+    if kernel is None or is_compressed(lhs) or lhs.dtype not in weight_only.FLOATS:
+        return NotImplemented
+    dtype = dtype or params.get("preferred_element_type") or jnp.result_type(lhs.dtype, kernel.dtype)
+    if activations <= 8:
+        out = integer.conv(kernel, lhs, params, activations)
+        return out if out is NotImplemented else out.astype(dtype)
+    return weight_only.conv(kernel, lhs, params, dtype)
