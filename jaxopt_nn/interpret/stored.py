@@ -16,7 +16,7 @@ PyTree = Any
 
 SAID = (
     "is in stored form: a call outside jit prepares it first, once; inside jit its codes are unpacked at every call, slower "
-    "and on CPU with wrong numbers in some programs (README, limits): pass jaxopt_nn.prepare(variables)"
+    "and on CPU with wrong numbers in some programs: pass jaxopt_nn.prepare(variables)"
 )
 
 
@@ -60,5 +60,6 @@ def stored(variables: PyTree) -> Report:
 
 
 def _same_form(a: Any, b: Any) -> bool:
-    kinds = [[(x.shape, x.dtype) for x in jax.tree.leaves(tensor)] for tensor in (a, b)]
-    return jax.tree.structure(a) == jax.tree.structure(b) and kinds[0] == kinds[1]
+    like = lambda tensor: jax.tree.map(lambda x: (x.shape, x.dtype), tensor)
+    first, second = (jax.tree.flatten(like(tensor), is_leaf=lambda x: isinstance(x, tuple)) for tensor in (a, b))
+    return first == second
