@@ -246,8 +246,10 @@ def leafwise(
 
 
 def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo()) -> Report:
-    """What ``method`` leaves alone, a leaf at a time and with the reason, also where only one member of a chain does; what it
-    assumes of the others, and what else is to be said of them."""
+    """Every leaf that ``method`` leaves alone, with the reason, also where only one member of a chain does.
+
+    And every leaf whose roles were assumed, and what else is to be said of those that it takes.
+    """
     messages = []
     for path, leaf in leaves_by_path(variables).items():
         verdict = method.traits.takes(path, leaf, info)
