@@ -4,7 +4,9 @@ WORKDIR ?= runs/digits_quickstart
 # The installation is the plain one: `make demo JAX_PLATFORMS=tpu` for another that you put into the environment.
 JAX_PLATFORMS ?= cpu
 TESTS ?=
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist worksteal
+# The suite compiles with as little optimization as XLA can; what is marked `exact` runs by itself, with XLA's defaults.
+EXACT ?= --xla_backend_optimization_level=3 --xla_llvm_disable_expensive_passes=false
 SLOW_FLAGS ?=
 
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(notdir $(PYTHON)))
@@ -33,10 +35,11 @@ lint: $(VENV)/installed-test
 types: $(VENV)/installed-test
 	$(BIN)/mypy
 
+# Exit status 5 says that no test is marked so.
 pytest: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(TESTS)
+	$(BIN)/python -m pytest -m "not slow and not exact" $(PYTEST_FLAGS) $(TESTS)
+	XLA_FLAGS="$$XLA_FLAGS $(EXACT)" $(BIN)/python -m pytest -m "exact and not slow" $(PYTEST_FLAGS) $(TESTS) || test $$? -eq 5
 
-# Exit status 5 says that no test is marked slow.
 slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow $(SLOW_FLAGS) $(TESTS) || test $$? -eq 5
 
@@ -47,7 +50,7 @@ which:
 	@$(FIND_PYTHON)
 
 clean:
-	rm -rf .venv .venv-* runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-* runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .xla_cache
 
 $(VENV)/installed-%: setup.cfg pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \

@@ -2,15 +2,18 @@
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
 from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
-from jaxopt_nn.core.model import AxisGroup, Member, ModelInfo, Roles, Site
+from jaxopt_nn.core.layout import Matrix
+from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Site
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.core.rule import Pass, Rule, Tap, identity_rule
+from jaxopt_nn.core.rule import Pass, Rule, identity_rule
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, Traits, Transform, explain, identity, leafwise
 from jaxopt_nn.cost.aot import compile_for
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.frameworks.nnx import nnx
+from jaxopt_nn.interpret.constants import keep_constants
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import capture, rewrite
@@ -25,6 +28,7 @@ from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.parallel.infer import predictor
 from jaxopt_nn.passes.neurons import Units, dead_units, prune_neurons, unit_activity, weak_units
 from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.pipeline.compress import compress
 from jaxopt_nn.pipeline.data import Data
@@ -39,8 +43,10 @@ __all__ = [
     "CompressedTensor",
     "Data",
     "Distill",
+    "Known",
     "LeafTraits",
     "Masked",
+    "Matrix",
     "Member",
     "Message",
     "ModelInfo",
@@ -61,6 +67,7 @@ __all__ = [
     "axis_groups",
     "between",
     "by_path",
+    "calibrate",
     "capture",
     "chain",
     "clip",
@@ -84,6 +91,7 @@ __all__ = [
     "init_train_state",
     "inspect",
     "is_compressed",
+    "keep_constants",
     "later",
     "leafwise",
     "linen",

@@ -4,12 +4,27 @@
 """
 
 import os
+import pathlib
 import time
 
 START = time.monotonic()
-# Before JAX is imported; a subprocess of a test inherits all of it.
+FLAGS = {
+    "xla_force_host_platform_device_count": "8",
+    # Nearly all programs of the suite run for microseconds: XLA spends as little as it can on compiling them. Tests marked
+    # `exact` run once more with the defaults, in a process of their own (`make pytest`).
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": "true",
+    # Fused reductions give wrong numbers on CPU (convolution on unpacked codes, ReLU, max pooling).
+    "xla_cpu_experimental_ynn_fusion_type": "-reduce",
+}
+# Before JAX is imported; a subprocess of a test inherits all of it. A flag that is set already stays as it is.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([given, *(f"--{k}={v}" for k, v in FLAGS.items() if f"--{k}" not in given)])
+# Compiled programs stay from run to run, shared by workers and subprocesses; `make clean` removes them.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".xla_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["MPLBACKEND"] = "Agg"
 # pytest-xdist's workers may hold the TPU compiler at the same time.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"

@@ -8,9 +8,6 @@ import pytest
 from experiments.models import gpt, lenet, mlp, resnet, vit
 from tests.zoo import FORWARD_ONLY, ZOO
 
-#: These programs run for microseconds: let XLA spend as little as it can on compiling them.
-CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 #: Matrices without a gradient, and why.
 IDLE = {
     "cond": {"['choices'][0]", "['choices'][2]", "['otherwise']"},  # the branches that are not taken
@@ -38,7 +35,7 @@ def derivative(model):
     """A jitted `(variables, *inputs) -> ((energy, outputs), gradient)`."""
     loss = energy(model)
     if model.name not in FORWARD_ONLY:
-        return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=CHEAP)
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
     def forward(variables, *inputs):
         """The derivative along each matrix, put where its gradient would be."""
@@ -51,7 +48,7 @@ def derivative(model):
 
         return primal, {name: along(name) for name in variables}
 
-    return jax.jit(forward, compiler_options=CHEAP)
+    return jax.jit(forward)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -138,8 +135,8 @@ def test_the_scanned_transformer_is_the_unrolled_one():
     params = dict(plain.variables["params"])
     blocks = [params.pop(f"block_{layer}") for layer in range(2)]
     params["blocks"] = jax.tree.map(lambda *xs: jnp.stack(xs), *blocks)
-    ours = jax.jit(scanned.apply, compiler_options=CHEAP)({"params": params}, *plain.inputs)
-    theirs = jax.jit(plain.apply, compiler_options=CHEAP)(plain.variables, *plain.inputs)
+    ours = jax.jit(scanned.apply)({"params": params}, *plain.inputs)
+    theirs = jax.jit(plain.apply)(plain.variables, *plain.inputs)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -177,6 +174,6 @@ def test_the_sharded_network_is_the_dense_one():
 
 def test_dropout_follows_its_key():
     model = ZOO["dropout_mha"]()
-    run = jax.jit(model.apply, compiler_options=CHEAP)
+    run = jax.jit(model.apply)
     x, key = model.inputs
     assert not np.allclose(run(model.variables, x, key), run(model.variables, x, jax.random.key(8)))

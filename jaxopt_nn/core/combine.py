@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxopt_nn.core.model import ModelInfo
-from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches, require_match
-from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Traits, Transform, keep_state
+from jaxopt_nn.core.model import ModelInfo, StatKey
+from jaxopt_nn.core.paths import first_match, leaves_by_path, map_with_path, require_match
+from jaxopt_nn.core.tap import Tap
+from jaxopt_nn.core.transform import IDLE, LeafTraits, PyTree, State, Traits, Transform, keep_state
 from jaxopt_nn.tensors.base import is_compressed
 
 
@@ -28,37 +29,36 @@ def chain(*members: Transform) -> Transform:
 
     def views(params: PyTree, state: State) -> list[PyTree]:
         seen = [params]
-        for member, learnt, carried in zip(members, state.learnt, state.carried, strict=True):
-            seen.append(member.view(seen[-1], State(learnt, carried)))
+        for member, own in zip(members, _apart(state), strict=True):
+            seen.append(member.view(seen[-1], own))
         return seen
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         _check_order(members, params, info)
         states = []
         for i, member in enumerate(members):
-            states.append(member.init(params, info))
+            states.append(member.init(params, info.of_member(i)))
             if i + 1 < len(members):
                 params = _like(member.view, params, states[-1])
-        return State(tuple(s.learnt for s in states), tuple(s.carried for s in states))
+        return _together(states)
 
     def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         pulled = _gradients_at_views(members, views(params, state), state, grads)
         carried = []
-        for member, learnt, old, slope in zip(members, state.learnt, state.carried, pulled, strict=True):
-            new = member.update(params, State(learnt, old), step=step, grads=slope)
+        for member, own, slope in zip(members, _apart(state), pulled, strict=True):
+            new = member.update(params, own, step=step, grads=slope)
             carried.append(new.carried)
             params = member.view(params, new)
         return State(state.learnt, tuple(carried))
 
     def project(params: PyTree, state: State) -> PyTree:
-        for member, learnt, carried in zip(members, state.learnt, state.carried, strict=True):
-            params = member.project(params, State(learnt, carried))
+        for member, own in zip(members, _apart(state), strict=True):
+            params = member.project(params, own)
         return params
 
     def pack(params: PyTree, state: State) -> PyTree:
         packed = None
-        for member, learnt, carried in zip(members, state.learnt, state.carried, strict=True):
-            own = State(learnt, carried)
+        for member, own in zip(members, _apart(state), strict=True):
             inner = member.pack(params, own)
             packed = inner if packed is None else map_with_path(_nested, packed, params, inner)
             params = member.view(params, own)
@@ -70,20 +70,38 @@ def chain(*members: Transform) -> Transform:
         if not taken:
             return "; ".join(dict.fromkeys(v for v in verdicts if isinstance(v, str)))
         packs = [v.packs for v in taken if v.packs]
-        return LeafTraits(packs[-1] if packs else None, all(v.keeps_zeros for v in taken))
+        passed = [f"{_called(members, i)}: {v}" for i, v in enumerate(verdicts) if isinstance(v, str) and v != IDLE]
+        return LeafTraits(
+            packs[-1] if packs else None,
+            keeps_zeros=all(v.keeps_zeros for v in taken),
+            passed=(*(each for v in taken for each in v.passed), *passed),
+            notes=tuple(each for v in taken for each in v.notes),
+        )
 
-    needs = frozenset().union(*(m.traits.needs for m in members))
-    local = all(m.traits.leaf_local for m in members)
-    traits = Traits(takes, local, needs, _measures(members), _pending(members))
+    def lacking(info: ModelInfo) -> tuple[int, dict[StatKey, Tap]]:
+        """The first member that lacks statistics, and which: a later one's are taken with its view."""
+        for i, member in enumerate(members):
+            if own := member.traits.taps(info.of_member(i)):
+                return i, own
+        return len(members), {}
+
+    def taps(info: ModelInfo) -> dict[StatKey, Tap]:
+        i, own = lacking(info)
+        return {((i, *member), site, tap): value for (member, site, tap), value in own.items()}
+
+    def seen(params: PyTree, info: ModelInfo) -> PyTree:
+        last, _ = lacking(info)
+        for i, member in enumerate(members[:last]):
+            params = member.view(params, member.init(params, info.of_member(i)))
+        return members[last].traits.seen(params, info.of_member(last)) if last < len(members) else params
+
+    traits = _traits(takes, members)._replace(taps=taps, seen=seen, passes=sum(m.traits.passes for m in members))
     return Transform(init, update, lambda p, s: views(p, s)[-1], project, pack, traits)
 
 
-def _measures(members: Sequence[Transform]) -> Callable[..., dict[str, Any]] | None:
-    """All that the members measure, on one model."""
-    found = [m.traits.measure for m in members if m.traits.measure is not None]
-    if not found:
-        return None
-    return lambda apply, variables, inputs: {k: v for each in found for k, v in each(apply, variables, inputs).items()}
+def _called(members: Sequence[Transform], i: int) -> str:
+    """What messages call a member of a chain."""
+    return f"member {i} of the chain ({members[i].traits.name})"
 
 
 def _pending(members: Sequence[Transform]) -> Callable[[int], str | None]:
@@ -105,7 +123,7 @@ def _gradients_at_views(
         return [grads] * len(members)
     pulled = [grads]
     for i in range(len(members) - 1, 0, -1):
-        own = State(state.learnt[i], state.carried[i])
+        own = _apart(state)[i]
         _, pull = jax.vjp(lambda p, i=i, own=own: members[i].view(p, own), seen[i])
         pulled.insert(0, pull(pulled[0])[0])
     return pulled
@@ -125,12 +143,12 @@ def _check_order(members: Sequence[Transform], params: PyTree, info: ModelInfo) 
                 continue
             if packed == "codes":
                 raise ValueError(
-                    f"{path}: member {i} of the chain changes values that an earlier member has packed into codes; "
+                    f"{path}: {_called(members, i)} changes values that an earlier member has packed into codes; "
                     "put the member that packs last"
                 )
             if packed == "mask" and not verdict.keeps_zeros:
                 raise ValueError(
-                    f"{path}: member {i} of the chain does not keep zeros, after a member that prunes; "
+                    f"{path}: {_called(members, i)} does not keep zeros, after a member that prunes; "
                     "put it before the pruning, or use a form that represents zero exactly"
                 )
             packed = verdict.packs or packed
@@ -139,58 +157,98 @@ def _check_order(members: Sequence[Transform], params: PyTree, info: ModelInfo) 
 def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
     """Gives each leaf to the first case whose pattern matches its path; other leaves are left alone.
 
+    Costs linear time in leaves and cases, so that a planner may make one case a leaf.
+
     Raises:
-      ValueError: no case; or, at ``init``, a pattern that matches no leaf (near misses are named).
+      ValueError: no case; or, at ``init``, a pattern that matches no leaf (near misses are named): none of all that the
+        info names, which may be more than the given ones, nor of these.
     """
     cases = list(cases)
     if not cases:
         raise ValueError("by_path() needs at least one (pattern, transform)")
+    methods = [t for _, t in cases]
+    case_of = first_match([pattern for pattern, _ in cases])
 
-    def case_of(path: str) -> int | None:
-        return next((i for i, (pattern, _) in enumerate(cases) if matches(pattern, path)), None)
+    def split(params: PyTree) -> list[dict[str, Any]]:
+        """The leaves of each case, by path."""
+        parts: list[dict[str, Any]] = [{} for _ in cases]
+        for path, leaf in leaves_by_path(params).items():
+            if (i := case_of(path)) is not None:
+                parts[i][path] = leaf
+        return parts
 
-    def part(params: PyTree, i: int) -> dict[str, Any]:
-        return {path: leaf for path, leaf in leaves_by_path(params).items() if case_of(path) == i}
-
-    def put(params: PyTree, parts: Sequence[dict[str, Any]]) -> PyTree:
-        new = {path: leaf for piece in parts for path, leaf in piece.items()}
+    def merged(params: PyTree, parts: Iterable[dict[str, Any]]) -> PyTree:
+        new = {path: leaf for part in parts for path, leaf in part.items()}
         return map_with_path(lambda path, leaf: new.get(path, leaf), params)
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        for pattern, _ in cases:
-            require_match(pattern, leaves_by_path(params))
-        states = [t.init(part(params, i), info) for i, (_, t) in enumerate(cases)]
-        return State(tuple(s.learnt for s in states), tuple(s.carried for s in states))
+        known = list(dict.fromkeys([*(leaf.path for leaf in info.leaves), *leaves_by_path(params)]))
+        taken = {case_of(path) for path in known}
+        for i, (pattern, _) in enumerate(cases):
+            if i not in taken:  # it may match leaves that earlier cases took
+                require_match(pattern, known)
+        parts = enumerate(zip(methods, split(params), strict=True))
+        return _together([t.init(part, info.of_member(i)) for i, (t, part) in parts])
+
+    def infos(info: ModelInfo) -> list[ModelInfo]:
+        """The info of each case, with its own leaves."""
+        paths: list[set[str]] = [set() for _ in cases]
+        for leaf in info.leaves:
+            if (i := case_of(leaf.path)) is not None:
+                paths[i].add(leaf.path)
+        return [info.of_member(i, own) for i, own in enumerate(paths)]
+
+    def taps(info: ModelInfo) -> dict[StatKey, Tap]:
+        return {
+            ((i, *member), site, tap): value
+            for i, (t, own) in enumerate(zip(methods, infos(info), strict=True))
+            for (member, site, tap), value in t.traits.taps(own).items()
+        }
+
+    def seen(params: PyTree, info: ModelInfo) -> PyTree:
+        parts = zip(methods, split(params), infos(info), strict=True)
+        return merged(params, (t.traits.seen(part, own) for t, part, own in parts))
 
     def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        carried = tuple(
-            t.update(
-                part(params, i), State(state.learnt[i], state.carried[i]),
-                step=step, grads=None if grads is None else part(grads, i),
-            ).carried
-            for i, (_, t) in enumerate(cases)
-        )  # fmt: skip
+        slopes = [None] * len(cases) if grads is None else split(grads)
+        parts = zip(methods, split(params), _apart(state), slopes, strict=True)
+        carried = tuple(t.update(part, own, step=step, grads=slope).carried for t, part, own, slope in parts)
         return State(state.learnt, carried)
 
     def each(name: str) -> Callable[[PyTree, State], PyTree]:
         def run(params: PyTree, state: State) -> PyTree:
-            pieces = [
-                getattr(t, name)(part(params, i), State(state.learnt[i], state.carried[i]))
-                for i, (_, t) in enumerate(cases)
-            ]
-            return put(params, pieces)
+            parts = zip(methods, split(params), _apart(state), strict=True)
+            return merged(params, (getattr(t, name)(part, own) for t, part, own in parts))
 
         return run
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
         i = case_of(path)
-        return "matches no pattern of the recipe" if i is None else cases[i][1].traits.takes(path, leaf, info)
+        return "matches no pattern of the recipe" if i is None else methods[i].traits.takes(path, leaf, info)
 
-    needs = frozenset().union(*(t.traits.needs for _, t in cases))
-    local = all(t.traits.leaf_local for _, t in cases)
-    methods = [t for _, t in cases]
-    traits = Traits(takes, local, needs, _measures(methods), _pending(methods))
+    traits = _traits(takes, methods)._replace(taps=taps, seen=seen, passes=max(t.traits.passes for t in methods))
     return Transform(init, update, each("view"), each("project"), each("pack"), traits)
+
+
+def _traits(takes: Callable[[str, Any, ModelInfo], LeafTraits | str], members: Sequence[Transform]) -> Traits:
+    """The traits of several transforms as one; ``takes`` is how they share the leaves."""
+    return Traits(
+        takes,
+        leaf_local=all(m.traits.leaf_local for m in members),
+        needs=frozenset().union(*(m.traits.needs for m in members)),
+        pending=_pending(members),
+        name=" | ".join(dict.fromkeys(m.traits.name for m in members)),
+    )
+
+
+def _together(states: Sequence[State]) -> State:
+    """The states of members as one."""
+    return State(tuple(s.learnt for s in states), tuple(s.carried for s in states))
+
+
+def _apart(state: State) -> list[State]:
+    """The states of the members."""
+    return [State(learnt, carried) for learnt, carried in zip(state.learnt, state.carried, strict=True)]
 
 
 def where(pattern: str, method: Transform) -> Transform:
@@ -243,5 +301,17 @@ def later(steps: int, method: Transform) -> Transform:
 
 
 def frozen(method: Transform) -> Transform:
-    """``method`` whose ``carried`` no longer changes: an earlier stage of a recipe."""
-    return method._replace(update=keep_state, traits=method.traits._replace(pending=lambda step: None))
+    """``method`` whose state no longer changes: an earlier stage of a recipe.
+
+    All of its state is ``carried``, as a state of ``method``: ``State(learnt=(), carried=State(learnt, carried))``. So no
+    optimizer sees what was learnt, and weight decay can't move it either.
+    """
+
+    def thawed(fn: Callable[[PyTree, State], PyTree]) -> Callable[[PyTree, State], PyTree]:
+        return lambda params, state: fn(params, state.carried)
+
+    def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        return State((), method.init(params, info))
+
+    traits = method.traits._replace(needs=method.traits.needs - {"grads"}, pending=lambda step: None)
+    return Transform(init, keep_state, thawed(method.view), thawed(method.project), thawed(method.pack), traits)

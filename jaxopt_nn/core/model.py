@@ -7,11 +7,14 @@ One table of letters for shapes, used everywhere: ``S`` stack, ``B`` batch, ``T`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Container, Hashable, Mapping
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from jaxopt_nn.core.layout import Matrix
 from jaxopt_nn.core.report import Report
 
 
@@ -43,20 +46,47 @@ def _outside(lhs: Any, rhs: Any) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
+class Use:
+    """One leaf behind a site's weight.
+
+    Attributes:
+      path: of the leaf.
+      exact: the weight is this leaf, up to layout and casts, or this leaf concatenated with others; else it is computed from
+        it before use (``x @ (w * 2)``).
+      roles: of the leaf's axes at this site; None where they can't be told.
+      matrix: how the site reads the leaf; where it is not exact, the places of its entries; None where they can't be told.
+      reason: why there is no matrix.
+    """
+
+    path: str
+    exact: bool
+    roles: Roles | None
+    matrix: Matrix | None
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Site:
     """A dot, convolution or gather of the traced function.
+
+    Its operands have a normal form: the activation is ``[S..., rows..., I]``, the weight ``[S..., I, O]``, the output
+    ``[S..., rows..., O]``. ``S`` are the entries of the weight that it keeps apart: layers of a stack, experts, groups of a
+    convolution. A lookup's ``I`` is its vocabulary, and its activation the ids ``[S..., rows...]``.
 
     Attributes:
       name: ``path``, ``path#1`` for a second use, ``@scope#0`` where both operands are activations.
       kind: ``dot``, ``conv`` or ``gather``.
       weight: which operand is the weight (0 left, 1 right), or None.
-      leaf: path of the leaf that feeds it, or None.
-      leaves: all leaves behind the weight; more than one where it is derived (a norm and its direction, say).
-      derived: the weight is computed from its leaves before use (``x @ (w * 2)``).
-      roles: of the axes of ``leaf`` at this site; None for a derived weight.
+      uses: the leaves behind the weight, the one that names it first; more than one where it is derived.
       scope: the name stack of the equation.
       shapes, dtypes: of the two operands, as inside the innermost loop.
-      stack: lengths of the enclosing layer scans, outermost first.
+      inputs, outputs: lengths of ``I`` and ``O``.
+      slots: of each stack axis of which the site reads one entry at a time, the address of the loop or index that picks it,
+        outermost first. Two activations inside a scan over layers are kept apart by that scan.
+      stack: lengths of ``S``: those of the slots, then those that the site keeps apart by itself.
+      stacked: batch axes of a dot that are in ``S``, by their place in the dimension numbers.
+      rows: for each axis of the rows, the axis of the inputs along which it runs, or None; () where nobody asked.
+      reads: equal for two sites that read the same activation in the same way.
       macs: multiply-accumulates of one call of the model; a ``while`` body counts once.
       params: the primitive's static parameters.
       run: ``run(lhs, rhs)`` evaluates the site as it stands, on arrays or compressed tensors.
@@ -65,17 +95,66 @@ class Site:
     name: str
     kind: str
     weight: int | None
-    leaf: str | None
-    leaves: tuple[str, ...]
-    derived: bool
-    roles: Roles | None
+    uses: tuple[Use, ...]
     scope: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     dtypes: tuple[str, str]
+    inputs: int
+    outputs: int
+    slots: tuple[tuple[int, ...], ...]
     stack: tuple[int, ...]
     macs: int
+    stacked: tuple[int, ...] = ()
+    rows: tuple[int | None, ...] = ()
+    reads: Hashable = dataclasses.field(repr=False, default=None)
     params: Mapping[str, Any] = dataclasses.field(repr=False, default_factory=dict)
     run: Callable[..., Any] = dataclasses.field(repr=False, compare=False, default=_outside)
+
+    @property
+    def leaf(self) -> str | None:
+        """Path of the leaf that names the site, or None."""
+        return self.uses[0].path if self.weight is not None else None
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """All leaves behind the weight."""
+        return tuple(use.path for use in self.uses)
+
+    @property
+    def derived(self) -> bool:
+        """The weight is computed from its leaves before use, not just moved or concatenated."""
+        return not all(use.exact for use in self.uses)
+
+    @property
+    def roles(self) -> Roles | None:
+        """Of the axes of ``leaf`` at this site."""
+        return self.uses[0].roles if self.weight is not None else None
+
+    def matrix(self, w: Any) -> Any:
+        """The leaf ``w`` as ``[S..., I, O]``: ``activation @ matrix`` is the site's output, where the weight is not derived.
+
+        Of leaves that are concatenated before use each has a matrix in ``uses``, zero in the places of the others.
+        Works under jit and on abstract arrays, and keeps the dtype.
+
+        Raises:
+          ValueError: the site has no weight, or its places in the leaf can't be told; another shape than the leaf's.
+        """
+        return self._matrix()(w)
+
+    def put(self, w: Any, matrix: Any) -> Any:
+        """The leaf ``w`` with the entries that this site reads replaced by ``matrix [S..., I, O]``.
+
+        Raises:
+          ValueError: as ``matrix``.
+        """
+        return self._matrix().put(w, matrix)
+
+    def _matrix(self) -> Matrix:
+        use = self.uses[0] if self.weight is not None else None
+        if use is None or use.matrix is None:
+            reason = "both operands are activations" if use is None else use.reason
+            raise ValueError(f"{self.name}: has no matrix, since {reason}; leave the leaf alone, or treat it whole")
+        return use.matrix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +216,47 @@ class AxisGroup:
     pinned: str | None = None
 
 
+class Read(NamedTuple):
+    """A site that contracts a group's units, as ``capture`` sees its input ``[..., I]``.
+
+    ``x.reshape(..., *shape)`` has unit ``units[j]`` at entry j of axis ``axis`` (of ``shape``).
+    """
+
+    site: str
+    shape: tuple[int, ...]
+    axis: int
+    units: np.ndarray
+
+
+class Coupling(NamedTuple):
+    """An axis group; the sites that read it; the vectors that must not become zero (a variance, a divisor)."""
+
+    group: AxisGroup
+    reads: tuple[Read, ...]
+    divisors: frozenset[str]
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["stats"], meta_fields=["roles", "matrix"])
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of one leaf, as a method gets it.
+
+    Attributes:
+      roles: of its axes; assumed where nothing is known.
+      matrix: how its site reads it; of several sites the first that contracts it, else the first lookup; None: not known.
+      stats: ``{tap: statistic [S..., ...]}`` that the method asked for, over all sites that read it as ``matrix`` does.
+    """
+
+    roles: Roles
+    matrix: Matrix | None = None
+    stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+#: ``(member of the method, site, tap)``: whose statistic it is. Of a method inside combinators a member is the place in each,
+#: outermost first; of a single method ``()``.
+StatKey = tuple[tuple[int, ...], str, str]
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
     """What is known of a model, as data for methods.
@@ -145,19 +265,36 @@ class ModelInfo:
 
     Attributes:
       roles: ``{path: Roles}``, static, from ``inspect``.
-      stats: ``{site: statistic}``, arrays, from ``capture``.
+      stats: ``{(member, site, tap): statistic}``, arrays, from ``calibrate``.
       sites, leaves, report: as found by ``inspect``; printing the object gives the table.
+      couplings: the axis groups with what reads them, from ``calibrate`` for a method that needs them; None: not asked for.
     """
 
     roles: Mapping[str, Roles] = dataclasses.field(default_factory=dict)
-    stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stats: Mapping[StatKey, Any] = dataclasses.field(default_factory=dict)
     sites: tuple[Site, ...] = ()
     leaves: tuple[Leaf, ...] = ()
     report: Report = Report()
+    couplings: tuple[Coupling, ...] | None = None
 
     def roles_of(self, path: str, ndim: int) -> Roles:
         """The roles of a leaf, assumed where nothing is known of it."""
         return self.roles.get(path) or assumed_roles(ndim)
+
+    def sites_of(self, path: str) -> list[tuple[Site, Matrix | None]]:
+        """The sites that read a leaf, contractions first, each with how it reads it."""
+        found = [(site, use.matrix) for site in self.sites for use in site.uses if use.path == path]
+        return sorted(found, key=lambda pair: pair[0].kind == "gather")
+
+    def matrix(self, path: str) -> Matrix | None:
+        """How the first site that contracts a leaf reads it, else its first lookup; None where that can't be told."""
+        return next((matrix for _, matrix in self.sites_of(path) if matrix is not None), None)
+
+    def of_member(self, i: int, paths: Container[str] | None = None) -> ModelInfo:
+        """As member ``i`` of a combinator sees it: its own statistics, and of the leaves those of ``paths``."""
+        own = {(member[1:], site, tap): x for (member, site, tap), x in self.stats.items() if member[:1] == (i,)}
+        leaves = self.leaves if paths is None else tuple(leaf for leaf in self.leaves if leaf.path in paths)
+        return dataclasses.replace(self, stats=own, leaves=leaves)
 
     @property
     def coverage(self) -> float:
@@ -166,7 +303,7 @@ class ModelInfo:
         total = sum(leaf.size for leaf in matrices)
         return sum(leaf.size for leaf in matrices if leaf.sites) / total if total else 1.0
 
-    def with_stats(self, stats: Mapping[str, Any]) -> ModelInfo:
+    def with_stats(self, stats: Mapping[StatKey, Any]) -> ModelInfo:
         return dataclasses.replace(self, stats=dict(stats))
 
     def __str__(self) -> str:

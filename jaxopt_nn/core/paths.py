@@ -10,7 +10,7 @@ import difflib
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -62,19 +62,39 @@ def map_with_path(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree
     )
 
 
-@functools.lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _expression(pattern: str) -> str:
+    """The regular expression, without groups, of a pattern, for paths that end in ``/``."""
     parts = []
     for segment in pattern.split("/"):
         parts.append(
             "(?:[^/]*/)*" if segment == "**" else fnmatch.translate(segment)[4:-3].replace(".*", "[^/]*") + "/"
         )
-    return re.compile("".join(parts))
+    return "".join(parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(_expression(pattern))
 
 
 def matches(pattern: str, path: str) -> bool:
     """Whether the glob ``pattern`` matches the whole of ``path``."""
     return _compiled(pattern).fullmatch(path + "/") is not None
+
+
+def first_match(patterns: Sequence[str]) -> Callable[[str], int | None]:
+    """``path -> int | None``: which of the patterns is the first to match it; each path is looked up once.
+
+    All patterns are one regular expression, so that hundreds of them cost hardly more than one.
+    """
+    together = re.compile("|".join(f"({_expression(pattern)})" for pattern in patterns))
+
+    @functools.cache
+    def find(path: str) -> int | None:
+        found = together.fullmatch(path + "/")
+        return None if found is None or found.lastindex is None else found.lastindex - 1
+
+    return find
 
 
 def near_misses(name: str, known: Iterable[str], most: int = 3) -> list[str]:

@@ -22,6 +22,7 @@ class Message:
 #: What each kind of message says.
 KINDS = {
     "skipped": "a leaf that the method left alone",
+    "partial": "a leaf that one member of a chain left alone and another took",
     "no site": "a leaf with a matrix in it that feeds no dot, convolution or gather as it is",
     "derived": "a site whose weight is computed from leaves before use; compressed ones are densified there if need be",
     "densified": "a compressed tensor that was turned into a float array at a use",

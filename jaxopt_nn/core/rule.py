@@ -1,4 +1,4 @@
-"""Rules (what a site computes), taps (what is measured there) and passes (what changes ``apply`` or shapes)."""
+"""Rules (what a site computes) and passes (what changes ``apply`` or shapes)."""
 
 from __future__ import annotations
 
@@ -37,23 +37,6 @@ class Rule(NamedTuple):
 def identity_rule() -> Rule:
     """The rule that evaluates every site as it stands."""
     return Rule(lambda site, state, lhs, rhs: site.run(lhs, rhs), name="identity", activations=True)
-
-
-class Tap(NamedTuple):
-    """A streaming statistic of a site.
-
-    Attributes:
-      zero: ``(site) -> accumulator``, a pytree of arrays of fixed shapes.
-      add: ``(accumulator, x, site) -> accumulator``; ``x`` is the site's activation as ``[..., I]`` (a convolution's input
-        as patches), or its output as ``[..., O]`` where ``of="output"``.
-      merge: ``(accumulator, accumulator) -> accumulator``, associative; joins loop iterations and shards.
-      of: ``"input"`` or ``"output"``.
-    """
-
-    zero: Callable[[Site], PyTree]
-    add: Callable[[PyTree, Any, Site], PyTree]
-    merge: Callable[[PyTree, PyTree], PyTree]
-    of: str = "input"
 
 
 class Pass(NamedTuple):

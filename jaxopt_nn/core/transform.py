@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.report import Message, Report
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
@@ -27,23 +28,6 @@ class State(NamedTuple):
     carried: PyTree = ()
 
 
-@jax.tree_util.register_static
-class Static:
-    """A static value inside a state: hashable, compared by equality, no leaf of the pytree."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Static) and self.value == other.value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
-
-    def __repr__(self) -> str:
-        return f"Static({self.value!r})"
-
-
 class LeafTraits(NamedTuple):
     """What a transform does to one leaf that it takes.
 
@@ -51,10 +35,14 @@ class LeafTraits(NamedTuple):
       packs: ``None`` (values change, nothing is packed), ``"mask"`` (packs a mask, which stands outermost and can hold
         another packed tensor) or ``"codes"`` (packs the values themselves: nothing may change them after).
       keeps_zeros: an entry that is exactly zero stays exactly zero.
+      passed: of a chain, each member that leaves the leaf alone, with its reason.
+      notes: what else its user should know, as full clauses.
     """
 
     packs: str | None = None
     keeps_zeros: bool = True
+    passed: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Traits(NamedTuple):
@@ -63,17 +51,24 @@ class Traits(NamedTuple):
     Attributes:
       takes: ``(path, leaf, info) -> LeafTraits | str``: how it treats that leaf, or why it leaves it alone.
       leaf_local: each leaf's result depends on that leaf alone.
-      needs: subset of ``{"roles", "stats", "grads", "key"}``.
-      measure: ``(apply, variables, inputs) -> {name: statistic}``: what ``init`` reads in ``info.stats``, taken from the
-        model as it runs on ``inputs [N, ...]``; None where it reads none.
+      needs: subset of ``{"roles", "couplings", "grads", "key"}``.
+      taps: ``info -> {(member, site, tap): Tap}``: the statistics that ``init`` reads, that ``info`` lacks and that can be
+        taken now; empty where none is lacking. ``calibrate`` asks again until then.
+      seen: ``(params, info) -> params`` with which these are taken: what the members before see (for a single method,
+        ``params``).
+      passes: how often ``calibrate`` goes over the data.
       pending: ``step -> str | None``: what is left of its schedules after the update of that step, in words; None: nothing.
+      name: what messages call it.
     """
 
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
     leaf_local: bool = True
     needs: frozenset[str] = frozenset()
-    measure: Callable[[Callable[..., Any], PyTree, Any], dict[str, Any]] | None = None
+    taps: Callable[[ModelInfo], dict[StatKey, Tap]] = lambda info: {}
+    seen: Callable[[PyTree, ModelInfo], PyTree] = lambda params, info: params
+    passes: int = 0
     pending: Callable[[int], str | None] = lambda step: None
+    name: str = "a transform"
 
 
 class Transform(NamedTuple):
@@ -108,59 +103,114 @@ def keep_params(params: PyTree, state: State) -> PyTree:
     return params
 
 
+#: What ``identity`` says of each leaf: no remark beside what other members of a chain do.
+IDLE = "identity changes nothing"
+
+
 def identity() -> Transform:
     """The transform that changes nothing, and so takes no leaf: plain training."""
     return Transform(
         lambda params, info=ModelInfo(): State(), keep_state, keep_params, keep_params, keep_params,
-        Traits(lambda path, leaf, info: "identity changes nothing"),
+        Traits(lambda path, leaf, info: IDLE, name="identity"),
     )  # fmt: skip
 
 
 def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
-    """Why a method for weight matrices leaves ``leaf`` alone, or None: it takes float leaves whose site contracts them.
+    """Why a method for weight matrices leaves ``leaf`` alone, or None: it takes float leaves that some site contracts.
 
+    Looking up counts: it contracts over the vocabulary. A dot need not contract anything: ``einsum("bi,i->bi")`` scales.
     Without knowledge of the model every float leaf of two or more axes is taken.
     """
     if is_compressed(leaf):
         return "is a compressed tensor already"
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        return f"{leaf.dtype}: complex numbers stay as they are; make real and imaginary parts leaves of their own"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return f"dtype {leaf.dtype} is not real floating point"
     if 0 in leaf.shape:
         return f"shape {tuple(leaf.shape)} holds no entry"
     if not info.leaves and not info.roles:
         return None if leaf.ndim >= 2 else f"has {leaf.ndim} axes; nothing is contracted over it"
-    known = {entry.path: entry.reason for entry in info.leaves}
-    if path in info.roles:
-        return None
-    reason = known.get(path) or ("is in no site" if path in known else "is unknown to this ModelInfo")
-    return reason
+    roles = info.roles.get(path)
+    if roles is None:
+        entry = next((entry for entry in info.leaves if entry.path == path), None)
+        return "is unknown to this ModelInfo" if entry is None else entry.reason or "is in no site"
+    if not roles.input:
+        return "no site contracts it: each of its entries scales one number, or is added to it"
+    return None
+
+
+def leaf_taps(
+    takes: Callable[[str, Any, ModelInfo], LeafTraits | str], taps: Callable[[Site], Mapping[str, Tap]]
+) -> Callable[[ModelInfo], dict[StatKey, Tap]]:
+    """``Traits.taps`` of a method that sees the sites of the leaves that it takes; ``taps`` says what, by site."""
+
+    def lacking(info: ModelInfo) -> dict[StatKey, Tap]:
+        leaves = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in info.leaves}
+        taken = {path for path, leaf in leaves.items() if not isinstance(takes(path, leaf, info), str)}
+        found: dict[StatKey, Tap] = {
+            ((), site.name, name): tap
+            for site in info.sites
+            if taken.intersection(site.leaves)
+            for name, tap in taps(site).items()
+        }
+        return {key: tap for key, tap in found.items() if key not in info.stats}
+
+    return lacking
+
+
+def known_of(path: str, ndim: int, info: ModelInfo, taps: Callable[[Site], Mapping[str, Tap]]) -> Known:
+    """What ``info`` knows of a leaf; statistics are those of the sites that read it as its matrix does, merged."""
+    matrix = info.matrix(path)
+    stats: dict[str, Any] = {}
+    for site, own in info.sites_of(path):
+        for name, tap in taps(site).items() if own is not None and own == matrix else ():
+            new = info.stats.get(((), site.name, name))
+            if new is None:
+                raise ValueError(
+                    f"{path}: the statistic {name!r} of site {site.name} is missing; pass info=calibrate(apply, variables, "
+                    "method, batches)"
+                )
+            merge = tap.merge
+            for _ in site.stack:
+                merge = jax.vmap(merge)
+            stats[name] = merge(stats[name], new) if name in stats else new
+    return Known(info.roles_of(path, ndim), matrix, stats)
+
+
+def no_taps(site: Site) -> Mapping[str, Tap]:
+    """The taps of a method that sees nothing of the model's activations."""
+    return {}
 
 
 def leafwise(
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str],
-    init: Callable[[str, Any, Roles], tuple[Any, Any]],
+    init: Callable[[str, Any, Known], tuple[Any, Any]],
     view: Callable[[Any, Any, Any], Any],
     *,
     update: Callable[..., Any] | None = None,
     project: Callable[[Any, Any, Any], Any] | None = None,
     pack: Callable[[str, Any, Any, Any], Any] | None = None,
     needs: frozenset[str] = frozenset(),
+    taps: Callable[[Site], Mapping[str, Tap]] = no_taps,
+    name: str = "a transform",
 ) -> Transform:
     """Lifts a method for single leaves to a transform.
 
     Args:
       takes: as in ``Traits``.
-      init: ``(path, leaf, roles) -> (learnt, carried)`` of that leaf; works on abstract leaves.
+      init: ``(path, leaf, known) -> (learnt, carried)`` of that leaf; works on abstract leaves.
       view: ``(leaf, learnt, carried) -> leaf``.
       update: ``(leaf, learnt, carried, step, grad) -> carried``.
       project: ``(leaf, learnt, carried) -> leaf``.
       pack: ``(path, leaf, learnt, carried) -> compressed tensor``; the view, uncompressed, if None.
-      needs: as in ``Traits``.
+      taps: ``site -> {name: Tap}``: what ``init`` must see of a site of the leaf, as ``known.stats``.
+      needs, name: as in ``Traits``.
     """
 
     def init_tree(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(takes(p, x, info), str)}
-        states = {p: init(p, x, info.roles_of(p, x.ndim)) for p, x in taken.items()}
+        states = {p: init(p, x, known_of(p, x.ndim, info, taps)) for p, x in taken.items()}
         return State({p: s[0] for p, s in states.items()}, {p: s[1] for p, s in states.items()})
 
     def on_taken(fn: Callable[..., Any], params: PyTree, state: State) -> PyTree:
@@ -191,18 +241,22 @@ def leafwise(
         view=lift(view),
         project=lift(project),
         pack=lift(view) if pack is None else lambda params, state: on_taken(pack, params, state),
-        traits=Traits(takes, True, needs),
+        traits=Traits(takes, True, needs, leaf_taps(takes, taps), passes=0 if taps is no_taps else 1, name=name),
     )
 
 
 def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo()) -> Report:
-    """Every leaf that ``method`` leaves alone, with the reason, and every leaf whose roles were assumed."""
+    """What ``method`` leaves alone, a leaf at a time and with the reason, also where only one member of a chain does; what it
+    assumes of the others, and what else is to be said of them."""
     messages = []
     for path, leaf in leaves_by_path(variables).items():
         verdict = method.traits.takes(path, leaf, info)
         if isinstance(verdict, str):
             messages.append(Message("skipped", path, verdict))
-        elif "roles" in method.traits.needs and path not in info.roles:
+            continue
+        messages += [Message("partial", path, reason) for reason in verdict.passed]
+        messages += [Message("note", path, reason) for reason in verdict.notes]
+        if "roles" in method.traits.needs and path not in info.roles:
             messages.append(
                 Message("assumed", path, "roles: last axis is the output, no stack (pass info=inspect(...))")
             )

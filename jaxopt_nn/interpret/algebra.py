@@ -44,6 +44,10 @@ def _dynamic_slice(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Resul
     return t.dynamic_slice(rest, params["slice_sizes"])
 
 
+def _rev(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
+    return t.rev(params["dimensions"])
+
+
 def _split(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
     return t.split(params["sizes"], params["axis"])
 
@@ -71,6 +75,7 @@ LAYOUT: dict[str, Callable[..., Result]] = {
     "broadcast_in_dim": _broadcast_in_dim,
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,
+    "rev": _rev,
     "split": _split,
     "sharding_constraint": _sharding_constraint,
     "stop_gradient": _same,
@@ -80,19 +85,28 @@ LAYOUT: dict[str, Callable[..., Result]] = {
 
 
 def lookup(table: Any, eqn: Any, indices: Any) -> Result:
-    """``gather`` as rows taken along one axis (``jnp.take``, ``table[i]``); NotImplemented for other gathers."""
+    """``gather`` as rows taken along one axis; NotImplemented for other gathers.
+
+    The axis may be collapsed (``jnp.take``, ``table[i]``) or stay with length 1 (``dynamic_index_in_dim`` under ``vmap``,
+    which gives starts for the other axes too, though it takes them whole).
+    """
     params, shape = eqn.params, eqn.invars[0].aval.shape
-    numbers = params["dimension_numbers"]
-    if len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    starts = numbers.start_index_map
+    axis = next((a for a in starts if sizes[a] != shape[a]), starts[0] if starts else None)
+    if axis is None or numbers.operand_batching_dims or numbers.collapsed_slice_dims not in ((), (axis,)):
         return NotImplemented
-    (axis,) = numbers.start_index_map
-    whole = all(n == (1 if i == axis else shape[i]) for i, n in enumerate(params["slice_sizes"]))
-    if numbers.collapsed_slice_dims != (axis,) or not whole:
+    if any(n != (1 if a == axis else shape[a]) for a, n in enumerate(sizes)):
         return NotImplemented
-    ids = indices[..., 0]
-    if params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP:
-        return NotImplemented if _fills(params) else _taken(table, ids, axis, numbers, eqn, fill=True)
-    return _taken(table, ids, axis, numbers, eqn, fill=False)
+    fill = params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP
+    if fill and (_fills(params) or len(starts) > 1):  # a start beyond 0 would fill rows of an axis taken whole
+        return NotImplemented
+    offsets = numbers.offset_dims
+    if not numbers.collapsed_slice_dims:
+        unit = offsets[axis]  # all of the table's axes are there; taken rows have this one no more
+        offsets = tuple(d - (d > unit) for d in offsets if d != unit)
+    rows = _taken(table, indices[..., starts.index(axis)], axis, offsets, eqn, fill)
+    return rows if rows is NotImplemented else rows.reshape(eqn.outvars[0].aval.shape)
 
 
 def _fills(params: Any) -> bool:
@@ -100,26 +114,26 @@ def _fills(params: Any) -> bool:
     return params["fill_value"] is not None and params["fill_value"] == params["fill_value"]
 
 
-def _taken(table: Any, ids: Any, axis: int, numbers: Any, eqn: Any, fill: bool) -> Result:
+def _taken(table: Any, ids: Any, axis: int, offsets: Sequence[int], eqn: Any, fill: bool) -> Result:
     last = table.shape[axis] - 1
     rows = table.take(jnp.clip(ids, 0, last), axis)
     if rows is NotImplemented:
         return NotImplemented
     if tags.one_slice(eqn) and not fill:
-        return rows.transpose(_placed(axis, ids.ndim, rows.ndim, numbers)) if is_compressed(rows) else rows
+        return rows.transpose(_placed(axis, ids.ndim, rows.ndim, offsets)) if is_compressed(rows) else rows
     rows = rows.densify() if is_compressed(rows) else rows
     if fill:
         known = jnp.expand_dims((ids >= 0) & (ids <= last), tuple(range(ids.ndim, rows.ndim)))
         known = jnp.moveaxis(known, tuple(range(ids.ndim)), tuple(range(axis, axis + ids.ndim)))
         rows = jnp.where(known, rows, jnp.asarray(jnp.nan, rows.dtype))
-    return rows.transpose(_placed(axis, ids.ndim, rows.ndim, numbers))
+    return rows.transpose(_placed(axis, ids.ndim, rows.ndim, offsets))
 
 
-def _placed(axis: int, n_ids: int, ndim: int, numbers: Any) -> tuple[int, ...]:
+def _placed(axis: int, n_ids: int, ndim: int, offsets: Sequence[int]) -> tuple[int, ...]:
     """The permutation from (…, ids at ``axis``, …) to the gather's order (slices at its offset dimensions)."""
     slices = iter([i for i in range(ndim) if not axis <= i < axis + n_ids])
     batch = iter(range(axis, axis + n_ids))
-    return tuple(next(slices) if i in numbers.offset_dims else next(batch) for i in range(ndim))
+    return tuple(next(slices) if i in offsets else next(batch) for i in range(ndim))
 
 
 def site(eqn: Any, operands: Sequence[Any]) -> Result:

@@ -8,26 +8,35 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jaxopt_nn.core.model import Roles, Site
+from jaxopt_nn.core.model import Roles, Site, Use
 from jaxopt_nn.core.report import Recorder
-from jaxopt_nn.interpret import jaxprs, tags
-from jaxopt_nn.interpret.tags import CONSTANT, Tag
-
-#: An equation's address: its index in the top jaxpr, then in each inner one (a body's position stands between).
-Key = tuple[int, ...]
+from jaxopt_nn.interpret import jaxprs, normal, rows, tags
+from jaxopt_nn.interpret.tags import CONSTANT, Key, Source, Tag
 
 
 class Place(NamedTuple):
-    """Where an inner jaxpr stands: its address, name stack, enclosing layer scans and number of runs per call."""
+    """Where an inner jaxpr stands.
+
+    Attributes:
+      key: its address. scope: its name stack. trips: number of runs per call.
+      layers: address and length of each enclosing scan that slices leaves. turn: address of the innermost loop or branch.
+    """
 
     key: Key = ()
     scope: str = ""
-    stack: tuple[int, ...] = ()
     trips: int = 1
+    layers: tuple[tuple[Key, int], ...] = ()
+    turn: Key = ()
 
-    def enter(self, index: int, scope: str, body: int = 0, trips: int = 1, layers: int | None = None) -> Place:
-        stack = self.stack if layers is None else (*self.stack, layers)
-        return Place((*self.key, index, body), scope, stack, self.trips * trips)
+    def enter(self, index: int, scope: str, body: int = 0) -> Place:
+        """The body of an equation that runs it once."""
+        return self._replace(key=(*self.key, index, body), scope=scope)
+
+    def turned(self, index: int, scope: str, body: int = 0, trips: int = 1, layers: int | None = None) -> Place:
+        """The body of a loop or a branch; ``layers``: the number of slices of leaves that it takes."""
+        own = () if layers is None else (((*self.key, index), layers),)
+        key = (*self.key, index, body)
+        return Place(key, scope, self.trips * trips, (*self.layers, *own), key)
 
 
 class Analysis:
@@ -35,7 +44,6 @@ class Analysis:
 
     Attributes:
       sites: ``{key: Site}``.
-      layer_scans: keys of the scans that slice a leaf along its leading axis: what is measured inside is kept per layer.
       uses: ``{path: [what consumed it, other than layout and sites]}``.
       stacks: ``{path: axes that some loop or index takes away before use}``.
       constants: ``{position: [site names]}``: constants of the trace that a site reads as its weight.
@@ -46,7 +54,6 @@ class Analysis:
         self._sizes = sizes
         self._drafts: dict[Key, dict[str, Any]] = {}
         self._quiet = 0
-        self.layer_scans: set[Key] = set()
         self.uses: defaultdict[str, list[str]] = defaultdict(list)
         self.stacks: defaultdict[str, frozenset[int]] = defaultdict(frozenset)
         self.recorder = Recorder()
@@ -59,25 +66,30 @@ class Analysis:
     # -- recursion -----------------------------------------------------------------------------------------------------
 
     def _run(self, jaxpr: Any, consts: Sequence[Tag], args: Sequence[Tag], place: Place) -> list[Tag]:
-        env: dict[Any, Tag] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+        env: dict[Any, Tag] = {}
+
+        def bind(variables: Sequence[Any], values: Sequence[Tag], name: Any) -> None:
+            for j, (var, tag) in enumerate(zip(variables, values, strict=True)):
+                if tag.dynamic and tag.value is None:
+                    tag = tag._replace(value=(place.key, name, j))
+                env[var] = _fitting(tag, var.aval.ndim)
 
         def read(var: Any) -> Tag:
             return CONSTANT if jaxprs.is_literal(var) else env[var]
 
+        bind((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), "in")
         for i, eqn in enumerate(jaxpr.eqns):
             operands = [read(v) for v in eqn.invars]
-            outs = self._equation(i, eqn, operands, place)
-            for var, tag in zip(eqn.outvars, outs, strict=True):
-                env[var] = tag if tag.leaf is None or len(tag.axes) == var.aval.ndim else tags.mixed((tag,))
+            bind(eqn.outvars, self._equation(i, eqn, operands, place), i)
         return [read(v) for v in jaxpr.outvars]
 
     def _equation(self, i: int, eqn: Any, operands: list[Tag], place: Place) -> list[Tag]:
         name = eqn.primitive.name
         scope = _scope(place.scope, eqn)
-        if (outs := tags.layout(eqn, operands)) is not None:
+        if (outs := tags.layout(eqn, operands, (*place.key, i))) is not None:
             return outs
         if name in jaxprs.SITE_PRIMITIVES and self._site(i, eqn, operands, place, scope):
-            return [tags.mixed(operands)]
+            return self._computed(eqn, operands)
         if name in jaxprs.DIRECT:
             return self._direct(i, eqn, operands, place, scope)
         if name in jaxprs.LOOPS:
@@ -87,32 +99,46 @@ class Analysis:
                 "opaque", scope or name, f"`{name}` holds sites that can't be entered; its operands are densified"
             )
         self._consume(eqn, operands, scope)
-        return [tags.mixed(operands)] * len(eqn.outvars)
+        return self._computed(eqn, operands)
+
+    def _computed(self, eqn: Any, operands: list[Tag]) -> list[Tag]:
+        tag = tags.computed(eqn, operands)
+        if not any(t.rows for t in operands):
+            return [tag] * len(eqn.outvars)
+        return [tag._replace(rows=axes) if tag.dynamic else tag for axes in rows.labels(eqn, operands)]
 
     def _direct(self, i: int, eqn: Any, operands: list[Tag], place: Place, scope: str) -> list[Tag]:
         (body,) = jaxprs.bodies(eqn) or ()
+        inside = place.enter(i, scope)
+        if eqn.primitive.name == "shard_map":
+            inside = place.turned(i, scope)
+            operands = [
+                tags.shard(t, spec, v.aval.shape, eqn.params["mesh"], (*place.key, i))
+                for t, spec, v in zip(operands, eqn.params["in_specs"], eqn.invars, strict=True)
+            ]
+        run = lambda: self._run(body.jaxpr, [CONSTANT] * len(body.consts), operands, inside)
         if eqn.primitive.name in jaxprs.CUSTOM_DERIVATIVES and not jaxprs.has_site(body.jaxpr):
             self._consume(eqn, operands, scope)
-            return [tags.mixed(operands)] * len(eqn.outvars)
-        return self._run(body.jaxpr, [CONSTANT] * len(body.consts), operands, place.enter(i, scope))
+            with self._silence():
+                return run()
+        outs = run()
+        return outs if inside.turn == place.turn else [tags.left(t, (*place.key, i)) for t in outs]
 
     def _scan(self, i: int, eqn: Any, operands: list[Tag], place: Place, scope: str) -> list[Tag]:
         (body,) = jaxprs.bodies(eqn) or ()
         n_consts, n_carry = jaxprs.scan_counts(eqn)
         consts, carry, xs = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
-        length = eqn.params["length"]
-        layers = any(x.sources for x in xs)
-        if layers:
-            self.layer_scans.add((*place.key, i))
-        inside = place.enter(i, scope, trips=length, layers=length if layers else None)
+        length, key = eqn.params["length"], (*place.key, i)
+        inside = place.turned(i, scope, trips=length, layers=length if any(x.sources for x in xs) else None)
 
         def step(carry: list[Tag]) -> list[Tag]:
-            args = [*consts, *carry, *map(tags.unstacked, xs)]
-            return self._run(body.jaxpr, [CONSTANT] * len(body.consts), args, inside)
+            args = [*consts, *carry, *(tags.unstacked(x, key, length) for x in xs)]
+            outs = self._run(body.jaxpr, [CONSTANT] * len(body.consts), args, inside)
+            return [tags.left(t, key) for t in outs]
 
         carry = self._fixed_point(lambda c: step(c)[:n_carry], carry)
         outs = step(carry)
-        return [*carry, *(tags.mixed((t,)) for t in outs[n_carry:])]
+        return [*carry, *(_stacked(t) for t in outs[n_carry:])]
 
     def _while(self, i: int, eqn: Any, operands: list[Tag], place: Place, scope: str) -> list[Tag]:
         cond, body = jaxprs.bodies(eqn) or ()
@@ -122,32 +148,34 @@ class Analysis:
             operands[n_cond : n_cond + n_body],
             operands[n_cond + n_body :],
         )
+        test, inside = place.turned(i, scope, 0), place.turned(i, scope, 1)
 
         def step(carry: list[Tag]) -> list[Tag]:
-            return self._run(
-                body.jaxpr, [CONSTANT] * len(body.consts), [*body_consts, *carry], place.enter(i, scope, 1)
-            )
+            outs = self._run(body.jaxpr, [CONSTANT] * len(body.consts), [*body_consts, *carry], inside)
+            return [tags.left(t, inside.key) for t in outs]
 
         carry = self._fixed_point(step, carry)
-        self._run(cond.jaxpr, [CONSTANT] * len(cond.consts), [*cond_consts, *carry], place.enter(i, scope, 0))
+        self._run(cond.jaxpr, [CONSTANT] * len(cond.consts), [*cond_consts, *carry], test)
         step(carry)
         return carry
 
     def _cond(self, i: int, eqn: Any, operands: list[Tag], place: Place, scope: str) -> list[Tag]:
         outs: list[Tag] | None = None
         for b, branch in enumerate(jaxprs.bodies(eqn) or ()):
-            new = self._run(branch.jaxpr, [CONSTANT] * len(branch.consts), operands[1:], place.enter(i, scope, b))
+            inside = place.turned(i, scope, b)
+            new = self._run(branch.jaxpr, [CONSTANT] * len(branch.consts), operands[1:], inside)
+            new = [tags.left(t, inside.key) for t in new]
             outs = new if outs is None else [tags.joined(a, b) for a, b in zip(outs, new, strict=True)]
         chosen = outs or []
-        return [tags.mixed((t, operands[0])) for t in chosen] if operands[0].dynamic else chosen
+        return [tags.mixed((t, operands[0])) if not t.dynamic else t for t in chosen] if operands[0].dynamic else chosen
 
     def _fixed_point(self, step: Any, carry: list[Tag]) -> list[Tag]:
         """The carried tags that hold in every iteration."""
         with self._silence():
             while True:
                 new = [tags.joined(a, b) for a, b in zip(carry, step(carry), strict=True)]
-                if new == carry:
-                    return carry
+                if [t._replace(value=None) for t in new] == [t._replace(value=None) for t in carry]:
+                    return [t._replace(value=None) for t in carry]
                 carry = new
 
     @contextlib.contextmanager
@@ -172,12 +200,12 @@ class Analysis:
         active = any(t.dynamic for t in operands)
         where = f" in {scope}" if scope else ""
         for tag in operands:
-            if tag.leaf is not None:
-                self.stacks[tag.leaf] |= tag.stack
-            for path in tag.sources:
+            for source in tag.sources:
+                if source.exact:
+                    self.stacks[source.path] |= source.stack
                 how = "combined with an activation" if active else "computed on before use"
                 first = "" if tag.leaf is not None else "derived, then "
-                self._use(path, f"{first}{how} by `{eqn.primitive.name}`{where}")
+                self._use(source.path, f"{first}{how} by `{eqn.primitive.name}`{where}")
 
     def _site(self, i: int, eqn: Any, operands: list[Tag], place: Place, scope: str) -> bool:
         """Records a site; False where the equation is none (constants only, or a lookup in an activation)."""
@@ -190,25 +218,37 @@ class Analysis:
             return False
         if self._quiet:
             return True
-        leaves = set().union(*(t.sources for t in (lhs, rhs)))
-        tag = CONSTANT if weight is None else operands[weight]
-        ordered = sorted(leaves, key=lambda p: (p not in tag.sources, -self._sizes.get(p, 0), p))
+        sources = sorted(
+            (s for t in (lhs, rhs) for s in t.sources),
+            key=lambda s: (weight is None or s not in operands[weight].sources, -self._sizes.get(s.path, 0), s.path),
+        )
+        first = sources[0] if weight is not None else None
+        stacked = normal.stacked_axes(kind, eqn, weight, first)
+        slots = place.layers if first is None else first.slots
+        loops = tuple(n for _, n in slots)
+        uses = tuple(_use(kind, eqn, s, weight, stacked) for s in dict.fromkeys(sources)) if weight is not None else ()
         shapes = tuple(tuple(v.aval.shape) for v in eqn.invars[:2])
-        self._drafts[(*place.key, i)] = {
+        inputs, outputs, own = _lengths(kind, eqn, weight, stacked)
+        draft = {
             "kind": kind,
             "weight": weight,
-            "leaf": ordered[0] if weight is not None else None,
-            "leaves": tuple(ordered),
-            "derived": weight is not None and tag.leaf is None,
-            "roles": None if weight is None or tag.leaf is None else _roles(kind, eqn, tag, weight),
+            "uses": uses,
             "scope": scope,
             "shapes": shapes,
             "dtypes": tuple(str(v.aval.dtype) for v in eqn.invars[:2]),
-            "stack": place.stack,
+            "inputs": inputs,
+            "outputs": outputs,
+            "slots": tuple(k for k, _ in slots),
+            "stack": (*loops, *own),
             "macs": _macs(kind, eqn) * place.trips,
+            "stacked": stacked,
             "params": eqn.params,
-            "consts": frozenset() if lhs.dynamic is rhs.dynamic else lhs.consts | rhs.consts,
         }
+        activation = operands[1 if kind == "gather" else 1 - (1 if weight is None else weight)]
+        draft["reads"] = _reads(Site(name="", **draft), activation, place)
+        draft["rows"] = _rows(Site(name="", **draft), activation)
+        draft["consts"] = frozenset() if lhs.dynamic is rhs.dynamic else lhs.consts | rhs.consts
+        self._drafts[(*place.key, i)] = draft
         return True
 
     def _named(self) -> tuple[dict[Key, Site], dict[int, list[str]]]:
@@ -216,15 +256,31 @@ class Analysis:
         sites: dict[Key, Site] = {}
         constants: defaultdict[int, list[str]] = defaultdict(list)
         for key, draft in self._drafts.items():
-            consts = draft.pop("consts")
-            base = draft["leaf"] if draft["leaf"] is not None else f"@{draft['scope']}"
+            consts, weight = draft.pop("consts"), draft["weight"]
+            base = f"@{draft['scope']}" if weight is None else draft["uses"][0].path
             n, seen[base] = seen[base], seen[base] + 1
-            name = base if draft["leaf"] is not None and n == 0 else f"{base}#{n}"
+            name = base if weight is not None and n == 0 else f"{base}#{n}"
             sites[key] = Site(name=name, **draft)
-            if draft["weight"] is None:
+            if weight is None:
                 for c in consts:
                     constants[c].append(name)
         return sites, dict(constants)
+
+
+def _fitting(tag: Tag, ndim: int) -> Tag:
+    """A tag whose axes are those of its value."""
+    if all(s.axes is None or len(s.axes) == ndim for s in tag.sources) and len(tag.rows) in (0, ndim):
+        return tag
+    sources = tuple(s if s.axes is None or len(s.axes) == ndim else s.unknown("is reshaped in a way unknown here")
+                    for s in tag.sources)  # fmt: skip
+    return tag._replace(sources=sources, rows=tag.rows if len(tag.rows) == ndim else ())
+
+
+def _stacked(tag: Tag) -> Tag:
+    """The tag of what a scan stacks."""
+    if tag.dynamic:
+        return tag._replace(rows=(tags.NONE, *tag.rows) if tag.rows else (), value=None)
+    return tags.mixed((tag,), "is stacked by a loop before use")
 
 
 def _scope(outer: str, eqn: Any) -> str:
@@ -240,26 +296,79 @@ def _weight(kind: str, lhs: Tag, rhs: Tag, sizes: list[int]) -> int | None:
     return best if ranks[best][0] else None
 
 
-def _roles(kind: str, eqn: Any, tag: Tag, weight: int) -> Roles:
-    params = eqn.params
+def _use(kind: str, eqn: Any, source: Source, weight: int, stacked: Sequence[int]) -> Use:
+    roles = None if source.axes is None else _roles(kind, eqn, source, weight)
+    found = normal.matrix(kind, eqn, weight, source, stacked, [n for _, n in source.slots])
+    if isinstance(found, str):
+        return Use(source.path, source.exact, roles, None, found)
+    return Use(source.path, source.exact, roles, found)
+
+
+def _roles(kind: str, eqn: Any, source: Source, weight: int) -> Roles:
+    params, axes = eqn.params, source.axes or ()
     window: set[int] = set()
     if kind == "dot":
         contracting, batch = (part[weight] for part in params["dimension_numbers"])
         inputs, stack = set(contracting), set(batch)
     elif kind == "conv":
         spec = params["dimension_numbers"]
-        inputs = set(range(len(tag.axes))) - {spec.rhs_spec[0]} if weight == 1 else set()
+        inputs = set(range(len(axes))) - {spec.rhs_spec[0]} if weight == 1 else set()
         stack = set()
         window = set(spec.rhs_spec[2:]) & inputs
     else:
         numbers = params["dimension_numbers"]
-        inputs, stack = set(numbers.start_index_map), set(numbers.operand_batching_dims)
-    behind = {i: tag.axes[i] for i in range(len(tag.axes))}
+        inputs, stack = set(normal.indexed_axes(params, eqn.invars[0].aval.shape)), set(numbers.operand_batching_dims)
+    behind = dict(enumerate(axes))
     taken = frozenset().union(*(behind[i] for i in inputs))
-    stacked = (tag.stack | frozenset().union(*(behind[i] for i in stack))) - taken
+    stacked = (source.stack | frozenset().union(*(behind[i] for i in stack))) - taken
     rest = frozenset().union(*(behind[i] for i in behind if i not in inputs | stack)) - taken - stacked
     slid = frozenset().union(*(behind[i] for i in window))
-    return Roles(*(tuple(sorted(axes)) for axes in (stacked, taken, rest, slid)))
+    return Roles(*(tuple(sorted(group)) for group in (stacked, taken, rest, slid)))
+
+
+def _lengths(kind: str, eqn: Any, weight: int | None, stacked: Sequence[int]) -> tuple[int, int, tuple[int, ...]]:
+    """Lengths of I, of O, and of the stack axes that the site keeps apart by itself."""
+    lhs, rhs = (v.aval.shape for v in eqn.invars[:2])
+    if kind == "dot":
+        contracting, batch = eqn.params["dimension_numbers"]
+        at = 1 if weight is None else weight
+        shape, own = (lhs, rhs)[at], batch[at]
+        free = [n for a, n in enumerate(shape) if a not in (*contracting[at], *own)]
+        return math.prod(shape[a] for a in contracting[at]), math.prod(free), tuple(shape[own[n]] for n in stacked)
+    numbers = eqn.params["dimension_numbers"]
+    if kind == "conv":
+        count = normal.groups(eqn.params)
+        out = rhs[numbers.rhs_spec[0]]
+        return math.prod(rhs) // out, out // count, (count,) if count > 1 else ()
+    indexed, batch = normal.indexed_axes(eqn.params, lhs), numbers.operand_batching_dims
+    rest = [n for a, n in enumerate(lhs) if a not in (*indexed, *batch)]
+    return math.prod(lhs[a] for a in indexed), math.prod(rest), tuple(lhs[a] for a in batch)
+
+
+def _reads(site: Site, activation: Tag, place: Place) -> Any:
+    """What an activation and the way in which it is read are: equal for sites that may share a statistic of it."""
+    if activation.value is None:
+        return None
+    if site.kind == "conv":
+        names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "feature_group_count", "dimension_numbers")
+        window = [site.shapes[1][a] for a in site.params["dimension_numbers"].rhs_spec[2:]]
+        how: Any = (*(site.params[n] for n in names), *window)
+    elif site.kind == "dot":
+        how = tuple(map(tuple, normal.activation_axes(site)))
+    else:
+        how = (site.shapes[0], str(site.params["dimension_numbers"]))
+    return activation.value, site.kind, how, site.slots, site.stack, place.turn
+
+
+def _rows(site: Site, activation: Tag) -> tuple[int | None, ...]:
+    """For each axis of the rows, the axis of the inputs along which it runs; () where that is not known of any."""
+    if not activation.rows:
+        return ()
+    single = lambda behind: next(iter(behind)) if len(behind) == 1 else None
+    found = tuple(single(activation.rows[a]) for a in normal.row_axes(site))
+    if site.kind == "conv":
+        found = (*found, *[None] * (len(site.shapes[0]) - 2))
+    return found
 
 
 def _macs(kind: str, eqn: Any) -> int:

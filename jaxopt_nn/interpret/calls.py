@@ -1,13 +1,14 @@
 """Higher-order equations (jit, remat, custom derivatives, scan, while, cond, shard_map), re-evaluated from their bodies.
 
-Each function takes ``(evaluator, key, eqn, operands, states)`` and returns the outputs and what taps inside measured.
-Operands and outputs may be compressed tensors: they cross the boundary as their children.
+Each function takes ``(evaluator, key, eqn, operands, totals, indices)``, where ``totals`` are those of the taps inside, and
+returns the outputs, the totals with what was measured, and the indices taken inside that hold outside. Operands and outputs
+may be compressed tensors: they cross the boundary as their children. Indices from outside are closed over.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,15 +16,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from jaxopt_nn.core.transform import State
 from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.tensors.base import is_compressed
 
 if TYPE_CHECKING:
-    from jaxopt_nn.interpret.evaluate import Evaluator, Measured
+    from jaxopt_nn.interpret.evaluate import Evaluator, Indices, Totals
 
-States = Mapping[str, State]
 Key = tuple[int, ...]
+Outcome = tuple[list[Any], "Totals", "Indices"]
 
 
 def _compressed_any(values: Sequence[Any]) -> bool:
@@ -36,21 +36,32 @@ def _dense(ev: Evaluator, values: Sequence[Any], eqn: Any, what: str) -> list[An
 
 
 class _Traced:
-    """A body traced over the flat children of its operands; outputs and measurements come back in their structure."""
+    """A body traced over the flat children of its operands and totals; what it returns comes back in its structure."""
 
-    def __init__(self, fun: Callable[..., tuple[list[Any], Any]], operands: Sequence[Any]):
-        self.flat, tree = jax.tree.flatten(list(operands))
+    def __init__(self, fun: Callable[..., Outcome], operands: Sequence[Any], totals: Totals):
+        self.flat, tree = jax.tree.flatten((list(operands), totals))
 
         def flat_fun(*flat: Any) -> list[Any]:
-            out, self.tree = jax.tree.flatten(fun(*jax.tree.unflatten(tree, flat)))
+            operands, totals = jax.tree.unflatten(tree, flat)
+            out, self.tree = jax.tree.flatten(fun(operands, totals))
             return out
 
         self.jaxpr, self.consts = jaxprs.trace(flat_fun, self.flat)
         self.args = [*self.consts, *self.flat]
 
-    def result(self, flat: Sequence[Any]) -> tuple[list[Any], Any]:
-        outs, measured = jax.tree.unflatten(self.tree, flat)
-        return outs, measured
+    def result(self, flat: Sequence[Any]) -> Outcome:
+        outs, totals, indices = jax.tree.unflatten(self.tree, flat)
+        return outs, totals, indices
+
+
+def _body(ev: Evaluator, body: jaxprs.Body, key: Key, indices: Indices) -> Callable[..., Outcome]:
+    """``(operands, totals) -> outcome`` of a body that runs once, with the indices that it adds."""
+
+    def run(operands: Sequence[Any], totals: Totals) -> Outcome:
+        outs, totals, known = ev.run(body.jaxpr, body.consts, operands, key, totals, indices)
+        return outs, totals, {k: x for k, x in known.items() if k not in indices}
+
+    return run
 
 
 def _forwarded(jaxpr: Any, operands: Sequence[Any], outs: list[Any]) -> list[Any]:
@@ -60,10 +71,9 @@ def _forwarded(jaxpr: Any, operands: Sequence[Any], outs: list[Any]) -> list[Any
             for v, x in zip(jaxpr.outvars, outs, strict=True)]  # fmt: skip
 
 
-def _jit(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+def _jit(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices) -> Outcome:
     (body,) = jaxprs.bodies(eqn) or ()
-    run = lambda *ops: ev.run(body.jaxpr, body.consts, ops, (*key, 0), states)
-    traced = _Traced(run, operands)
+    traced = _Traced(_body(ev, body, (*key, 0), indices), operands, totals)
     params = dict(eqn.params)
     params["jaxpr"] = traced.jaxpr if traced.consts else ev.shared(body.jaxpr, traced.jaxpr)
     for x, sharding in zip(operands, params["in_shardings"], strict=True):
@@ -76,20 +86,20 @@ def _jit(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: Sta
             ev.recorder.add(
                 "note", where, f"{type(x).__name__} {list(x.shape)} can't follow {sharding.spec}: left to the compiler"
             )
-    spread = functools.partial(_spread, operands, len(traced.consts))
+    n_totals = len(jax.tree.leaves(totals))
+    spread = functools.partial(_spread, operands, len(traced.consts), n_totals)
     unspecified = jaxprs.unspecified_sharding()
     params["in_shardings"] = spread(params["in_shardings"], unspecified, _child_shardings)
     params["in_layouts"] = spread(params["in_layouts"], None)
     params["donated_invars"] = spread(params["donated_invars"], False)
     n_outs = len(jaxprs.opened(traced.jaxpr).jaxpr.outvars)
     outs_like = jax.tree.unflatten(traced.tree, range(n_outs))[0]
-    out_spread = functools.partial(_spread, outs_like, 0)
-    shardings = out_spread(params["out_shardings"], unspecified)
-    layouts = out_spread(params["out_layouts"], None)
-    params["out_shardings"] = (*shardings, *[unspecified] * (n_outs - len(shardings)))
-    params["out_layouts"] = (*layouts, *[None] * (n_outs - len(layouts)))
-    outs, measured = traced.result(eqn.primitive.bind(*traced.args, **params))
-    return _forwarded(body.jaxpr, operands, outs), measured
+    n_rest = n_outs - len(jax.tree.leaves(outs_like))
+    out_spread = functools.partial(_spread, outs_like, 0, n_rest)
+    params["out_shardings"] = out_spread(params["out_shardings"], unspecified)
+    params["out_layouts"] = out_spread(params["out_layouts"], None)
+    outs, totals, added = traced.result(eqn.primitive.bind(*traced.args, **params))
+    return _forwarded(body.jaxpr, operands, outs), totals, added
 
 
 def _child_shardings(tensor: Any, sharding: Any) -> list[Any] | None:
@@ -103,73 +113,70 @@ def _child_shardings(tensor: Any, sharding: Any) -> list[Any] | None:
 
 
 def _spread(
-    values: Sequence[Any], n_consts: int, given: Sequence[Any], default: Any, split: Callable[..., Any] | None = None
+    values: Sequence[Any], n_consts: int, n_rest: int, given: Sequence[Any], default: Any, split: Any = None
 ) -> tuple[Any, ...]:
-    """A per-operand parameter of ``jit``, for the children of compressed operands."""
+    """A per-operand parameter of ``jit``, for constants, the children of compressed operands, and what else is passed."""
     out = [default] * n_consts
     for value, entry in zip(values, given, strict=True):
         if is_compressed(value):
             out += (split and split(value, entry)) or [default] * len(jax.tree.leaves(value))
         else:
             out.append(entry)
-    return tuple(out)
+    return (*out, *[default] * n_rest)
 
 
-def _remat(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+def _remat(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices) -> Outcome:
     (body,) = jaxprs.bodies(eqn) or ()
-    traced = _Traced(lambda *ops: ev.run(body.jaxpr, body.consts, ops, (*key, 0), states), operands)
+    traced = _Traced(_body(ev, body, (*key, 0), indices), operands, totals)
     params = {**eqn.params, "jaxpr": jaxprs.same_form(eqn.params["jaxpr"], traced.jaxpr)}
-    outs, measured = traced.result(eqn.primitive.bind(*traced.args, **params))
-    return _forwarded(body.jaxpr, operands, outs), measured
+    outs, totals, added = traced.result(eqn.primitive.bind(*traced.args, **params))
+    return _forwarded(body.jaxpr, operands, outs), totals, added
 
 
-def _inline(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+def _inline(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices) -> Outcome:
     (body,) = jaxprs.bodies(eqn) or ()
     if eqn.primitive.name in jaxprs.CUSTOM_DERIVATIVES:
         where = f"@{eqn.source_info.name_stack}"
         ev.recorder.add("derivative", where, f"`{eqn.primitive.name}` holds a site: its body is differentiated instead")
-    return ev.run(body.jaxpr, body.consts, operands, (*key, 0), states)
+    return _body(ev, body, (*key, 0), indices)(operands, totals)
 
 
-def _scan(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+def _scan(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices) -> Outcome:
     (body,) = jaxprs.bodies(eqn) or ()
     n_consts, n_carry = jaxprs.scan_counts(eqn)
     consts, carry, xs = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
     inside = (*key, 0)
-    own, zeros = ev.stateful(inside, states), ev.zeros(inside)
-    if not (own or zeros or _compressed_any(operands)):
+    if not (totals or _compressed_any(operands)):
         avals = [v.aval for v in body.jaxpr.invars]
-        closed, found = jaxprs.trace(lambda *ops: ev.run(body.jaxpr, body.consts, ops, inside, states)[0], avals)
+        run = lambda *ops: ev.run(body.jaxpr, body.consts, ops, inside, {}, indices)[0]
+        closed, found = (None, True) if key in ev.slots else jaxprs.trace(run, avals)
         if not found:
             params = {**eqn.params, "jaxpr": jaxprs.same_form(eqn.params["jaxpr"], closed)}
-            return list(eqn.primitive.bind(*operands, **params)), {}
+            return list(eqn.primitive.bind(*operands, **params)), {}, {}
     fixed = _invariant(body.jaxpr.invars[n_consts : n_consts + n_carry], body.jaxpr.outvars[:n_carry], carry)
     carry = [
         x if i in fixed else d for i, (x, d) in enumerate(zip(carry, _dense_but(ev, carry, fixed, eqn), strict=True))
     ]
     moving = [x for i, x in enumerate(carry) if i not in fixed]
-    layered = key in ev.layer_scans
+    length = eqn.params["length"]
+    entries = jnp.arange(length, dtype=jnp.int32) if key in ev.slots else None
 
     def step(held: Any, sliced: Any) -> Any:
-        (moving, total), (xs, own_now) = held, sliced
+        (moving, totals), (xs, entry) = held, sliced
         fill = iter(moving)
         full = [carry[i] if i in fixed else next(fill) for i in range(n_carry)]
-        seen = {**states, **own_now}
-        outs, measured = ev.run(body.jaxpr, body.consts, [*consts, *full, *xs], inside, seen)
+        known = indices if entry is None else {**indices, key: entry}
+        outs, totals, _ = ev.run(body.jaxpr, body.consts, [*consts, *full, *xs], inside, totals, known)
         new = [x for i, x in enumerate(outs[:n_carry]) if i not in fixed]
         new = _as_before(_dense(ev, new, eqn, "carries it"), moving)
         ys = _dense(ev, outs[n_carry:], eqn, "stacks it")
-        if layered:
-            return (new, total), (ys, measured)
-        return (new, ev.merge(total, measured) if zeros else total), (ys, {})
+        return (new, totals), ys
 
-    init = (moving, {} if layered else zeros)
-    slices = (list(xs), own if layered else {})
     keys = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
-    (moving, total), (ys, stacked) = lax.scan(step, init, slices, **keys)
+    (moving, totals), ys = lax.scan(step, (moving, totals), (list(xs), entries), **keys)
     fill = iter(moving)
     full = [carry[i] if i in fixed else next(fill) for i in range(n_carry)]
-    return [*full, *ys], stacked if layered else total
+    return [*full, *ys], totals, {}
 
 
 def _invariant(before: Sequence[Any], after: Sequence[Any], values: Sequence[Any]) -> set[int]:
@@ -186,22 +193,24 @@ def _as_before(new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
     return [lax.convert_element_type(x, o.dtype) if x.dtype != o.dtype else x for x, o in zip(new, old, strict=True)]
 
 
-def _while(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+def _while(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices) -> Outcome:
     cond, body = jaxprs.bodies(eqn) or ()
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts, carry = operands[:n_cond], operands[n_cond : n_cond + n_body], operands[n_cond + n_body :]
-    test = lambda *ops: ev.run(cond.jaxpr, cond.consts, ops, (*key, 0), states)[0]
-    turn = lambda *ops: ev.run(body.jaxpr, body.consts, ops, (*key, 1), states)
-    zeros = ev.zeros((*key, 1))
-    for name in ev.zeros((*key, 0)):
+    within = {k: x for k, x in totals.items() if k in ev.names((*key, 1))}
+    for name in sorted({site for site, _ in totals.keys() - within.keys()}):
         ev.recorder.add("note", name, "lies in the condition of a `while`, which measures nothing")
-    if not (zeros or _compressed_any(operands)):
+    skipped = lambda names: {n: jax.tree.map(jnp.zeros_like, totals[n]) for n in names}  # a condition returns no totals
+    in_test = ev.names((*key, 0))
+    test = lambda *ops: ev.run(cond.jaxpr, cond.consts, ops, (*key, 0), skipped(in_test), indices)[0]
+    turn = lambda totals, *ops: ev.run(body.jaxpr, body.consts, ops, (*key, 1), totals, indices)[:2]
+    if not (within or _compressed_any(operands)):
         closed_cond, found = jaxprs.trace(test, [v.aval for v in cond.jaxpr.invars])
-        closed_body, more = jaxprs.trace(lambda *ops: turn(*ops)[0], [v.aval for v in body.jaxpr.invars])
+        closed_body, more = jaxprs.trace(lambda *ops: turn({}, *ops)[0], [v.aval for v in body.jaxpr.invars])
         if not (found or more):
             forms = {"cond_jaxpr": closed_cond, "body_jaxpr": closed_body}
             params = {**eqn.params, **{k: jaxprs.same_form(eqn.params[k], v) for k, v in forms.items()}}
-            return list(eqn.primitive.bind(*operands, **params)), {}
+            return list(eqn.primitive.bind(*operands, **params)), {}, {}
     fixed = _invariant(body.jaxpr.invars[n_body:], body.jaxpr.outvars, carry)
     carry = _dense_but(ev, carry, fixed, eqn)
 
@@ -210,28 +219,27 @@ def _while(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: S
         return [x if i in fixed else next(fill) for i, x in enumerate(carry)]
 
     def step(held: Any) -> Any:
-        moving, total = held
-        outs, measured = turn(*body_consts, *whole(moving))
+        moving, totals = held
+        outs, totals = turn(totals, *body_consts, *whole(moving))
         new = _dense(ev, [x for i, x in enumerate(outs) if i not in fixed], eqn, "carries it")
-        return _as_before(new, moving), ev.merge(total, measured) if zeros else total
+        return _as_before(new, moving), totals
 
     start = [x for i, x in enumerate(carry) if i not in fixed]
-    moving, total = lax.while_loop(lambda held: test(*cond_consts, *whole(held[0]))[0], step, (start, zeros))
-    return whole(moving), total
+    moving, within = lax.while_loop(lambda held: test(*cond_consts, *whole(held[0]))[0], step, (start, within))
+    return whole(moving), within, {}
 
 
-def _cond(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States) -> tuple[list[Any], Measured]:
+def _cond(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices) -> Outcome:
     index, *operands = operands
-    zeros = ev.zeros(key)
 
-    def branch(b: int, body: jaxprs.Body) -> Callable[..., tuple[list[Any], Measured]]:
-        def run(*ops: Any) -> tuple[list[Any], Measured]:
-            outs, measured = ev.run(body.jaxpr, body.consts, ops, (*key, b), states)
-            return _dense(ev, outs, eqn, "returns it from a branch"), {**zeros, **measured}
+    def branch(b: int, body: jaxprs.Body) -> Callable[..., Outcome]:
+        def run(operands: Sequence[Any], totals: Totals) -> Outcome:
+            outs, totals, _ = ev.run(body.jaxpr, body.consts, operands, (*key, b), totals, indices)
+            return _dense(ev, outs, eqn, "returns it from a branch"), totals, {}
 
         return run
 
-    traced = [_Traced(branch(b, body), operands) for b, body in enumerate(jaxprs.bodies(eqn) or ())]
+    traced = [_Traced(branch(b, body), operands, totals) for b, body in enumerate(jaxprs.bodies(eqn) or ())]
     consts = [c for t in traced for c in t.consts]
     forms = []
     offset = 0
@@ -254,30 +262,30 @@ def _with_shared_consts(traced: _Traced, shared: Sequence[Any], offset: int) -> 
     return jax.make_jaxpr(fun)(*shared, *traced.flat)
 
 
-def _shard_map(
-    ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], states: States
-) -> tuple[list[Any], Measured]:
+def _shard_map(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices) -> Outcome:
     (body,) = jaxprs.bodies(eqn) or ()
     mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
     operands, specs = _sharded(ev, eqn, operands)
     zeros = ev.zeros((*key, 0))
     shards = PartitionSpec(tuple(manual))
+    names = {(*key, -1 - i): name for i, name in enumerate(mesh.axis_names)}  # as in tags.shard
 
     def run(*ops: Any) -> Any:
-        outs, measured = ev.run(body.jaxpr, body.consts, ops, (*key, 0), states)
+        known = {**indices, **{slot: lax.axis_index(name) for slot, name in names.items() if slot in ev.slots}}
+        outs, own, _ = ev.run(body.jaxpr, body.consts, ops, (*key, 0), ev.zeros((*key, 0)), known)
         outs = _dense(ev, outs, eqn, "returns it")
-        return outs, jax.tree.map(lambda x: jnp.expand_dims(x, 0), measured)
+        return outs, jax.tree.map(lambda x: jnp.expand_dims(x, 0), own)
 
     out_specs = (list(eqn.params["out_specs"]), jax.tree.map(lambda _: shards, zeros))
     mapped = jax.shard_map(
         run, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=eqn.params["check_vma"], axis_names=manual
     )
-    outs, measured = mapped(*operands)
+    outs, own = mapped(*operands)
     if not zeros:
-        return outs, {}
-    count = jax.tree.leaves(measured)[0].shape[0]
-    parts = [jax.tree.map(lambda x, i=i: x[i], measured) for i in range(count)]
-    return outs, functools.reduce(ev.merge, parts)
+        return outs, {}, {}
+    count = jax.tree.leaves(own)[0].shape[0]
+    parts = [jax.tree.map(lambda x, i=i: x[i], own) for i in range(count)]
+    return outs, functools.reduce(ev.merge, parts, totals), {}
 
 
 def _sharded(ev: Evaluator, eqn: Any, operands: Sequence[Any]) -> tuple[list[Any], tuple[Any, ...]]:
@@ -295,7 +303,7 @@ def _sharded(ev: Evaluator, eqn: Any, operands: Sequence[Any]) -> tuple[list[Any
     return values, tuple(specs)
 
 
-CALLS: dict[str, Callable[..., tuple[list[Any], Any]]] = {
+CALLS: dict[str, Callable[..., Outcome]] = {
     "jit": _jit,
     "pjit": _jit,
     "remat": _remat,

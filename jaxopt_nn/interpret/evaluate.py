@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,17 @@ import jax.numpy as jnp
 
 from jaxopt_nn.core.model import Site
 from jaxopt_nn.core.report import Recorder
-from jaxopt_nn.core.rule import Rule, Tap
+from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import State
-from jaxopt_nn.interpret import algebra, calls, jaxprs
-from jaxopt_nn.interpret.analyse import Key
+from jaxopt_nn.interpret import algebra, calls, jaxprs, normal
+from jaxopt_nn.interpret.tags import Key
 from jaxopt_nn.tensors.base import is_compressed
 
-Measured = dict[str, Any]  # {site name: accumulator}
+#: ``{(site, tap): accumulator}``, threaded through the program: what goes into a body comes out of it, grown.
+Totals = dict[tuple[str, str], Any]
+#: ``{address of a loop or an index: the entry that it is at}``, of the slots that taps and states are kept by.
+Indices = dict[Key, Any]
 
 
 @dataclasses.dataclass
@@ -25,51 +29,58 @@ class Evaluator:
     """One evaluation of a program; calls itself for inner jaxprs.
 
     Attributes:
-      sites: of the program. rules, taps: by site key. layer_scans: see ``Analysis``.
+      sites: of the program. rules: by site key. taps: by site key and name.
       recorder: collects what is densified, left in float, or entered against a custom derivative.
+      states: the rules' states by site, with the site's slots as leading axes.
+      weights: of the rows of the inputs, or None; see ``capture``.
     """
 
     sites: Mapping[Key, Site]
     rules: Mapping[Key, Rule]
-    taps: Mapping[Key, Tap]
-    layer_scans: frozenset[Key]
+    taps: Mapping[Key, Mapping[str, Tap]]
     recorder: Recorder
+    states: Mapping[str, State] = dataclasses.field(default_factory=dict)
+    weights: Any = None
 
     def __post_init__(self) -> None:
-        keys = (*self.rules, *self.taps)
+        keyed = [k for k, site in self.sites.items() if k in self.taps or (k in self.rules and site.name in self.states)]
+        self.slots = frozenset(slot for k in keyed for slot in self.sites[k].slots)
+        keys = (*self.rules, *self.taps, *self.slots)
         self._entered = {key[:n] for key in keys for n in range(len(key))}
         self._shared: dict[tuple[int, str], Any] = {}
 
     def run(
-        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], key: Key, states: Mapping[str, State]
-    ) -> tuple[list[Any], Measured]:
-        """The outputs of an open jaxpr at address ``key``, and what the taps inside it measured."""
+        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], key: Key, totals: Totals, indices: Indices
+    ) -> tuple[list[Any], Totals, Indices]:
+        """The outputs of an open jaxpr at address ``key``, its totals, and all indices known at its end."""
         env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-        measured: Measured = {}
         for i, (eqn, dead) in enumerate(zip(jaxpr.eqns, jaxprs.last_uses(jaxpr), strict=True)):
             operands = [v.val if jaxprs.is_literal(v) else env[v] for v in eqn.invars]
             with jaxprs.context_of(eqn):
-                outs, new = self.equation((*key, i), eqn, operands, states)
-            measured.update(new)
+                outs, new, seen = self.equation((*key, i), eqn, operands, totals, indices)
+            totals, indices = {**totals, **new}, {**indices, **seen}
             env.update(zip(eqn.outvars, outs, strict=True))
             for var in dead:
                 env.pop(var, None)
-        return [v.val if jaxprs.is_literal(v) else env[v] for v in jaxpr.outvars], measured
+        return [v.val if jaxprs.is_literal(v) else env[v] for v in jaxpr.outvars], totals, indices
 
     def equation(
-        self, key: Key, eqn: Any, operands: Sequence[Any], states: Mapping[str, State]
-    ) -> tuple[list[Any], Measured]:
+        self, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices
+    ) -> tuple[list[Any], Totals, Indices]:
+        """The outputs of an equation, the totals that it changes, and the indices that it adds."""
         if key in self.rules or key in self.taps:
-            return self._site(key, eqn, operands, states)
+            return (*self._site(key, eqn, operands, totals, indices), {})
         compressed = any(map(is_compressed, operands))
         inner = jaxprs.bodies(eqn)
         if inner is not None and (compressed or key in self._entered):
             custom = eqn.primitive.name in jaxprs.CUSTOM_DERIVATIVES
             if not (custom and not jaxprs.has_site(inner[0].jaxpr)):
-                return calls.CALLS[eqn.primitive.name](self, key, eqn, operands, states)
+                own = {k: x for k, x in totals.items() if k in self.names(key)}
+                return calls.CALLS[eqn.primitive.name](self, key, eqn, operands, own, indices)
+        seen = {key: jaxprs.taken_index(eqn, operands)} if key in self.slots else {}
         if not compressed:
-            return jaxprs.bind(eqn, operands), {}
-        return self.plain(eqn, operands, self._name(key, eqn)), {}
+            return jaxprs.bind(eqn, operands), {}, seen
+        return self.plain(eqn, operands, self._name(key, eqn)), {}, seen
 
     def plain(self, eqn: Any, operands: Sequence[Any], where: str) -> list[Any]:
         """The equation by the tensors' algebra, or on densified operands: then the report says so."""
@@ -94,26 +105,54 @@ class Evaluator:
         return f"@{eqn.source_info.name_stack}"
 
     def _site(
-        self, key: Key, eqn: Any, operands: Sequence[Any], states: Mapping[str, State]
-    ) -> tuple[list[Any], Measured]:
+        self, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices
+    ) -> tuple[list[Any], Totals]:
         rest = operands[2:]
         known = self.sites[key]
         site = dataclasses.replace(known, run=lambda lhs, rhs: self.plain(eqn, [lhs, rhs, *rest], known.name)[0])
         lhs, rhs = operands[:2]
         out: Any = NotImplemented
         if (rule := self.rules.get(key)) is not None:
-            state = states.get(site.name)
-            out = rule.apply(site, rule.init(site, None) if state is None else state, lhs, rhs)
+            out = rule.apply(site, self._state(site, rule, indices), lhs, rhs)
             if out is NotImplemented:
                 self.recorder.add("float", site.name, f"rule {rule.name} does not take {_kind(lhs)} x {_kind(rhs)}")
             else:
                 self._check(site, rule, out, eqn.outvars[0].aval)
         out = site.run(lhs, rhs) if out is NotImplemented else out
-        measured = {}
-        if (tap := self.taps.get(key)) is not None:
-            seen = _activation(site, lhs, rhs) if tap.of == "input" else _output(site, out)
-            measured[site.name] = tap.add(tap.zero(site), seen, site)
-        return [out], measured
+        new = {}
+        for name, tap in self.taps.get(key, {}).items():
+            seen = normal.activation(site, lhs, rhs) if tap.of == "input" else normal.output(site, out)
+            new[site.name, name] = self._added(site, tap, totals[site.name, name], seen, indices)
+        return [out], new
+
+    def _state(self, site: Site, rule: Rule, indices: Indices) -> State:
+        """The state of a rule at the entry of the stack that the site is at."""
+        if site.name not in self.states:
+            return rule.init(site, None)
+        at = _entry(site, indices)
+        return jax.tree.map(lambda x: x[at] if at else x, self.states[site.name])
+
+    def _added(self, site: Site, tap: Tap, total: Any, x: Any, indices: Indices) -> Any:
+        """``total [S..., ...]`` with the rows of ``x [S without slots..., rows..., features]`` added to the entry at hand."""
+        at, own = _entry(site, indices), len(site.stack) - len(site.slots)
+        weight = self._row_weights(site, x.ndim - own - (site.kind != "gather" or tap.of == "output"))
+        add = lambda acc, x: tap.add(acc, x, weight, site)
+        for _ in range(own):
+            add = jax.vmap(add)
+        part = jax.tree.map(lambda t: t[at], total) if at else total
+        new = add(part, x)
+        return jax.tree.map(lambda t, n: t.at[at].set(n) if at else n.astype(t.dtype), total, new)
+
+    def _row_weights(self, site: Site, n_rows: int) -> Any:
+        if self.weights is None:
+            return None
+        wanted = range(self.weights.ndim)
+        if any(site.rows.count(axis) != 1 for axis in wanted):
+            self.recorder.add("note", site.name, "is measured unweighted: rows of the inputs can't be followed to it")
+            return None
+        order = [axis for axis in site.rows if axis is not None]
+        shape = [1 if axis is None else self.weights.shape[axis] for axis in site.rows]
+        return self.weights.transpose(order).reshape(shape + [1] * (n_rows - len(shape)))
 
     @staticmethod
     def _check(site: Site, rule: Rule, out: Any, aval: Any) -> None:
@@ -127,55 +166,37 @@ class Evaluator:
         """One object for all equal programs that one function's jaxpr ``old`` became, so that it is compiled once."""
         return self._shared.setdefault((id(old), str(new)), new)
 
-    def zeros(self, key: Key) -> Measured:
-        """The empty accumulators of all taps under an address."""
-        return {
-            self.sites[k].name: jax.tree.map(jnp.asarray, tap.zero(self.sites[k]))
-            for k, tap in self.taps.items()
-            if k[: len(key)] == key
-        }
+    def names(self, key: Key) -> set[tuple[str, str]]:
+        """The taps under an address."""
+        return {(self.sites[k].name, name) for k, own in self.taps.items() for name in own if k[: len(key)] == key}
 
-    def merge(self, a: Measured, b: Measured) -> Measured:
+    def zeros(self, key: Key = ()) -> Totals:
+        """The empty accumulators of all taps under an address, with each site's stack as leading axes."""
+        found: Totals = {}
+        for k, own in self.taps.items():
+            if k[: len(key)] == key:
+                site = self.sites[k]
+                spread = lambda x, site=site: jnp.broadcast_to(x, (*site.stack, *jnp.shape(x)))
+                found |= {(site.name, name): jax.tree.map(spread, tap.zero(site)) for name, tap in own.items()}
+        return found
+
+    def merge(self, a: Totals, b: Totals) -> Totals:
         """Joins two measurements of the same sites."""
-        by_name: dict[str, Callable[[Any, Any], Any]] = {self.sites[k].name: tap.merge for k, tap in self.taps.items()}
-        return {name: by_name[name](a[name], b[name]) for name in a}
+        out = {}
+        for k, own in self.taps.items():
+            for name, tap in own.items():
+                total, merge = (self.sites[k].name, name), tap.merge
+                for _ in self.sites[k].stack:
+                    merge = jax.vmap(merge)
+                if total in a:
+                    out[total] = merge(a[total], b[total])
+        return out
 
-    def stateful(self, key: Key, states: Mapping[str, State]) -> Mapping[str, State]:
-        """The states of the rules under an address."""
-        names = {self.sites[k].name for k in self.rules if k[: len(key)] == key}
-        return {name: s for name, s in states.items() if name in names}
+
+def _entry(site: Site, indices: Indices) -> tuple[Any, ...]:
+    """The place in a site's slots at which it is."""
+    return tuple(indices[slot] for slot in site.slots)
 
 
 def _kind(x: Any) -> str:
     return f"{type(x).__name__ if is_compressed(x) else 'array'} {x.dtype}{list(x.shape)}"
-
-
-def _activation(site: Site, lhs: Any, rhs: Any) -> Any:
-    """The site's activation as ``[..., I]``: contracted axes last, flattened; a convolution's input as patches.
-
-    Patches are ``[B, spatial..., I * taps]``, input feature slowest. Where both operands are activations it is the left.
-    """
-    weight = 1 if site.weight is None else site.weight
-    x = (rhs, lhs)[weight]
-    if site.kind == "dot":
-        contracting, batch = (part[1 - weight] for part in site.params["dimension_numbers"])
-        free = [i for i in range(x.ndim) if i not in (*contracting, *batch)]
-        x = x.transpose((*batch, *free, *contracting))
-        return x.reshape((*x.shape[: len(batch) + len(free)], -1))
-    if site.kind == "gather":
-        return x
-    numbers = site.params["dimension_numbers"]
-    spatial = [site.shapes[1][i] for i in numbers.rhs_spec[2:]]
-    patches = jax.lax.conv_general_dilated_patches(
-        x, spatial, site.params["window_strides"], site.params["padding"],
-        lhs_dilation=site.params["lhs_dilation"], rhs_dilation=site.params["rhs_dilation"],
-        dimension_numbers=jax.lax.ConvDimensionNumbers(numbers.lhs_spec, tuple(range(x.ndim)), numbers.lhs_spec),
-    )  # fmt: skip
-    return jnp.moveaxis(patches, numbers.lhs_spec[1], -1)
-
-
-def _output(site: Site, out: Any) -> Any:
-    """The site's output as ``[..., O]``."""
-    if site.kind == "conv":
-        return jnp.moveaxis(out, site.params["dimension_numbers"].out_spec[1], -1)
-    return out

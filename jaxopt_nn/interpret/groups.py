@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxopt_nn.core.model import AxisGroup, Member
+from jaxopt_nn.core.model import AxisGroup, Coupling, Member, Read
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.interpret import jaxprs
-from jaxopt_nn.interpret.analyse import Key
 from jaxopt_nn.interpret.program import Program, trace_model
-from jaxopt_nn.interpret.tags import reshaped_axes
+from jaxopt_nn.interpret.tags import Key, reshaped_axes
 from jaxopt_nn.interpret.units import (
     ALONG,
     ELEMENTWISE,
@@ -40,26 +39,6 @@ from jaxopt_nn.interpret.units import (
 )
 
 PyTree = Any
-
-
-class Read(NamedTuple):
-    """A site that contracts a group's units, as ``capture`` sees its input ``[..., I]``.
-
-    ``x.reshape(..., *shape)`` has unit ``units[j]`` at entry j of axis ``axis`` (of ``shape``).
-    """
-
-    site: str
-    shape: tuple[int, ...]
-    axis: int
-    units: np.ndarray
-
-
-class Coupling(NamedTuple):
-    """An axis group; the sites that read it; the vectors that must not become zero (a variance, a divisor)."""
-
-    group: AxisGroup
-    reads: tuple[Read, ...]
-    divisors: frozenset[str]
 
 
 def axis_groups(apply: Callable[..., PyTree], variables: PyTree, *inputs: PyTree) -> tuple[AxisGroup, ...]:

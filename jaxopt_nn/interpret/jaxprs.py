@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 
 #: Higher-order primitives whose operands are their body's, one to one, and the parameter that holds the body.
@@ -96,6 +97,17 @@ def bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
     """The equation itself, on arrays."""
     out = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
     return list(out) if eqn.primitive.multiple_results else [out]
+
+
+def taken_index(eqn: Any, operands: Sequence[Any]) -> Any:
+    """Which entry of an axis a ``dynamic_slice`` or a ``gather`` of a single slice takes, int32, within bounds."""
+    shape = eqn.invars[0].aval.shape
+    (axis,) = (a for a, n in enumerate(eqn.params["slice_sizes"]) if n != shape[a])
+    if eqn.primitive.name == "gather":
+        start = operands[1].reshape(-1)[list(eqn.params["dimension_numbers"].start_index_map).index(axis)]
+    else:
+        start = operands[1 + axis]
+    return jnp.clip(start, 0, shape[axis] - 1).astype(jnp.int32)
 
 
 @contextlib.contextmanager

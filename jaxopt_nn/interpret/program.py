@@ -13,7 +13,9 @@ from jaxopt_nn.core.model import Leaf, ModelInfo, Roles, Site, assumed_roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.interpret import jaxprs, tags
-from jaxopt_nn.interpret.analyse import Analysis, Key
+from jaxopt_nn.interpret.analyse import Analysis
+from jaxopt_nn.interpret.constants import constants_report
+from jaxopt_nn.interpret.tags import Key
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
@@ -26,14 +28,13 @@ class Program:
     Attributes:
       jaxpr: open jaxpr over the flat leaves of ``(variables, *inputs)``, a compressed tensor counting as one leaf.
       consts: its constants. out_tree: structure of what ``apply`` returns.
-      sites, layer_scans: as found by ``Analysis``. info: what ``inspect`` returns.
+      sites: as found by ``Analysis``. info: what ``inspect`` returns.
     """
 
     jaxpr: Any
     consts: tuple[Any, ...]
     out_tree: Any
     sites: dict[Key, Site]
-    layer_scans: frozenset[Key]
     info: ModelInfo
 
 
@@ -49,8 +50,13 @@ def dense_like(leaf: Any) -> Any:
     return jax.typeof(leaf)
 
 
-def trace_model(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[PyTree, ...]) -> Program:
+def trace_model(
+    apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[PyTree, ...], rows: tuple[int, ...] = ()
+) -> Program:
     """Traces and analyses ``apply``; nothing is run.
+
+    Args:
+      rows: the leading lengths of the inputs whose axes are followed to the sites (``Site.rows``).
 
     Raises:
       ValueError: ``variables`` holds no array, or most of the weights are closed over by ``apply``.
@@ -67,65 +73,52 @@ def trace_model(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[P
     body = jaxprs.opened(closed)
     shapes = dict(zip(paths, abstract, strict=False))
     in_tags = [tags.of_leaf(path, a.ndim) for path, a in shapes.items()]
-    in_tags += [tags.ACTIVATION] * (len(abstract) - len(paths))
+    in_tags += [_input_tag(a.shape, rows) for a in abstract[len(paths) :]]
     const_tags = [
         tags.Tag(consts=frozenset({i})) if _weightlike(c) else tags.CONSTANT for i, c in enumerate(body.consts)
     ]
     sizes = {path: a.size for path, a in shapes.items()}
     found = Analysis(body.jaxpr, in_tags, sizes, const_tags)
-    report = found.recorder.report() + _constants(found, body.consts, sizes)
+    fed = sum(sizes[path] for path in {path for site in found.sites.values() for path in site.leaves})
+    allowed = getattr(apply, "keeps_constants", False)
+    report = found.recorder.report() + constants_report(found.constants, body.consts, fed, allowed=allowed)
     info = _model_info(found, shapes, report)
     out_tree = jax.tree.structure(out_shape)
-    return Program(body.jaxpr, tuple(body.consts), out_tree, found.sites, frozenset(found.layer_scans), info)
+    return Program(body.jaxpr, tuple(body.consts), out_tree, found.sites, info)
+
+
+def _input_tag(shape: tuple[int, ...], rows: tuple[int, ...]) -> tags.Tag:
+    """An input; its leading axes are named by their place where they are as long as ``rows``."""
+    if not rows or shape[: len(rows)] != rows:
+        return tags.ACTIVATION
+    return tags.ACTIVATION._replace(rows=tuple(frozenset({i}) if i < len(rows) else tags.NONE for i in range(len(shape))))
 
 
 def _weightlike(const: Any) -> bool:
     return jnp.issubdtype(const.dtype, jnp.inexact) and const.ndim >= 2
 
 
-def _constants(found: Analysis, consts: Any, sizes: dict[str, int]) -> Report:
-    """Constants that feed a site as its weight: reported, and an error where they outweigh the leaves that do."""
-    held = sum(consts[i].size for i in found.constants)
-    fed = sum(sizes[p] for p in {p for s in found.sites.values() for p in s.leaves})
-    if held > fed:
-        i = max(found.constants, key=lambda i: consts[i].size)
-        raise ValueError(
-            f"apply closes over {held:,} numbers that sites read as weights, against {fed:,} in variables; the largest is "
-            f"{consts[i].dtype}{list(consts[i].shape)}, read by {found.constants[i][0]}. A constant has no path and can't be "
-            "compressed: pass it in, apply(variables, *inputs), e.g. jaxopt_nn.nnx(model) or functools.partial turned "
-            "into an entry of variables"
-        )
-    return Report(
-        tuple(
-            Message(
-                "constant", names[0],
-                f"its weight {consts[i].dtype}{list(consts[i].shape)} is closed over by apply and stays as it is; "
-                "if it was trained, pass it in variables",
-            )
-            for i, names in found.constants.items()
-        )
-    )  # fmt: skip
-
-
 def _model_info(found: Analysis, shapes: dict[str, Any], report: Report) -> ModelInfo:
     sites_of: dict[str, list[str]] = {path: [] for path in shapes}
     roles: dict[str, Roles] = {}
-    lookups: dict[str, Roles] = {}
+    others: dict[str, Roles] = {}  # of lookups, derived weights, scalings: the roles of a contraction go first
     messages: list[Message] = []
     for site in found.sites.values():
-        for path in site.leaves:
-            sites_of[path].append(site.name)
-        if site.roles is not None and site.leaf is not None:
-            known = (lookups if site.kind == "gather" else roles).setdefault(site.leaf, site.roles)
-            if known != site.roles:
-                messages.append(Message("note", site.name, f"uses the axes as {site.roles}; {site.leaf} keeps {known}"))
-        elif site.derived:
+        if site.derived or len(site.uses) > 1:
             messages.append(
                 Message("derived", site.name, f"the weight is computed from {', '.join(site.leaves)} before use")
             )
-            for path in site.leaves:
-                if len(shapes[path].shape) >= 2:
-                    lookups.setdefault(path, assumed_roles(len(shapes[path].shape)))
+        for use in site.uses:
+            sites_of[use.path].append(site.name)
+            own = use.roles
+            if own is None and len(shapes[use.path].shape) >= 2:
+                own = assumed_roles(len(shapes[use.path].shape))
+                messages.append(Message("assumed", use.path, f"its roles: it {_lost(use.reason, use.path)}"))
+            if own is None or (not use.exact and not own.input):
+                continue
+            known = (roles if use.exact and own.input and site.kind != "gather" else others).setdefault(use.path, own)
+            if known != own and use.exact:
+                messages.append(Message("note", site.name, f"uses the axes as {own}; {use.path} keeps {known}"))
     leaves = []
     for path, a in shapes.items():
         reason = None if sites_of[path] else _reason(found.uses.get(path, []))
@@ -133,7 +126,11 @@ def _model_info(found: Analysis, shapes: dict[str, Any], report: Report) -> Mode
         leaves.append(Leaf(path, tuple(a.shape), str(a.dtype), names, reason, tuple(sorted(found.stacks[path]))))
         if reason is not None and leaves[-1].matrix:
             messages.append(Message("no site", path, reason))
-    return ModelInfo({**lookups, **roles}, {}, tuple(found.sites.values()), tuple(leaves), report + messages)
+    return ModelInfo({**others, **roles}, {}, tuple(found.sites.values()), tuple(leaves), report + messages)
+
+
+def _lost(reason: str, path: str) -> str:
+    return reason.removeprefix(f"{path} ")
 
 
 def _reason(uses: list[str]) -> str:

@@ -10,40 +10,47 @@ import jax
 from jaxopt_nn.core.model import Site
 from jaxopt_nn.core.paths import matches, near_misses
 from jaxopt_nn.core.report import Recorder, Report
-from jaxopt_nn.core.rule import Rule, Tap
+from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.interpret import jaxprs
-from jaxopt_nn.interpret.evaluate import Evaluator
+from jaxopt_nn.interpret.evaluate import Evaluator, Totals
 from jaxopt_nn.interpret.program import Program, dense_like, flatten, trace_model
+from jaxopt_nn.interpret.stored import Prepared, stored
+from jaxopt_nn.interpret.tags import Key
 
 PyTree = Any
 Cases = Sequence[tuple[str, Any]]
+#: The name of a tap that came without one.
+SINGLE = "tap"
 
 
 class Rewritten:
     """A model evaluated by the interpreter; call it as the model: ``(variables, *inputs)``.
 
     Traced once for each structure and abstract values of its arguments. Under a transformation (``jit``, ``grad``,
-    ``vmap``) it becomes part of the caller's trace; called on plain arrays it is compiled.
+    ``vmap``) it becomes part of the caller's trace; called on plain arrays it is compiled, and tensors in stored form are
+    prepared first, once.
     """
 
-    def __init__(self, apply: Callable[..., PyTree], rules: Cases, taps: Cases):
-        self._apply, self._rules, self._taps = apply, tuple(rules), tuple(taps)
+    def __init__(self, apply: Callable[..., PyTree], rules: Cases):
+        self._apply, self._rules = apply, tuple(rules)
         self._programs: dict[Hashable, Program] = {}
+        self._prepared = Prepared()
         self._jitted = jax.jit(lambda v, x, s: self._evaluate(v, x, s, Recorder()))
 
     def __call__(self, variables: PyTree, *inputs: PyTree, states: Mapping[str, State] | None = None) -> PyTree:
         states = dict(states or {})
         if any(map(jaxprs.is_tracer, jax.tree.leaves((variables, inputs, states)))):
             return self._evaluate(variables, inputs, states, Recorder())
-        return self._jitted(variables, inputs, states)
+        return self._jitted(self._prepared(variables), inputs, states)
 
-    def program(self, variables: PyTree, inputs: tuple[PyTree, ...]) -> Program:
-        """The traced model for these arguments."""
-        key = _key(variables, inputs)
+    def program(self, variables: PyTree, inputs: tuple[PyTree, ...], rows: tuple[int, ...] = ()) -> Program:
+        """The traced model for these arguments; ``rows`` as in ``trace_model``."""
+        key = (_key(variables, inputs), rows)
         if key in self._programs:
             return self._programs[key]
-        program = trace_model(self._apply, variables, inputs)
+        program = trace_model(self._apply, variables, inputs, rows)
         if not any(map(jaxprs.is_tracer, program.consts)):
             self._programs[key] = program
         return program
@@ -52,35 +59,104 @@ class Rewritten:
         """What is densified, left in float or entered against a custom derivative; nothing is run."""
         recorder = Recorder()
         jax.eval_shape(lambda v, x, s: self._evaluate(v, x, s, recorder), variables, inputs, dict(states or {}))
-        return recorder.report()
+        return recorder.report() + stored(variables)
 
     def init(self, variables: PyTree, *inputs: PyTree, stats: Mapping[str, Any] | None = None) -> dict[str, State]:
-        """The initial states of the rules that have one, by site."""
+        """The initial states of the rules that have one, by site, with the site's slots as leading axes."""
         program = self.program(variables, inputs)
-        rules = _assigned(program, self._rules, "rule")
-        made = {
-            program.sites[k].name: r.init(program.sites[k], (stats or {}).get(program.sites[k].name))
-            for k, r in rules.items()
-        }
-        return {name: state for name, state in made.items() if jax.tree.leaves(state)}
+        made = {}
+        for key, rule in _assigned(program, self._rules, "rule").items():
+            site = program.sites[key]
+            own = (stats or {}).get(site.name)
+            init = lambda own, site=site, rule=rule: rule.init(site, own)
+            slots = site.stack[: len(site.slots)]
+            for n in reversed(slots):
+                init = jax.vmap(init, axis_size=n)
+            state = init(own)
+            if jax.tree.leaves(state):
+                made[site.name] = state
+        return made
 
     def _evaluate(
         self, variables: PyTree, inputs: tuple[PyTree, ...], states: dict[str, State], recorder: Recorder
     ) -> PyTree:
         program = self.program(variables, inputs)
-        flat, _ = flatten(variables, inputs)
         rules = _assigned(program, self._rules, "rule")
         for key in [k for k, rule in rules.items() if program.sites[k].weight is None and not rule.activations]:
             site, rule = program.sites[key], rules.pop(key)
             recorder.add("float", site.name, f"no operand is a weight, and rule {rule.name} takes weights only")
-        evaluator = Evaluator(
-            program.sites, rules, _assigned(program, self._taps, "tap"), program.layer_scans, recorder
-        )
-        outs, measured = evaluator.run(program.jaxpr, program.consts, flat, (), states)
-        given = {id(x) for x in flat}
-        outs = [x if id(x) in given else evaluator.densified(x, "output", "`apply` returns it") for x in outs]
-        out = jax.tree.unflatten(program.out_tree, outs)
-        return (out, measured) if self._taps else out
+        return _run(program, Evaluator(program.sites, rules, {}, recorder, states), variables, inputs)[0]
+
+
+class Capturing:
+    """A model with taps on its sites; call it as the model: ``(variables, *inputs) -> (outputs, statistics)``.
+
+    Traced and compiled as a ``Rewritten``. Over several batches: ``zeros``, ``accumulate`` for each, ``statistics`` at the end.
+    """
+
+    def __init__(self, apply: Callable[..., PyTree], taps: Callable[[Program], dict[Key, dict[str, Tap]]]):
+        self._model, self._taps = Rewritten(apply, ()), taps
+        self._shares: dict[tuple[str, str], tuple[str, str]] = {}
+        self._jitted = jax.jit(lambda v, x, w: self._evaluate(v, x, w, None, Recorder()))
+
+    def __call__(self, variables: PyTree, *inputs: PyTree, weights: Any = None) -> tuple[PyTree, dict[str, Any]]:
+        if any(map(jaxprs.is_tracer, jax.tree.leaves((variables, inputs, weights)))):
+            outs, totals = self._evaluate(variables, inputs, weights, None, Recorder())
+        else:
+            outs, totals = self._jitted(variables, inputs, weights)
+        return outs, self.statistics(totals)
+
+    def zeros(self, variables: PyTree, *inputs: PyTree) -> Totals:
+        """The totals of no batch: ``{(site, tap): accumulator}``, one for sites that share it."""
+        return self._evaluator(self._model.program(variables, inputs), None, Recorder()).zeros()
+
+    def accumulate(self, totals: Totals, variables: PyTree, *inputs: PyTree, weights: Any = None) -> Totals:
+        """``totals`` with this batch added; pure, so that a caller may compile it and donate ``totals``."""
+        return self._evaluate(variables, inputs, weights, totals, Recorder())[1]
+
+    def statistics(self, totals: Totals) -> dict[str, Any]:
+        """``{site: statistic}``, of a site with named taps ``{site: {tap: statistic}}``."""
+        found: dict[str, dict[str, Any]] = {}
+        for (site, name), first in self._shares.items():
+            if first in totals:
+                found.setdefault(site, {})[name] = totals[first]
+        return {site: own[SINGLE] if tuple(own) == (SINGLE,) else own for site, own in found.items()}
+
+    def explain(self, variables: PyTree, *inputs: PyTree, weights: Any = None) -> Report:
+        """What is not measured, or not weighed; nothing is run."""
+        recorder = Recorder()
+        jax.eval_shape(lambda v, x, w: self._evaluate(v, x, w, None, recorder), variables, inputs, weights)
+        return recorder.report()
+
+    def _evaluator(self, program: Program, weights: Any, recorder: Recorder) -> Evaluator:
+        """Sites that read the same activation in the same way share a statistic of it: the first measures it."""
+        first: dict[Hashable, tuple[str, str]] = {}
+        measured: dict[Key, dict[str, Tap]] = {}
+        for key, own in self._taps(program).items():
+            site = program.sites[key]
+            for name, tap in own.items():
+                mark = (site.reads, tap) if site.reads is not None and tap.of == "input" else (key, name)
+                self._shares[site.name, name] = first.setdefault(mark, (site.name, name))
+                if first[mark] == (site.name, name):
+                    measured.setdefault(key, {})[name] = tap
+        return Evaluator(program.sites, {}, measured, recorder, {}, weights)
+
+    def _evaluate(
+        self, variables: PyTree, inputs: tuple[PyTree, ...], weights: Any, totals: Totals | None, recorder: Recorder
+    ) -> tuple[PyTree, Totals]:
+        program = self._model.program(variables, inputs, () if weights is None else tuple(weights.shape))
+        evaluator = self._evaluator(program, weights, recorder)
+        return _run(program, evaluator, variables, inputs, evaluator.zeros() if totals is None else totals)
+
+
+def _run(
+    program: Program, evaluator: Evaluator, variables: PyTree, inputs: tuple[PyTree, ...], totals: Any = None
+) -> tuple[PyTree, Any]:
+    flat, _ = flatten(variables, inputs)
+    outs, totals, _ = evaluator.run(program.jaxpr, program.consts, flat, (), totals or {}, {})
+    given = {id(x) for x in flat}
+    outs = [x if id(x) in given else evaluator.densified(x, "output", "`apply` returns it") for x in outs]
+    return jax.tree.unflatten(program.out_tree, outs), totals
 
 
 def _key(variables: PyTree, inputs: tuple[PyTree, ...]) -> Hashable:
@@ -147,23 +223,41 @@ def rewrite(apply: Callable[..., PyTree], rules: Rule | Mapping[str, Rule] | Cas
     Raises:
       TypeError: ``rules`` is none of these. ValueError: at the first call, a pattern that matches no site.
     """
-    return Rewritten(apply, _cases(rules, Rule, "rules"), ())
+    return Rewritten(apply, _cases(rules, Rule, "rules"))
 
 
-def capture(apply: Callable[..., PyTree], taps: Tap | Mapping[str, Tap] | Cases) -> Rewritten:
-    """The model with statistics streamed from its sites: ``(variables, *inputs) -> (outputs, {site: accumulated})``.
+def capture(
+    apply: Callable[..., PyTree], taps: Tap | Mapping[str, Tap] | Cases | Callable[[Site], Mapping[str, Tap]]
+) -> Capturing:
+    """The model with statistics streamed from its sites: ``(variables, *inputs) -> (outputs, {site: statistic})``.
 
-    A site inside a scan over layers is measured per layer: its accumulator has the layers as leading axis. Iterations of
-    other loops, and the shards of a ``shard_map``, are merged; a branch that is not taken measures nothing.
+    A statistic has the site's stack as leading axes: a layer of a scanned or indexed stack, an expert, a group has its own.
+    A weight that all turns of a loop share has one; so have the shards of a ``shard_map``. A branch that is not taken
+    measures nothing. Sites that read the same activation share one statistic of it.
+
+    Called with ``weights=``, float32 ``[B]`` or ``[B, T]`` for inputs ``[B, T, ...]``, rows count as much as they say, as
+    far as their axes can be followed to a site; ``explain`` names the sites that are measured unweighted.
 
     Args:
       apply: pure function ``(variables, *inputs)``.
-      taps: one ``Tap`` for all sites, or ``[(pattern, Tap), ...]``: first match wins.
+      taps: one ``Tap`` for all sites; ``[(pattern, Tap), ...]``, first match wins; or a function of the site. In a Tap's
+        place may stand ``{name: Tap}``; then such a site's statistics are ``{name: statistic}``.
 
     Raises:
       TypeError: ``taps`` is none of these, or is empty. ValueError: at the first call, a pattern that matches no site.
     """
-    cases = _cases(taps, Tap, "taps")
-    if not cases:
+    if callable(taps):
+        return Capturing(apply, lambda program: {k: dict(own) for k, s in program.sites.items() if (own := taps(s))})
+    cases = list(taps.items()) if isinstance(taps, Mapping) else taps
+    cases = [("**", cases)] if isinstance(cases, Tap) else list(cases)
+    made = []
+    for case in cases:
+        pattern, tap = case if isinstance(case, tuple) and len(case) == 2 else (None, None)
+        named = {SINGLE: tap} if isinstance(tap, Tap) else tap
+        good = isinstance(named, Mapping) and named and all(isinstance(t, Tap) for t in named.values())
+        if not (isinstance(pattern, str) and good):
+            raise TypeError(f"taps: {case!r} is no (pattern, Tap); pass one Tap or a list of pairs")
+        made.append((pattern, named))
+    if not made:
         raise TypeError("capture needs at least one tap")
-    return Rewritten(apply, (), cases)
+    return Capturing(apply, lambda program: {k: dict(own) for k, own in _assigned(program, made, "tap").items()})

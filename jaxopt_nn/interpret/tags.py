@@ -1,7 +1,8 @@
-"""Tags: which leaf a value is, and which of the leaf's axes lie behind each of its axes.
+"""Tags: which leaves lie behind a value, and how their entries came to lie where they lie.
 
-A layout operation (cast, transpose, reshape, broadcast, slice, split, ...) keeps the tag; anything else makes a value
-that is *derived* from the leaf, or an activation.
+An operation that only moves entries (transpose, reshape, broadcast, slice, split, one layer of a stack, ...) keeps a value the
+leaf that it was, and adds its step (``core.layout``). One that works entry by entry makes a value that is *derived* from
+leaves whose entries still lie at known places. Any other makes a value of which only the leaves are known, or an activation.
 """
 
 from __future__ import annotations
@@ -12,33 +13,83 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jaxopt_nn.core.layout import Broadcast, Embed, Reshape, Reverse, Slice, Step, Transpose, Unstack
+from jaxopt_nn.interpret import jaxprs
+from jaxopt_nn.interpret.units import ELEMENTWISE
+
+#: An equation's address: its index in the top jaxpr, then in each inner one (a body's position stands between).
+Key = tuple[int, ...]
 Axes = tuple[frozenset[int], ...]
 NONE: frozenset[Any] = frozenset()
+
+
+class Source(NamedTuple):
+    """A leaf behind a value.
+
+    Attributes:
+      path: of the leaf.
+      axes: for each axis of the value, the axes of the leaf behind it; None: not known.
+      stack: axes of the leaf that a loop or an index has already taken away.
+      exact: the value is this leaf, up to layout and casts.
+      steps: from the leaf to the value; None: not known, for the reason ``lost``.
+      slots: for each ``Unstack`` among the steps, in their order, the address of the equation that takes the entry and the
+        length of the axis.
+    """
+
+    path: str
+    axes: Axes | None
+    stack: frozenset[int] = NONE
+    exact: bool = True
+    steps: tuple[Step, ...] | None = ()
+    slots: tuple[tuple[Key, int], ...] = ()
+    lost: str = ""
+
+    @property
+    def known(self) -> Axes:
+        """The axes, where they are known."""
+        assert self.axes is not None
+        return self.axes
+
+    def moved(self, axes: Sequence[frozenset[int]], *steps: Step) -> Source:
+        """After an operation that moves entries."""
+        known = None if self.steps is None else (*self.steps, *steps)
+        return self._replace(axes=tuple(axes), steps=known)
+
+    def derived(self, lost: str = "") -> Source:
+        """After an operation on the entries, which stay where they are; ``lost``: why their places are not known any more."""
+        if lost:
+            return self._replace(exact=False, steps=None, lost=self.lost or lost)
+        return self._replace(exact=False)
+
+    def unknown(self, lost: str) -> Source:
+        return self.derived(lost)._replace(axes=None)
 
 
 class Tag(NamedTuple):
     """What is known of a value.
 
     Attributes:
-      leaf: the value is this leaf of ``variables``, up to layout.
-      axes: for each axis of the value, the axes of the leaf behind it.
-      stack: axes of the leaf that a loop or an index has already taken away.
-      derived: leaves that the value is computed from, with no activation in the computation.
-      dynamic: the value depends on the inputs of ``apply``.
-      consts: constants of the trace (by position) that the value is computed from.
+      sources: the leaves that it is computed from, with no activation in the computation.
+      dynamic: it depends on the inputs of ``apply``; then there are no sources.
+      consts: constants of the trace (by position) that it is computed from.
+      rows: of a dynamic value, for each axis the axes of the inputs that it runs along (``rows``); () where nothing is known.
+      value: names the value: equal for two uses of it.
     """
 
-    leaf: str | None = None
-    axes: Axes = ()
-    stack: frozenset[int] = NONE
-    derived: frozenset[str] = NONE
+    sources: tuple[Source, ...] = ()
     dynamic: bool = False
     consts: frozenset[int] = NONE
+    rows: Axes = ()
+    value: Any = None
 
     @property
-    def sources(self) -> frozenset[str]:
-        """The leaves behind a value that is no activation."""
-        return self.derived | {self.leaf} if self.leaf is not None else self.derived
+    def leaf(self) -> str | None:
+        """The path of the leaf that the value is, up to layout."""
+        return self.sources[0].path if len(self.sources) == 1 and self.sources[0].exact else None
+
+    @property
+    def paths(self) -> frozenset[str]:
+        return frozenset(s.path for s in self.sources)
 
 
 CONSTANT = Tag()
@@ -46,59 +97,103 @@ ACTIVATION = Tag(dynamic=True)
 
 
 def of_leaf(path: str, ndim: int) -> Tag:
-    return Tag(path, tuple(frozenset({i}) for i in range(ndim)))
+    return Tag((Source(path, tuple(frozenset({i}) for i in range(ndim))),))
 
 
-def mixed(tags: Sequence[Tag]) -> Tag:
-    """The tag of a value computed from others by no layout operation."""
+def mixed(tags: Sequence[Tag], how: str = "") -> Tag:
+    """The tag of a value computed from others; ``how`` says why the places of the entries are lost, if they are."""
     if any(t.dynamic for t in tags):
         return ACTIVATION
-    return Tag(
-        derived=frozenset().union(*(t.sources for t in tags)), consts=frozenset().union(*(t.consts for t in tags))
-    )
+    found: dict[str, Source] = {}
+    for source in (s for t in tags for s in t.sources):
+        new = source.unknown(how) if how else source.derived()
+        old = found.get(source.path)
+        if old is None or old.axes is None:
+            found[source.path] = new
+        elif new.axes is not None and (old.axes, old.steps) != (new.axes, new.steps):
+            found[source.path] = old.unknown("meets itself in another order before use")
+    return Tag(tuple(found.values()), consts=frozenset().union(*(t.consts for t in tags)))
 
 
 def joined(a: Tag, b: Tag) -> Tag:
     """The tag of a value that may be either (branches, loop iterations)."""
-    return a if a == b else mixed((a, b))
+    if a._replace(value=None) == b._replace(value=None):
+        return a if a == b else a._replace(value=None)
+    if a.dynamic and b.dynamic and len(a.rows) == len(b.rows):
+        return Tag(dynamic=True, rows=tuple(x & y for x, y in zip(a.rows, b.rows, strict=True)))
+    return mixed((a, b), "is one of several values, by a branch or a loop")
 
 
-def unstacked(tag: Tag) -> Tag:
-    """The tag of one entry along the leading axis, as a scan slices it."""
-    if tag.leaf is None:
+def unstacked(tag: Tag, key: Key, length: int) -> Tag:
+    """The tag of one entry along the leading axis, as the scan at ``key`` slices it."""
+    taken = tuple(_unstacked(s, 0, key, length) if s.axes else s for s in tag.sources)
+    return tag._replace(sources=taken, rows=tag.rows[1:], value=None)
+
+
+def _unstacked(source: Source, axis: int, key: Key, length: int, keeps: bool = False) -> Source:
+    assert source.axes is not None
+    axes = [NONE if i == axis else a for i, a in enumerate(source.axes) if keeps or i != axis]
+    new = source.moved(axes, Unstack(axis, keeps))
+    return new._replace(stack=source.stack | source.axes[axis], slots=(*source.slots, (key, length)))
+
+
+def shard(tag: Tag, spec: Sequence[Any], shape: Sequence[int], mesh: Any, key: Key) -> Tag:
+    """What the ``shard_map`` at ``key`` sees of an operand: shards are entries of a stack, by their place on a mesh axis."""
+    entries = [(d, name) for d, names in enumerate(spec) for name in (names if isinstance(names, tuple) else (names,)) if name]
+    if not entries:
         return tag
-    return tag._replace(axes=tag.axes[1:], stack=tag.stack | tag.axes[0])
+    sources = []
+    for s in tag.sources:
+        local = list(shape)
+        for d, name in entries if s.axes is not None else ():
+            count, at = mesh.shape[name], list(mesh.axis_names).index(name)
+            split = Reshape((*local[:d], count, local[d] // count, *local[d + 1 :]))
+            local[d] //= count
+            s = s.moved(s.known, split, Unstack(d))._replace(slots=(*s.slots, ((*key, -1 - at), count)))
+        sources.append(s)
+    return tag._replace(sources=tuple(sources), rows=(), value=None)
 
 
-# -- layout operations -------------------------------------------------------------------------------------------------
+def left(tag: Tag, key: Key) -> Tag:
+    """The tag of a value that leaves the loop or branch at ``key``: an index taken inside is not known outside."""
+    inside = lambda s: any(k[: len(key)] == key for k, _ in s.slots)
+    sources = tuple(s.unknown("leaves a loop or a branch before use")._replace(slots=()) if inside(s) else s
+                    for s in tag.sources)  # fmt: skip
+    return tag._replace(sources=sources)
 
 
-def _same(eqn: Any, tag: Tag) -> Tag:
-    return tag
+# -- layout operations: (equation, source with known axes, address) -> source ------------------------------------------
 
 
-def _cast(eqn: Any, tag: Tag) -> Tag | None:
+def _same(eqn: Any, s: Source, key: Key) -> Source:
+    return s
+
+
+def _cast(eqn: Any, s: Source, key: Key) -> Source | None:
     old, new = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
     floats = jnp.issubdtype(old, jnp.inexact) and jnp.issubdtype(new, jnp.inexact)
-    return tag if floats or old == new else None
+    return s if floats or old == new else None
 
 
-def _transpose(eqn: Any, tag: Tag) -> Tag:
-    return tag._replace(axes=tuple(tag.axes[i] for i in eqn.params["permutation"]))
+def _transpose(eqn: Any, s: Source, key: Key) -> Source:
+    order = tuple(eqn.params["permutation"])
+    return s.moved([s.known[i] for i in order], Transpose(order))
 
 
-def _broadcast_in_dim(eqn: Any, tag: Tag) -> Tag:
-    axes = [NONE] * len(eqn.params["shape"])
-    for i, d in enumerate(eqn.params["broadcast_dimensions"]):
-        axes[d] = tag.axes[i]
-    return tag._replace(axes=tuple(axes))
+def _broadcast_in_dim(eqn: Any, s: Source, key: Key) -> Source:
+    shape, dims = tuple(eqn.params["shape"]), tuple(eqn.params["broadcast_dimensions"])
+    axes = [NONE] * len(shape)
+    for i, d in enumerate(dims):
+        axes[d] = s.known[i]
+    return s.moved(axes, Broadcast(shape, dims))
 
 
-def _squeeze(eqn: Any, tag: Tag) -> Tag:
+def _squeeze(eqn: Any, s: Source, key: Key) -> Source:
     gone = eqn.params["dimensions"]
-    taken = frozenset().union(*(tag.axes[i] for i in gone))
-    kept = tuple(a for i, a in enumerate(tag.axes) if i not in gone)
-    return tag._replace(axes=kept, stack=tag.stack | (taken - frozenset().union(*kept)))
+    taken = frozenset().union(*(s.known[i] for i in gone))
+    kept = [a for i, a in enumerate(s.known) if i not in gone]
+    new = s.moved(kept, Reshape(tuple(eqn.outvars[0].aval.shape)))
+    return new._replace(stack=s.stack | (taken - frozenset().union(*kept)))
 
 
 def reshaped_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -129,20 +224,41 @@ def reshaped_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int
     return pieces
 
 
-def _reshape(eqn: Any, tag: Tag) -> Tag:
-    old, new = eqn.invars[0].aval.shape, eqn.params["new_sizes"]
+def _reshape(eqn: Any, s: Source, key: Key) -> Source:
+    old, new = eqn.invars[0].aval.shape, tuple(eqn.params["new_sizes"])
     axes = [NONE] * len(new)
     lost: frozenset[int] = NONE
     for left, right in reshaped_axes(old, new):
-        behind = frozenset().union(*(tag.axes[i] for i in left))
+        behind = frozenset().union(*(s.known[i] for i in left))
         real = [j for j in right if new[j] > 1] or right[:1]
         for j in real:
             axes[j] = behind
         lost |= NONE if real else behind
-    return tag._replace(axes=tuple(axes), stack=tag.stack | (lost - frozenset().union(*axes, NONE)))
+    return s.moved(axes, Reshape(new))._replace(stack=s.stack | (lost - frozenset().union(*axes, NONE)))
 
 
-LAYOUT: dict[str, Callable[[Any, Tag], Tag | None]] = {
+def _slice(eqn: Any, s: Source, key: Key) -> Source:
+    start, limit = tuple(eqn.params["start_indices"]), tuple(eqn.params["limit_indices"])
+    return s.moved(s.known, Slice(start, limit, tuple(eqn.params["strides"] or [1] * len(start))))
+
+
+def _dynamic_slice(eqn: Any, s: Source, key: Key) -> Source:
+    shape, sizes = eqn.invars[0].aval.shape, tuple(eqn.params["slice_sizes"])
+    cut = [a for a, (n, size) in enumerate(zip(shape, sizes, strict=True)) if n != size]
+    starts = eqn.invars[1:]
+    if all(jaxprs.is_literal(starts[a]) for a in cut):
+        at = [min(max(int(starts[a].val), 0), shape[a] - sizes[a]) if a in cut else 0 for a in range(len(shape))]
+        return s.moved(s.known, Slice(tuple(at), tuple(a + n for a, n in zip(at, sizes)), (1,) * len(at)))
+    if len(cut) == 1 and sizes[cut[0]] == 1:
+        return _unstacked(s, cut[0], key, shape[cut[0]], keeps=True)
+    return s.moved(s.known)._replace(steps=None, lost="is a window at a traced place of the leaf")
+
+
+def _reverse(eqn: Any, s: Source, key: Key) -> Source:
+    return s.moved(s.known, Reverse(tuple(eqn.params["dimensions"])))
+
+
+LAYOUT: dict[str, Callable[[Any, Source, Key], Source | None]] = {
     "convert_element_type": _cast,
     "copy": _same,
     "copy_p": _same,
@@ -153,44 +269,97 @@ LAYOUT: dict[str, Callable[[Any, Tag], Tag | None]] = {
     "stop_gradient": _same,
     "pvary": _same,
     "pcast": _same,
-    "rev": _same,
-    "slice": _same,
-    "dynamic_slice": _same,
+    "rev": _reverse,
+    "slice": _slice,
+    "dynamic_slice": _dynamic_slice,
     "transpose": _transpose,
     "broadcast_in_dim": _broadcast_in_dim,
     "squeeze": _squeeze,
     "reshape": _reshape,
 }
-
-
 def one_slice(eqn: Any) -> bool:
     """Whether a gather takes a single slice (``w[i]`` with a traced scalar): then it is layout, no lookup."""
     indices = eqn.invars[1].aval.shape
     return math.prod(indices[:-1]) == 1 if indices else True
 
 
-def _gathered_slice(eqn: Any, tag: Tag) -> Tag:
-    numbers = eqn.params["dimension_numbers"]
+def _gathered_slice(eqn: Any, s: Source, key: Key) -> Source:
+    numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
+    shape, out = eqn.invars[0].aval.shape, tuple(eqn.outvars[0].aval.shape)
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
-    kept = iter([a for i, a in enumerate(tag.axes) if i not in gone])
-    ndim = eqn.outvars[0].aval.ndim
-    axes = tuple(next(kept) if i in numbers.offset_dims else NONE for i in range(ndim))
-    taken = frozenset().union(NONE, *(tag.axes[i] for i in gone))
-    return tag._replace(axes=axes, stack=tag.stack | taken)
+    kept = iter([a for i, a in enumerate(s.known) if i not in gone])
+    axes = [next(kept) if i in numbers.offset_dims else NONE for i in range(len(out))]
+    taken = frozenset().union(NONE, *(s.known[i] for i in gone))
+    cut = [a for a, (n, size) in enumerate(zip(shape, sizes, strict=True)) if n != size]
+    if len(cut) == 1 and sizes[cut[0]] == 1:
+        new = _unstacked(s, cut[0], key, shape[cut[0]])
+        return new.moved(axes, Reshape(out))
+    lost = "" if not cut else "is a window at a traced place of the leaf"
+    new = s.moved(axes, Reshape(out))._replace(stack=s.stack | taken)
+    return new._replace(steps=None, lost=lost) if lost else new
 
 
-def layout(eqn: Any, tags: Sequence[Tag]) -> list[Tag] | None:
-    """The output tags of a layout operation on a leaf; None where the equation is none."""
+def _split(eqn: Any, s: Source, key: Key) -> list[Source]:
+    shape, axis = eqn.invars[0].aval.shape, eqn.params["axis"]
+    parts, at = [], 0
+    for size in eqn.params["sizes"]:
+        start, limit = [0] * len(shape), list(shape)
+        start[axis], limit[axis] = at, at + size
+        parts.append(s.moved(s.known, Slice(tuple(start), tuple(limit), (1,) * len(shape))))
+        at += size
+    return parts
+
+
+def _concatenated(eqn: Any, tags: Sequence[Tag]) -> Tag:
+    axis, shape, at = eqn.params["dimension"], tuple(eqn.outvars[0].aval.shape), 0
+    found: dict[str, Source] = {}
+    for tag, var in zip(tags, eqn.invars, strict=True):
+        start = tuple(at if a == axis else 0 for a in range(len(shape)))
+        for s in tag.sources:
+            new = s if s.axes is None else s.moved(s.axes, Embed(shape, start))
+            twice = found.get(s.path)
+            found[s.path] = new if twice is None else new._replace(steps=None, lost="is concatenated with itself before use")
+        at += var.aval.shape[axis]
+    return Tag(tuple(found.values()), consts=frozenset().union(*(t.consts for t in tags)))
+
+
+def layout(eqn: Any, tags: Sequence[Tag], key: Key) -> list[Tag] | None:
+    """The output tags of a layout operation on what is computed from leaves; None where the equation is none."""
     name = eqn.primitive.name
     if name in ("optimization_barrier", "device_put"):
         return list(tags)
-    if not tags or tags[0].leaf is None:
+    if name == "concatenate" and not any(t.dynamic for t in tags):
+        return [_concatenated(eqn, tags)]
+    if not tags or not tags[0].sources:
         return None
     if name == "split":
-        return [tags[0]] * len(eqn.outvars)
-    if name == "gather" and one_slice(eqn):
-        return [_gathered_slice(eqn, tags[0])]
-    if name in LAYOUT:
-        tag = LAYOUT[name](eqn, tags[0])
-        return None if tag is None else [tag]
-    return None
+        columns = [[s] * len(eqn.outvars) if s.axes is None else _split(eqn, s, key) for s in tags[0].sources]
+        return [tags[0]._replace(sources=row) for row in zip(*columns)]
+    single = name == "gather" and one_slice(eqn)
+    if not single and name not in LAYOUT:
+        return None
+    move = _gathered_slice if single else LAYOUT[name]
+    moved = [s if s.axes is None else move(eqn, s, key) for s in tags[0].sources]
+    sources = tuple(s for s in moved if s is not None)
+    # a cast to whole numbers or back works entry by entry
+    return [mixed(tags[:1]) if len(sources) < len(moved) else tags[0]._replace(sources=sources)]
+
+
+def computed(eqn: Any, tags: Sequence[Tag]) -> Tag:
+    """The tag of all other results."""
+    name = eqn.primitive.name
+    if name not in ELEMENTWISE:
+        return mixed(tags, f"goes through `{name}` before use")
+    shape = tuple(eqn.outvars[0].aval.shape)
+    return mixed([_spread(t, tuple(v.aval.shape), shape, name) for t, v in zip(tags, eqn.invars, strict=True)])
+
+
+def _spread(tag: Tag, own: tuple[int, ...], shape: tuple[int, ...], name: str) -> Tag:
+    """An operand of an elementwise operation, whose axes of length one, or whose single number, stand for whole axes."""
+    if own == shape or not tag.sources:
+        return tag
+    if len(own) != len(shape):
+        return mixed((tag,), f"enters `{name}` as one number")
+    step = Broadcast(shape, tuple(range(len(shape))))
+    grown = lambda s: [a if n == own[i] else NONE for i, (a, n) in enumerate(zip(s.known, shape, strict=True))]
+    return tag._replace(sources=tuple(s if s.axes is None else s.moved(grown(s), step) for s in tag.sources))

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, leafwise, why_not_matrix
 
@@ -161,8 +161,8 @@ def _box_transform(
             reason = f"no {leaf.dtype} number lies in the box of {name}; widen it"
         return LeafTraits(None, keeps_zeros) if reason is None else reason
 
-    def init(path: str, leaf: Any, roles: Roles) -> tuple[Any, Any]:
-        return (), box(leaf, roles)
+    def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
+        return (), box(leaf, known.roles)
 
     def view(leaf: Any, learnt: Any, carried: Box) -> Any:
         return _clipped(leaf, carried, ste)
@@ -176,7 +176,9 @@ def _box_transform(
             )
         return seen
 
-    return leafwise(takes, init, view, project=view if project else None, pack=pack, needs=frozenset({"roles"}))
+    return leafwise(
+        takes, init, view, project=view if project else None, pack=pack, needs=frozenset({"roles"}), name=name
+    )
 
 
 def _ends(box: Box, dtype: Any) -> tuple[jax.Array, jax.Array]:

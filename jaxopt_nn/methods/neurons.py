@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import AxisGroup, ModelInfo, Roles
+from jaxopt_nn.core.model import AxisGroup, Known, ModelInfo
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
-from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Static, Transform, keep_state, leafwise
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, leafwise
 from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.masked import Masked
 
 #: ``{path: {axis: bool [length of the axis]}}``; True is kept.
 Keep = Mapping[str, Mapping[int, Any]]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["keep"], meta_fields=["axes", "stack"])
+@dataclasses.dataclass(frozen=True)
+class MaskedUnits:
+    """State of one leaf: for each of ``axes`` the units that stay, bool ``[length]``; and its stack axes."""
+
+    keep: tuple[Any, ...]
+    axes: tuple[int, ...]
+    stack: tuple[int, ...]
 
 
 def mask_units(keep: Keep) -> Transform:
@@ -39,7 +51,7 @@ def mask_units(keep: Keep) -> Transform:
             return "is a compressed tensor already"
         return LeafTraits("mask" if len(leaf.shape) >= 2 else None)
 
-    def init(path: str, leaf: Any, roles: Roles) -> tuple[Any, Any]:
+    def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
         axes = masks[path]
         for axis, mask in axes.items():
             if not 0 <= axis < len(leaf.shape) or leaf.shape[axis] != len(mask):
@@ -47,21 +59,20 @@ def mask_units(keep: Keep) -> Transform:
                     f"{path}: a mask of {len(mask)} units for axis {axis} of shape {tuple(leaf.shape)}; find the masks on "
                     "a tree of the same shapes"
                 )
-        static = Static((tuple(axes), roles.stack))
-        return (), {"keep": tuple(jnp.asarray(m) for m in axes.values()), "static": static}
+        return (), MaskedUnits(tuple(map(jnp.asarray, axes.values())), tuple(axes), known.roles.stack)
 
-    def view(leaf: Any, learnt: Any, carried: Any) -> Any:
+    def view(leaf: Any, learnt: Any, carried: MaskedUnits) -> Any:
         return jnp.where(_whole(leaf.shape, carried), leaf, jnp.zeros_like(leaf))
 
-    def pack(path: str, leaf: Any, learnt: Any, carried: Any) -> Any:
+    def pack(path: str, leaf: Any, learnt: Any, carried: MaskedUnits) -> Any:
         if len(leaf.shape) < 2 or 0 in leaf.shape:
             return view(leaf, learnt, carried)
-        return Masked.pack(_whole(leaf.shape, carried), leaf, carried["static"].value[1])
+        return Masked.pack(_whole(leaf.shape, carried), leaf, carried.stack)
 
-    made = leafwise(takes, init, view, update=None, pack=pack)
+    made = leafwise(takes, init, view, pack=pack, name="mask_units")
 
     def checked_init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        known = leaves_by_path(params)
+        known = dict.fromkeys([*(leaf.path for leaf in info.leaves), *leaves_by_path(params)])
         for path in masks:
             if path not in known:
                 near = near_misses(path, known) or list(known)[:3]
@@ -70,7 +81,7 @@ def mask_units(keep: Keep) -> Transform:
                 )
         return made.init(params, info)
 
-    return made._replace(init=checked_init, update=keep_state)
+    return made._replace(init=checked_init)
 
 
 def _checked(path: str, axis: int, mask: Any) -> np.ndarray:
@@ -86,10 +97,10 @@ def _checked(path: str, axis: int, mask: Any) -> np.ndarray:
     return array
 
 
-def _whole(shape: tuple[int, ...], carried: Any) -> jax.Array:
+def _whole(shape: tuple[int, ...], carried: MaskedUnits) -> jax.Array:
     """The mask of the whole leaf, bool."""
     mask = jnp.ones(shape, bool)
-    for axis, keep in zip(carried["static"].value[0], carried["keep"], strict=True):
+    for axis, keep in zip(carried.axes, carried.keep, strict=True):
         mask &= jnp.expand_dims(keep, [i for i in range(len(shape)) if i != axis])
     return mask
 

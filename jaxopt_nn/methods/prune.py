@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Callable
@@ -12,25 +13,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import ModelInfo, Roles
-from jaxopt_nn.core.paths import leaves_by_path, map_with_path
-from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Static, Traits, Transform, keep_params, why_not_matrix
+from jaxopt_nn.core.model import Known, ModelInfo, Roles
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, known_of, leafwise, no_taps, why_not_matrix
 from jaxopt_nn.numerics import topk
 from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.masked import Masked
 
-#: ``(weight float32, gradient float32 or None) -> score`` of the same shape; the lowest scores go first.
-Criterion = Callable[[jax.Array, jax.Array | None], jax.Array]
+#: ``(weight float32, gradient float32 or None, known) -> score`` of the weight's shape; the lowest scores go first. ``known``
+#: has the leaf's roles and matrix. A criterion that needs statistics of the activations says so in an attribute ``taps``,
+#: ``site -> {name: Tap}``, and finds them in ``known.stats``.
+Criterion = Callable[[jax.Array, jax.Array | None, Known], jax.Array]
 #: ``({path: score}, {path: roles}, sparsity) -> {path: bool mask}``; True is kept.
 Allocation = Callable[[dict[str, jax.Array], dict[str, Roles], Any], dict[str, jax.Array]]
 
 
-def magnitude(weight: jax.Array, grad: jax.Array | None = None) -> jax.Array:
+@partial(jax.tree_util.register_dataclass, data_fields=["mask", "known"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """State of one leaf: its mask, bool of its shape, True is kept; and what its criterion knows of it."""
+
+    mask: Any
+    known: Known
+
+    @property
+    def roles(self) -> Roles:
+        return self.known.roles
+
+
+def magnitude(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
     """``|w|`` (Han et al. 2015)."""
     return jnp.abs(weight)
 
 
-def saliency(weight: jax.Array, grad: jax.Array | None = None) -> jax.Array:
+def saliency(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
     """``|w dL/dw|``, the first-order change of the loss (Molchanov et al. 2017, eq. 8; SNIP, Lee et al. 2019, eq. 4)."""
     if grad is None:
         raise ValueError(
@@ -61,6 +77,7 @@ def _kept(size: int, sparsity: Any) -> jax.Array:
     return size - gone.astype(jnp.int32)
 
 
+@partial(jax.jit, static_argnums=1)
 def _keep(score: jax.Array, stack: tuple[int, ...], k: Any) -> jax.Array:
     """The mask of the ``k`` largest scores of each layer of a stack."""
     moved = jnp.moveaxis(score, stack, range(len(stack)))
@@ -92,7 +109,7 @@ def per_leaf(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: An
 def global_budget(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
     """One budget over all leaves together: the lowest scores of the whole network go."""
     flat = jnp.concatenate([score.reshape(-1) for score in scores.values()])
-    mask = topk.keep_largest(flat, _kept(flat.size, sparsity))
+    mask = _keep(flat, (), _kept(flat.size, sparsity))
     out, at = {}, 0
     for path, score in scores.items():
         out[path] = mask[at : at + score.size].reshape(score.shape)
@@ -114,11 +131,12 @@ def erk(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) ->
     # Densest first: so whoever exceeds 1 has had its turn before those that share what is left.
     order = sorted(facts, key=lambda path: -sum(facts[path][1]) / math.prod(facts[path][1]))
     total = _kept(sum(score.size for score in scores.values()), sparsity)
-    counts = _erk_counts([facts[path] for path in order], total)
+    counts = _erk_counts(tuple(facts[path] for path in order), total)
     return {path: _keep(scores[path], roles[path].stack, counts[i]) for i, path in enumerate(order)}
 
 
-def _erk_counts(layers: list[tuple[int, tuple[int, ...]]], total: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnums=0)
+def _erk_counts(layers: tuple[tuple[int, tuple[int, ...]], ...], total: jax.Array) -> jax.Array:
     """Entries to keep in each layer, int32; ``layers`` are (number of them, dims), the densest first.
 
     With ``w = sum(dims)``, a sparse layer keeps ``e w`` where ``e`` is what is left over the sum of ``w`` of all layers
@@ -184,40 +202,44 @@ def prune(
     start = _checked_start(sparsity, threshold, allocation)
     scheduled = callable(amount)
     select = _above if sparsity is None else allocation
+    taps = getattr(criterion, "taps", no_taps)
 
     def masks(scores: dict[str, Any], roles: dict[str, Roles], step: Any) -> dict[str, Any]:
         return select(scores, roles, amount(step) if callable(amount) else amount)
 
+    def at_zero(leaves: dict[str, Any], known: dict[str, Known]) -> dict[str, Any]:
+        if scheduled and start == 0:  # no score is needed yet, so that a criterion may wait for gradients
+            return {p: jnp.ones(x.shape, bool) for p, x in leaves.items()}
+        return masks(_scores(criterion, leaves, None, known), {p: k.roles for p, k in known.items()}, 0)
+
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(_takes(p, x, info), str)}
-        roles = {p: info.roles_of(p, x.ndim) for p, x in taken.items()}
+        known = {p: known_of(p, x.ndim, info, taps) for p, x in taken.items()}
         if not taken:
-            return State((), {})
-
-        def at_zero(leaves: dict[str, Any]) -> dict[str, Any]:
-            if scheduled and start == 0:  # no score is needed yet, so that a criterion may wait for gradients
-                return {p: jnp.ones(x.shape, bool) for p, x in leaves.items()}
-            return masks(_scores(criterion, leaves, None), roles, 0)
-
+            return State({}, {})
         abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in taken.values())
-        made = jax.eval_shape(at_zero, taken) if abstract else jax.jit(at_zero)(taken)
-        return State((), {p: {"mask": made[p], "roles": Static(roles[p])} for p in taken})
+        made = jax.eval_shape(at_zero, taken, known) if abstract else at_zero(taken, known)
+        return State(dict.fromkeys(taken, ()), {p: Pruned(made[p], known[p]) for p in taken})
 
     def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         if not scheduled or not state.carried:
             return state
         leaves = {p: x for p, x in leaves_by_path(params).items() if p in state.carried}
-        old = {p: c["mask"] for p, c in state.carried.items()}
-        scores = _scores(criterion, leaves, None if grads is None else leaves_by_path(grads))
+        known = {p: own.known for p, own in state.carried.items()}
+        scores = _scores(criterion, leaves, None if grads is None else leaves_by_path(grads), known)
         if not regrow:
-            scores = {p: jnp.where(old[p], score, -jnp.inf) for p, score in scores.items()}
-        made = masks(scores, {p: c["roles"].value for p, c in state.carried.items()}, step)
-        return State((), {p: {**c, "mask": made[p] if regrow else made[p] & old[p]} for p, c in state.carried.items()})
+            scores = {p: jnp.where(state.carried[p].mask, score, -jnp.inf) for p, score in scores.items()}
+        made = masks(scores, {p: own.roles for p, own in state.carried.items()}, step)
+        new = {p: made[p] if regrow else made[p] & own.mask for p, own in state.carried.items()}
+        return State(state.learnt, {p: Pruned(new[p], own.known) for p, own in state.carried.items()})
 
     # any criterion but magnitude may read gradients; only a schedule scores again after init
     needs = frozenset({"roles"} | ({"grads"} if scheduled and criterion is not magnitude else set()))
-    traits = Traits(_takes, select in (per_leaf, _above), needs, pending=partial(_pending, sparsity, threshold))
-    return Transform(init, update, _view, keep_params, _pack, traits)
+    # an allocation sees all leaves together, so init and update are no work of single leaves
+    each = leafwise(_takes, lambda path, leaf, known: ((), ()), _view, pack=_pack, needs=needs, taps=taps, name="prune")
+    local = select in (per_leaf, _above)
+    traits = each.traits._replace(leaf_local=local, pending=partial(_pending, sparsity, threshold))
+    return each._replace(init=init, update=update, traits=traits)
 
 
 def _check_functions(criterion: Any, allocation: Any) -> None:
@@ -267,9 +289,15 @@ def _checked_start(sparsity: Any, threshold: Any, allocation: Allocation) -> flo
     return start
 
 
-def _scores(criterion: Criterion, leaves: dict[str, Any], grads: dict[str, Any] | None) -> dict[str, Any]:
-    wide = lambda x: x.astype(jnp.float32)
-    return {p: criterion(wide(x), None if grads is None else wide(grads[p])) for p, x in leaves.items()}
+def _scores(
+    criterion: Criterion, leaves: dict[str, Any], grads: dict[str, Any] | None, known: dict[str, Known]
+) -> dict[str, Any]:
+    return {p: _score(criterion, x, None if grads is None else grads[p], known[p]) for p, x in leaves.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _score(criterion: Criterion, leaf: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
+    return criterion(leaf.astype(jnp.float32), None if grad is None else grad.astype(jnp.float32), known)
 
 
 def _takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
@@ -277,22 +305,15 @@ def _takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
     return LeafTraits("mask") if reason is None else reason
 
 
-def _view(params: PyTree, state: State) -> PyTree:
-    def seen(path: str, leaf: Any) -> Any:
-        return jnp.where(state.carried[path]["mask"], leaf, jnp.zeros_like(leaf)) if path in state.carried else leaf
-
-    return map_with_path(seen, params)
+def _view(leaf: Any, learnt: Any, carried: Pruned) -> Any:
+    return jnp.where(carried.mask, leaf, jnp.zeros_like(leaf))
 
 
-def _pack(params: PyTree, state: State) -> PyTree:
-    def packed(path: str, leaf: Any) -> Any:
-        if path not in state.carried or is_compressed(leaf):
-            return leaf
-        own = state.carried[path]
-        _finite(path, leaf)
-        return Masked.pack(own["mask"], leaf, own["roles"].value.stack)
-
-    return map_with_path(packed, params)
+def _pack(path: str, leaf: Any, learnt: Any, carried: Pruned) -> Any:
+    if is_compressed(leaf):
+        return leaf
+    _finite(path, leaf)
+    return Masked.pack(carried.mask, leaf, carried.roles.stack)
 
 
 @jax.jit

@@ -31,9 +31,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import ModelInfo, Roles
-from jaxopt_nn.core.transform import LeafTraits, Static, Transform, leafwise, why_not_matrix
+from jaxopt_nn.core.model import Known, ModelInfo, Roles
+from jaxopt_nn.core.transform import LeafTraits, Transform, leafwise, why_not_matrix
 from jaxopt_nn.numerics import affine
+from jaxopt_nn.tensors import layout
 from jaxopt_nn.tensors.qtensor import QTensor
 
 
@@ -59,6 +60,14 @@ class Format(NamedTuple):
     def code_range(self) -> tuple[int, int]:
         return affine.code_range(self.bits, self.signed)
 
+    def nbytes(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Bytes of the codes, and of the scales and zero points, of a packed leaf of that shape."""
+        axis = layout.packing_axis(shape, self.bits, self.stack)
+        length = 1 if axis is None else shape[axis]
+        codes = math.prod(shape) // length * math.ceil(length * self.bits / 8)
+        zero = 4 if self.bits == 1 and self.symmetric else 0 if self.signed and self.symmetric else 1
+        return codes, (4 + zero) * math.prod(self.scale_shape)
+
     def params(self, x: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array]:
         """(step, zero point or None, largest magnitude) of a leaf: float32 of ``scale_shape``."""
         x = x.astype(jnp.float32)
@@ -81,29 +90,29 @@ class Format(NamedTuple):
         )
 
 
-@jax.tree_util.register_dataclass
+@partial(jax.tree_util.register_dataclass, data_fields=["key_data"], meta_fields=["form"])
 @dataclasses.dataclass(frozen=True)
-class Carried:
-    """State of one leaf: its format, and for stochastic rounding the data of its PRNG key (uint32), which checkpoints hold."""
+class Quantized:
+    """State of one leaf: its format, static, and for stochastic rounding the data of its PRNG key (uint32)."""
 
-    form: Static
+    form: Format
     key_data: Any = None
 
     @property
     def key(self) -> jax.Array | None:
-        generator = self.form.value.generator
+        generator = self.form.generator
         return None if generator is None else jax.random.wrap_key_data(self.key_data, impl=generator)
 
 
 @jax.jit
-def _params(leaf: Any, carried: Carried) -> tuple[jax.Array, jax.Array | None, jax.Array]:
-    return carried.form.value.params(leaf)
+def _params(leaf: Any, carried: Quantized) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+    return carried.form.params(leaf)
 
 
 @jax.jit
-def _codes(leaf: Any, scale: jax.Array, zero: jax.Array | None, carried: Carried) -> jax.Array:
-    codes = affine.quantize(leaf, scale, zero, *carried.form.value.code_range, key=carried.key)
-    return codes.astype(jnp.int8 if carried.form.value.signed else jnp.uint8)
+def _codes(leaf: Any, scale: jax.Array, zero: jax.Array | None, carried: Quantized) -> jax.Array:
+    codes = affine.quantize(leaf, scale, zero, *carried.form.code_range, key=carried.key)
+    return codes.astype(jnp.int8 if carried.form.signed else jnp.uint8)
 
 
 def quantize(
@@ -135,7 +144,8 @@ def quantize(
       key: a PRNG key or an integer seed, for stochastic rounding; each leaf folds in a hash of its path.
 
     Returns:
-      A ``Transform`` that packs into ``QTensor``; it takes float leaves that some site contracts.
+      A ``Transform`` that packs into ``QTensor``; it takes float leaves that some site contracts and whose
+      codes and scales weigh less than they do.
 
     Raises:
       ValueError: a value outside the above, stochastic rounding without a key or a key without it; at ``init``, a leaf
@@ -153,16 +163,28 @@ def quantize(
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
         reason = why_not_matrix(path, leaf, info)
-        return LeafTraits("codes", keeps_zeros=not (bits == 1 and symmetric)) if reason is None else reason
+        if reason is not None:
+            return reason
+        form = formed(leaf, info.roles_of(path, leaf.ndim))
+        codes, scales = form.nbytes(leaf.shape)
+        stored, before = codes + scales, math.prod(leaf.shape) * leaf.dtype.itemsize
+        if stored >= before:
+            return f"its codes and scales would take {stored} bytes, no less than the {before} that it has"
+        share = f"keeps {stored / before:.0%} of its bytes: its scales take as much as its codes, or more"
+        return LeafTraits("codes", keeps_zeros=not (bits == 1 and symmetric), notes=(share,) if scales >= codes else ())
 
-    def init(path: str, leaf: Any, roles: Roles) -> tuple[Any, Any]:
-        shape = _scale_shape(path, leaf.shape, roles, granularity, group)
-        form = Format(bits, signed, symmetric, shape, ste, roles.stack, generator)
+    def formed(leaf: Any, roles: Roles) -> Format:
+        shape = _scale_shape(leaf.shape, roles, granularity, group)
+        return Format(bits, signed, symmetric, shape, ste, roles.stack, generator)
+
+    def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
+        _check_group(path, leaf.shape, known.roles, group)
+        form = formed(leaf, known.roles)
         own = None if root is None else jax.random.fold_in(root, np.uint32(zlib.crc32(path.encode())))
-        return (), Carried(Static(form), None if own is None else jax.random.key_data(own))
+        return (), Quantized(form, None if own is None else jax.random.key_data(own))
 
     update = None if root is None else _fold_in
-    return leafwise(takes, init, _view, update=update, pack=_pack, needs=frozenset({"roles"}))
+    return leafwise(takes, init, _view, update=update, pack=_pack, needs=frozenset({"roles"}), name=f"quantize({bits})")
 
 
 def _root_key(rounding: str, key: jax.Array | int | None) -> tuple[jax.Array | None, str | None]:
@@ -180,34 +202,37 @@ def _root_key(rounding: str, key: jax.Array | int | None) -> tuple[jax.Array | N
     return root, str(jax.random.key_impl(root))
 
 
-def _fold_in(leaf: Any, learnt: Any, carried: Carried, step: Any, grad: Any) -> Carried:
+def _fold_in(leaf: Any, learnt: Any, carried: Quantized, step: Any, grad: Any) -> Quantized:
     key = jax.random.fold_in(carried.key, step)  # type: ignore[arg-type]
-    return Carried(carried.form, jax.random.key_data(key))
+    return Quantized(carried.form, jax.random.key_data(key))
 
 
-def _scale_shape(path: str, shape: tuple[int, ...], roles: Roles, granularity: str, group: int) -> tuple[int, ...]:
+def _scale_shape(shape: tuple[int, ...], roles: Roles, granularity: str, group: int) -> tuple[int, ...]:
     kept = roles.channel_axes() if granularity == "channel" else roles.stack
     out = [n if i in kept else 1 for i, n in enumerate(shape)]
     if group != -1 and roles.input:
-        axis = roles.input[-1]
-        if shape[axis] % group:
-            raise ValueError(
-                f"{path}: axis {axis} has {shape[axis]} entries, not a multiple of group={group}; "
-                "pass group=-1 for one scale per channel, or give this path another case in by_path"
-            )
-        out[axis] = shape[axis] // group
+        out[roles.input[-1]] = shape[roles.input[-1]] // group
     return tuple(out)
 
 
-def _view(leaf: Any, learnt: Any, carried: Carried) -> Any:
-    form: Format = carried.form.value
+def _check_group(path: str, shape: tuple[int, ...], roles: Roles, group: int) -> None:
+    if group != -1 and roles.input and shape[axis := roles.input[-1]] % group:
+        raise ValueError(
+            f"{path}: axis {axis} has {shape[axis]} entries, not a multiple of group={group}; "
+            "pass group=-1 for one scale per channel, or give this path another case in by_path"
+        )
+
+
+@jax.jit
+def _view(leaf: Any, learnt: Any, carried: Quantized) -> Any:
+    form: Format = carried.form
     scale, zero, _ = _params(jax.lax.stop_gradient(leaf), carried)
     wide = leaf.astype(jnp.float32)
     return affine.fake_quant(wide, scale, zero, *form.code_range, ste=form.ste, key=carried.key).astype(leaf.dtype)
 
 
-def _pack(path: str, leaf: Any, learnt: Any, carried: Carried) -> QTensor:
-    form: Format = carried.form.value
+def _pack(path: str, leaf: Any, learnt: Any, carried: Quantized) -> QTensor:
+    form: Format = carried.form
     scale, zero, extent = _params(leaf, carried)
     stored = partial(QTensor.quantize, leaf)
     if form.generator is not None:

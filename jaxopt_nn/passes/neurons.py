@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import AxisGroup, ModelInfo
+from jaxopt_nn.core.model import AxisGroup, Coupling, ModelInfo, StatKey
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import Recorder, Report
-from jaxopt_nn.core.rule import Tap
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import LeafTraits, State, Traits, Transform
-from jaxopt_nn.interpret.groups import Coupling, couplings
+from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.rewrite import capture
 from jaxopt_nn.methods.neurons import mask_units, unit_norms
+from jaxopt_nn.methods.taps import activity
 from jaxopt_nn.tensors.base import densify
 
 PyTree = Any
@@ -135,11 +134,11 @@ def dead_units(
       ValueError: a negative threshold, no example, inputs of different lengths, a batch size below 1, NaN activations.
     """
     check_threshold(threshold)
+    return _chosen(apply, variables, inputs, batch_size, _dead(threshold))
 
-    def choose(coupling: Coupling, leaves: Mapping[str, Any], seen: _Activity) -> tuple[np.ndarray, np.ndarray]:
-        return seen.largest <= threshold, seen.largest
 
-    return _chosen(apply, variables, inputs, batch_size, choose)
+def _dead(threshold: float) -> Choice:
+    return lambda coupling, leaves, seen: (seen.largest <= threshold, seen.largest)
 
 
 def mean_activation(group: AxisGroup, leaves: Mapping[str, Any], activity: np.ndarray) -> np.ndarray:
@@ -168,7 +167,10 @@ def weak_units(
       ValueError: share outside [0, 1): at 1 fewer units than one would stay; a score of another shape; as ``dead_units``.
     """
     check_share(share)
+    return _chosen(apply, variables, inputs, batch_size, _weak(share, score))
 
+
+def _weak(share: float, score: Score) -> Choice:
     def choose(coupling: Coupling, leaves: Mapping[str, Any], seen: _Activity) -> tuple[np.ndarray, np.ndarray]:
         group = coupling.group
         scores = np.asarray(score(group, leaves, seen.mean))
@@ -180,16 +182,16 @@ def weak_units(
         off[np.argsort(scores, kind="stable")[: round(share * group.size)]] = True
         return off, scores
 
-    return _chosen(apply, variables, inputs, batch_size, choose)
+    return choose
 
 
 def prune_neurons(
-    *, threshold: float = 0.0, share: float | None = None, score: Score = mean_activation, batch_size: int = 512
+    *, threshold: float = 0.0, share: float | None = None, score: Score = mean_activation
 ) -> Transform:
     """Masks the dead units (``dead_units``), or a ``share`` of the weakest (``weak_units``): fan-in, vectors, fan-out.
 
     For a recipe: which units these are is measured when its stage begins. By hand, ``init`` gets
-    ``info.with_stats(method.traits.measure(apply, variables, inputs))``; ``dead_units(...).transform()`` is shorter.
+    ``calibrate(apply, variables, method, batches)``; ``dead_units(...).transform()`` is shorter.
 
     Raises:
       ValueError: as these two; ``share`` and a ``threshold`` together; at ``init``, no such statistics.
@@ -200,29 +202,50 @@ def prune_neurons(
     if share is not None:
         check_share(share)
 
-    def measure(apply: Callable[..., PyTree], variables: PyTree, inputs: Any) -> dict[str, Any]:
-        if share is None:
-            units = dead_units(apply, variables, inputs, threshold, batch_size)
-        else:
-            units = weak_units(apply, variables, inputs, share, score, batch_size)
-        return {"units": units}
+    choose = _dead(threshold) if share is None else _weak(share, score)
 
-    def masks(info: ModelInfo) -> Transform:
-        if "units" not in info.stats:
-            raise ValueError(
-                "prune_neurons: needs the units' outputs; pass info.with_stats(method.traits.measure(apply, variables, inputs))"
-            )
-        return info.stats["units"].transform()
+    def taps(info: ModelInfo) -> dict[StatKey, Tap]:
+        own = {leaf.path for leaf in info.leaves}
+        touched = [c for c in info.couplings or () if any(m.path in own for m in c.group.members)]
+        read = {read.site for coupling in touched for read in coupling.reads}
+        sites = {site.name for site in info.sites if site.name in read}
+        wanted: dict[StatKey, Tap] = {((), site, _TAP): activity() for site in sites}
+        return {key: tap for key, tap in wanted.items() if key not in info.stats}
+
+    def masks(params: PyTree, info: ModelInfo) -> Transform:
+        leaves = leaves_by_path(params)
+        stats = {site: x for (_, site, tap), x in info.stats.items() if tap == _TAP}
+        own = [c for c in info.couplings or () if any(m.path in leaves for m in c.group.members)]
+        if info.couplings is None or not {read.site for c in own for read in c.reads} <= stats.keys():
+            raise ValueError(f"{name}: needs the units' outputs; pass info=calibrate(apply, variables, method, batches)")
+        chosen = {n: c for n, c in _named(own).items() if _reason(c) is None}
+        for layer, coupling in chosen.items():
+            outside = sorted({m.path for m in coupling.group.members} - leaves.keys())
+            if outside:
+                raise ValueError(
+                    f"{name}: the units of {layer} also lie in {', '.join(outside)}, which the pattern leaves out; give it all "
+                    "leaves of a layer's units"
+                )
+        seen = _per_units(chosen, jax.device_get(stats))
+        units = _units(_named(own), leaves, seen, choose)
+        return mask_units({path: axes for path, axes in units.keep.items() if path in leaves})
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        return masks(info).init(params, info)
+        return masks(params, info).init(params, info)
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
-        return masks(info).traits.takes(path, leaf, info)
+        if info.couplings is None:
+            return LeafTraits("mask" if len(leaf.shape) >= 2 else None)
+        members = {m.path for c in info.couplings if c.group.pinned is None and c.reads for m in c.group.members}
+        divisors = {path for c in info.couplings for path in c.divisors}
+        if path in divisors:
+            return "is not masked: it divides, or a power or logarithm is taken of it"
+        return LeafTraits("mask" if len(leaf.shape) >= 2 else None) if path in members else "no unit of it is masked"
 
-    return mask_units({})._replace(
-        init=init, traits=Traits(takes, leaf_local=False, needs=frozenset({"stats"}), measure=measure)
-    )
+    name = "prune_neurons"
+    needs = frozenset({"couplings"})
+    traits = Traits(takes, leaf_local=False, needs=needs, taps=taps, passes=1, name=name)
+    return mask_units({})._replace(init=init, traits=traits)
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -233,6 +256,11 @@ class _Activity(NamedTuple):
 
     largest: np.ndarray
     mean: np.ndarray
+
+
+#: ``(coupling, {path: array}, activity) -> (off, scores)``: the units to switch off, and how much each is worth.
+Choice = Callable[[Coupling, Mapping[str, Any], _Activity], tuple[np.ndarray, np.ndarray]]
+_TAP = "activity"
 
 
 def _first(group: AxisGroup) -> tuple[str, int]:
@@ -250,48 +278,29 @@ def _coupled(
     return couplings(apply, variables, *head), itertools.chain([head], rows)
 
 
-def _magnitudes() -> Tap:
-    """For each input feature of a site: the largest and the summed ``|x|``, and the number of rows."""
-
-    def row(site: Any) -> int:
-        x = site.shapes[1 - site.weight]
-        if site.kind == "conv":
-            numbers = site.params["dimension_numbers"]
-            return x[numbers.lhs_spec[1]] * int(np.prod([site.shapes[1][i] for i in numbers.rhs_spec[2:]]))
-        return int(np.prod([x[i] for i in site.params["dimension_numbers"][0][1 - site.weight]]))
-
-    def zero(site: Any) -> Any:
-        return jnp.zeros(row(site)), jnp.zeros(row(site)), jnp.zeros(())
-
-    def add(seen: Any, x: Any, site: Any) -> Any:
-        rows = jnp.abs(x.astype(jnp.float32)).reshape(-1, x.shape[-1])
-        return jnp.maximum(seen[0], rows.max(0)), seen[1] + rows.sum(0), seen[2] + rows.shape[0]
-
-    return Tap(zero, add, _merged)
-
-
-def _merged(a: Any, b: Any) -> Any:
-    return jnp.maximum(a[0], b[0]), a[1] + b[1], a[2] + b[2]
-
-
 def _measured(
     apply: Callable[..., PyTree], variables: PyTree, batches: Iterable[tuple[Any, ...]], chosen: Mapping[str, Coupling]
 ) -> dict[str, _Activity]:
-    sites = dict.fromkeys(read.site for c in chosen.values() for read in c.reads)
-    if not sites:
+    read = {read.site for c in chosen.values() for read in c.reads}
+    if not read:
         return {}
-    tapped = capture(apply, [(glob.escape(site), _magnitudes()) for site in sites])
-    total: Any = None
+    tapped = capture(apply, lambda site: {_TAP: activity()} if site.name in read else {})
+    add = jax.jit(tapped.accumulate, donate_argnums=0)
+    totals: Any = None
     for batch in batches:
-        stats = tapped(variables, *batch)[1]
-        total = stats if total is None else {site: _merged(total[site], stats[site]) for site in sites}
-    host = jax.device_get(total)
-    for site, (largest, *_) in host.items():
-        if np.isnan(largest).any():
+        totals = tapped.zeros(variables, *batch) if totals is None else totals
+        totals = add(totals, variables, *batch)
+    found = tapped.statistics(totals)
+    return _per_units(chosen, {site: jax.device_get(own[_TAP]) for site, own in found.items()})
+
+
+def _per_units(chosen: Mapping[str, Coupling], stats: Mapping[str, Any]) -> dict[str, _Activity]:
+    for site, seen in stats.items():
+        if np.isnan(seen["largest"]).any():
             raise ValueError(
                 f"{site}: NaN among the values that it reads on these inputs; clean the inputs or the weights"
             )
-    return {name: _per_unit(c, host) for name, c in chosen.items()}
+    return {name: _per_unit(coupling, stats) for name, coupling in chosen.items()}
 
 
 def _per_unit(coupling: Coupling, stats: Mapping[str, Any]) -> _Activity:
@@ -299,7 +308,10 @@ def _per_unit(coupling: Coupling, stats: Mapping[str, Any]) -> _Activity:
     size = coupling.group.size
     largest, mean = np.zeros(size, np.float32), np.zeros(size, np.float32)
     for read in coupling.reads:
-        top, summed, rows = stats[read.site]
+        # what a site keeps apart (layers, experts, groups) is one here
+        whole = lambda x, how: how(x.reshape(-1, x.shape[-1]), axis=0)
+        top, summed = whole(stats[read.site]["largest"], np.max), whole(stats[read.site]["total"], np.sum)
+        rows = np.sum(stats[read.site]["weight"])
 
         def along(x: np.ndarray, how: Any, read: Any = read) -> np.ndarray:
             return how(np.moveaxis(x.reshape(read.shape), read.axis, 0).reshape(len(read.units), -1), axis=1)
@@ -327,26 +339,37 @@ def _sliced(inputs: Any, batch_size: int) -> Iterable[tuple[Any, ...]]:
 
 
 def _chosen(
-    apply: Callable[..., PyTree], variables: PyTree, inputs: Any, batch_size: int, choose: Callable[..., Any]
+    apply: Callable[..., PyTree], variables: PyTree, inputs: Any, batch_size: int, choose: Choice
 ) -> Units:
     found, batches = _coupled(apply, variables, _sliced(inputs, batch_size))
-    names = group_names([c.group for c in found])
-    reasons = {
-        n: c.group.pinned or (None if c.reads else "no site reads it") for n, c in zip(names, found, strict=True)
-    }
-    chosen = {n: c for n, c in zip(names, found, strict=True) if reasons[n] is None}
-    seen = _measured(apply, variables, batches, chosen)
-    leaves = {path: densify(x) for path, x in leaves_by_path(variables).items()}
+    named = _named(found)
+    seen = _measured(apply, variables, batches, {n: c for n, c in named.items() if _reason(c) is None})
+    return _units(named, leaves_by_path(variables), seen, choose)
+
+
+def _named(found: Sequence[Coupling]) -> dict[str, Coupling]:
+    return dict(zip(group_names([c.group for c in found]), found, strict=True))
+
+
+def _reason(coupling: Coupling) -> str | None:
+    """Why no unit of a group is switched off."""
+    return coupling.group.pinned or (None if coupling.reads else "no site reads it")
+
+
+def _units(
+    named: Mapping[str, Coupling], leaves: Mapping[str, Any], seen: Mapping[str, _Activity], choose: Choice
+) -> Units:
+    dense = {path: densify(x) for path, x in leaves.items()}
     recorder = Recorder()
     layers: list[Layer] = []
     keep: dict[str, dict[int, np.ndarray]] = {}
-    for name, coupling in zip(names, found, strict=True):
-        size = coupling.group.size
-        if reasons[name] is not None:
-            recorder.add("skipped", name, str(reasons[name]))
-            layers.append(Layer(name, size, None, reasons[name]))
+    for name, coupling in named.items():
+        size, reason = coupling.group.size, _reason(coupling)
+        if reason is not None:
+            recorder.add("skipped", name, reason)
+            layers.append(Layer(name, size, None, reason))
             continue
-        off, scores = choose(coupling, leaves, seen[name])
+        off, scores = choose(coupling, dense, seen[name])
         if off.all():
             stays = int(np.argmax(scores))
             off[stays] = False

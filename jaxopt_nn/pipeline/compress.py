@@ -21,6 +21,7 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
 from jaxopt_nn.methods.clip import clipping
 from jaxopt_nn.pipeline import measure, report
+from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.checks import check_data, check_logits, check_teacher, check_variables
 from jaxopt_nn.pipeline.data import Data
@@ -32,6 +33,8 @@ from jaxopt_nn.pipeline.train import Teacher, TrainApply, Trainer, Watch, steps_
 PyTree = Any
 #: Where the positions of a stage's training lie, by its name.
 Places = Callable[[str], Checkpoints]
+#: Examples a batch where a method must see the model run.
+CALIBRATION_BATCH = 512
 #: Batch sizes whose latency is reported.
 BATCHES = (1, 32, 1024)
 
@@ -43,7 +46,7 @@ class Result:
     Attributes:
       variables: the stored form: compressed tensors in the place of weights.
       apply: the network with the last stage's rule, ``apply(prepare(variables), x)``.
-      params, state: the float parameters behind it, and the state of the recipe's transforms.
+      params, state: the float parameters behind it, and the state of the chain of the recipe's transforms.
       report: as in ``report.json``.
     """
 
@@ -99,7 +102,8 @@ def compress(
       workdir: where the report, its plots and ``artifact/`` go; None writes nothing.
       batch_size: of training.
       frozen: patterns of leaves that are not trained.
-      latency: whether to measure it, at batches of 1, 32 and 1024; or the batches.
+      latency: whether to measure it, at batches of 1, 32 and 1024; or the batches. One that would not fit into memory is
+        left out, and named in the report.
       config: kept in the report; the recipe in words if None.
       checkpoints: ``name of a stage -> Checkpoints``: training goes on from what lies there. It must be of the same recipe.
       watch: is told of each stretch of training.
@@ -187,9 +191,10 @@ class Compressor:
         plan = self._plan(steps_of(len(data.train[1]), self._batch_size))
         taught = teacher_variables if self._teacher else variables
         trained = _Training(plan, info, data, jax.random.key(seed), taught, checkpoints, watch)
-        params, state, forms, history, info = self._trained(variables, trained)
+        params, states, forms, history, info = self._trained(variables, trained)
+        seen = plan.methods[-1].view(params, _accumulated_state(self.recipe, states))
         batches = (BATCHES if latency else ()) if isinstance(latency, bool) else tuple(latency)
-        rows = self._measured(forms, data, batches)
+        rows, left_out = self._measured(forms, data, batches)
         matrices = [leaf.path for leaf in info.leaves if leaf.matrix and leaf.path in info.roles]
         made = {
             "schema": report.SCHEMA,
@@ -201,12 +206,12 @@ class Compressor:
             "baseline": rows[0],
             "stages": rows[1:],
             "artifact": None,
-            "skipped": self._skipped(plan.methods[-1], forms, info, data),
+            "skipped": [*self._skipped(plan.methods[-1], forms, info, data), *left_out],
             "history": history,
-            "histograms": histograms(variables, plan.methods[-1].view(params, state), matrices),
+            "histograms": histograms(variables, seen, matrices),
             "seconds": time.monotonic() - start,
         }
-        return Result(forms[-1].stored, self._rewritten[-1], params, state, made)
+        return Result(forms[-1].stored, self._rewritten[-1], params, _joined(states), made)
 
     def check(self, variables: PyTree, data: Data, teacher_variables: PyTree = None) -> ModelInfo:
         """Tries the recipe on a network, e.g. a fresh one, without training; gives what is known of its structure.
@@ -219,7 +224,7 @@ class Compressor:
             check_teacher(self._teacher, teacher_variables, data, classes)
         info = inspect(self._apply, variables, data.example)
         for method in self._plan(steps_of(len(data.train[1]), self._batch_size)).methods:
-            known = self._measured_info(method, info, variables, data.train[0][: self._batch_size])
+            known = self._calibrated(method, info, variables, data.train[0][: self._batch_size])
             jax.eval_shape(lambda v, method=method, known=known: method.init(v, known), variables)
         return info
 
@@ -254,47 +259,55 @@ class Compressor:
 
     def _trained(
         self, variables: PyTree, given: _Training
-    ) -> tuple[PyTree, State, list[measure.Form], list[dict[str, Any]], ModelInfo]:
-        """Parameters and state after all stages, the form of the network after each, the baseline first, history, info."""
+    ) -> tuple[PyTree, list[State], list[measure.Form], list[dict[str, Any]], ModelInfo]:
+        """Parameters and each stage's own state after all stages, the form of the network after each, the baseline first,
+        history, info."""
         plan, params, info, history = given.plan, variables, given.info, []
-        states: tuple[State, ...] = ()
+        state: State = State()  # of the accumulated method, in which earlier stages are frozen
+        states: list[State] = []
         forms = [measure.Form("baseline", variables, variables)]
         for k, stage in enumerate(self.recipe):
-            seen = plan.methods[k - 1].view(params, _joined(states)) if k else params
-            info = self._measured_info(plan.added[k], info, seen, given.data.train[0])
-            states = (*states, plan.added[k].init(seen, info))
+            seen = plan.methods[k - 1].view(params, state) if k else params
+            info = self._calibrated(plan.added[k], info, seen, given.data.train[0])
+            states.append(plan.added[k].init(seen, info))
             boxed = clipping(seen, states[k]).as_json()
             params, state, entries = plan.trainers[k](
-                params, _joined(states), given.data.train, jax.random.fold_in(given.key, k), watch=given.watch,
-                teacher_variables=given.taught, checkpoints=given.checkpoints and given.checkpoints(stage.name),
+                params, _accumulated_state(self.recipe[: k + 1], states), given.data.train,
+                jax.random.fold_in(given.key, k), watch=given.watch, teacher_variables=given.taught,
+                checkpoints=given.checkpoints and given.checkpoints(stage.name),
             )  # fmt: skip
             history += entries
-            states = _parts(state, k + 1)
+            states = _own_states(self.recipe[: k + 1], state)
             stored = plan.methods[k].pack(params, state)
             forms.append(measure.Form(stage.name, stored, prepare(stored), boxed))
-        return params, _joined(states), forms, history, info
+        return params, states, forms, history, info
 
-    def _measured_info(self, method: Transform, info: ModelInfo, variables: PyTree, inputs: Any) -> ModelInfo:
+    def _calibrated(self, method: Transform, info: ModelInfo, variables: PyTree, inputs: Any) -> ModelInfo:
         """``info`` with what ``method`` must see of the model on inputs of the training data."""
-        if method.traits.measure is None:
+        if not method.traits.passes:
             return info
-        return info.with_stats({**info.stats, **method.traits.measure(self._apply, variables, inputs)})
+        size = min(CALIBRATION_BATCH, len(inputs))
+        batches = [inputs[i : i + size] for i in range(0, len(inputs), size)]
+        return calibrate(self._apply, variables, method, batches)
 
-    def _measured(self, forms: Sequence[measure.Form], data: Data, batches: Sequence[int]) -> list[dict[str, Any]]:
+    def _measured(
+        self, forms: Sequence[measure.Form], data: Data, batches: Sequence[int]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+        """The report's entry of each form, and what is to be said of batches whose latency was not measured."""
         found = [evaluate(form.prepared, *data.test) for evaluate, form in zip(self._evaluators, forms, strict=True)]
         rows = [measure.row(form, each, forms[0]) for form, each in zip(forms, found, strict=True)]
-        timed = measure.latencies(self._networks, [form.prepared for form in forms], data.test[0], batches)
-        return [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
+        timed, left_out = measure.latencies(self._networks, [form.prepared for form in forms], data.test[0], batches)
+        said = [{"path": f"latency, batch {n}", "reason": f"not measured: {why}"} for n, why in left_out.items()]
+        return [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)], said
 
     def _skipped(
         self, method: Transform, forms: Sequence[measure.Form], info: ModelInfo, data: Data
     ) -> list[dict[str, str]]:
-        """Leaves that no stage took, and places where a compressed weight is not used as such."""
+        """What is to be said of leaves: left alone, assumed of, or not used as they are packed."""
         messages = explain(method, forms[0].stored, info) + info.report
         for network, form in zip(self._rewritten, forms[1:], strict=True):
             messages = messages + network.explain(form.prepared, data.example)
-        kept = [m for m in messages if m.kind not in ("assumed", "note")]
-        said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in kept]
+        said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]
         return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
 
 
@@ -317,12 +330,29 @@ def plain_training(apply: Callable[..., jax.Array]) -> TrainApply:
 
 def _accumulated(stages: Sequence[Stage], added: Sequence[Transform], steps: int) -> Transform:
     """The transforms of all stages so far, those of earlier ones frozen, or thawed and with their clocks running on."""
-    *before, last = range(len(stages))
     earlier = [
-        later(_ran(stages[:last], i, steps), added[i]) if stages[i].name in stages[last].thaw else frozen(added[i])
-        for i in before
+        later(_ran(stages[:-1], i, steps), each) if _thawed(stages, i) else frozen(each)
+        for i, each in enumerate(added[:-1])
     ]
-    return chain(*earlier, added[last])
+    return chain(*earlier, added[-1])
+
+
+def _thawed(stages: Sequence[Stage], i: int) -> bool:
+    """Whether stage ``i`` moves on while the last of ``stages`` is trained: it is the last, or the last thaws it."""
+    return i == len(stages) - 1 or stages[i].name in stages[-1].thaw
+
+
+def _accumulated_state(stages: Sequence[Stage], states: Sequence[State]) -> State:
+    """The state of the accumulated method, of the stages' own."""
+    return _joined([own if _thawed(stages, i) else State((), own) for i, own in enumerate(states)])
+
+
+def _own_states(stages: Sequence[Stage], state: State) -> list[State]:
+    """The stages' own states, of that of the accumulated method."""
+    if len(stages) == 1:
+        return [state]
+    parts = [State(*parts) for parts in zip(state.learnt, state.carried, strict=True)]
+    return [own if _thawed(stages, i) else own.carried for i, own in enumerate(parts)]
 
 
 def _ran(stages: Sequence[Stage], i: int, steps: int) -> int:
@@ -343,17 +373,11 @@ def _check_ends(stages: Sequence[Stage], added: Sequence[Transform], steps: int)
             )
 
 
-def _joined(states: tuple[State, ...]) -> State:
+def _joined(states: Sequence[State]) -> State:
     """The state of a chain; a chain of one member is that member."""
     if len(states) == 1:
         return states[0]
     return State(tuple(s.learnt for s in states), tuple(s.carried for s in states))
-
-
-def _parts(state: State, members: int) -> tuple[State, ...]:
-    if members == 1:
-        return (state,)
-    return tuple(State(*parts) for parts in zip(state.learnt, state.carried, strict=True))
 
 
 def described(recipe: Recipe) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.memory import call_bytes, room
 from jaxopt_nn.cost.latency import interleaved
 from jaxopt_nn.pipeline.evaluate import Evaluation
 from jaxopt_nn.pipeline.leaves import leaf_table
@@ -91,15 +92,22 @@ def _nonzero(variables: PyTree) -> jax.Array:
 
 def latencies(
     networks: Sequence[Callable[..., Any]], variables: Sequence[PyTree], examples: np.ndarray, batches: Sequence[int]
-) -> list[dict[str, float]]:
-    """For each network, the median latency in ms at each batch size: compiled, on its prepared variables.
+) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """For each network, the median latency in ms at each batch size: compiled, on its prepared variables; and the batch
+    sizes that were left out, with the reason: some network's call would not fit into memory.
 
     All networks take turns in one run, so that a machine that gets busy slows down all alike; compilation and the first
     rounds are not counted.
     """
     jitted = [jax.jit(lambda v, x, network=network: network(v, x)) for network in networks]
     out: list[dict[str, float]] = [{} for _ in networks]
+    left_out: dict[str, str] = {}
     for batch in batches:
+        like = jax.ShapeDtypeStruct((batch, *examples.shape[1:]), jax.dtypes.canonicalize_dtype(examples.dtype))
+        need, free = max(call_bytes(run, held, like) for run, held in zip(jitted, variables, strict=True)), room()
+        if need > free:
+            left_out[str(batch)] = f"a call takes {need / 1e9:.3g} GB, of {free / 1e9:.3g} GB that it may take here"
+            continue
         inputs = jnp.asarray(examples[np.arange(batch) % len(examples)])
         calls = {
             str(i): functools.partial(run, held, inputs)
@@ -107,4 +115,4 @@ def latencies(
         }
         for i, timing in interleaved(calls, repeats=30, seconds=2.0).items():
             out[int(i)][str(batch)] = timing.median_ms
-    return out
+    return out, left_out

@@ -124,6 +124,10 @@ class Tensor(abc.ABC):
         """As ``lax.dynamic_slice``."""
         return self._expanded("dynamic_slice", starts, sizes)
 
+    def rev(self, dimensions: Sequence[int]) -> Any:
+        """As ``lax.rev``: the entries of these axes in the opposite order."""
+        return self._expanded("rev", dimensions)
+
     def split(self, sizes: Sequence[int], axis: int) -> Any:
         """As ``lax.split``: a list of tensors."""
         sizes, axis = list(sizes), axis % self.ndim

@@ -231,6 +231,13 @@ class Coded(Tensor):
         codes = lax.dynamic_slice(self.codes, [starts[a] for a in self.physical], lengths)
         return self._with(codes, *self._param(cut), self.physical, self._place())
 
+    def rev(self, dimensions: Sequence[int]) -> Self:
+        place = self._whole()
+        if place in dimensions:
+            return self.expand().rev(dimensions)
+        codes = lax.rev(self.codes, [p for p, a in enumerate(self.physical) if a in dimensions])
+        return self._with(codes, *self._param(lambda p: lax.rev(p, dimensions)), self.physical, self._place())
+
     def index(self, i: ArrayLike, axis: int) -> Any:
         axis, shape = axis % self.ndim, list(self.shape)
         starts = [i if a == axis else 0 for a in range(self.ndim)]

@@ -217,6 +217,12 @@ class Masked(Tensor):
         rest = lambda x: [0] * (x.ndim - n)
         return self._layers(lambda x: lax.dynamic_slice(x, [*at, *rest(x)], [*taken, *x.shape[n:]]))
 
+    def rev(self, dimensions: Sequence[int]) -> Any:
+        stack = list(self.stack)
+        if any(a not in stack for a in dimensions):
+            return super().rev(dimensions)
+        return self._layers(lambda x: lax.rev(x, [stack.index(a) for a in dimensions]))
+
     def reshape(self, shape: Sequence[int]) -> Any:
         n, shape = len(shape) - len(self.inner_shape), tuple(shape)
         if self.order is not None or n < 0 or shape[n:] != self.inner_shape:

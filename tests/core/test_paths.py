@@ -83,3 +83,16 @@ def test_globs_against_brute_force(pattern, path):
 def test_a_pattern_that_matches_nothing_names_the_nearest():
     with pytest.raises(ValueError, match="params/encoder/mlp/kernel"):
         paths.require_match("**/mpl/kernal", paths.leaves_by_path(TREE))
+
+
+@given(st.data())
+def test_the_first_match_of_many_is_found_as_if_they_were_tried_in_turn(data):
+    segment = st.sampled_from(["a", "b", "*", "**", "a*b", "[ab]", "?", "a.b", "(a|b)", "*b*a*"])
+    patterns = data.draw(st.lists(st.lists(segment, min_size=1, max_size=3).map("/".join), min_size=1, max_size=6))
+    path = "/".join(
+        data.draw(
+            st.lists(st.sampled_from(["a", "b", "ab", "aab", "a.b", "axb", "(a|b)", "bba"]), min_size=1, max_size=3)
+        )
+    )
+    expected = next((i for i, pattern in enumerate(patterns) if paths.matches(pattern, path)), None)
+    assert paths.first_match(patterns)(path) == expected

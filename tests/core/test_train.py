@@ -119,7 +119,7 @@ def test_two_runs_of_one_key_are_equal():
 def test_schedules_reach_their_target_under_jit():
     method = prune(magnitude, sparsity=optax.linear_schedule(0.0, 0.5, 4))
     state, _ = run(method, steps=5)
-    assert int(state.carried["params/kernel"]["mask"].sum()) == 1
+    assert int(state.carried["params/kernel"].mask.sum()) == 1
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.5])

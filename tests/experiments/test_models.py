@@ -14,9 +14,6 @@ from experiments.models import build as builders
 from experiments.models import cifar, digits, fashion, mlp, mlp_nnx, text
 from jaxopt_nn.core.paths import leaves_by_path
 
-#: These programs run for microseconds: let XLA spend as little as it can on compiling them.
-CHEAP = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 def count(tree):
     return sum(x.size for x in jax.tree.leaves(tree))
@@ -181,7 +178,7 @@ def test_batch_norm_trains_and_moves_its_statistics():
         logits, new = train_apply({"params": params, "batch_stats": stats}, x, jax.random.key(0))
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), new
 
-    @functools.partial(jax.jit, compiler_options=CHEAP)
+    @functools.partial(jax.jit)
     def step(params, stats, state):
         (value, new), grads = jax.value_and_grad(loss, has_aux=True)(params, stats)
         updates, state = optimizer.update(grads, state)
@@ -198,7 +195,7 @@ def test_batch_norm_trains_and_moves_its_statistics():
     assert all(jax.tree.leaves(moved))
 
     # the first norm's mean, one step of momentum 0.9 from zero, is a tenth of the batch's mean
-    _, new = jax.jit(train_apply, compiler_options=CHEAP)(variables, x, jax.random.key(0))
+    _, new = jax.jit(train_apply)(variables, x, jax.random.key(0))
     assert set(new) == {"batch_stats"}
     convolved = jax.lax.conv_general_dilated(
         x, variables["params"]["Conv_0"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -207,7 +204,7 @@ def test_batch_norm_trains_and_moves_its_statistics():
     np.testing.assert_allclose(new["batch_stats"]["BatchNorm_0"]["mean"], expected, rtol=1e-4, atol=1e-6)
 
     # in evaluation each image is on its own
-    run = jax.jit(apply, compiler_options=CHEAP)
+    run = jax.jit(apply)
     np.testing.assert_allclose(run(variables, x)[:1], run(variables, x[:1]), rtol=1e-4, atol=1e-5)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_nn.core.rule import Tap
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import capture, rewrite

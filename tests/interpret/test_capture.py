@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxopt_nn.core.rule import Tap
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.interpret.rewrite import capture
 
 X = jax.random.normal(jax.random.key(0), (4, 8))
@@ -18,12 +18,9 @@ def gram(of="input"):
     """Sum of x^T x over all positions."""
 
     def zero(site):
-        if of == "output":
-            return jnp.zeros((site.shapes[1][-1],) * 2)
-        width = int(np.prod([site.shapes[1][i] for i in site.roles.input or range(1)])) if site.kind == "conv" else 8
-        return jnp.zeros((width, width))
+        return jnp.zeros((site.outputs if of == "output" else site.inputs,) * 2)
 
-    def add(acc, x, site):
+    def add(acc, x, weight, site):
         rows = x.reshape((-1, x.shape[-1]))
         return acc + rows.T @ rows
 
@@ -99,7 +96,7 @@ def test_convolutions_are_measured_as_patches():
     apply = lambda v, x: lax.conv_general_dilated(x, v, (2, 1), "SAME", rhs_dilation=(1, 2), dimension_numbers=numbers)
     rows = []
 
-    def add(acc, patches, site):
+    def add(acc, patches, weight, site):
         jax.debug.callback(lambda p: rows.append(np.asarray(p)), patches)
         return acc
 

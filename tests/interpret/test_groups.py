@@ -13,7 +13,7 @@ from experiments.models.mlp import MLP
 from experiments.models.resnet import ResNet
 from experiments.models.vit import ViT
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
-from jaxopt_nn.core.rule import Tap
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.interpret.groups import axis_groups, couplings
 from jaxopt_nn.interpret.rewrite import capture
@@ -120,7 +120,7 @@ def test_a_nan_of_a_unit_reaches_the_rows_that_the_map_says(unit):
     assert units.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     writers = [m for m in group.members if m.role != "consumer"]
     poisoned = edited(variables, writers, unit, lambda x: x * np.nan)
-    tap = Tap(lambda site: jnp.zeros(12, bool), lambda acc, x, site: acc | jnp.isnan(x).any(0), jnp.logical_or)
+    tap = Tap(lambda site: jnp.zeros(12, bool), lambda acc, x, weight, site: acc | jnp.isnan(x).any(0), jnp.logical_or)
     _, seen = capture(apply, {"out": tap})(poisoned, x)
     np.testing.assert_array_equal(seen["out"], units == unit)
 

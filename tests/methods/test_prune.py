@@ -20,7 +20,7 @@ PARAMS = {"a": jnp.asarray(np.random.default_rng(0).standard_normal((8, 6)), jnp
 
 
 def masks(method, params=PARAMS, info=ModelInfo()):
-    return {p: np.asarray(c["mask"]) for p, c in method.init(params, info).carried.items()}
+    return {p: np.asarray(c.mask) for p, c in method.init(params, info).carried.items()}
 
 
 @settings(max_examples=12)
@@ -61,11 +61,11 @@ def test_a_stack_that_is_not_the_leading_axis():
 def test_a_schedule_reaches_its_target_at_its_last_step():
     method = prune(sparsity=optax.polynomial_schedule(0.0, 0.8, 3, 10))
     state = method.init(PARAMS)
-    assert all(np.asarray(c["mask"]).all() for c in state.carried.values())
+    assert all(np.asarray(c.mask).all() for c in state.carried.values())
     shares = []
     for step in range(11):
         state = method.update(PARAMS, state, step=step)
-        shares.append(1 - np.asarray(state.carried["a"]["mask"]).mean())
+        shares.append(1 - np.asarray(state.carried["a"].mask).mean())
     assert shares == sorted(shares) and shares[-1] == pytest.approx(0.8, abs=1 / 48)
 
 
@@ -73,7 +73,7 @@ def test_pruned_weights_get_no_gradient():
     method = prune(sparsity=0.5)
     state = method.init(PARAMS)
     slope = jax.grad(lambda p: jnp.sum(method.view(p, state)["a"] * 2))(PARAMS)["a"]
-    np.testing.assert_array_equal(slope, 2.0 * np.asarray(state.carried["a"]["mask"]))
+    np.testing.assert_array_equal(slope, 2.0 * np.asarray(state.carried["a"].mask))
 
 
 def test_saliency_is_the_product_with_the_gradient():
@@ -82,7 +82,7 @@ def test_saliency_is_the_product_with_the_gradient():
     g = {"w": jnp.array([[0.0, 0.0], [5.0, -5.0]])}
     method = prune(saliency, sparsity=optax.linear_schedule(0.0, 0.5, 1))
     state = method.update(w, method.init(w), step=1, grads=g)
-    np.testing.assert_array_equal(state.carried["w"]["mask"], [[False, False], [True, True]])
+    np.testing.assert_array_equal(state.carried["w"].mask, [[False, False], [True, True]])
     with pytest.raises(ValueError, match="saliency needs gradients"):
         prune(saliency, sparsity=0.5).init(w)
 
@@ -129,8 +129,8 @@ def test_thresholds_of_another_score_of_nothing_and_on_a_schedule():
     assert masks(prune(threshold=0.0), {"w": jnp.zeros((2, 2))})["w"].all()
     method = prune(threshold=optax.linear_schedule(0.0, 0.3, 10))
     state = method.init(PARAMS)
-    assert np.asarray(state.carried["b"]["mask"]).all()
-    below = [method.update(PARAMS, state, step=t).carried["a"]["mask"] for t in (0, 5, 10)]
+    assert np.asarray(state.carried["b"].mask).all()
+    below = [method.update(PARAMS, state, step=t).carried["a"].mask for t in (0, 5, 10)]
     np.testing.assert_array_equal(below, [np.abs(PARAMS["a"]) >= np.float32(t) for t in (0, 0.15, 0.3)])
 
 
@@ -261,7 +261,7 @@ def shrunk(method, steps=12):
             flat = flat.at[order[0]].set(10.0).at[order[-1]].set(1e-3)
         params = {**PARAMS, "a": flat.reshape(8, 6)}
         state = method.update(params, state, step=step)
-        found.append(np.asarray(state.carried["a"]["mask"]).ravel())
+        found.append(np.asarray(state.carried["a"].mask).ravel())
     return np.stack(found), order
 
 
@@ -285,7 +285,7 @@ def test_pruning_for_good_still_reaches_its_target(allocation):
     update = jax.jit(lambda s, t: method.update(PARAMS, s, step=t))
     for step in range(11):
         state = update(state, step)
-    kept = sum(int(c["mask"].sum()) for c in state.carried.values())
+    kept = sum(int(c.mask.sum()) for c in state.carried.values())
     assert kept == (48 - round(48 * 0.85) + 20 - 17 if allocation is per_leaf else 68 - round(68 * 0.85))
 
 
@@ -322,3 +322,18 @@ def test_values_that_are_not_allowed(make, match):
 def test_what_is_no_number_or_function(make, match):
     with pytest.raises(TypeError, match=match):
         make()
+
+
+def test_init_compiles_for_each_shape_once_whatever_the_number_of_leaves():
+    """And not at all where another transform has pruned such leaves: only the criterion is traced, by shape and dtype."""
+    traced = []
+
+    def largest(weight, grad=None):
+        traced.append(weight.shape)
+        return jnp.abs(weight)
+
+    params = {f"layer_{i}": jnp.asarray(np.full((6, 4 + i % 2), i), jnp.float32) for i in range(12)}
+    for sparsity in (0.5, 0.75):
+        for allocation in (per_leaf, erk, global_budget):
+            prune(largest, sparsity=sparsity, allocation=allocation).init(params)
+    assert sorted(traced) == [(6, 4), (6, 5)]

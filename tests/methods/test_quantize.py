@@ -8,6 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.transform import explain
+from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.methods.clip import clip
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.tensors.base import densify
 
@@ -121,6 +125,7 @@ def test_weights_that_are_not_finite_name_the_leaf(bad, method):
         method.pack({"w": w}, method.init({"w": w}))
 
 
+@pytest.mark.exact
 def test_a_saturated_range_packs_to_the_bit():
     """Range over the whole tensor, then weights that grew since: codes clip, and the law holds."""
     method = quantize(3, granularity="tensor")
@@ -187,6 +192,7 @@ def test_a_draw_belongs_to_key_path_and_step():
     assert not np.array_equal(*stepped)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("bits", [1, 5, 8])
 def test_random_codes_pack_to_the_bit_on_moved_and_saturated_weights(bits):
     method = stochastic(bits, granularity="tensor")
@@ -219,3 +225,46 @@ def test_hard_rounding_is_the_true_derivative():
     f = lambda w: jnp.sum(method.view({"w": w}, state)["w"] * W)
     eps = jnp.zeros_like(W).at[2, 3].set(1e-4)
     assert float(f(W + eps) - f(W - eps)) == 0.0 and slopes(method)[2, 3] == 0.0
+
+
+SMALL = jnp.asarray(np.random.default_rng(7).standard_normal((6, 8)), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "method", [quantize(8), prune(sparsity=0.5), clip(-1.0, 1.0)], ids=["quantize", "prune", "clip"]
+)
+def test_a_leaf_that_no_site_contracts_is_left_alone(method):
+    """A dot need not contract: ``einsum("bi,i->bi")`` scales each entry, and one scale a code would be larger than the leaf."""
+
+    params = {"gain": SMALL[:2, :6], "row": SMALL[0, :6], "w": SMALL}
+    apply = lambda p, x: (
+        jnp.einsum("bti,ti->bti", x, p["gain"]).sum(1) * jnp.einsum("bi,i->bi", x[:, 0], p["row"]) @ p["w"]
+    )
+    x = jax.ShapeDtypeStruct((4, 2, 6), jnp.float32)
+    info = inspect(apply, params, x)
+    said = explain(method, params, info).of("skipped")
+    assert [m.path for m in said] == ["gain", "row"]
+    assert all("no site contracts it" in m.reason for m in said)
+    assert list(method.init(params, info).carried) == ["w"]
+
+
+def test_what_packing_saves_is_said_before_packing():
+    """Bytes as predicted are bytes as packed; a leaf that would not get smaller is left alone."""
+    forms = [
+        dict(bits=8), dict(bits=4), dict(bits=3), dict(bits=1), dict(bits=4, group=2), dict(bits=5, signed=False),
+        dict(bits=8, symmetric=False, signed=False), dict(bits=2, granularity="tensor"),
+    ]  # fmt: skip
+    for shape in [(6, 8), (4, 7), (2, 5)]:
+        leaf = jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
+        for form in forms:
+            method = quantize(**form)
+            state = method.init({"w": leaf})
+            if not state.carried:
+                assert "no less than" in method.traits.takes("w", leaf, ModelInfo())
+                continue
+            packed = method.pack({"w": leaf}, state)["w"]
+            assert sum(state.carried["w"].form.nbytes(shape)) == packed.nbytes < leaf.nbytes, (shape, form)
+    two = quantize(8).traits.takes("w", jnp.ones((2, 5)), ModelInfo())
+    assert two.notes == ("keeps 75% of its bytes: its scales take as much as its codes, or more",)
+    assert quantize(8).traits.takes("w", jnp.ones((16, 5)), ModelInfo()).notes == ()
+    assert isinstance(quantize(8).traits.takes("w", jnp.ones((2, 5), jnp.bfloat16), ModelInfo()), str)

@@ -57,7 +57,7 @@ def test_the_target_is_reached_at_the_last_step_whatever_the_interval(interval, 
     update = jax.jit(lambda s, t: method.update(params, s, step=t))
     for t in range(25):
         state = update(state, t)
-    assert int(state.carried["w"]["mask"].sum()) == 12
+    assert int(state.carried["w"].mask.sum()) == 12
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def predictors():
     return every, predictor(apply, variables, devices=jax.devices()[:1])
 
 
+@pytest.mark.exact
 def test_equal_to_the_bit_where_each_device_runs_the_same_program(rng):
     variables = dense(rng)
     x = rng.standard_normal((80, FEATURES)).astype(np.float32)
@@ -79,6 +80,7 @@ def test_equal_to_the_bit_where_each_device_runs_the_same_program(rng):
     np.testing.assert_array_equal(predictor(apply, variables, batch_size=40)(x), one(x))
 
 
+@pytest.mark.exact
 def test_integers_are_equal_to_the_bit(rng):
     variables = {"w": jnp.asarray(rng.integers(-128, 128, (300, 7)), jnp.int8)}
     x = rng.integers(-128, 128, (53, 300)).astype(np.int8)

@@ -16,6 +16,7 @@ import pytest
 
 import jaxopt_nn as jn
 from jaxopt_nn.coding import artifact as artifacts
+from jaxopt_nn.pipeline import measure
 from jaxopt_nn.pipeline import report as reports
 from jaxopt_nn.pipeline.compress import Compressor
 
@@ -173,7 +174,7 @@ def test_the_stored_network_is_what_was_evaluated(run):
     seen = jn.densify(result.variables)
     assert float(jnp.abs(result.params["up"]["w"]).max()) <= 1.5, "projection of the first stage holds in the last"
     chex.assert_trees_all_equal(seen["up"]["b"], result.params["up"]["b"])
-    assert np.all(np.asarray(seen["up"]["w"])[~np.asarray(result.state.carried[1]["up/w"]["mask"])] == 0)
+    assert np.all(np.asarray(seen["up"]["w"])[~np.asarray(result.state.carried[1]["up/w"].mask)] == 0)
     chex.assert_trees_all_equal(seen["calls"], VARIABLES["calls"])
 
 
@@ -184,7 +185,7 @@ def ramped(top=0.3):
 
 
 def kept(result):
-    return [int(c["mask"].sum()) for c in result.state.carried[0].values()]
+    return [int(c.mask.sum()) for c in result.state.carried[0].values()]
 
 
 def test_the_mask_of_a_stage_is_frozen_in_later_ones_and_a_second_run_traces_nothing():
@@ -243,8 +244,50 @@ def test_a_fresh_process_gets_the_same_accuracy(run, tmp_path):
 
 def test_what_is_left_alone_is_listed_with_its_reason(run):
     reasons = {s["path"]: s["reason"] for s in run[0].report["skipped"]}
-    assert set(reasons) == {"up/b", "calls"}
+    assert set(reasons) == {"up/b", "up/w", "calls"}
+    assert reasons["up/w"].startswith("note: keeps 25% of its bytes")  # 8 codes of 4 bits an output, and its scale
     assert "add" in reasons["up/b"] and "int32" in reasons["calls"]
+
+
+def test_assumptions_and_what_one_stage_left_alone_reach_the_report():
+    """A transform that asks for roles which nobody knows, and a stage that takes fewer leaves than the one before it."""
+    wide = jn.leafwise(
+        lambda path, leaf, info: jn.LeafTraits() if leaf.ndim else "is a scalar",
+        lambda path, leaf, roles: ((), ()), lambda leaf, learnt, carried: leaf, needs=frozenset({"roles"}), name="wide",
+    )  # fmt: skip
+    recipe = [jn.Stage("w", wide), jn.Stage("q", jn.where("down/w", jn.quantize(8)))]
+    result = jn.compress(apply, VARIABLES, recipe, DATA, latency=False)
+    said = [(s["path"], s["reason"]) for s in result.report["skipped"]]
+    assert ("up/b", "assumed: roles: last axis is the output, no stack (pass info=inspect(...))") in said
+    reason = "partial: member 1 of the chain (quantize(8)): matches no pattern of the recipe"
+    assert [path for path, each in said if each == reason] == ["calls", "up/b", "up/w"]
+
+
+def test_a_batch_that_does_not_fit_is_not_timed_and_named(monkeypatch):
+    monkeypatch.setattr(measure, "room", lambda: 20e3)  # [1024, 32] float32 are 131 kB
+    result = jn.compress(apply, VARIABLES, CHEAP, DATA, latency=(1, 1024))
+    assert [list(entry["latency_ms"]) for entry in (result.report["baseline"], *result.stages)] == [["1"], ["1"]]
+    said = {s["path"]: s["reason"] for s in result.report["skipped"]}
+    assert said["latency, batch 1024"].startswith("not measured: a call takes ")
+
+
+def decayed(method):
+    """A stage after ``method`` under weight decay, in a recipe."""
+    still = {"epochs": 2, "learning_rate": 1e-2, "weight_decay": 0.5}
+    return [jn.Stage("scale", method, epochs=1, learning_rate=1e-2), jn.Stage("q", jn.quantize(8), **still)]
+
+
+@pytest.mark.parametrize("thaw", [(), ("scale",)])
+def test_what_a_stage_has_learnt_is_frozen_in_later_ones_unless_thawed(thaw):
+    factor = jn.leafwise(
+        lambda path, leaf, info: jn.LeafTraits() if leaf.ndim == 2 else "is no matrix",
+        lambda path, leaf, roles: (jnp.asarray(1.0), ()), lambda leaf, learnt, carried: leaf * learnt,
+    )  # fmt: skip
+    first, second = decayed(factor)
+    alone = jn.compress(apply, VARIABLES, [first], DATA, latency=False)
+    both = jn.compress(apply, VARIABLES, [first, dataclasses.replace(second, thaw=thaw)], DATA, latency=False)
+    same = [bool(jnp.all(a == b)) for a, b in zip(alone.state.learnt.values(), both.state.learnt[0].values())]
+    assert same == [not thaw] * 2
 
 
 def test_integer_leaves_pass_through(run):

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxopt_nn.core import memory
 from jaxopt_nn.core.train import averaged, averaging, init_train_state
 from jaxopt_nn.core.transform import State, identity
 from jaxopt_nn.methods.arithmetic import fake_quant_activations
@@ -295,6 +296,39 @@ def test_evaluation_of_a_language_model_counts_places():
     found = evaluate({"table": jnp.asarray(table)}, x, y)
     assert found.correct == int(np.sum(table[x].argmax(-1) == y)) and found.accuracy == found.correct / 30
     np.testing.assert_allclose(found.loss, -np.mean(np.log(np.take_along_axis(p, y[..., None], -1))), rtol=1e-5)
+
+
+def test_evaluation_takes_as_many_examples_as_fit(monkeypatch):
+    """32 examples of [16, 64, 64] products are 8 MiB: with 1 MiB at hand 4 are taken, and the figures stay."""
+    taken = []
+
+    def heavy(v, x):
+        taken.append(len(x))
+        return jnp.cumsum(jnp.sin(x[:, :, None, None] * v["w"][None]), axis=1).sum((1, 2))
+
+    v = {"w": jnp.asarray(RNG.standard_normal((16, 64, 64)), jnp.float32)}
+    x, y = RNG.standard_normal((40, 16)).astype(np.float32), np.zeros(40, np.int32)
+    whole = evaluator(heavy, batch_size=32)(v, x, y)
+    monkeypatch.setattr(memory, "room", lambda: 2.0**20)
+    fewer = evaluator(heavy, batch_size=32)(v, x, y)
+    assert taken[0] == 32 and taken[-1] in (1, 2, 4) and fewer.correct == whole.correct
+    np.testing.assert_allclose(fewer.loss, whole.loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("per_example", "free", "expected", "asked"),
+    [
+        (1, 1000, 512, [512]),
+        (10, 1000, 64, [512, 64]),
+        (10, 9, 1, [512]),
+        (0, 0, 512, [512]),
+        (2, 1023, 256, [512, 256]),
+    ],
+)
+def test_the_largest_power_of_two_that_fits(monkeypatch, per_example, free, expected, asked):
+    monkeypatch.setattr(memory, "room", lambda: free)
+    sizes = []
+    assert memory.fitting(lambda n: sizes.append(n) or n * per_example) == expected and sizes == asked
 
 
 def test_a_stage_ends_with_the_average_of_its_weights():

@@ -115,6 +115,7 @@ def test_stacks(kind):
     same(one.densify(), expected[1:2])
     same(one.reshape((4, 5)).densify(), expected[1])
     same(m.slice((1, 0, 0), (3, 4, 5)).densify(), expected[1:])
+    same(m.rev((0,)).densify(), expected[::-1])
     same(m.split((1, 2), 0)[1].densify(), expected[1:])
     specs = m.spec(P("layers"))
     assert jax.tree.structure(specs, is_leaf=lambda s: isinstance(s, P)) == jax.tree.structure(m)

@@ -52,6 +52,7 @@ def make(shape=(6, 8), scale_shape=(1, 8), bits=4, signed=True, zero=False, shri
 SHAPES = [((6, 8), (1, 8)), ((6, 8), (3, 8)), ((6, 8), (6, 2)), ((6, 8), (1, 1)), ((2, 6, 5), (2, 1, 5)), ((9,), (1,))]
 
 
+@pytest.mark.exact
 @settings(max_examples=12)
 @given(
     st.sampled_from(SHAPES), st.integers(1, 8), st.booleans(), st.sampled_from([False, True]), st.floats(0.2, 1.2),
@@ -291,6 +292,9 @@ LAYOUT = {
     "slice of a group": (lambda t: t.slice((2, 4), (4, 8)), lambda x: x[2:4, 4:8]),
     "dynamic rows": (lambda t, i=3: t.dynamic_slice((jnp.int32(i), 0), (2, 8)), lambda x: x[3:5]),
     "dynamic, clamped": (lambda t: t.dynamic_slice((0, jnp.int32(7)), (6, 3)), lambda x: x[:, 5:]),
+    "reversed rows": (lambda t: t.rev((0,)), lambda x: x[::-1]),
+    "reversed columns, turned": (lambda t: t.transpose((1, 0)).rev((0,)), lambda x: x.T[::-1]),
+    "reversed both": (lambda t: t.rev((0, 1)), lambda x: x[::-1, ::-1]),
     "split rows": (lambda t: t.split((2, 4), 0)[1], lambda x: x[2:]),
     "split columns": (lambda t: t.split((3, 1, 4), -1)[1], lambda x: x[:, 3:4]),
     "index of a row": (lambda t: t.index(jnp.int32(4), 0), lambda x: x[4]),

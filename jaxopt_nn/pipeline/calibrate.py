@@ -1,0 +1,321 @@
+"""Calibration: what a method must see of the model on data, streamed into a ``ModelInfo``."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxopt_nn.core.model import ModelInfo, Site, StatKey
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
+from jaxopt_nn.core.report import Message
+from jaxopt_nn.core.tap import Tap
+from jaxopt_nn.core.transform import Transform
+from jaxopt_nn.interpret.evaluate import Totals
+from jaxopt_nn.interpret.groups import couplings
+from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.rewrite import Capturing, capture
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
+from jaxopt_nn.tensors.base import is_compressed
+
+PyTree = Any
+#: The inputs of ``apply``: one array a batch, or a tuple of them. It is gone over several times.
+Batches = Iterable[Any] | Callable[[], Iterator[Any]]
+
+
+def calibrate(
+    apply: Callable[..., PyTree],
+    variables: PyTree,
+    method: Transform,
+    batches: Batches,
+    *,
+    sequential: bool = False,
+    mesh: Mesh | None = None,
+    weights: Callable[..., Any] | None = None,
+    checkpoints: Callable[[str], Checkpoints] | None = None,
+    say: Callable[[str], None] = nothing,
+) -> ModelInfo:
+    """Streams the data through the model and collects what ``method`` declares (``traits.taps``), for ``method.init``.
+
+    Each member of a chain sees the model with the views of the members before it, so that the data is passed over as often
+    as there are members whose statistics wait for another's; ``say`` is told how often before it starts, and of each batch.
+    Memory: the statistics, two batches, and what the model needs to run.
+
+    Args:
+      apply: pure function ``(variables, *inputs)``.
+      variables: pytree of arrays.
+      method: any transform; one that needs nothing gives the ``ModelInfo`` of ``inspect``.
+      batches: what can be gone over again: a list, a dataset, or a function that returns an iterator.
+      sequential: layer by layer, in order of evaluation: each sees the inputs that the layers before it give once all members
+        have changed them; of a scanned stack, the layers in turn. One more pass for each layer. For methods whose leaves are
+        independent of each other.
+      mesh: devices over which batches are split along their first axis (in every mesh axis); statistics come out whole. With
+        several processes each passes its own part of the data.
+      weights: ``(*inputs) -> [B] or [B, T]``, how much each example or token counts, for inputs ``[B, ...]`` or
+        ``[B, T, ...]``. Sites to which the rows can't be followed are measured unweighted and named in ``info.report``.
+      checkpoints: ``name of a pass -> Checkpoints``: where positions are kept; a run that was interrupted goes on to the same
+        bits. Batches must come in the same order.
+      say: gets a line now and then.
+
+    Returns:
+      A ``ModelInfo`` with ``stats``, all of the model's ``inspect``, and the axis groups if ``method`` needs them.
+
+    Raises:
+      ValueError: no batch; compressed variables; ``batches`` that can be gone over once only, or that end earlier in a later
+        pass; statistics that hold NaN or Inf; ``sequential`` with a method that weighs leaves against each other; a position of
+        another calibration.
+    """
+    if any(map(is_compressed, leaves_by_path(variables).values())):
+        raise ValueError("calibrate: variables hold compressed tensors; pass the float ones, or what they became by densify")
+    run = _Run(apply, batches, mesh, weights, checkpoints, say)
+    info = inspect(apply, variables, *run.example)
+    if "couplings" in method.traits.needs:
+        info = dataclasses.replace(info, couplings=couplings(apply, variables, *run.example))
+    if not sequential:
+        say(f"calibration: {method.traits.passes} passes over the data")
+        return run.filled(method, leaves_by_path(variables), variables, info, info.sites)
+    if not method.traits.leaf_local:
+        raise ValueError(
+            f"calibrate(sequential=True): {method.traits.name} weighs leaves against each other, so no layer can be finished "
+            "before the next; pass sequential=False, or an allocation by leaf"
+        )
+    return _layer_by_layer(run, method, variables, info)
+
+
+class _Run:
+    """One calibration: its data, its devices, and how many passes it has made."""
+
+    def __init__(
+        self,
+        apply: Callable[..., PyTree],
+        batches: Batches,
+        mesh: Mesh | None,
+        weights: Callable[..., Any] | None,
+        checkpoints: Callable[[str], Checkpoints] | None,
+        say: Callable[[str], None],
+    ):
+        if iter(batches) is batches if isinstance(batches, Iterable) else False:
+            raise ValueError(
+                "calibrate: batches is an iterator, which can be gone over once only; pass a list, a dataset, or a function "
+                "that returns an iterator"
+            )
+        self._apply, self._batches, self._weights, self._say = apply, batches, weights, say
+        self._mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)  # no axis of it is Explicit
+        self._checkpoints, self._passes, self._count = checkpoints, 0, 0
+        head = next(self._inputs(), None)
+        if head is None:
+            raise ValueError("calibrate: no batch of inputs; pass at least one")
+        self.example = head
+
+    def _inputs(self) -> Iterator[tuple[Any, ...]]:
+        batches = self._batches() if callable(self._batches) else self._batches
+        return (b if isinstance(b, tuple) else (b,) for b in batches)
+
+    def filled(
+        self,
+        method: Transform,
+        part: dict[str, Any],
+        variables: PyTree,
+        info: ModelInfo,
+        sites: tuple[Site, ...],
+        entry: int | None = None,
+    ) -> ModelInfo:
+        """``info`` with all that ``method`` lacks of ``sites``.
+
+        Args:
+          part: the leaves that ``method`` changes, by path; the others, and of these all but ``entry`` of their stack, are as
+            in ``variables``.
+        """
+        while wanted := method.traits.taps(dataclasses.replace(info, sites=sites)):
+            seen = method.traits.seen(part, info)
+            stats, unweighted = self._pass(wanted, _replaced(variables, seen, info, entry))
+            info = dataclasses.replace(info, stats={**info.stats, **stats}, report=info.report + unweighted)
+        return info
+
+    def _pass(self, wanted: Mapping[StatKey, Tap], variables: PyTree) -> tuple[dict[StatKey, Any], list[Message]]:
+        """One pass over the data: the statistics, and the sites that were measured unweighted."""
+        by_site: dict[str, dict[str, Tap]] = {}
+        for (member, site, tap), value in wanted.items():
+            by_site.setdefault(site, {})[_label(member, tap)] = value
+        capturing = capture(self._apply, lambda site: by_site.get(site.name, {}))
+        placed = self._everywhere(variables)
+        totals = self._stream(capturing, placed, capturing.zeros(variables, *self.example))
+        _check_finite(totals, lambda: capturing.zeros(variables, *self.example))
+        found = capturing.statistics(totals)
+        stats = {key: found[key[1]][_label(key[0], key[2])] for key in wanted if key[1] in found}
+        missed = sorted({site for _, site, _ in wanted.keys() - stats.keys()})
+        if missed:
+            raise ValueError(f"{missed[0]}: lies in the condition of a `while`, which can't be measured; leave its leaf out")
+        return stats, self._unweighted(capturing, variables)
+
+    def _unweighted(self, capturing: Capturing, variables: PyTree) -> list[Message]:
+        if self._weights is None:
+            return []
+        return list(capturing.explain(variables, *self.example, weights=self._weighed(self.example)).of("note"))
+
+    def _stream(self, capturing: Capturing, variables: PyTree, totals: Any) -> Any:
+        """The totals over all batches, from the position of this pass where there is one."""
+        self._passes += 1
+        place = self._checkpoints and self._checkpoints(f"pass_{self._passes:03d}")
+        held = place.restore(totals) if place else None
+        done, finished = 0, False
+        if held is not None:
+            done, totals, meta = held
+            finished = meta["finished"]
+        totals = self._everywhere(totals)
+        add = jax.jit(
+            lambda totals, variables, inputs, weights: capturing.accumulate(totals, variables, *inputs, weights=weights),
+            donate_argnums=0,
+        )
+        batches = itertools.islice(self._inputs(), done, None) if not finished else iter(())
+        batch, start = next(batches, None), done
+        while batch is not None:
+            totals = add(totals, variables, self._split(batch), self._split(self._weighed(batch)))
+            batch, done = next(batches, None), done + 1  # the host reads the next batch while this one is measured
+            jax.block_until_ready(totals)
+            self._say(f"pass {self._passes}: {done} batches")
+            if place and (place.due() or batch is None):
+                place.save(done, totals, {"finished": batch is None})
+        if self._count not in (0, done) or done == 0:
+            raise ValueError(
+                f"calibrate: pass {self._passes} had {done} batches, pass 1 had {self._count}; pass data that can be gone over "
+                "again: a list, a dataset, or a function that returns an iterator"
+            )
+        assert finished or done > start or done == self._count
+        self._count = done
+        return totals
+
+    def _weighed(self, batch: tuple[Any, ...]) -> Any:
+        """The weights of a batch, float32."""
+        if self._weights is None:
+            return None
+        found = jnp.asarray(self._weights(*batch), jnp.float32)
+        shapes = [x.shape[: found.ndim] for x in jax.tree.leaves(batch)]
+        if found.ndim == 0 or found.shape not in shapes:
+            raise ValueError(
+                f"calibrate: weights of shape {found.shape} for inputs of shapes {[x.shape for x in jax.tree.leaves(batch)]}; "
+                "give one number for each example [B] or token [B, T]"
+            )
+        return found
+
+    def _everywhere(self, tree: PyTree) -> PyTree:
+        if self._mesh is None:
+            return tree
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def _split(self, tree: PyTree) -> PyTree:
+        """A batch over the devices of the mesh, along its first axis; where they don't divide it, on each."""
+        if self._mesh is None or tree is None:
+            return tree
+        split = NamedSharding(self._mesh, PartitionSpec(self._mesh.axis_names))
+
+        def place(x: Any) -> Any:
+            if jax.process_count() > 1:
+                return jax.make_array_from_process_local_data(split, np.asarray(x))
+            whole = np.ndim(x) == 0 or np.shape(x)[0] % self._mesh.size  # type: ignore[union-attr]
+            return self._everywhere(x) if whole else jax.device_put(x, split)
+
+        return jax.tree.map(place, tree)
+
+
+def _label(member: tuple[int, ...], tap: str) -> str:
+    return "/".join((*map(str, member), tap))
+
+
+def _replaced(variables: PyTree, part: Mapping[str, Any], info: ModelInfo, entry: int | None = None) -> PyTree:
+    """``variables`` with the leaves of ``part``; of a stack only ``entry``, where there is one."""
+
+    def new(path: str, leaf: Any) -> Any:
+        matrix = info.matrix(path) if path in part and entry is not None else None
+        if matrix is None or not matrix.slots:
+            return part.get(path, leaf)
+        return matrix.put(leaf, matrix(leaf).at[entry].set(matrix(part[path])[entry]))
+
+    return map_with_path(new, variables)
+
+
+def _check_finite(totals: Totals, empty: Callable[[], Totals]) -> None:
+    """Raises ValueError where a statistic is not finite though the empty one is."""
+
+    def bad(total: Any, zero: Any) -> Any:
+        parts = zip(jax.tree.leaves(total), jax.tree.leaves(zero), strict=True)
+        return functools.reduce(jnp.logical_or, [jnp.any(~jnp.isfinite(t) & jnp.isfinite(z)) for t, z in parts])
+
+    # compiled, so that the empty statistics take no memory
+    found = jax.jit(lambda totals: {key: bad(totals[key], zero) for key, zero in empty().items()})(totals)
+    for (site, tap), wrong in found.items():
+        if bool(wrong):
+            raise ValueError(
+                f"{site}: NaN or Inf in the statistic {tap.split('/')[-1]!r}; clean the inputs or the weights, or find the "
+                "layer in front of it that overflows"
+            )
+
+
+# -- layer by layer ----------------------------------------------------------------------------------------------------
+
+
+def _layer_by_layer(run: _Run, method: Transform, variables: PyTree, info: ModelInfo) -> ModelInfo:
+    leaves = leaves_by_path(variables)
+    read = {path for site in info.sites if site.weight is not None for path in site.leaves}
+    variables = _replaced(variables, _viewed(method, {p: x for p, x in leaves.items() if p not in read}, info), info)
+    steps = list(_steps(_layers(info.sites)))
+    run._say(f"calibration: {len(steps)} layers, {len(steps) * method.traits.passes} passes over the data at most")
+    for sites, entry in steps:
+        part = {path: leaves[path] for site in sites for path in site.leaves}
+        names = {site.name for site in sites}
+        blank = dataclasses.replace(info, stats={k: x for k, x in info.stats.items() if k[1] not in names})
+        found = run.filled(method, part, variables, blank, sites, entry)
+        info = dataclasses.replace(info, stats=_joined(info.stats, found.stats, names, entry), report=found.report)
+        variables = _replaced(variables, _viewed(method, part, found), info, entry)
+    return info
+
+
+def _viewed(method: Transform, part: dict[str, Any], info: ModelInfo) -> dict[str, Any]:
+    return method.view(part, method.init(part, info)) if part else part
+
+
+def _layers(sites: Sequence[Site]) -> list[tuple[Site, ...]]:
+    """The sites of each layer, in order of evaluation: those that read one activation, or one leaf (then at the last)."""
+    own = [s for s in sites if s.weight is not None]
+    marks: dict[Any, int] = {}
+    label = list(range(len(own)))
+    for i, site in enumerate(own):
+        for mark in (*site.leaves, *([("reads", site.reads)] if site.reads is not None else [])):
+            j = marks.setdefault(mark, i)
+            old, new = label[j], label[i]
+            label = [new if x == old else x for x in label]
+    last = {x: i for i, x in enumerate(label)}
+    return [tuple(s for s, x in zip(own, label, strict=True) if x == mark) for mark in sorted(last, key=last.__getitem__)]
+
+
+def _steps(layers: Sequence[tuple[Site, ...]]) -> Iterator[tuple[tuple[Site, ...], int | None]]:
+    """What is finished one after the other: the sites of a layer, and which entry of their stack; None where there is none.
+
+    Layers of one loop take turns: all of its first entry, then all of its second.
+    """
+
+    def loop(sites: tuple[Site, ...]) -> tuple[Any, int] | None:
+        found = {(s.slots[0], s.stack[0]) for s in sites if s.slots}
+        return found.pop() if len(found) == 1 and all(s.slots for s in sites) else None
+
+    for turns, own in itertools.groupby(layers, loop):
+        group = list(own)
+        for entry in [None] if turns is None else range(turns[1]):
+            yield from ((sites, entry) for sites in group)
+
+
+def _joined(old: Mapping[StatKey, Any], new: Mapping[StatKey, Any], names: set[str], entry: int | None) -> dict[StatKey, Any]:
+    """Statistics with those of ``names`` from ``new``: of one entry of the stack, or all."""
+    out = dict(old)
+    for key, value in new.items():
+        if key[1] in names:
+            whole = entry is None or key not in old
+            out[key] = value if whole else jax.tree.map(lambda a, b: a.at[entry].set(b[entry]), old[key], value)
+    return out

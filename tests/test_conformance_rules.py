@@ -1,0 +1,155 @@
+"""What every rule and every pass owes, in two tables. A new rule or pass adds a line to its own."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.rule import identity_rule
+from jaxopt_nn.formulations.prepare import prepare
+from jaxopt_nn.interpret.groups import axis_groups
+from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.rewrite import rewrite
+from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
+from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.passes.neurons import dead_units, weak_units
+from jaxopt_nn.passes.structure import shrink_widths
+
+RNG = np.random.default_rng(0)
+
+
+def weight(*shape):
+    return jnp.asarray(RNG.standard_normal(shape) / np.sqrt(np.prod(shape[:-1])), jnp.float32)
+
+
+VARIABLES = {
+    "table": weight(11, 8),
+    "layers": weight(2, 8, 8),
+    "conv": weight(3, 8, 6),
+    "up": weight(6, 12),
+    "bias": weight(12),
+    "down": weight(12, 3),
+}
+IDS = jnp.asarray(RNG.integers(11, size=(4, 5)), jnp.int32)
+
+
+def apply(variables, ids):
+    """A lookup, a scan over layers, a product of two activations, a convolution and two dots."""
+    x = variables["table"][ids]
+    x, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, variables["layers"])
+    x = x + jnp.einsum("bts,bsd->btd", jnp.einsum("btd,bsd->bts", x, x), x)
+    x = jax.lax.conv_general_dilated(x, variables["conv"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+    return jax.nn.relu(x @ variables["up"] + variables["bias"][None, None]) @ variables["down"]
+
+
+RULES = {
+    "identity": identity_rule(),
+    **{name: arithmetic(name) for name in ("w8a8", "w4a8", "w4a4", "w8a16", "w4a16", "w8a32")},
+    "fake_quant_activations(8)": fake_quant_activations(8),
+    "fake_quant_activations(4, pass)": fake_quant_activations(4, ste="pass"),
+}
+#: Of the largest output, how far a rule's may lie from the float network of the same weights: activations of 8 and 4 bits.
+NEAR = {
+    "w8a8": 0.05,
+    "w4a8": 0.05,
+    "w4a4": 0.6,
+    "fake_quant_activations(8)": 0.05,
+    "fake_quant_activations(4, pass)": 0.6,
+}
+
+
+@functools.cache
+def stored(bits):
+    method = quantize(bits)
+    state = method.init(VARIABLES, inspect(apply, VARIABLES, IDS))
+    return jax.jit(method.view)(VARIABLES, state), method.pack(VARIABLES, state)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_laws_of_a_rule(name):
+    rule = RULES[name]
+    view, packed = stored(4 if name.startswith("w4") else 8)
+    variables = prepare(packed) if name.startswith("w") else view
+    run = rewrite(apply, rule)
+    assert rule.name in (name, name.replace(", pass", ""))
+    keeps_the_outputs_near(name, run, variables, view)
+    inits_alike_on_abstract_leaves(run, variables)
+    runs_mapped_and_compiles_once(run, variables)
+    names_every_site_it_leaves(rule, run, variables)
+    if not name.startswith("w"):
+        has_gradients(run, view)
+
+
+def keeps_the_outputs_near(name, run, variables, view):
+    plain, out = jax.jit(apply)(view, IDS), run(variables, IDS)
+    chex.assert_trees_all_equal_shapes_and_dtypes(out, plain)
+    chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(run, variables, IDS), out)
+    atol = NEAR.get(name, 1e-5) * float(jnp.abs(plain).max())
+    np.testing.assert_allclose(out, plain, rtol=0, atol=atol)
+    assert (name in NEAR) == bool(jnp.abs(out - plain).max() > 1e-4 * jnp.abs(plain).max()), "it rounds, or it doesn't"
+
+
+def inits_alike_on_abstract_leaves(run, variables):
+    concrete = run.init(variables, IDS)
+    abstract = jax.eval_shape(lambda: run.init(variables, IDS))
+    chex.assert_trees_all_equal_shapes_and_dtypes(abstract, concrete)
+    chex.assert_trees_all_equal(run(variables, IDS, states=concrete), run(variables, IDS))
+
+
+def runs_mapped_and_compiles_once(run, variables):
+    chex.clear_trace_counter()
+    once = jax.jit(chex.assert_max_traces(lambda v, x: run(v, x), n=1))
+    alone = [once(variables, ids) for ids in (IDS, IDS[::-1])]
+    mapped = jax.jit(jax.vmap(run, (None, 0)))(variables, jnp.stack([IDS, IDS[::-1]]))
+    for i, expected in enumerate(alone):
+        np.testing.assert_allclose(mapped[i], expected, rtol=1e-5, atol=1e-5)
+
+
+def names_every_site_it_leaves(rule, run, variables):
+    info = inspect(apply, VARIABLES, IDS)
+    left = {m.path for m in run.explain(variables, IDS).of("float")}
+    mixed = {site.name for site in info.sites if site.weight is None}
+    assert mixed and left == (set() if rule.activations else mixed)
+
+
+def has_gradients(run, view):
+    energy = lambda v: jnp.sum(jnp.square(run(v, IDS)))
+    for path, slope in leaves_by_path(jax.jit(jax.grad(energy))(view)).items():
+        assert jnp.all(jnp.isfinite(slope)) and jnp.any(slope != 0), path
+
+
+#: ``(apply, variables, inputs) -> (variables of the pass, report)``, and whether it keeps shapes.
+PASSES = {
+    "shrink_widths": (lambda *args: shrink_widths(*args, 0.5), False),
+    "shrink_widths, by layer": (lambda *args: shrink_widths(*args, {"up": 4}), False),
+    "shrink_widths, all stay": (lambda *args: shrink_widths(*args, 1.0), True),
+    "dead_units": (lambda *args: masked(dead_units, *args), True),
+    "weak_units": (lambda *args: masked(functools.partial(weak_units, share=0.5), *args), True),
+}
+
+
+def masked(choose, apply, variables, inputs):
+    units = choose(apply, variables, inputs)
+    return units.masked(variables), units.report
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_laws_of_a_pass(name):
+    run, keeps = PASSES[name]
+    before = jax.tree.map(np.asarray, VARIABLES)
+    after, report = run(apply, VARIABLES, (IDS,))
+    chex.assert_trees_all_equal(VARIABLES, before)
+    assert jax.tree.structure(after) == jax.tree.structure(VARIABLES)
+    chex.assert_trees_all_equal(run(apply, VARIABLES, (IDS,))[0], after)
+    touched = {m.path for g in axis_groups(apply, VARIABLES, IDS) for m in g.members if g.pinned is None}
+    for path, leaf in leaves_by_path(after).items():
+        old = leaves_by_path(VARIABLES)[path]
+        assert leaf.dtype == old.dtype and (leaf.shape == old.shape or not keeps), path
+        assert path in touched or leaf is old, path
+    assert jax.eval_shape(apply, after, IDS) == jax.eval_shape(apply, VARIABLES, IDS)
+    pinned = [g for g in axis_groups(apply, VARIABLES, IDS) if g.pinned is not None]
+    assert "shrink" not in name or len(report.of("skipped")) >= len(pinned) > 0
