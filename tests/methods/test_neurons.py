@@ -56,7 +56,7 @@ def test_layers_of_a_stack_are_packed_each_for_itself():
     w = {"w": jnp.asarray(RNG.standard_normal((2, 3, 4)), jnp.float32)}
     method = mask_units({"w": {2: STAY}})
     packed = method.pack(w, method.init(w, ModelInfo(roles={"w": Roles((0,), (1,), (2,))})))
-    assert packed["w"].stack_axes == 1 and packed["w"].count == 6
+    assert packed["w"].stack == (0,) and packed["w"].count == 6
     np.testing.assert_array_equal(densify(packed)["w"], np.where(STAY, w["w"], 0))
 
 

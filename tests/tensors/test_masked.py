@@ -123,6 +123,44 @@ def test_stacks(kind):
     assert m.spec(P(None, "model")) is NotImplemented
 
 
+@pytest.mark.parametrize("kind", ["float", "int4", "uint3 with zero"])
+@pytest.mark.parametrize("stack", [(1,), (2,), (0, 2)])
+def test_a_stack_that_does_not_lead(kind, stack):
+    shape = (4, 3, 5)
+    mask, inner = masks(shape, 0.4), inner_tensor(kind, shape, stack=stack)
+    m = Masked.pack(mask, inner, stack=stack)
+    expected = jnp.where(mask, dense(inner), jnp.zeros((), inner.dtype))
+    rest = tuple(a for a in range(3) if a not in stack)
+    assert (m.shape, m.stack) == (shape, stack) and m.count == mask.sum(rest).max()
+    same(m.densify(), expected)
+    np.testing.assert_array_equal(m.keep(), mask)
+    front = (*stack, *rest)
+    turned = m.transpose(front)
+    assert isinstance(turned, Masked) and turned.order is None
+    same(lax.scan(lambda c, t: (c, t.densify()), 0, turned)[1], expected.transpose(front))
+    same(jax.vmap(lambda t: t.densify())(turned), expected.transpose(front))
+    axis = stack[-1]
+    one = jax.jit(lambda m, i: m.index(i, axis))(m, 2)
+    assert isinstance(one, Masked)
+    same(one.densify(), jnp.take(expected, 2, axis))
+    start, size = [0, 0, 0], list(shape)
+    start[axis], size[axis] = 1, 2
+    part = m.dynamic_slice(start, size)
+    assert isinstance(part, Masked)
+    same(part.densify(), lax.dynamic_slice(expected, start, size))
+    same(m.split((1, shape[axis] - 1), axis)[1].densify(), jnp.split(expected, [1], axis)[1])
+    flat = m.reshape((12, 5))
+    assert flat is NotImplemented or np.array_equal(flat.densify(), expected.reshape(12, 5))
+    same(m.cut(rest[0], [0, 2]).densify(), jnp.take(expected, jnp.array([0, 2]), rest[0]))
+    parts = [None, None, None]
+    parts[axis] = "layers"
+    specs = m.spec(P(*parts))
+    assert specs.mask == specs.kept == P(*(parts[a] for a in stack))
+    assert m.spec(P(*("model" if a == rest[0] else None for a in range(3)))) is NotImplemented
+    same(m.nest(dense(inner) * 2).densify(), expected * 2)
+    assert m.nest(dense(inner)).stack == stack
+
+
 def test_a_scale_shared_by_all_layers_is_repeated():
     q = QTensor.quantize(normal((3, 4, 5)), jnp.full((1, 1, 5), 0.3), bits=4)
     m = Masked.pack(masks((3, 4, 5), 0.5), q, stack=(0,))
