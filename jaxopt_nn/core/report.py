@@ -26,6 +26,7 @@ KINDS = {
     "no site": "a leaf with a matrix in it that feeds no dot, convolution or gather as it is",
     "derived": "a site whose weight is computed from leaves before use; compressed ones are densified there if need be",
     "densified": "a compressed tensor that was turned into a float array at a use",
+    "stored": "a compressed tensor that is not in the form that the backend runs",
     "float": "a site that a rule left in float",
     "assumed": "something that was assumed because nobody said it",
     "derivative": "a custom derivative that is not used because its body was entered",

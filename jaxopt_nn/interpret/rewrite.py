@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxopt_nn.core.model import Site
-from jaxopt_nn.core.paths import matches, near_misses
+from jaxopt_nn.core.paths import leaves_by_path, matches, near_misses
 from jaxopt_nn.core.report import Recorder, Report
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.tap import Tap
@@ -18,6 +18,7 @@ from jaxopt_nn.interpret.evaluate import Evaluator, Totals
 from jaxopt_nn.interpret.program import Program, dense_like, flatten, trace_model
 from jaxopt_nn.interpret.stored import Prepared, stored
 from jaxopt_nn.interpret.tags import Key
+from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
 Cases = Sequence[tuple[str, Any]]
@@ -43,7 +44,16 @@ class Rewritten:
         states = dict(states or {})
         if any(map(jaxprs.is_tracer, jax.tree.leaves((variables, inputs, states)))):
             return self._evaluate(variables, inputs, states, Recorder())
-        return self._jitted(self._prepared(variables), inputs, states)
+        if not any(map(is_compressed, leaves_by_path(variables).values())):
+            return self._jitted(variables, inputs, states)
+        program = self.program(variables, inputs)
+        read = {leaf.path for leaf in program.info.leaves if leaf.sites}
+        outs = self._jitted(self._prepared(variables, read), inputs, states)
+        # a leaf that is handed through is the caller's, not its prepared form
+        given = dict(zip(program.jaxpr.invars, flatten(variables, inputs)[0], strict=True))
+        flat = jax.tree.leaves(outs, is_leaf=is_compressed)
+        same = [x if jaxprs.is_literal(v) else given.get(v, x) for v, x in zip(program.jaxpr.outvars, flat, strict=True)]
+        return jax.tree.unflatten(program.out_tree, same)
 
     def program(self, variables: PyTree, inputs: tuple[PyTree, ...], rows: tuple[int, ...] = ()) -> Program:
         """The traced model for these arguments; ``rows`` as in ``trace_model``."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Container
 from typing import Any
 
 import jax
 
-from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.tensors.base import is_compressed
@@ -16,7 +17,7 @@ PyTree = Any
 
 SAID = (
     "is in stored form: a call outside jit prepares it first, once; inside jit its codes are unpacked at every call, slower "
-    "and on CPU with wrong numbers in some programs (README, limits): pass jaxopt_nn.prepare(variables)"
+    "and on CPU with wrong numbers in some programs: pass jaxopt_nn.prepare(variables)"
 )
 
 
@@ -30,9 +31,9 @@ class Prepared:
     def __init__(self) -> None:
         self._made: dict[int, tuple[weakref.ref[Any], Any]] = {}
 
-    def __call__(self, variables: PyTree) -> PyTree:
-        """``variables`` with arrays as they are; not under a trace."""
-        return jax.tree.map(lambda x: self._ready(x) if is_compressed(x) else x, variables, is_leaf=is_compressed)
+    def __call__(self, variables: PyTree, paths: Container[str]) -> PyTree:
+        """``variables`` with the leaves of ``paths`` prepared; not under a trace."""
+        return map_with_path(lambda path, x: self._ready(x) if is_compressed(x) and path in paths else x, variables)
 
     def __len__(self) -> int:
         return len(self._made)
@@ -55,7 +56,7 @@ def stored(variables: PyTree) -> Report:
         if is_compressed(leaf):
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), leaf)
             if not _same_form(like, prepare(like)):
-                found.append(Message("note", path, SAID))
+                found.append(Message("stored", path, SAID))
     return Report(tuple(found))
 
 

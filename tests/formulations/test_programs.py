@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -37,7 +36,7 @@ def values(q):
 def seen(x, axes, program, activations):
     """The activations that a program multiplies, in float64."""
     if program.startswith("bfloat16"):
-        return x.astype(ml_dtypes.bfloat16).astype(np.float64)
+        return x.astype(jnp.bfloat16).astype(np.float64)
     levels = 127 * 256 + 127 if "16-bit" in program else 2 ** (activations - 1) - 1
     if "16-bit" not in program and activations > 8:
         return x.astype(np.float64)

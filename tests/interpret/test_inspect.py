@@ -113,8 +113,8 @@ def test_a_parameter_times_a_constant_is_a_site():
 
 
 def test_weights_closed_over_are_an_error_that_says_how_to_pass_them():
-    w = jnp.ones((8, 16))
-    with pytest.raises(ValueError, match=r"closes over 128 numbers.*apply\(variables, \*inputs\)"):
+    w = jax.random.normal(jax.random.key(5), (8, 16))
+    with pytest.raises(ValueError, match=r"closes over 128 numbers that look like weights.*apply\(variables, \*inputs\)"):
         inspect(lambda v, x: x @ w + v["b"], {"b": jnp.ones((1, 16))}, X)
 
 

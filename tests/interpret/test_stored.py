@@ -27,7 +27,7 @@ def test_each_tensor_is_prepared_once_and_goes_with_its_owner(method, monkeypatc
     calls = []
     monkeypatch.setattr(module, "prepare", lambda x: calls.append(x) or prepare(x))
     ready, variables = Prepared(), packed(method)
-    first, second = ready(variables), ready({**variables})
+    first, second = ready(variables, "ab"), ready({**variables}, "ab")
     assert len(calls) == 1 and first["a"] is second["a"] and first["b"] is W["b"]
     chex.assert_trees_all_equal_shapes_and_dtypes(first["a"], prepare(variables["a"]))
     chex.assert_trees_all_equal(densify(first), densify(variables))
@@ -40,7 +40,7 @@ def test_each_tensor_is_prepared_once_and_goes_with_its_owner(method, monkeypatc
 
 def test_what_is_prepared_already_stays_itself():
     ready, variables = Prepared(), prepare(packed(quantize(4)))
-    assert ready(variables)["a"] is variables["a"]
+    assert ready(variables, "ab")["a"] is variables["a"]
     del variables
     gc.collect()
     assert len(ready) == 0
