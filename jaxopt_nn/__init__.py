@@ -24,6 +24,7 @@ from jaxopt_nn.methods.neurons import mask_units
 from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.schedules import cubic, staircase
+from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.parallel.infer import predictor
 from jaxopt_nn.passes.neurons import Units, dead_units, prune_neurons, unit_activity, weak_units
@@ -63,6 +64,8 @@ __all__ = [
     "Traits",
     "Transform",
     "Units",
+    "abs_max",
+    "activity",
     "arithmetic",
     "axis_groups",
     "between",
@@ -86,6 +89,8 @@ __all__ = [
     "fake_quant_activations",
     "frozen",
     "global_budget",
+    "gram",
+    "histogram",
     "identity",
     "identity_rule",
     "init_train_state",
@@ -99,6 +104,8 @@ __all__ = [
     "magnitude",
     "make_step",
     "mask_units",
+    "minmax",
+    "moments",
     "nbytes",
     "nnx",
     "per_leaf",

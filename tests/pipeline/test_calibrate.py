@@ -11,12 +11,15 @@ from jaxopt_nn.core.combine import by_path, chain, where
 from jaxopt_nn.core.model import Known
 from jaxopt_nn.core.transform import LeafTraits, leafwise, why_not_matrix
 from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.rewrite import capture
 from jaxopt_nn.methods import taps
-from jaxopt_nn.methods.prune import prune
+from jaxopt_nn.methods.prune import global_budget, prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.passes.neurons import dead_units, prune_neurons
 from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
+from tests.interpret.test_matrix import keep
+from tests.zoo import ZOO
 
 
 def _takes(path, leaf, info):
@@ -262,8 +265,6 @@ def test_sequential_in_a_scan_takes_the_layers_in_turn(rng):
 
 
 def test_sequential_refuses_what_weighs_leaves_against_each_other(rng):
-    from jaxopt_nn.methods.prune import global_budget
-
     apply, v, batches = mlp_case(rng)
     with pytest.raises(ValueError, match="sequential"):
         calibrate(apply, v, prune(wanda, sparsity=0.5, allocation=global_budget), batches, sequential=True)
@@ -403,10 +404,35 @@ def test_a_method_that_needs_nothing_costs_no_pass(rng):
 def test_the_accumulators_are_donated(rng):
     """The compiled step holds the statistics once, beside the batch and what the model needs."""
     apply, v, batches = mlp_case(rng)
-    from jaxopt_nn.interpret.rewrite import capture
-
     capturing = capture(apply, taps.gram())
     totals = capturing.zeros(v, batches[0])
     step = jax.jit(capturing.accumulate, donate_argnums=0).lower(totals, v, batches[0]).compile()
     memory = step.memory_analysis()
     assert memory.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves(totals))
+
+
+# -- the zoo -----------------------------------------------------------------------------------------------------------
+
+#: A convolution, a scan, experts, tied weights with grouped heads, and layers taken by a traced index.
+FIVE = ("lenet5", "gpt_scan", "moe", "gpt", "indexed_layers")
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_the_zoo_against_numpy(name):
+    """Rows of each site as ``tests/interpret/test_matrix.py`` proves them, and their statistics by NumPy in float64."""
+    m = ZOO[name]()
+    wanted = {"gram": taps.gram(), "moments": taps.moments(), "activity": taps.activity()}
+    info = calibrate(m.apply, m.variables, seeing(**wanted), [m.inputs])
+    _, rows = capture(m.apply, keep("input"))(m.variables, *m.inputs)
+    sites = [s for s in info.sites if ((), s.name, "gram") in info.stats]
+    assert sites
+    for site in sites:
+        entries = rows[site.name].reshape((-1, *rows[site.name].shape[len(site.stack) :]))
+        ours = {t: info.stats[(), site.name, t] for t in wanted}
+        for i, x in enumerate(np.asarray(entries, np.float64)):
+            own = jax.tree.map(lambda s, i=i, site=site: s.reshape((-1, *s.shape[len(site.stack) :]))[i], ours)
+            if site.kind == "gather":
+                np.testing.assert_array_equal(own["gram"], np.bincount(x.astype(int).reshape(-1), minlength=site.inputs))
+                continue
+            theirs = numpy_statistics(x.reshape(-1, x.shape[-1]))
+            near(own, {t: theirs[t] for t in wanted}, 1e-5)
