@@ -80,14 +80,17 @@ def test_unsigned_bytes_are_int8_once(large):
         same(ready.densify(), q.densify())
 
 
-def test_one_row_of_float32_runs_on_floats(large):
+def test_rows_that_codes_are_slower_at_run_on_floats(large, monkeypatch):
     q = make((6, 8), (3, 8))
     assert isinstance(prepare(q, "cpu", batch=1, activations=32), Decoded)
+    monkeypatch.setattr(cpu, "features", lambda: frozenset())
+    assert isinstance(prepare(q, "cpu", batch=256), Decoded) and isinstance(prepare(q, "cpu"), QTensor)
+    assert isinstance(prepare(make((6, 8), (1, 8)), "cpu", batch=256, activations=8), QTensor)
     assert isinstance(prepare(q, "cpu", batch=1), QTensor) and isinstance(prepare(q, "cpu", batch=8, activations=32), QTensor)
     with pytest.raises(ValueError, match="batch=0"):
         prepare(q, batch=0)
-    with pytest.raises(ValueError, match="activations=7.5"):
-        prepare(q, activations=7.5)
+    with pytest.raises(ValueError, match="activations=9"):
+        prepare(q, activations=9)
 
 
 @pytest.mark.parametrize("batch", [1, 8])
