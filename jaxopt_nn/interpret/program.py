@@ -72,7 +72,7 @@ def trace_model(
     closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(*args)
     body = jaxprs.opened(closed)
     shapes = dict(zip(paths, abstract, strict=False))
-    in_tags = [tags.of_leaf(path, a.ndim) for path, a in shapes.items()]
+    in_tags = [tags.of_leaf(path, a.shape) for path, a in shapes.items()]
     in_tags += [_input_tag(a.shape, rows) for a in abstract[len(paths) :]]
     const_tags = [
         tags.Tag(consts=frozenset({i})) if _weightlike(c) else tags.CONSTANT for i, c in enumerate(body.consts)
