@@ -295,7 +295,7 @@ def _measured(
 
 
 def _valued(leaf: Any) -> Any:
-    """A leaf whose values are not known (``init`` on abstract leaves, or under a trace) as zeros: which units go is no matter."""
+    """A leaf whose values are not known, abstract or traced, as zeros: which units go is no matter then."""
     return np.zeros(leaf.shape) if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)) else leaf
 
 
