@@ -41,6 +41,8 @@ def row(name: str, scan: bool, batch: int, time: int) -> dict[str, Any]:
     zeros = capturing.zeros(variables, tokens)
     measured = jax.jit(lambda totals, v, x: capturing.accumulate(totals, v, x))
     plain = jax.jit(apply)
+    held = jax.jit(capturing.accumulate, donate_argnums=0).lower(zeros, variables, tokens).compile().memory_analysis()
+    own = plain.lower(variables, tokens).compile().memory_analysis()
     timed = interleaved(
         {"plain": lambda: plain(variables, tokens), "pass": lambda: measured(zeros, variables, tokens)},
         repeats=15, seconds=40,
@@ -56,6 +58,9 @@ def row(name: str, scan: bool, batch: int, time: int) -> dict[str, Any]:
         "pass with Grams, ms": timed["pass"].median_ms,
         "over predicted": timed["pass"].median_ms / predicted,
         "statistics, MB": sum(x.nbytes for x in jax.tree.leaves(zeros)) / 1e6,
+        "of them updated in place, MB": held.alias_size_in_bytes / 1e6,
+        "temporaries, MB": held.temp_size_in_bytes / 1e6,
+        "plain, temporaries and logits, MB": (own.temp_size_in_bytes + own.output_size_in_bytes) / 1e6,
     }
 
 

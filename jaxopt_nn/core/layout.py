@@ -11,7 +11,6 @@ While steps run, the axes that a loop, an index or ``vmap`` takes away stand in 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -159,12 +158,14 @@ class Matrix:
     under ``jit`` and on ``jax.ShapeDtypeStruct``.
 
     Attributes:
+      leaf: shape of the leaf.
       steps: the operations from the leaf to the matrix.
       shape: ``(*stack, inputs, outputs)``. Stack: first the axes that loops and traced indices take (outermost first), then
         those that the site itself keeps apart (batch axes of a dot, groups of a convolution).
       slots: how many of the stack axes are of the first kind.
     """
 
+    leaf: tuple[int, ...]
     steps: tuple[Step, ...]
     shape: tuple[int, ...]
     slots: int = 0
@@ -191,9 +192,8 @@ class Matrix:
         """
         if isinstance(w, jax.ShapeDtypeStruct):
             return jax.eval_shape(self, w)
-        m = _replayed(self.steps, jnp.asarray(w))[-1][0]
-        self._check(m, w)
-        return m
+        self._check(w, self.leaf, "leaf")
+        return _replayed(self.steps, jnp.asarray(w))[-1][0]
 
     def put(self, w: Any, matrix: Any) -> Any:
         """``w`` with the entries that the site reads replaced by those of ``matrix [S..., I, O]``, cast to its dtype.
@@ -203,20 +203,18 @@ class Matrix:
         """
         if isinstance(w, jax.ShapeDtypeStruct) or isinstance(matrix, jax.ShapeDtypeStruct):
             return jax.eval_shape(self.put, w, matrix)
-        self._check(matrix, w)
+        self._check(w, self.leaf, "leaf")
+        self._check(matrix, self.shape, "matrix (*stack, inputs, outputs)")
         *stages, _ = _replayed(self.steps, jnp.asarray(w))
         new = jnp.asarray(matrix).astype(w.dtype)
         for step, (before, lead) in zip(reversed(self.steps), reversed(stages), strict=True):
             new = step.put(before, new, lead)
         return new
 
-    def _check(self, matrix: Any, w: Any) -> None:
-        if tuple(matrix.shape) != self.shape:
+    @staticmethod
+    def _check(x: Any, shape: tuple[int, ...], what: str) -> None:
+        if tuple(x.shape) != shape:
             raise ValueError(
-                f"a matrix of shape {tuple(matrix.shape)} (leaf {tuple(w.shape)}), where the site reads {self.shape} "
-                "as (*stack, inputs, outputs); pass the leaf that the site names"
+                f"an array of shape {tuple(x.shape)}, where the site reads a {what} of shape {shape}; pass the leaf that the "
+                "site names"
             )
-
-    def entries(self) -> int:
-        """How many entries the matrix has."""
-        return math.prod(self.shape)

@@ -47,6 +47,7 @@ class Analysis:
       uses: ``{path: [what consumed it, other than layout and sites]}``.
       stacks: ``{path: axes that some loop or index takes away before use}``.
       constants: ``{position: [site names]}``: constants of the trace that a site reads as its weight.
+      conditions: addresses of the conditions of ``while`` loops, which return nothing but a bool.
       messages: opaque primitives, conflicts.
     """
 
@@ -56,6 +57,7 @@ class Analysis:
         self._quiet = 0
         self.uses: defaultdict[str, list[str]] = defaultdict(list)
         self.stacks: defaultdict[str, frozenset[int]] = defaultdict(frozenset)
+        self.conditions: set[Key] = set()
         self.recorder = Recorder()
         self.out_tags = self._run(jaxpr, const_tags, in_tags, Place())
         for tag in self.out_tags:
@@ -149,6 +151,7 @@ class Analysis:
             operands[n_cond + n_body :],
         )
         test, inside = place.turned(i, scope, 0), place.turned(i, scope, 1)
+        self.conditions.add(test.key)
 
         def step(carry: list[Tag]) -> list[Tag]:
             outs = self._run(body.jaxpr, [CONSTANT] * len(body.consts), [*body_consts, *carry], inside)

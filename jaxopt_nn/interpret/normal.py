@@ -58,7 +58,7 @@ def matrix(kind: str, eqn: Any, weight: int, source: Source, stacked: Sequence[i
     if isinstance(found, str):
         return found
     steps, own = found
-    return Matrix((*source.steps, *steps), (*loops, *own), len(loops))
+    return Matrix(source.shape, (*source.steps, *steps), (*loops, *own), len(loops))
 
 
 def _of_dot(eqn: Any, weight: int, shape: tuple[int, ...], stacked: Sequence[int]) -> Any:

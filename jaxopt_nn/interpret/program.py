@@ -28,7 +28,7 @@ class Program:
     Attributes:
       jaxpr: open jaxpr over the flat leaves of ``(variables, *inputs)``, a compressed tensor counting as one leaf.
       consts: its constants. out_tree: structure of what ``apply`` returns.
-      sites: as found by ``Analysis``. info: what ``inspect`` returns.
+      sites, conditions: as found by ``Analysis``. info: what ``inspect`` returns.
     """
 
     jaxpr: Any
@@ -36,6 +36,7 @@ class Program:
     out_tree: Any
     sites: dict[Key, Site]
     info: ModelInfo
+    conditions: frozenset[Key] = frozenset()
 
 
 def flatten(variables: PyTree, inputs: tuple[PyTree, ...]) -> tuple[list[Any], Any]:
@@ -72,7 +73,7 @@ def trace_model(
     closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(*args)
     body = jaxprs.opened(closed)
     shapes = dict(zip(paths, abstract, strict=False))
-    in_tags = [tags.of_leaf(path, a.ndim) for path, a in shapes.items()]
+    in_tags = [tags.of_leaf(path, a.shape) for path, a in shapes.items()]
     in_tags += [_input_tag(a.shape, rows) for a in abstract[len(paths) :]]
     const_tags = [
         tags.Tag(consts=frozenset({i})) if _weightlike(c) else tags.CONSTANT for i, c in enumerate(body.consts)
@@ -84,7 +85,7 @@ def trace_model(
     report = found.recorder.report() + constants_report(found.constants, body.consts, fed, allowed=allowed)
     info = _model_info(found, shapes, report)
     out_tree = jax.tree.structure(out_shape)
-    return Program(body.jaxpr, tuple(body.consts), out_tree, found.sites, info)
+    return Program(body.jaxpr, tuple(body.consts), out_tree, found.sites, info, frozenset(found.conditions))
 
 
 def _input_tag(shape: tuple[int, ...], rows: tuple[int, ...]) -> tags.Tag:

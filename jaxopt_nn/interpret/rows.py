@@ -68,7 +68,7 @@ def _moved(eqn: Any, rows: Axes) -> Sequence[frozenset[int]] | None:
         return [NONE if i in eqn.params["dimensions"] else a for i, a in enumerate(rows)]
     if eqn.primitive.name in ("split", "pad"):
         return rows
-    moved = tags.LAYOUT[eqn.primitive.name](eqn, Source("", rows), (0,))
+    moved = tags.LAYOUT[eqn.primitive.name](eqn, Source("", (), rows), (0,))
     return rows if moved is None else moved.axes
 
 

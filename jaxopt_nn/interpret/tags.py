@@ -27,7 +27,7 @@ class Source(NamedTuple):
     """A leaf behind a value.
 
     Attributes:
-      path: of the leaf.
+      path, shape: of the leaf.
       axes: for each axis of the value, the axes of the leaf behind it; None: not known.
       stack: axes of the leaf that a loop or an index has already taken away.
       exact: the value is this leaf, up to layout and casts.
@@ -37,6 +37,7 @@ class Source(NamedTuple):
     """
 
     path: str
+    shape: tuple[int, ...]
     axes: Axes | None
     stack: frozenset[int] = NONE
     exact: bool = True
@@ -96,8 +97,8 @@ CONSTANT = Tag()
 ACTIVATION = Tag(dynamic=True)
 
 
-def of_leaf(path: str, ndim: int) -> Tag:
-    return Tag((Source(path, tuple(frozenset({i}) for i in range(ndim))),))
+def of_leaf(path: str, shape: Sequence[int]) -> Tag:
+    return Tag((Source(path, tuple(shape), tuple(frozenset({i}) for i in range(len(shape)))),))
 
 
 def mixed(tags: Sequence[Tag], how: str = "") -> Tag:

@@ -227,7 +227,7 @@ def prune_neurons(
                     "leaves of a layer's units"
                 )
         seen = _per_units(chosen, jax.device_get(stats))
-        units = _units(_named(own), leaves, seen, choose)
+        units = _units(_named(own), {path: _valued(x) for path, x in leaves.items()}, seen, choose)
         return mask_units({path: axes for path, axes in units.keep.items() if path in leaves})
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
@@ -292,6 +292,11 @@ def _measured(
         totals = add(totals, variables, *batch)
     found = tapped.statistics(totals)
     return _per_units(chosen, {site: jax.device_get(own[_TAP]) for site, own in found.items()})
+
+
+def _valued(leaf: Any) -> Any:
+    """A leaf whose values are not known, abstract or traced, as zeros: which units go is no matter then."""
+    return np.zeros(leaf.shape) if isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct)) else leaf
 
 
 def _per_units(chosen: Mapping[str, Coupling], stats: Mapping[str, Any]) -> dict[str, _Activity]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact, versions
 from jaxopt_nn.core.combine import chain, frozen, later
+from jaxopt_nn.core.memory import call_bytes, fitting
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.transform import State, Transform, explain
 from jaxopt_nn.formulations.prepare import prepare
@@ -33,7 +34,7 @@ from jaxopt_nn.pipeline.train import Teacher, TrainApply, Trainer, Watch, steps_
 PyTree = Any
 #: Where the positions of a stage's training lie, by its name.
 Places = Callable[[str], Checkpoints]
-#: Examples a batch where a method must see the model run.
+#: Most examples a batch where a method must see the model run.
 CALIBRATION_BATCH = 512
 #: Batch sizes whose latency is reported.
 BATCHES = (1, 32, 1024)
@@ -286,7 +287,8 @@ class Compressor:
         """``info`` with what ``method`` must see of the model on inputs of the training data."""
         if not method.traits.passes:
             return info
-        size = min(CALIBRATION_BATCH, len(inputs))
+        like = lambda n: jax.ShapeDtypeStruct((n, *inputs.shape[1:]), jax.dtypes.canonicalize_dtype(inputs.dtype))
+        size = fitting(lambda n: call_bytes(jax.jit(self._apply), variables, like(n)), min(CALIBRATION_BATCH, len(inputs)))
         batches = [inputs[i : i + size] for i in range(0, len(inputs), size)]
         return calibrate(self._apply, variables, method, batches)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.tap import Tap
@@ -15,11 +16,6 @@ from jaxopt_nn.interpret import normal
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import capture
 from tests.zoo import ZOO
-
-#: Sites without a matrix, with the reason: sharded by hand, or computed from leaves in a way that moves their entries.
-NONE = {
-    "weight_norm": {},
-}
 
 
 def keep(of):
@@ -64,3 +60,107 @@ def test_zoo(name):
         for x, w, y in zip(*map(rows, (stats[site.name]["x"], whole, stats[site.name]["y"])), strict=True):
             out = w[x.clip(0, len(w) - 1)] if site.kind == "gather" else x @ w
             np.testing.assert_allclose(out, y, rtol=1e-5, atol=1e-5 * max(1e-3, float(np.abs(y).max())))
+
+
+# -- kinds of sites, by closed forms -------------------------------------------------------------------------------------
+
+
+def gram():
+    return Tap(
+        lambda site: jnp.zeros((site.inputs, site.inputs)),
+        lambda acc, x, weight, site: acc + x.reshape((-1, site.inputs)).T @ x.reshape((-1, site.inputs)),
+        lambda a, b: a + b,
+    )
+
+
+def energy(apply, w, x, name=""):
+    """``tr(W^T H W)`` by matrix and Gram, which is the squared norm of the output."""
+    out, stats = capture(apply, gram())(w, x)
+    site = next(s for s in inspect(apply, w, x).sites if s.name == name)
+    m = np.asarray(site.matrix(w), np.float64).reshape((-1, site.inputs, site.outputs))
+    h = np.asarray(stats[name], np.float64).reshape((-1, site.inputs, site.inputs))
+    return np.einsum("sio,sij,sjo->", m, h, m), np.sum(np.square(np.asarray(out, np.float64)))
+
+
+@pytest.mark.parametrize(
+    ("apply", "w", "x"),
+    [
+        (lambda w, x: jnp.einsum("bij,jio->bo", x, w), (4, 3, 5), (6, 3, 4)),  # contracted axes in another order
+        (lambda w, x: jnp.einsum("bij,ijo->bo", x, w), (3, 4, 5), (6, 3, 4)),
+        (lambda w, x: jnp.einsum("oi,bi->ob", w, x), (5, 4), (6, 4)),  # the weight stands left
+        (lambda w, x: x @ w[:, ::-1].T[1:3].T, (4, 6), (5, 4)),
+        (lambda w, x: jnp.einsum("bei,eio->beo", x, w), (3, 4, 5), (6, 3, 4)),  # experts
+        (lambda w, x: jax.vmap(lambda m: x @ m, in_axes=2)(w), (4, 5, 3), (6, 4)),
+        (lambda w, x: x @ w.reshape(2, 2, 6).swapaxes(0, 1).reshape(4, 6), (4, 6), (5, 4)),
+        (lambda w, x: lax.conv(x, lax.rev(w, (2, 3)), (1, 1), "VALID"), (5, 2, 3, 3), (2, 2, 6, 6)),
+        (lambda w, x: lax.conv_general_dilated(x, w, (1, 1), "SAME", feature_group_count=2), (6, 2, 3, 3), (2, 4, 5, 5)),
+    ],
+)  # fmt: skip
+def test_matrix_and_gram_give_the_energy_of_the_output(rng, apply, w, x):
+    w, x = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (w, x))
+    ours, theirs = energy(apply, w, x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_role_sets_would_have_given_another_energy(rng):
+    """The case that set this right: flattened by the leaf's own order of axes, the sum is another number."""
+    w, x = jnp.asarray(rng.standard_normal((4, 3, 5)), jnp.float32), jnp.asarray(rng.standard_normal((6, 3, 4)), jnp.float32)
+    apply = lambda w, x: jnp.einsum("bij,jio->bo", x, w)
+    _, stats = capture(apply, gram())(w, x)
+    naive = np.asarray(w).reshape(12, 5)
+    assert abs(np.einsum("io,ij,jo->", naive, stats[""], naive) / energy(apply, w, x)[1] - 1) > 1e-2
+
+
+def test_a_layer_taken_by_a_traced_index_has_its_own_statistic(rng):
+    w, x = jnp.asarray(rng.standard_normal((3, 4, 4)), jnp.float32) / 2, jnp.asarray(rng.standard_normal((5, 4)), jnp.float32)
+    shared = jnp.asarray(rng.standard_normal((4, 4)), jnp.float32) / 2
+
+    def apply(v, x):
+        turn = lambda i, c: jnp.tanh(c @ jnp.take(v["stack"], 2 - i, axis=0)) @ v["shared"]
+        return lax.fori_loop(0, 3, turn, x)
+
+    _, stats = capture(apply, gram())({"stack": w, "shared": shared}, x)
+    grams, total = {}, 0
+    for i in (2, 1, 0):
+        grams[i] = x.T @ x
+        h = jnp.tanh(x @ w[i])
+        total, x = total + h.T @ h, h @ shared
+    np.testing.assert_allclose(stats["stack"], np.stack([grams[i] for i in range(3)]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stats["shared"], total, rtol=1e-4, atol=1e-5)  # one weight, one statistic
+
+
+def test_a_weight_that_is_doubled_before_use_keeps_its_stack_and_its_places(rng):
+    w, x = jnp.asarray(rng.standard_normal((4, 8, 6)), jnp.float32), jnp.asarray(rng.standard_normal((5, 8)), jnp.float32)
+    pad = jnp.zeros((1, 2))
+    apply = lambda w, x: lax.scan(lambda c, m: (c, c @ (m * 2) + jnp.pad(pad, ((0, 0), (0, 4)))), x, w)[1]
+    info = inspect(apply, w, x)
+    (site,) = info.sites
+    assert site.derived and info.roles[""].stack == (0,) and info.roles[""].input == (1,) and site.stack == (4,)
+    np.testing.assert_array_equal(site.matrix(w), w)
+    assert not info.report.of("assumed")
+
+
+def test_what_is_assumed_of_a_derived_weight_is_said(rng):
+    w, x = jnp.asarray(rng.standard_normal((8, 8)), jnp.float32), jnp.asarray(rng.standard_normal((5, 8)), jnp.float32)
+    info = inspect(lambda w, x: x @ jnp.cumsum(w, 0), w, x)
+    assert [m.kind for m in info.report] == ["derived", "assumed"] and "cumsum" in info.report.messages[1].reason
+    with pytest.raises(ValueError, match="goes through `cumsum`"):
+        info.sites[0].matrix(w)
+
+
+def test_matrix_refuses_another_leaf(rng):
+    info = inspect(lambda w, x: x @ w, jnp.ones((4, 5)), jnp.ones((2, 4)))
+    with pytest.raises(ValueError, match=r"\(4, 6\).*reads a leaf of shape \(4, 5\)"):
+        info.sites[0].matrix(np.ones((4, 6)))
+    with pytest.raises(ValueError, match="pass the leaf"):
+        info.sites[0].put(np.ones((4, 5)), np.ones((5, 4)))
+
+
+def test_matrices_are_abstract_and_jittable():
+    info = inspect(lambda w, x: jnp.einsum("bij,jio->bo", x, w), jnp.ones((4, 3, 5)), jnp.ones((2, 3, 4)))
+    abstract = jax.ShapeDtypeStruct((4, 3, 5), jnp.bfloat16)
+    m = info.matrix("")(abstract)
+    assert (m.shape, m.dtype) == ((12, 5), jnp.bfloat16)
+    back = info.matrix("").put(abstract, m)
+    assert (back.shape, back.dtype) == (abstract.shape, abstract.dtype)
+    jax.jit(info.sites[0].matrix)(jnp.ones((4, 3, 5)))
