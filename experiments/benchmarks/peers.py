@@ -53,7 +53,7 @@ def _openvino(weights: Sequence[np.ndarray], group: int) -> Iterator[tuple[str, 
         if bits == 4:
             packed = _nibbles(codes)
             codes = ov.Tensor(packed, ov.Shape(codes.shape), ov.Type.i4)
-            kept += [packed, codes]  # a constant does not own them
+            kept.extend([packed, codes])  # the compiled model does not own them
         held = ov.op.Constant(codes) if bits == 4 else ops.constant(codes)
         value = ops.multiply(ops.convert(held, "f32"), ops.constant(scale))
         flat = ops.constant(np.array([weight.shape[1], inputs]))
@@ -65,7 +65,7 @@ def _openvino(weights: Sequence[np.ndarray], group: int) -> Iterator[tuple[str, 
         for weight in weights:
             x = ops.relu(layer(x, weight, bits))
         compiled = core.compile_model(ov.Model([x], [start]), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
-        yield f"OpenVINO {name}", lambda x, run=compiled: run(x)[0]
+        yield f"OpenVINO {name}", lambda x, run=compiled, held=kept: run(x)[0]
 
 
 def _nibbles(codes: np.ndarray) -> np.ndarray:
