@@ -221,15 +221,17 @@ class Analysis:
             return False
         if self._quiet:
             return True
-        sources = sorted(
-            (s for t in (lhs, rhs) for s in t.sources),
-            key=lambda s: (weight is None or s not in operands[weight].sources, -self._sizes.get(s.path, 0), s.path),
-        )
-        first = sources[0] if weight is not None else None
+        # of two operands that are computed from leaves the other one stands where an activation would
+        sources = [
+            (side, s)
+            for side, tag in ((i, operands[i]) for i in ((weight, 1 - weight) if weight is not None else ()))
+            for s in sorted(tag.sources, key=lambda s: (-self._sizes.get(s.path, 0), s.path))
+        ]
+        first = sources[0][1] if sources else None
         stacked = normal.stacked_axes(kind, eqn, weight, first)
         slots = place.layers if first is None else first.slots
         loops = tuple(n for _, n in slots)
-        uses = tuple(_use(kind, eqn, s, weight, stacked) for s in dict.fromkeys(sources)) if weight is not None else ()
+        uses = () if weight is None else tuple(_use(kind, eqn, s, side, weight, stacked) for side, s in sources)
         shapes = tuple(tuple(v.aval.shape) for v in eqn.invars[:2])
         inputs, outputs, own = _lengths(kind, eqn, weight, stacked)
         draft = {
@@ -299,12 +301,14 @@ def _weight(kind: str, lhs: Tag, rhs: Tag, sizes: list[int]) -> int | None:
     return best if ranks[best][0] else None
 
 
-def _use(kind: str, eqn: Any, source: Source, weight: int, stacked: Sequence[int]) -> Use:
-    roles = None if source.axes is None else _roles(kind, eqn, source, weight)
+def _use(kind: str, eqn: Any, source: Source, side: int, weight: int, stacked: Sequence[int]) -> Use:
+    roles = None if source.axes is None else _roles(kind, eqn, source, side)
+    if side != weight:
+        return Use(source.path, source.exact, roles, None, f"{source.path} stands in the place of the activation", side)
     found = normal.matrix(kind, eqn, weight, source, stacked, [n for _, n in source.slots])
     if isinstance(found, str):
-        return Use(source.path, source.exact, roles, None, found)
-    return Use(source.path, source.exact, roles, found)
+        return Use(source.path, source.exact, roles, None, found, side)
+    return Use(source.path, source.exact, roles, found, "", side)
 
 
 def _roles(kind: str, eqn: Any, source: Source, weight: int) -> Roles:
