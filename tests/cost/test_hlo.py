@@ -97,7 +97,9 @@ def test_cycles_of_a_loop_count_each_trip():
 
 
 def test_of_branches_the_costliest_counts():
-    branch = "%{0} (p: f32[2]) -> f32[2] {{\n  %p = f32[2] parameter(0)\n  ROOT %work_{0} = f32[2] negate(%p), {1}\n}}\n"
+    branch = (
+        "%{0} (p: f32[2]) -> f32[2] {{\n  %p = f32[2] parameter(0)\n  ROOT %work_{0} = f32[2] negate(%p), {1}\n}}\n"
+    )
     branches = "".join(
         branch.format(name, f'backend_config={{"estimated_cycles":"{n}"}}') for name, n in (("few", 3), ("many", 50))
     )
