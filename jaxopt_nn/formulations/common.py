@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
+
+import jax.numpy as jnp
 
 from jaxopt_nn.formulations import integer, weight_only
 from jaxopt_nn.formulations.labels import Call, Labels, Program
@@ -21,6 +24,25 @@ def programs(weight: Coded, names: Labels, call: Call, rows: int) -> Iterator[Pr
             yield Program("integer, in one dot", integer.direct)
         yield Program("float on rounded activations", integer.decoded)
         return
+    if not weight.integral:
+        yield Program("float, decoded", weight_only.direct)
+        return
     lengths = [n // names.groups.get("g" + k[1:], 1) for k, n in zip(names.weight, weight.shape) if k[0] == "k"]
     one, other = Program("float, in one dot", weight_only.direct), Program("float, scaled weight", weight_only.scaled)
     yield from (other, one) if names.groups and rows > math.prod(lengths) else (one, other)
+
+
+def centred(weight: Coded) -> Coded:
+    """Unpacked; unsigned codes of 8 bits less 128, as their zero points, so that they are int8 once and not at each run."""
+    wide = weight.expand()
+    whole = wide.zero is None or jnp.issubdtype(wide.zero.dtype, jnp.integer)
+    if not wide.integral or wide.signed or wide.bits < 8 or not whole:
+        return wide
+    lower = lambda x: (x.astype(jnp.int16) - 128).astype(jnp.int8)
+    zero = jnp.full(wide.scale.shape, -128, jnp.int8) if wide.zero is None else lower(wide.zero)
+    return dataclasses.replace(wide, codes=lower(wide.codes), zero=zero, signed=True)
+
+
+def over_float(program: str, rows: int) -> float | None:
+    """Time over the float product's: not measured."""
+    return None

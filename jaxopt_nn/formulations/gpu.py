@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from jaxopt_nn.formulations import common
+from jaxopt_nn.formulations.labels import Form
 from jaxopt_nn.tensors.coded import Coded
 
 programs = common.programs
+over_float = common.over_float
 
 
-def forms(weight: Coded, batch: int | None, activations: int, small: bool) -> dict[str, Callable[[Coded], Coded]]:
+def forms(weight: Coded, small: bool) -> dict[str, Form]:
     """The forms that a weight may take, the best first."""
-    return {"int8": lambda t: t.expand()}
+    return {"int8": common.centred}

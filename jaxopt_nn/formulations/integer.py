@@ -90,7 +90,7 @@ def halves(weight: Coded, other: Array, call: Call) -> Array:
     high, order = names.split(high)
     low = names.split(whole)[0] - high * 256
     codes = jnp.stack([high, low]).astype(jnp.int8)
-    sums = _sums_in_turn if weight.split_axis is not None else _sums
+    sums = _sums_in_turn if names.in_turn(weight) else _sums
     total = sums(weight, names, (codes, ("xp", *order)), call)
     total = total[0] * 256.0 + total[1]
     return _times_rows(total, scale, names).astype(call.dtype)

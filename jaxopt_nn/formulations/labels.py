@@ -43,6 +43,10 @@ class Program(NamedTuple):
     run: Callable[[Coded, Any, Call], Array]
 
 
+#: From a tensor of codes to the form that a backend runs.
+Form = Callable[[Coded], Coded]
+
+
 @dataclasses.dataclass(frozen=True)
 class Labels:
     """Names of the axes of the weight (in its own order), the other operand and the output; ``groups`` has their counts."""
@@ -52,6 +56,13 @@ class Labels:
     out: Names
     groups: Mapping[str, int]
 
+    def in_turn(self, weight: Coded) -> bool:
+        """Whether the codes lie as [groups, ...] of the only contracted axis with groups."""
+        axis = weight.split_axis
+        if axis is None or axis != weight.physical[0]:
+            return False
+        return self.groups == {_group(self.weight[axis]): weight.codes.shape[0]} and self.weight[axis][0] == "k"
+
     def codes(self, weight: Coded, codes: Array) -> tuple[Array, Names]:
         """An array that lies as the weight's codes do, its grouped axes split, and its names."""
         names = [self.weight[a] for a in weight.physical]
@@ -59,7 +70,8 @@ class Labels:
             name = self.weight[weight.split_axis]
             first = names.index(name)
             if codes.shape[first] != self.groups.get(_group(name)):
-                return self.codes(weight.expand(), weight.expand().codes)
+                merged = dataclasses.replace(weight, codes=codes).expand()
+                return self.codes(merged, merged.codes)
             names[first] = _group(name)
             return codes, tuple(names)
         return self._split(codes, names)

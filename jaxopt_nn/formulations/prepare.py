@@ -8,11 +8,18 @@ from typing import Any
 
 import jax
 
-from jaxopt_nn.formulations import cpu, table
+from jaxopt_nn.formulations import cpu, table, tuning
 from jaxopt_nn.tensors.base import PyTree, is_compressed
 
 
-def prepare(variables: PyTree, platform: str | None = None, *, batch: int | None = None, tune: bool = False) -> PyTree:
+def prepare(
+    variables: PyTree,
+    platform: str | None = None,
+    *,
+    batch: int | None = None,
+    tune: bool = False,
+    activations: int = 16,
+) -> PyTree:
     """Every compressed tensor in the form that ``platform`` runs; ``densify`` is equal in both forms, to the bit.
 
     TPU: native int4 and int2 codes, int8 for other widths. GPU: int8. CPU: int8, a matrix as [out, in], in groups as
@@ -20,33 +27,53 @@ def prepare(variables: PyTree, platform: str | None = None, *, batch: int | None
     they stand for, since no program on codes is faster: their bytes say so. A mask becomes zeros in a full-size tensor: no
     backend runs unstructured zeros faster. One compilation for each structure and shape of leaf.
 
+    ``table.choices()`` collects what a traced function will run, with its time over float's.
+
     Args:
       variables: any pytree; other leaves pass through. Tensors of ``jax.ShapeDtypeStruct`` give such tensors.
       platform: ``"tpu"``, ``"cpu"`` or ``"gpu"``; the default backend if None.
+      batch: rows of activations that each matrix will meet, if known. On CPU one or two of float32 (``activations=32``) run
+        on decoded floats.
+      tune: times the forms and programs of each matrix on this host with ``batch`` rows (8 if None), once for a shape, a
+        width and a CPU model: kept in memory and in ``tuning.cache_file()``.
+      activations: width of the activations that will be met: 16 (see ``arithmetic``), 32, or 2 to 8.
 
     Raises:
-      ValueError: another platform.
+      ValueError: another platform, width or batch.
     """
     platform = platform or jax.default_backend()
     if platform not in table.PLATFORMS:
         raise ValueError(f"prepare(platform={platform!r}): allowed are {', '.join(map(repr, table.PLATFORMS))}")
-    leaves = jax.tree.leaves(variables, is_leaf=is_compressed)
-    small = sum(x.size for x in leaves if is_compressed(x)) <= cpu.SMALL
+    if activations not in (*range(2, 9), 16, 32):
+        raise ValueError(f"prepare(activations={activations!r}): allowed are 2 to 8, 16 and 32")
+    if batch is not None and batch < 1:
+        raise ValueError(f"prepare(batch={batch!r}): a positive number of rows, or None")
+    compressed = [x for x in jax.tree.leaves(variables, is_leaf=is_compressed) if is_compressed(x)]
+    small = sum(x.size for x in compressed) <= cpu.SMALL
 
     def ready(x: Any) -> Any:
         if not is_compressed(x):
             return x
-        if any(isinstance(child, jax.ShapeDtypeStruct) for child in jax.tree.leaves(x)):
-            return jax.eval_shape(partial(_prepared, platform=platform, batch=batch, small=small), x)
-        return _prepared(x, platform=platform, batch=batch, small=small)
+        abstract = any(isinstance(child, jax.ShapeDtypeStruct) for child in jax.tree.leaves(x))
+        form = _form(x, platform, batch, activations, small, tune and not abstract)
+        made = partial(_prepared, platform=platform, form=form, small=small)
+        return jax.eval_shape(made, x) if abstract else made(x)
 
     return jax.tree.map(ready, variables, is_leaf=is_compressed)
 
 
-@partial(jax.jit, static_argnames=("platform", "batch", "small"))
-def _prepared(tensor: Any, platform: str, batch: int | None, small: bool) -> Any:
+def _form(x: Any, platform: str, batch: int | None, activations: int, small: bool, tuned: bool) -> str | None:
+    """The name of the form; None for the first of the table's."""
+    if tuned and (coded := x.coded()) is not None:
+        return tuning.best_form(coded, platform, batch or 8, activations, small)
+    few = platform == "cpu" and activations == 32 and batch is not None and batch <= 2
+    return "decoded" if few else None
+
+
+@partial(jax.jit, static_argnames=("platform", "form", "small"))
+def _prepared(tensor: Any, platform: str, form: str | None, small: bool) -> Any:
     coded = tensor.coded()
     if coded is None:
         return tensor.densify()
-    form = next(iter(table.PLATFORMS[platform].forms(coded, batch, 16, small).values()))
-    return dataclasses.replace(form(coded), platform=platform)
+    forms = table.PLATFORMS[platform].forms(coded, small)
+    return dataclasses.replace(forms[form or next(iter(forms))](coded), platform=platform)

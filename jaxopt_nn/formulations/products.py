@@ -46,7 +46,12 @@ def conv(lhs: Any, rhs: Any, params: Mapping[str, Any], *, activations: int = 32
     if kernel is None or is_compressed(lhs) or lhs.dtype not in weight_only.FLOATS:
         return NotImplemented
     dtype = dtype or params.get("preferred_element_type") or jnp.result_type(lhs.dtype, kernel.dtype)
+    batch = lhs.shape[params["dimension_numbers"].lhs_spec[0]]
     if activations <= 8:
+        table.note(
+            kernel, "integer convolution" if kernel.integral else "float on rounded activations", batch, activations
+        )
         out = integer.conv(kernel, lhs, params, activations)
         return out if out is NotImplemented else out.astype(dtype)
+    table.note(kernel, "float convolution" if kernel.integral else "float, decoded", batch, activations)
     return weight_only.conv(kernel, lhs, params, dtype)

@@ -47,7 +47,7 @@ def scaled(weight: Coded, other: Array, call: Call) -> Array:
     """One dot on the weight's values, as the dense program: for more rows than a group has entries."""
     names = labels.of(call, weight, other)
     codes, order = names.codes(weight, weight.codes)
-    values = _centred(weight, names, codes, order) * _scale(weight, names, order)
+    values = _centred(weight, names, codes, order).astype(jnp.float32) * _scale(weight, names, order)
     wide = jnp.promote_types(other.dtype, jnp.float32)
     operand = (values.astype(other.dtype), order)
     return _product(names.split(other), operand, names.out, call, wide).astype(call.dtype)
