@@ -7,6 +7,8 @@ What was found, by the compiler's estimates for v5e (``experiments/benchmarks/tp
 * Groups: codes as [groups, entries, out]. Few rows: one dot with the groups as batch. From ``FEW`` rows on the partial sums
   cost more than the weight, which is scaled inside of the dot, on its way to the matrix unit. Written as [in, out] and split in
   the program, the scales are spread out in memory first: 17 times the cycles.
+* A product that the compiler joins with the attention's layout or the next norm has its codes laid out anew, or a group's
+  weight multiplied out in memory on chip: activations are matrices, and a barrier stands between sum and scale.
 * An array whose last axis is no multiple of 128 lies with another axis last, so a lookup lays the whole table out anew, 8 times
   the cycles of the lookup as a product with rows of zeros and a one, which is exact.
 """
@@ -22,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxopt_nn.formulations import common, labels
+from jaxopt_nn.formulations import common, labels, weight_only
 from jaxopt_nn.formulations.labels import Call, Form, Labels, Program
 from jaxopt_nn.tensors.coded import Coded
 
@@ -45,9 +47,10 @@ def programs(weight: Coded, names: Labels, call: Call, rows: int) -> Iterator[Pr
     found = list(common.programs(weight, names, call, rows))
     if names.groups and rows > FEW:
         found.sort(key=lambda program: program.name != "float, scaled weight")
-    for program in found:
-        padded = Program(f"{program.name}, rows padded", functools.partial(_padded, program.run))
-        yield padded if rows < ROWS else program
+    for name, run in found:
+        if run in (weight_only.direct, weight_only.scaled):
+            run = functools.partial(run, apart=True)
+        yield Program(f"{name}, rows padded" if rows < ROWS else name, functools.partial(_by_rows, run))
 
 
 over_float = common.over_float
@@ -81,23 +84,22 @@ def _narrow(weight: Coded) -> Coded:
     return dataclasses.replace(weight, codes=weight.codes.astype(kind))
 
 
-def _padded(run: Any, weight: Coded, other: Array, call: Call) -> Array:
-    """The program with zeros as further rows, ``ROWS`` at least, which the result is without."""
+def _by_rows(run: Any, weight: Coded, other: Array, call: Call) -> Array:
+    """The program on a matrix of activations for each batch entry, with zeros for further rows up to ``ROWS``."""
     names = labels.of(call, weight, other)
-    free = [i for i, name in enumerate(names.other) if name[0] == "x"]
-    if not free:
-        shift = lambda axes: tuple(a + 1 for a in axes)
-        dims = tuple(
-            tuple(axes if side == call.side else shift(axes) for side, axes in enumerate(p)) for p in call.dims
-        )
-        out = _padded(run, weight, other[None], dataclasses.replace(call, dims=dims))
-        return jnp.squeeze(out, len(call.dims[1][0]) if call.side else out.ndim - 1)
-    axis, rows = free[-1], labels.rows(names, other)
-    size = other.shape[axis]
-    wanted = -(-ROWS * size // rows) if rows else size
-    pads = [(0, wanted - size if a == axis else 0) for a in range(other.ndim)]
-    out = run(weight, jnp.pad(other, pads), call)
-    return lax.slice_in_dim(out, 0, size, axis=names.out.index(names.other[axis]))
+    side, (contracted, batch) = 1 - call.side, call.dims
+    free = [a for a, name in enumerate(names.other) if name[0] == "x"]
+    rows, sizes = labels.rows(names, other), [other.shape[a] for a in free]
+    head, tail = [other.shape[a] for a in batch[side]], [other.shape[a] for a in contracted[side]]
+    x = other.transpose((*batch[side], *free, *contracted[side])).reshape(*head, rows, *tail)
+    if 0 < rows < ROWS:
+        x = jnp.pad(x, [(0, ROWS - rows if a == len(head) else 0) for a in range(x.ndim)])
+    places = (tuple(len(head) + 1 + i for i in range(len(tail))), tuple(range(len(head))))
+    dims = tuple((own, new) if side else (new, own) for new, own in zip(places, (p[call.side] for p in call.dims)))
+    out = run(weight, x, dataclasses.replace(call, dims=dims))
+    at = len(head) if call.side else out.ndim - 1
+    out = lax.slice_in_dim(out, 0, rows, axis=at)
+    return out.reshape(*out.shape[:at], *sizes, *out.shape[at + 1 :])
 
 
 def take(weight: Coded, indices: Any, axis: int) -> Coded:
