@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,6 +39,8 @@ FEW = 8
 GROUP = 32
 #: Lanes: what lies last in memory comes in multiples of them.
 LANES = 128
+#: Entries of a float32 result that stays on chip, where a barrier costs little.
+ON_CHIP = 2**21
 #: Rows up to which a product with ones looks up faster than the table is laid out anew.
 LOOKUPS = 512
 
@@ -47,8 +50,9 @@ def programs(weight: Coded, names: Labels, call: Call, rows: int) -> Iterator[Pr
     found = list(common.programs(weight, names, call, rows))
     if names.groups and rows > FEW:
         found.sort(key=lambda program: program.name != "float, scaled weight")
+    outputs = math.prod(n for n, name in zip(weight.shape, names.weight) if name[0] == "w")
     for name, run in found:
-        if run in (weight_only.direct, weight_only.scaled):
+        if run in (weight_only.direct, weight_only.scaled) and rows * outputs <= ON_CHIP:
             run = functools.partial(run, apart=True)
         yield Program(f"{name}, rows padded" if rows < ROWS else name, functools.partial(_by_rows, run))
 

@@ -48,14 +48,18 @@ def direct(weight: Coded, other: Array, call: Call, apart: bool = False) -> Arra
 
 @partial(jax.jit, static_argnums=(2, 3))
 def scaled(weight: Coded, other: Array, call: Call, apart: bool = False) -> Array:
-    """One dot on the weight's values, as the dense program: for more rows than a group has entries. ``apart``: see above."""
+    """One dot on the weight's values, as the dense program: for more rows than a group has entries.
+
+    ``apart`` keeps the compiler from laying the codes out anew for what follows.
+    """
+    weight = lax.optimization_barrier(weight) if apart else weight
     names = labels.of(call, weight, other)
     codes, order = names.codes(weight, weight.codes)
     values = _centred(weight, names, codes, order).astype(jnp.float32) * _scale(weight, names, order)
     wide = jnp.promote_types(other.dtype, jnp.float32)
     operand = (values.astype(other.dtype), order)
     total = _product(names.split(other), operand, names.out, call, wide)
-    return (lax.optimization_barrier(total) if apart else total).astype(call.dtype)
+    return total.astype(call.dtype)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
