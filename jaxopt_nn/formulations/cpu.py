@@ -99,7 +99,7 @@ def features() -> frozenset[str]:
 def forms(weight: Coded, small: bool) -> dict[str, Form]:
     """The forms that a weight may take, the best first; ``small``: the whole network fits a cache."""
     codes: dict[str, Form] = {"by outputs": by_outputs}
-    if _grouped_axis(weight) is not None:
+    if common.grouped_axis(weight) is not None:
         codes = {"by groups": by_groups, **codes}
     floats: dict[str, Form] = {"decoded": decoded}
     return floats | codes if small or weight.ndim > 3 else codes | floats
@@ -120,7 +120,7 @@ def by_outputs(weight: Coded) -> Coded:
 
 def by_groups(weight: Coded) -> Coded:
     """int8 codes as [groups, out, entries of a group], behind what may be a stack."""
-    axis = _grouped_axis(weight)
+    axis = common.grouped_axis(weight)
     if axis is None:
         raise ValueError(f"no axis of {weight.shape} has groups")
     order = [a for a in output_order(weight) if a != axis]
@@ -142,9 +142,3 @@ def output_order(weight: Coded) -> list[int]:
     if not {weight.ndim - 2, weight.ndim - 1} & set(channels):
         channels.append(weight.ndim - 1)
     return [*channels, *(a for a in range(weight.ndim) if a not in channels)]
-
-
-def _grouped_axis(weight: Coded) -> int | None:
-    """The one axis of a matrix, or of a stack of them, along which scales come in groups."""
-    grouped = [a for a, (d, n) in enumerate(zip(weight.scale.shape, weight.shape)) if 1 < d < n]
-    return grouped[0] if len(grouped) == 1 and weight.ndim in (2, 3) else None

@@ -122,7 +122,7 @@ def _fills(params: Any) -> bool:
 
 def _taken(table: Any, ids: Any, axis: int, offsets: Sequence[int], eqn: Any, fill: bool) -> Result:
     last = table.shape[axis] - 1
-    rows = table.take(jnp.clip(ids, 0, last), axis)
+    rows = products.take(table, jnp.clip(ids, 0, last), axis)
     if rows is NotImplemented:
         return NotImplemented
     if tags.one_slice(eqn) and not fill:
