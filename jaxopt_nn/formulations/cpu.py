@@ -110,7 +110,7 @@ def better_decoded(weight: Coded, batch: int, activations: int) -> bool:
     the integer dot without groups, unless the CPU multiplies narrow numbers by itself."""
     if batch <= 2:
         return activations == 32
-    return batch >= 128 and not features() and (activations > 8 or _grouped_axis(weight) is not None)
+    return batch >= 128 and not features() and (activations > 8 or common.grouped_axis(weight) is not None)
 
 
 def by_outputs(weight: Coded) -> Coded:
