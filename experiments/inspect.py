@@ -126,7 +126,7 @@ def taken(stage: Stage, variables: PyTree, info: ModelInfo, steps: int) -> dict[
       ValueError: a pattern matches nothing, or an argument does not fit a leaf; names the stage.
     """
     method = stage.method(steps)
-    if "stats" in method.traits.needs:  # what it takes is known once the model has run on the data
+    if method.traits.passes:  # what it takes is known once the model has run on the data
         return {"name": stage.name, "takes": None, "parameters": None, "left": []}
     try:
         jax.eval_shape(lambda v: method.init(v, info), variables)

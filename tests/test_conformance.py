@@ -95,7 +95,7 @@ TABLE = {
     "chain of a mask and random codes": chain(prune(sparsity=0.5), quantize(4, rounding="stochastic", key=5)),
     "a mask, then percentiles": chain(prune(sparsity=0.5), clip_percentile(10, 90)),
     "chain of masks": chain(prune(sparsity=0.5), prune(sparsity=0.75), quantize(3, symmetric=False)),
-    "a mask, then other values": chain(prune(sparsity=0.5), clip(-0.5, 0.5)),
+    "a mask, then other values": chain(prune(sparsity=0.5), clip(-1.0, 1.0)),
     "by_path": by_path([("**/a/kernel", quantize(8)), ("**/kernel", prune(sparsity=0.5))]),
     "where": where("**/stack/kernel", quantize(2)),
     "every": every(2, prune(magnitude, sparsity=RAMP)),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 
 from jaxopt_nn.formulations import integer, table, tpu, weight_only
 from jaxopt_nn.formulations.labels import Call
@@ -47,7 +48,8 @@ def conv(lhs: Any, rhs: Any, params: Mapping[str, Any], *, activations: int = 32
     if kernel is None or is_compressed(lhs) or lhs.dtype not in weight_only.FLOATS:
         return NotImplemented
     dtype = dtype or params.get("preferred_element_type") or jnp.result_type(lhs.dtype, kernel.dtype)
-    batch = lhs.shape[params["dimension_numbers"].lhs_spec[0]]
+    numbers = lax.conv_dimension_numbers(lhs.shape, kernel.shape, params.get("dimension_numbers"))
+    batch = lhs.shape[numbers.lhs_spec[0]]
     if activations <= 8:
         table.note(
             kernel, "integer convolution" if kernel.integral else "float on rounded activations", batch, activations

@@ -42,6 +42,8 @@ def direct(weight: Coded, other: Array, call: Call, apart: bool = False) -> Arra
     wide = jnp.promote_types(other.dtype, jnp.float32)
     total = _product(names.split(other), (operand, order), out, call, wide)
     total = lax.optimization_barrier(total) if apart else total
+    if not weight.scaled:
+        return total.astype(call.dtype)
     total = total * labels.along(names.per_output(weight.scale.astype(wide), weight), out)
     return jnp.sum(total, tuple(range(len(batch), len(batch) + len(groups)))).astype(call.dtype)
 
@@ -181,6 +183,8 @@ def conv(weight: Coded, lhs: Array, params: Mapping[str, Any], dtype: Any) -> An
         kernel = kernel.astype(jnp.float32) - affine.expand_groups(weight.zero.astype(jnp.float32), codes.shape)
     kernel = kernel.astype(lhs.dtype)
     out = lax.conv_general_dilated(lhs, kernel, dimension_numbers=numbers, preferred_element_type=wide, **options)
+    if not weight.scaled:
+        return out.astype(dtype)
     factor = affine.expand_groups(
         weight.scale.astype(wide).reshape(weight.scale.shape[features]), (codes.shape[features],)
     )

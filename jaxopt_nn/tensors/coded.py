@@ -60,6 +60,8 @@ class Coded(Tensor):
 
     #: Whether the levels are the codes themselves, so that integer programs may run on them.
     integral: ClassVar[bool] = False
+    #: Whether levels have still to be multiplied by the scale; otherwise it is 1.
+    scaled: ClassVar[bool] = True
 
     @abc.abstractmethod
     def levels(self, codes: Array) -> Array:

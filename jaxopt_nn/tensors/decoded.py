@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ class Decoded(Coded):
 
     Where no program on codes is as fast as the float one. It weighs what floats weigh.
     """
+
+    scaled: ClassVar[bool] = False
 
     @classmethod
     def of(cls, tensor: Coded, order: Sequence[int], platform: str) -> Decoded:

@@ -88,7 +88,7 @@ def test_saliency_is_the_product_with_the_gradient():
 
 
 def test_a_criterion_and_an_allocation_of_ones_own():
-    smallest_first = lambda w, g: -jnp.abs(w)
+    smallest_first = lambda w, g, known: -jnp.abs(w)
     only_a = lambda scores, roles, share: {
         p: s > -1.0 if p == "a" else jnp.ones(s.shape, bool) for p, s in scores.items()
     }
@@ -124,7 +124,7 @@ def test_a_threshold_takes_what_lies_below_it(w):
 
 
 def test_thresholds_of_another_score_of_nothing_and_on_a_schedule():
-    square = lambda w, g: w * w
+    square = lambda w, g, known: w * w
     np.testing.assert_array_equal(masks(prune(square, threshold=0.25))["a"], np.abs(PARAMS["a"]) >= 0.5)
     assert masks(prune(threshold=0.0), {"w": jnp.zeros((2, 2))})["w"].all()
     method = prune(threshold=optax.linear_schedule(0.0, 0.3, 10))
@@ -328,7 +328,7 @@ def test_init_compiles_for_each_shape_once_whatever_the_number_of_leaves():
     """And not at all where another transform has pruned such leaves: only the criterion is traced, by shape and dtype."""
     traced = []
 
-    def largest(weight, grad=None):
+    def largest(weight, grad, known):
         traced.append(weight.shape)
         return jnp.abs(weight)
 

@@ -12,6 +12,7 @@ from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.schedules import cubic, staircase
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize(
     ("final", "end", "begin", "initial"), [(0.9, 40, 0, 0.0), (0.95, 37, 5, 0.3), (1.0, 3, 3, 0.5)]
 )

@@ -11,7 +11,7 @@ from jaxopt_nn.pipeline import registry
 PARAMS = {"a": {"kernel": jnp.arange(-6.0, 6.0).reshape(4, 3)}, "b": {"kernel": jnp.ones((3, 2))}}
 
 
-def backwards(weight, grad=None):
+def backwards(weight, grad, known):
     """A criterion of one's own: large weights go first."""
     return -jnp.abs(weight)
 
