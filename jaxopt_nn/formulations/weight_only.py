@@ -42,7 +42,7 @@ def direct(weight: Coded, other: Array, call: Call, apart: bool = False) -> Arra
     wide = jnp.promote_types(other.dtype, jnp.float32)
     total = _product(names.split(other), (operand, order), out, call, wide)
     total = lax.optimization_barrier(total) if apart else total
-    if not weight.scaled:
+    if not (weight.scaled or groups):
         return total.astype(call.dtype)
     total = total * labels.along(names.per_output(weight.scale.astype(wide), weight), out)
     return jnp.sum(total, tuple(range(len(batch), len(batch) + len(groups)))).astype(call.dtype)
