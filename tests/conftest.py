@@ -3,6 +3,7 @@
 ``pytest --budget SECONDS`` skips, by name, the tests that have not begun by then.
 """
 
+import importlib.metadata
 import os
 import time
 
@@ -16,9 +17,12 @@ FLAGS = {
     # Fused reductions give wrong numbers on CPU (convolution on unpacked codes, ReLU, max pooling).
     "xla_cpu_experimental_ynn_fusion_type": "-reduce",
 }
+given = os.environ.get("XLA_FLAGS", "")
+if importlib.metadata.version("jaxlib") < "0.11" and "xla_backend_optimization_level" not in given:
+    # Half of what compiling a small program costs. Newer versions have no such flag, and abort on it.
+    FLAGS["xla_cpu_use_fusion_emitters"] = "false"
 # Before JAX is imported; a subprocess of a test inherits all of it. A flag that is set already stays as it is.
 os.environ["JAX_PLATFORMS"] = "cpu"
-given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"--{k}={v}" for k, v in FLAGS.items() if f"--{k}" not in given)])
 os.environ["MPLBACKEND"] = "Agg"
 # pytest-xdist's workers may hold the TPU compiler at the same time.
