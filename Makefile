@@ -50,7 +50,7 @@ which:
 	@$(FIND_PYTHON)
 
 clean:
-	rm -rf .venv .venv-* runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .xla_cache
+	rm -rf .venv .venv-* runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(VENV)/installed-%: setup.cfg pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \

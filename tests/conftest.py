@@ -4,7 +4,6 @@
 """
 
 import os
-import pathlib
 import time
 
 START = time.monotonic()
@@ -21,10 +20,6 @@ FLAGS = {
 os.environ["JAX_PLATFORMS"] = "cpu"
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(f"--{k}={v}" for k, v in FLAGS.items() if f"--{k}" not in given)])
-# Compiled programs stay from run to run, shared by workers and subprocesses; `make clean` removes them.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parent.parent / ".xla_cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["MPLBACKEND"] = "Agg"
 # pytest-xdist's workers may hold the TPU compiler at the same time.
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"

@@ -82,14 +82,15 @@ def part_chain(seconds: float) -> list[dict[str, Any]]:
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32))
     variables = {"params": {f"Dense_{i}": {"kernel": draw(WIDTH, WIDTH) * (2 / WIDTH) ** 0.5} for i in range(DEPTH)}}
     stored = {key: packed(model, variables, draw(1, WIDTH), *key) for key in {case[:2] for case in CHAIN.values()}}
-    ready = {key: prepare(tree) for key, tree in stored.items()}
     for batch in (1, 8, 32, 256):
         x = draw(batch, WIDTH)
-        found = timed(runs(model, variables, {n: ready[case[:2]] for n, case in CHAIN.items()}, x), seconds)
+        width = lambda name: int(name.split("a")[1])
+        ready = {n: prepare(stored[case[:2]], batch=batch, activations=width(n)) for n, case in CHAIN.items()}
+        found = timed(runs(model, variables, ready, x), seconds)
         for name, ms in found.items():
-            bits, group, aims = CHAIN.get(name, (32, -1, {}))
-            weight = variables if name == "float" else ready[bits, group]
-            rows.append(_row(f"chain {WIDTH}", batch, name, ms, found["float"], nbytes(weight), aims.get(batch)))
+            aim = CHAIN[name][2].get(batch) if name in CHAIN else None
+            weight = ready.get(name, variables)
+            rows.append(_row(f"chain {WIDTH}", batch, name, ms, found["float"], nbytes(weight), aim))
     return rows
 
 

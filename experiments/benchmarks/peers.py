@@ -50,19 +50,22 @@ def _openvino(weights: Sequence[np.ndarray], group: int) -> Iterator[tuple[str, 
         codes, scale = _codes(weight, bits, inputs if bits == 8 else group)
         if bits == 8:
             codes, scale = codes[:, 0], scale[:, 0]
-        kind = ov.Type.i8 if bits == 8 else ov.Type.i4
-        held = ops.constant(codes) if bits == 8 else ops.constant(ov.Tensor(_nibbles(codes), codes.shape, kind))
+        if bits == 4:
+            packed = _nibbles(codes)
+            codes = ov.Tensor(packed, ov.Shape(codes.shape), ov.Type.i4)
+            kept.extend([packed, codes])  # the compiled model does not own them
+        held = ov.op.Constant(codes) if bits == 4 else ops.constant(codes)
         value = ops.multiply(ops.convert(held, "f32"), ops.constant(scale))
         flat = ops.constant(np.array([weight.shape[1], inputs]))
         return ops.matmul(x, value if bits == 8 else ops.reshape(value, flat, False), False, True)
 
-    core = ov.Core()
+    core, kept = ov.Core(), list[Any]()
     for bits, name in ((32, "float"), (8, "w8"), (4, "w4")):
         x = start = ops.parameter([-1, weights[0].shape[0]], np.float32)
         for weight in weights:
             x = ops.relu(layer(x, weight, bits))
         compiled = core.compile_model(ov.Model([x], [start]), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
-        yield f"OpenVINO {name}", lambda x, run=compiled: run(x)[0]
+        yield f"OpenVINO {name}", lambda x, run=compiled, held=kept: run(x)[0]
 
 
 def _nibbles(codes: np.ndarray) -> np.ndarray:

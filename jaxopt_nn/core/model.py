@@ -56,6 +56,7 @@ class Use:
       roles: of the leaf's axes at this site; None where they can't be told.
       matrix: how the site reads the leaf; where it is not exact, the places of its entries; None where they can't be told.
       reason: why there is no matrix.
+      operand: which operand of the site it is behind: where both are computed from leaves, the other one's are uses too.
     """
 
     path: str
@@ -63,6 +64,7 @@ class Use:
     roles: Roles | None
     matrix: Matrix | None
     reason: str = ""
+    operand: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Site:
     @property
     def derived(self) -> bool:
         """The weight is computed from its leaves before use, not just moved or concatenated."""
-        return not all(use.exact for use in self.uses)
+        return not all(use.exact for use in self.uses if use.operand == self.weight)
 
     @property
     def roles(self) -> Roles | None:

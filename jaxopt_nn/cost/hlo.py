@@ -152,23 +152,32 @@ def estimated_cycles(module: Module) -> int | None:
     """
     if not any(_CYCLES.search(i.attributes) for c in module.computations.values() for i in c):
         return None
+    return sum(costs(module).values())
 
-    def total(computation: str) -> int:
-        return sum(cycles(i) for i in module.computations[computation])
 
-    def cycles(instruction: Instruction) -> int:
-        own = _CYCLES.search(instruction.attributes)
-        if instruction.opcode == "while":
-            trips = _TRIPS.search(instruction.attributes)
-            inner = sum(total(c) for key in ("condition", "body") for c in instruction.called.get(key, ()))
-            return inner * (int(trips[1]) if trips else 1)
-        if instruction.opcode == "conditional":
-            return max(map(total, instruction.branches), default=0)
-        if instruction.opcode in ("call", "async-start"):
-            return sum(total(c) for names in instruction.called.values() for c in names)
-        return int(own[1]) if own else 0
+def costs(module: Module) -> dict[str, int]:
+    """The estimated cycles of each instruction by name, all its runs together; of branches those of the costliest."""
+    found: dict[str, int] = {}
 
-    return total(module.entry)
+    def visit(computation: str, runs: int) -> None:
+        for i in module.computations[computation]:
+            called, own = i.called, _CYCLES.search(i.attributes)
+            if i.opcode == "while":
+                trips = _TRIPS.search(i.attributes)
+                for key in ("condition", "body"):
+                    for inner in called.get(key, ()):
+                        visit(inner, runs * (int(trips[1]) if trips else 1))
+            elif i.opcode == "conditional":
+                alone = {b: costs(dataclasses.replace(module, entry=b)) for b in i.branches}
+                visit(max(alone, key=lambda b: sum(alone[b].values())), runs)
+            elif i.opcode in ("call", "async-start"):
+                for inner in (c for names in called.values() for c in names):
+                    visit(inner, runs)
+            elif own:
+                found[i.name] = found.get(i.name, 0) + int(own[1]) * runs
+
+    visit(module.entry, 1)
+    return found
 
 
 # -- following weights ---------------------------------------------------------------------------------------

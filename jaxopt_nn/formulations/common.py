@@ -46,3 +46,9 @@ def centred(weight: Coded) -> Coded:
 def over_float(program: str, rows: int) -> float | None:
     """Time over the float product's: not measured."""
     return None
+
+
+def grouped_axis(weight: Coded) -> int | None:
+    """The one axis of a matrix, or of a stack of them, along which scales come in groups."""
+    grouped = [a for a, (d, n) in enumerate(zip(weight.scale.shape, weight.shape)) if 1 < d < n]
+    return grouped[0] if len(grouped) == 1 and weight.ndim in (2, 3) else None

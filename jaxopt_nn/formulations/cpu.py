@@ -9,6 +9,7 @@ What was found (chains of 4096 x 4096 layers, time over float32 as [in, out]; ``
   int8 are (0.6 to 0.9), since two rows cost what one does.
 * Groups: codes as [groups, out, entries], one group after the other; one dot with the groups as batch is 1.5 to 2 times
   slower from 32 rows on.
+* From 128 rows on float32 is bound by arithmetic: without VNNI or AMX codes gain nothing there (0.9 to 1.1).
 * A network whose float weights fit a cache gains nothing from codes, and convolutions on codes are 1.2 to 1.9 times slower:
   both hold the decoded floats.
 """
@@ -24,17 +25,22 @@ from jaxopt_nn.formulations.labels import Call, Form, Labels, Program
 from jaxopt_nn.tensors.coded import Coded
 from jaxopt_nn.tensors.decoded import Decoded
 
-#: Time over float32's at so many rows, as measured on 4096 x 4096 (AMD EPYC with AVX2, two cores).
+#: Time over float32's at so many rows, as measured on 4096 x 4096 (AMD EPYC with AVX2 alone, two cores); bfloat16 on a CPU
+#: with AMX.
 MEASURED = {
-    "integer, in one dot": {1: 0.55, 8: 0.27, 32: 0.42, 256: 0.98},
-    "integer, groups in turn": {1: 0.88, 8: 0.27, 32: 0.45, 256: 0.97},
-    "integer, 16-bit activations as two rows": {1: 0.6, 8: 0.44, 32: 0.73, 256: 1.5},
-    "float32, in blocks": {1: 1.67, 8: 0.38, 32: 0.65, 256: 0.84},
-    "float32, groups in turn": {1: 1.85, 8: 0.39, 32: 0.57, 256: 1.0},
+    "integer, in one dot": {1: 0.63, 8: 0.31, 32: 0.42, 256: 0.92},
+    "integer, groups in turn": {1: 1.0, 8: 0.4, 32: 0.5, 256: 1.1},
+    "integer, 16-bit activations as two rows": {1: 0.98, 8: 0.44, 32: 0.73, 256: 1.5},
+    "bfloat16, in blocks": {1: 1.5, 8: 1.0, 32: 0.8, 256: 0.5},
+    "bfloat16, groups in turn": {1: 1.5, 8: 1.0, 32: 0.8, 256: 0.5},
+    "float32, in blocks": {1: 1.85, 8: 0.35, 32: 0.46, 256: 1.08},
+    "float32, groups in turn": {1: 1.97, 8: 0.61, 32: 0.68, 256: 1.13},
     "float, in one dot": {1: 10.0, 8: 2.6, 32: 1.5, 256: 1.3},
     "float, scaled weight": {1: 10.0, 8: 2.6, 32: 1.5, 256: 1.3},
-    "float, decoded": {1: 0.74, 8: 0.39, 32: 0.49, 256: 0.81},
-    "float on rounded activations": {1: 0.8, 8: 0.45, 32: 0.55, 256: 0.9},
+    "float, decoded": {1: 0.74, 8: 0.39, 32: 0.45, 256: 0.93},
+    "float on rounded activations": {1: 0.85, 8: 0.45, 32: 0.5, 256: 1.0},
+    "integer convolution": {1: 1.2, 1024: 1.9},
+    "float convolution": {1: 1.27, 32: 1.0},
 }
 
 #: Entries below which a whole network is held decoded: 8 MB of float32.
@@ -93,10 +99,18 @@ def features() -> frozenset[str]:
 def forms(weight: Coded, small: bool) -> dict[str, Form]:
     """The forms that a weight may take, the best first; ``small``: the whole network fits a cache."""
     codes: dict[str, Form] = {"by outputs": by_outputs}
-    if _grouped_axis(weight) is not None:
+    if common.grouped_axis(weight) is not None:
         codes = {"by groups": by_groups, **codes}
     floats: dict[str, Form] = {"decoded": decoded}
     return floats | codes if small or weight.ndim > 3 else codes | floats
+
+
+def better_decoded(weight: Coded, batch: int, activations: int) -> bool:
+    """Whether every program on codes is slower than float at so many rows: float32 ones at one or two, and at many all but
+    the integer dot without groups, unless the CPU multiplies narrow numbers by itself."""
+    if batch <= 2:
+        return activations == 32
+    return batch >= 128 and not features() and (activations > 8 or common.grouped_axis(weight) is not None)
 
 
 def by_outputs(weight: Coded) -> Coded:
@@ -106,7 +120,7 @@ def by_outputs(weight: Coded) -> Coded:
 
 def by_groups(weight: Coded) -> Coded:
     """int8 codes as [groups, out, entries of a group], behind what may be a stack."""
-    axis = _grouped_axis(weight)
+    axis = common.grouped_axis(weight)
     if axis is None:
         raise ValueError(f"no axis of {weight.shape} has groups")
     order = [a for a in output_order(weight) if a != axis]
@@ -128,9 +142,3 @@ def output_order(weight: Coded) -> list[int]:
     if not {weight.ndim - 2, weight.ndim - 1} & set(channels):
         channels.append(weight.ndim - 1)
     return [*channels, *(a for a in range(weight.ndim) if a not in channels)]
-
-
-def _grouped_axis(weight: Coded) -> int | None:
-    """The one axis of a matrix, or of a stack of them, along which scales come in groups."""
-    grouped = [a for a, (d, n) in enumerate(zip(weight.scale.shape, weight.shape)) if 1 < d < n]
-    return grouped[0] if len(grouped) == 1 and weight.ndim in (2, 3) else None

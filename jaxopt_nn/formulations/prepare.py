@@ -32,8 +32,8 @@ def prepare(
     Args:
       variables: any pytree; other leaves pass through. Tensors of ``jax.ShapeDtypeStruct`` give such tensors.
       platform: ``"tpu"``, ``"cpu"`` or ``"gpu"``; the default backend if None.
-      batch: rows of activations that each matrix will meet, if known. On CPU one or two of float32 (``activations=32``) run
-        on decoded floats.
+      batch: rows of activations that each matrix will meet, if known: on CPU, where every program on codes is slower than
+        float at so many, the weight holds floats.
       tune: times the forms and programs of each matrix on this host with ``batch`` rows (8 if None), once for a shape, a
         width and a CPU model: kept in memory and in ``tuning.cache_file()``.
       activations: width of the activations that will be met: 16 (see ``arithmetic``), 32, or 2 to 8.
@@ -66,8 +66,10 @@ def _form(x: Any, platform: str, batch: int | None, activations: int, small: boo
     """The name of the form; None for the first of the table's."""
     if tuned and (coded := x.coded()) is not None:
         return tuning.best_form(coded, platform, batch or 8, activations, small)
-    few = platform == "cpu" and activations == 32 and batch is not None and batch <= 2
-    return "decoded" if few else None
+    if platform != "cpu" or batch is None:
+        return None
+    coded = jax.eval_shape(lambda t: t.coded(), x)
+    return "decoded" if coded is not None and cpu.better_decoded(coded, batch, activations) else None
 
 
 @partial(jax.jit, static_argnames=("platform", "form", "small"))

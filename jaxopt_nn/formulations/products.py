@@ -7,9 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jaxopt_nn.formulations import integer, table, weight_only
+from jaxopt_nn.formulations import integer, table, tpu, weight_only
 from jaxopt_nn.formulations.labels import Call
 from jaxopt_nn.tensors.base import is_compressed
+from jaxopt_nn.tensors.coded import Coded
 
 
 def dot(lhs: Any, rhs: Any, dims: Any, *, activations: int = 32, precision: Any = None, dtype: Any = None) -> Any:
@@ -55,3 +56,14 @@ def conv(lhs: Any, rhs: Any, params: Mapping[str, Any], *, activations: int = 32
         return out if out is NotImplemented else out.astype(dtype)
     table.note(kernel, "float convolution" if kernel.integral else "float, decoded", batch, activations)
     return weight_only.conv(kernel, lhs, params, dtype)
+
+
+def take(tensor: Any, indices: Any, axis: int) -> Any:
+    """The entries ``indices`` of an axis of a compressed tensor, by the program of the backend it is prepared for.
+
+    Returns:
+      as ``tensor.take``: a compressed tensor or an array, or NotImplemented.
+    """
+    if isinstance(tensor, Coded) and tensor.platform == "tpu":
+        return tpu.take(tensor, indices, axis)
+    return tensor.take(indices, axis)

@@ -1,27 +1,134 @@
-"""TPU: native codes of 4 and 2 bits, which it stores and reads packed; int8 for other widths."""
+"""TPU: native codes of 4 and 2 bits, which it stores and reads packed; int8 for other widths.
+
+What was found, by the compiler's estimates for v5e (``experiments/benchmarks/tpu_formulations.py``):
+
+* A product of fewer than 8 rows misses the matrix unit: 2.4 (bfloat16) to 15 times (4 bits) the cycles of 8 rows, so rows are
+  padded.
+* Groups: codes as [groups, entries, out]. Few rows: one dot with the groups as batch. From ``FEW`` rows on the partial sums
+  cost more than the weight, which is scaled inside of the dot, on its way to the matrix unit. Written as [in, out] and split in
+  the program, the scales are spread out in memory first: 17 times the cycles.
+* A product that the compiler joins with the attention's layout or the next norm has its codes laid out anew, or a group's
+  weight multiplied out in memory on chip: activations are matrices, and a barrier stands between sum and scale.
+* An array whose last axis is no multiple of 128 lies with another axis last, so a lookup lays the whole table out anew, 8 times
+  the cycles of the lookup as a product with rows of zeros and a one, which is exact.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+from jax import Array, lax
 
-from jaxopt_nn.formulations import common
-from jaxopt_nn.formulations.labels import Form
+from jaxopt_nn.formulations import common, labels, weight_only
+from jaxopt_nn.formulations.labels import Call, Form, Labels, Program
 from jaxopt_nn.tensors.coded import Coded
 
 _NATIVE = {(4, True): jnp.int4, (4, False): jnp.uint4, (2, True): jnp.int2, (2, False): jnp.uint2}
 
-programs = common.programs
+#: Rows of one tile of the matrix unit's operand.
+ROWS = 8
+#: Rows up to which the partial sums of groups cost less than scaling the weight.
+FEW = 8
+#: Entries of a group that fill whole tiles of 4-bit codes; smaller groups would be padded in memory.
+GROUP = 32
+#: Lanes: what lies last in memory comes in multiples of them.
+LANES = 128
+#: Entries of a float32 result that stays on chip, where a barrier costs little.
+ON_CHIP = 2**21
+#: Rows up to which a product with ones looks up faster than the table is laid out anew.
+LOOKUPS = 512
+
+
+def programs(weight: Coded, names: Labels, call: Call, rows: int) -> Iterator[Program]:
+    """The programs of the asked arithmetic, the best first."""
+    found = list(common.programs(weight, names, call, rows))
+    if names.groups and rows > FEW:
+        found.sort(key=lambda program: program.name != "float, scaled weight")
+    outputs = math.prod(n for n, name in zip(weight.shape, names.weight) if name[0] == "w")
+    for name, run in found:
+        if run in (weight_only.direct, weight_only.scaled) and rows * outputs <= ON_CHIP:
+            run = functools.partial(run, apart=True)
+        yield Program(f"{name}, rows padded" if rows < ROWS else name, functools.partial(_by_rows, run))
+
+
 over_float = common.over_float
 
 
 def forms(weight: Coded, small: bool) -> dict[str, Form]:
     """The forms that a weight may take, the best first."""
-    return {"native": native}
+    plain: dict[str, Form] = {"native": native}
+    axis = common.grouped_axis(weight)
+    whole = axis is not None and weight.shape[axis] // weight.scale.shape[axis] % GROUP == 0
+    return {"native, by groups": by_groups, **plain} if whole else plain
 
 
 def native(weight: Coded) -> Coded:
-    wide = common.centred(weight)
-    kind = _NATIVE.get((wide.bits, wide.signed), wide.codes.dtype)
-    return dataclasses.replace(wide, codes=wide.codes.astype(kind))
+    """Codes of their own width, as they stand."""
+    return _narrow(common.centred(weight))
+
+
+def by_groups(weight: Coded) -> Coded:
+    """Native codes as [groups, entries of a group, out], behind what may be a stack."""
+    axis = common.grouped_axis(weight)
+    if axis is None:
+        raise ValueError(f"no axis of {weight.shape} has groups")
+    stack = [0] if weight.ndim > 2 and axis > 0 and weight.scale.shape[0] == weight.shape[0] else []
+    order = [*stack, axis, axis, *(a for a in range(weight.ndim) if a not in (*stack, axis))]
+    return _narrow(common.centred(weight).laid(order, weight.scale.shape[axis]))
+
+
+def _narrow(weight: Coded) -> Coded:
+    kind = _NATIVE.get((weight.bits, weight.signed), weight.codes.dtype)
+    return dataclasses.replace(weight, codes=weight.codes.astype(kind))
+
+
+def _by_rows(run: Any, weight: Coded, other: Array, call: Call) -> Array:
+    """The program on a matrix of activations for each batch entry, with zeros for further rows up to ``ROWS``."""
+    names = labels.of(call, weight, other)
+    side, (contracted, batch) = 1 - call.side, call.dims
+    free = [a for a, name in enumerate(names.other) if name[0] == "x"]
+    rows, sizes = labels.rows(names, other), [other.shape[a] for a in free]
+    head, tail = [other.shape[a] for a in batch[side]], [other.shape[a] for a in contracted[side]]
+    x = other.transpose((*batch[side], *free, *contracted[side])).reshape(*head, rows, *tail)
+    if 0 < rows < ROWS:
+        x = jnp.pad(x, [(0, ROWS - rows if a == len(head) else 0) for a in range(x.ndim)])
+    places = (tuple(len(head) + 1 + i for i in range(len(tail))), tuple(range(len(head))))
+    dims = tuple((own, new) if side else (new, own) for new, own in zip(places, (p[call.side] for p in call.dims)))
+    out = run(weight, x, dataclasses.replace(call, dims=dims))
+    at = len(head) if call.side else out.ndim - 1
+    out = lax.slice_in_dim(out, 0, rows, axis=at)
+    return out.reshape(*out.shape[:at], *sizes, *out.shape[at + 1 :])
+
+
+def take(weight: Coded, indices: Any, axis: int) -> Coded:
+    """``weight.take``, to the bit; codes whose table would be laid out anew are looked up by a product.
+
+    Args:
+      indices: integers of any shape, clipped to the axis. axis: of the weight, at least 0.
+    """
+    indices = jnp.asarray(indices)
+    place, split = weight.physical.index(axis), weight.split_axis == axis
+    as_it_lies = place == 0 and weight.codes.shape[-1] % LANES == 0
+    floats = not jnp.issubdtype(weight.codes.dtype, jnp.integer)
+    if as_it_lies or split or floats or not 1 < indices.size <= LOOKUPS:
+        return weight.take(indices, axis)
+    return _looked_up(weight, indices, axis)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _looked_up(weight: Coded, indices: Array, axis: int) -> Coded:
+    place, size = weight.physical.index(axis), weight.shape[axis]
+    entries = lax.broadcasted_iota(indices.dtype, (*indices.shape, size), indices.ndim)
+    ones = jnp.clip(indices, 0, size - 1)[..., None] == entries
+    dims = (((indices.ndim,), (place,)), ((), ()))
+    kind = jnp.bfloat16  # codes are exact in it
+    rows = lax.dot_general(ones.astype(kind), weight.codes.astype(kind), dims, preferred_element_type=jnp.float32)
+    rows = jnp.moveaxis(rows, range(indices.ndim), range(place, place + indices.ndim))
+    taken = weight.take(indices, axis)  # its codes are not read, so none are gathered
+    return dataclasses.replace(taken, codes=rows.astype(taken.codes.dtype))

@@ -57,7 +57,8 @@ def _measured(forms: dict[str, Coded], rows: int, inputs: int, call: Call) -> tu
     x = jnp.asarray(np.random.default_rng(0).standard_normal((rows, inputs), np.float32))
     runs: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, held in forms.items():
-        copies = [jax.tree.map(jnp.copy, held) for _ in range(max(1, SPREAD_BYTES // max(held.nbytes, 1)))][:16]
+        count = min(max(1, SPREAD_BYTES // max(held.nbytes, 1)), 16)
+        copies = [jax.tree.map(jnp.copy, held) for _ in range(count)]
         for program in table.candidates(held, x, call):
             run = jax.jit(lambda w, x, run=program.run: run(w, x, call)).lower(held, x).compile()
             runs[name, program.name] = functools.partial(_each, run, copies, x)

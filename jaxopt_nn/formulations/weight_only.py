@@ -28,9 +28,12 @@ BLOCK = 256
 
 
 # Each program is compiled as one function, so that a deep model traces it once for each shape.
-@partial(jax.jit, static_argnums=2)
-def direct(weight: Coded, other: Array, call: Call) -> Array:
-    """One dot on the codes as floats; groups are batch axes of it, and their partial sums are scaled and added up."""
+@partial(jax.jit, static_argnums=(2, 3))
+def direct(weight: Coded, other: Array, call: Call, apart: bool = False) -> Array:
+    """One dot on the codes as floats; groups are batch axes of it, and their partial sums are scaled and added up.
+
+    ``apart`` keeps the compiler from joining the dot with what follows.
+    """
     names = labels.of(call, weight, other)
     codes, order = names.codes(weight, weight.codes)
     operand = _centred(weight, names, codes, order).astype(other.dtype)
@@ -38,19 +41,25 @@ def direct(weight: Coded, other: Array, call: Call) -> Array:
     out = [*batch, *groups, *(n for n in names.out if n not in batch)]
     wide = jnp.promote_types(other.dtype, jnp.float32)
     total = _product(names.split(other), (operand, order), out, call, wide)
+    total = lax.optimization_barrier(total) if apart else total
     total = total * labels.along(names.per_output(weight.scale.astype(wide), weight), out)
     return jnp.sum(total, tuple(range(len(batch), len(batch) + len(groups)))).astype(call.dtype)
 
 
-@partial(jax.jit, static_argnums=2)
-def scaled(weight: Coded, other: Array, call: Call) -> Array:
-    """One dot on the weight's values, as the dense program: for more rows than a group has entries."""
+@partial(jax.jit, static_argnums=(2, 3))
+def scaled(weight: Coded, other: Array, call: Call, apart: bool = False) -> Array:
+    """One dot on the weight's values, as the dense program: for more rows than a group has entries.
+
+    ``apart`` keeps the compiler from laying the codes out anew for what follows.
+    """
+    weight = lax.optimization_barrier(weight) if apart else weight
     names = labels.of(call, weight, other)
     codes, order = names.codes(weight, weight.codes)
     values = _centred(weight, names, codes, order).astype(jnp.float32) * _scale(weight, names, order)
     wide = jnp.promote_types(other.dtype, jnp.float32)
     operand = (values.astype(other.dtype), order)
-    return _product(names.split(other), operand, names.out, call, wide).astype(call.dtype)
+    total = _product(names.split(other), operand, names.out, call, wide)
+    return total.astype(call.dtype)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -27,6 +27,12 @@ def _to_shape(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
     return t.reshape(aval.shape)
 
 
+def _reshape(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
+    if params["dimensions"] is not None:  # the operand's axes are read in another order
+        t = t.transpose(params["dimensions"])
+    return NotImplemented if t is NotImplemented else t.reshape(aval.shape)
+
+
 def _broadcast_in_dim(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
     """Only unit axes are added, in order: then it is a reshape."""
     dims = params["broadcast_dimensions"]
@@ -70,7 +76,7 @@ def _same(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
 LAYOUT: dict[str, Callable[..., Result]] = {
     "convert_element_type": _cast,
     "transpose": _transpose,
-    "reshape": _to_shape,
+    "reshape": _reshape,
     "squeeze": _to_shape,
     "broadcast_in_dim": _broadcast_in_dim,
     "slice": _slice,
@@ -116,7 +122,7 @@ def _fills(params: Any) -> bool:
 
 def _taken(table: Any, ids: Any, axis: int, offsets: Sequence[int], eqn: Any, fill: bool) -> Result:
     last = table.shape[axis] - 1
-    rows = table.take(jnp.clip(ids, 0, last), axis)
+    rows = products.take(table, jnp.clip(ids, 0, last), axis)
     if rows is NotImplemented:
         return NotImplemented
     if tags.one_slice(eqn) and not fill:

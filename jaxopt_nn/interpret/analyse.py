@@ -49,6 +49,7 @@ class Analysis:
       behind: ``{key: paths of the leaves behind each operand}`` of equations that read some; with -1 as the last index, those
         behind each output of the jaxpr that stands there.
       constants: ``{position: [site names]}``: constants of the trace that a site reads as its weight.
+      conditions: addresses of the conditions of ``while`` loops, which return nothing but a bool.
       messages: opaque primitives, conflicts.
     """
 
@@ -59,6 +60,7 @@ class Analysis:
         self.uses: defaultdict[str, list[str]] = defaultdict(list)
         self.stacks: defaultdict[str, frozenset[int]] = defaultdict(frozenset)
         self.behind: dict[Key, tuple[tuple[str, ...], ...]] = {}
+        self.conditions: set[Key] = set()
         self.recorder = Recorder()
         self.out_tags = self._run(jaxpr, const_tags, in_tags, Place())
         for tag in self.out_tags:
@@ -155,6 +157,7 @@ class Analysis:
             operands[n_cond + n_body :],
         )
         test, inside = place.turned(i, scope, 0), place.turned(i, scope, 1)
+        self.conditions.add(test.key)
 
         def step(carry: list[Tag]) -> list[Tag]:
             outs = self._run(body.jaxpr, [CONSTANT] * len(body.consts), [*body_consts, *carry], inside)
@@ -228,15 +231,17 @@ class Analysis:
             return False
         if self._quiet:
             return True
-        sources = sorted(
-            (s for t in (lhs, rhs) for s in t.sources),
-            key=lambda s: (weight is None or s not in operands[weight].sources, -self._sizes.get(s.path, 0), s.path),
-        )
-        first = sources[0] if weight is not None else None
+        # of two operands that are computed from leaves the other one stands where an activation would
+        sources = [
+            (side, s)
+            for side, tag in ((i, operands[i]) for i in ((weight, 1 - weight) if weight is not None else ()))
+            for s in sorted(tag.sources, key=lambda s: (-self._sizes.get(s.path, 0), s.path))
+        ]
+        first = sources[0][1] if sources else None
         stacked = normal.stacked_axes(kind, eqn, weight, first)
         slots = place.layers if first is None else first.slots
         loops = tuple(n for _, n in slots)
-        uses = tuple(_use(kind, eqn, s, weight, stacked) for s in dict.fromkeys(sources)) if weight is not None else ()
+        uses = () if weight is None else tuple(_use(kind, eqn, s, side, weight, stacked) for side, s in sources)
         shapes = tuple(tuple(v.aval.shape) for v in eqn.invars[:2])
         inputs, outputs, own = _lengths(kind, eqn, weight, stacked)
         draft = {
@@ -306,12 +311,14 @@ def _weight(kind: str, lhs: Tag, rhs: Tag, sizes: list[int]) -> int | None:
     return best if ranks[best][0] else None
 
 
-def _use(kind: str, eqn: Any, source: Source, weight: int, stacked: Sequence[int]) -> Use:
-    roles = None if source.axes is None else _roles(kind, eqn, source, weight)
+def _use(kind: str, eqn: Any, source: Source, side: int, weight: int, stacked: Sequence[int]) -> Use:
+    roles = None if source.axes is None else _roles(kind, eqn, source, side)
+    if side != weight:
+        return Use(source.path, source.exact, roles, None, f"{source.path} stands in the place of the activation", side)
     found = normal.matrix(kind, eqn, weight, source, stacked, [n for _, n in source.slots])
     if isinstance(found, str):
-        return Use(source.path, source.exact, roles, None, found)
-    return Use(source.path, source.exact, roles, found)
+        return Use(source.path, source.exact, roles, None, found, side)
+    return Use(source.path, source.exact, roles, found, "", side)
 
 
 def _roles(kind: str, eqn: Any, source: Source, weight: int) -> Roles:

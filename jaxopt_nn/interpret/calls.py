@@ -197,14 +197,9 @@ def _while(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: T
     cond, body = jaxprs.bodies(eqn) or ()
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts, carry = operands[:n_cond], operands[n_cond : n_cond + n_body], operands[n_cond + n_body :]
-    within = {k: x for k, x in totals.items() if k in ev.names((*key, 1))}
-    for name in sorted({site for site, _ in totals.keys() - within.keys()}):
-        ev.recorder.add("note", name, "lies in the condition of a `while`, which measures nothing")
-    skipped = lambda names: {n: jax.tree.map(jnp.zeros_like, totals[n]) for n in names}  # a condition returns no totals
-    in_test = ev.names((*key, 0))
-    test = lambda *ops: ev.run(cond.jaxpr, cond.consts, ops, (*key, 0), skipped(in_test), indices)[0]
+    test = lambda *ops: ev.run(cond.jaxpr, cond.consts, ops, (*key, 0), {}, indices)[0]
     turn = lambda totals, *ops: ev.run(body.jaxpr, body.consts, ops, (*key, 1), totals, indices)[:2]
-    if not (within or _compressed_any(operands)):
+    if not (totals or _compressed_any(operands)):
         closed_cond, found = jaxprs.trace(test, [v.aval for v in cond.jaxpr.invars])
         closed_body, more = jaxprs.trace(lambda *ops: turn({}, *ops)[0], [v.aval for v in body.jaxpr.invars])
         if not (found or more):
@@ -225,8 +220,8 @@ def _while(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: T
         return _as_before([x for i, x in enumerate(new) if i not in fixed], moving), totals
 
     start = [x for i, x in enumerate(carry) if i not in fixed]
-    moving, within = lax.while_loop(lambda held: test(*cond_consts, *whole(held[0]))[0], step, (start, within))
-    return whole(moving), within, {}
+    moving, totals = lax.while_loop(lambda held: test(*cond_consts, *whole(held[0]))[0], step, (start, totals))
+    return whole(moving), totals, {}
 
 
 def _cond(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices) -> Outcome:

@@ -266,10 +266,11 @@ class _Flow:
         return [tuple(a for i, a in enumerate(operands[0].axes) if i not in gone)]
 
     def _reshape(self, eqn: Any, operands: list[Value], key: Key) -> list[tuple[Axis, ...]]:
-        old, new = eqn.invars[0].aval.shape, eqn.params["new_sizes"]
+        order = jaxprs.reshape_order(eqn)
+        old, new = [eqn.invars[0].aval.shape[i] for i in order], eqn.params["new_sizes"]
         axes: list[Axis] = [SAME] * len(new)
         for left, right in reshaped_axes(old, new):
-            rows = {i: operands[0].axes[i] for i in left}
+            rows = {i: operands[0].axes[order[i]] for i in left}
             rest = OTHER if any(isinstance(a, str) and a == OTHER for a in rows.values()) else SAME
             places: dict[int, np.ndarray] = {}
             for i, row in rows.items():

@@ -99,6 +99,11 @@ def bind(eqn: Any, operands: Sequence[Any]) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def reshape_order(eqn: Any) -> tuple[int, ...]:
+    """The order in which a ``reshape`` reads the axes of its operand."""
+    return tuple(eqn.params["dimensions"] or range(eqn.invars[0].aval.ndim))
+
+
 def taken_index(eqn: Any, operands: Sequence[Any]) -> Any:
     """Which entry of an axis a ``dynamic_slice`` or a ``gather`` of a single slice takes, int32, within bounds."""
     shape = eqn.invars[0].aval.shape

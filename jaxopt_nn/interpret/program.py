@@ -29,7 +29,7 @@ class Program:
     Attributes:
       jaxpr: open jaxpr over the flat leaves of ``(variables, *inputs)``, a compressed tensor counting as one leaf.
       consts: its constants. out_tree: structure of what ``apply`` returns.
-      sites, behind: as found by ``Analysis``. info: what ``inspect`` returns.
+      sites, behind, conditions: as found by ``Analysis``. info: what ``inspect`` returns.
     """
 
     jaxpr: Any
@@ -38,6 +38,7 @@ class Program:
     sites: dict[Key, Site]
     info: ModelInfo
     behind: dict[Key, tuple[tuple[str, ...], ...]]
+    conditions: frozenset[Key] = frozenset()
 
 
 def flatten(variables: PyTree, inputs: tuple[PyTree, ...]) -> tuple[list[Any], Any]:
@@ -86,7 +87,9 @@ def trace_model(
     report = found.recorder.report() + constants_report(found.constants, body.consts, fed, allowed=allowed)
     info = _model_info(found, shapes, report)
     out_tree = jax.tree.structure(out_shape)
-    return Program(body.jaxpr, tuple(body.consts), out_tree, found.sites, info, found.behind)
+    return Program(
+        body.jaxpr, tuple(body.consts), out_tree, found.sites, info, found.behind, frozenset(found.conditions)
+    )
 
 
 def _input_tag(shape: tuple[int, ...], rows: tuple[int, ...]) -> tags.Tag:

@@ -179,6 +179,9 @@ class Capturing:
         measured: dict[Key, dict[str, Tap]] = {}
         for key, own in self._taps(program).items():
             site = program.sites[key]
+            if any(key[: len(test)] == test for test in program.conditions):
+                recorder.add("note", site.name, "lies in the condition of a `while`, which measures nothing")
+                continue
             for name, tap in own.items():
                 mark = (site.reads, tap) if site.reads is not None and tap.of == "input" else (key, name)
                 self._shares[site.name, name] = first.setdefault(mark, (site.name, name))

@@ -226,7 +226,10 @@ def reshaped_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int
 
 
 def _reshape(eqn: Any, s: Source, key: Key) -> Source:
-    old, new = eqn.invars[0].aval.shape, tuple(eqn.params["new_sizes"])
+    order = jaxprs.reshape_order(eqn)
+    old, new = [eqn.invars[0].aval.shape[i] for i in order], tuple(eqn.params["new_sizes"])
+    if order != tuple(range(len(order))):  # batching a convolution moves its axes so
+        s = s.moved([s.known[i] for i in order], Transpose(order))
     axes = [NONE] * len(new)
     lost: frozenset[int] = NONE
     for left, right in reshaped_axes(old, new):

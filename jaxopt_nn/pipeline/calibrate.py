@@ -101,7 +101,7 @@ class _Run:
         checkpoints: Callable[[str], Checkpoints] | None,
         say: Callable[[str], None],
     ):
-        if iter(batches) is batches if isinstance(batches, Iterable) else False:
+        if isinstance(batches, Iterator):
             raise ValueError(
                 "calibrate: batches is an iterator, which can be gone over once only; pass a list, a dataset, or a function "
                 "that returns an iterator"
@@ -109,6 +109,7 @@ class _Run:
         self._apply, self._batches, self._weights, self._say = apply, batches, weights, say
         self._mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)  # no axis of it is Explicit
         self._checkpoints, self._passes, self._count = checkpoints, 0, 0
+        self._programs: dict[Any, tuple[Capturing, Callable[..., Totals]]] = {}
         head = next(self._inputs(), None)
         if head is None:
             raise ValueError("calibrate: no batch of inputs; pass at least one")
@@ -144,9 +145,8 @@ class _Run:
         by_site: dict[str, dict[str, Tap]] = {}
         for (member, site, tap), value in wanted.items():
             by_site.setdefault(site, {})[_label(member, tap)] = value
-        capturing = capture(self._apply, lambda site: by_site.get(site.name, {}))
-        placed = self._everywhere(variables)
-        totals = self._stream(capturing, placed, capturing.zeros(variables, *self.example))
+        capturing, add = self._compiled(by_site)
+        totals = self._stream(add, self._everywhere(variables), capturing.zeros(variables, *self.example))
         _check_finite(totals, lambda: capturing.zeros(variables, *self.example))
         found = capturing.statistics(totals)
         stats = {key: found[key[1]][_label(key[0], key[2])] for key in wanted if key[1] in found}
@@ -155,12 +155,24 @@ class _Run:
             raise ValueError(f"{missed[0]}: lies in the condition of a `while`, which can't be measured; leave its leaf out")
         return stats, self._unweighted(capturing, variables)
 
+    def _compiled(self, by_site: dict[str, dict[str, Tap]]) -> tuple[Capturing, Callable[..., Totals]]:
+        """The model that measures these taps, and a step that adds a batch; the layers of a scan share one."""
+        key = tuple((site, tuple(own.items())) for site, own in by_site.items())
+        if key not in self._programs:
+            capturing = capture(self._apply, lambda site: by_site.get(site.name, {}))
+
+            def add(totals: Totals, variables: PyTree, inputs: tuple[Any, ...], weights: Any) -> Totals:
+                return capturing.accumulate(totals, variables, *inputs, weights=weights)
+
+            self._programs[key] = capturing, jax.jit(add, donate_argnums=0)
+        return self._programs[key]
+
     def _unweighted(self, capturing: Capturing, variables: PyTree) -> list[Message]:
         if self._weights is None:
             return []
         return list(capturing.explain(variables, *self.example, weights=self._weighed(self.example)).of("note"))
 
-    def _stream(self, capturing: Capturing, variables: PyTree, totals: Any) -> Any:
+    def _stream(self, add: Callable[..., Totals], variables: PyTree, totals: Totals) -> Totals:
         """The totals over all batches, from the position of this pass where there is one."""
         self._passes += 1
         place = self._checkpoints and self._checkpoints(f"pass_{self._passes:03d}")
@@ -170,12 +182,8 @@ class _Run:
             done, totals, meta = held
             finished = meta["finished"]
         totals = self._everywhere(totals)
-        add = jax.jit(
-            lambda totals, variables, inputs, weights: capturing.accumulate(totals, variables, *inputs, weights=weights),
-            donate_argnums=0,
-        )
-        batches = itertools.islice(self._inputs(), done, None) if not finished else iter(())
-        batch, start = next(batches, None), done
+        batches = iter(()) if finished else itertools.islice(self._inputs(), done, None)
+        batch = next(batches, None)
         while batch is not None:
             totals = add(totals, variables, self._split(batch), self._split(self._weighed(batch)))
             batch, done = next(batches, None), done + 1  # the host reads the next batch while this one is measured
@@ -188,7 +196,6 @@ class _Run:
                 f"calibrate: pass {self._passes} had {done} batches, pass 1 had {self._count}; pass data that can be gone over "
                 "again: a list, a dataset, or a function that returns an iterator"
             )
-        assert finished or done > start or done == self._count
         self._count = done
         return totals
 

@@ -93,6 +93,23 @@ def test_what_depends_on_anything_else_is_an_activation():
 
 def test_cycles_of_a_loop_count_each_trip():
     assert hlo.estimated_cycles(hlo.parse(LOOP)) == 4 * (100 + 30) + 7
+    assert hlo.costs(hlo.parse(LOOP)) == {"copy_of_up": 400, "h": 120, "wide": 7}
+
+
+def test_of_branches_the_costliest_counts():
+    branch = (
+        "%{0} (p: f32[2]) -> f32[2] {{\n  %p = f32[2] parameter(0)\n  ROOT %work_{0} = f32[2] negate(%p), {1}\n}}\n"
+    )
+    branches = "".join(
+        branch.format(name, f'backend_config={{"estimated_cycles":"{n}"}}') for name, n in (("few", 3), ("many", 50))
+    )
+    main = (
+        "ENTRY %main (i: s32[], x: f32[2]) -> f32[2] {\n  %i = s32[] parameter(0)\n  %x = f32[2] parameter(1)\n"
+        "  ROOT %c = f32[2] conditional(%i, %x, %x), branch_computations={%many, %few}\n}\n"
+    )
+    module = hlo.parse(branches + main)
+    assert hlo.costs(module) == {"work_many": 50}
+    assert hlo.estimated_cycles(module) == 50
 
 
 def test_no_estimates_are_none_and_not_zero():

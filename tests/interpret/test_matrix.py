@@ -12,9 +12,11 @@ from jax import lax
 
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.tap import Tap
+from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret import normal
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.interpret.rewrite import capture
+from jaxopt_nn.interpret.rewrite import capture, rewrite
+from jaxopt_nn.methods.quantize import quantize
 from tests.zoo import ZOO
 
 
@@ -48,14 +50,15 @@ def test_zoo(name):
     sites = {s.name: s for s in info.sites if s.weight is not None}
     _, stats = capture(m.apply, {"**": {"x": keep("input"), "y": keep("output")}})(m.variables, *m.inputs)
     for site in sites.values():
-        for use in site.uses:
+        own = [use for use in site.uses if use.operand == site.weight]
+        for use in own:
             w, m = leaves[use.path], use.matrix(leaves[use.path])
             assert m.shape == use.matrix.shape == (*site.stack, site.inputs, site.outputs) and m.dtype == w.dtype
             np.testing.assert_array_equal(use.matrix.put(w, m), w)
             np.testing.assert_array_equal(use.matrix(use.matrix.put(w, 2 * m)), 2 * m)
         if site.derived or site.name not in stats:
             continue
-        whole = sum(use.matrix(leaves[use.path]) for use in site.uses)
+        whole = sum(use.matrix(leaves[use.path]) for use in own)
         rows = lambda a, site=site: a.reshape((-1, *a.shape[len(site.stack) :]))
         for x, w, y in zip(*map(rows, (stats[site.name]["x"], whole, stats[site.name]["y"])), strict=True):
             out = w[x.clip(0, len(w) - 1)] if site.kind == "gather" else x @ w
@@ -100,6 +103,32 @@ def test_matrix_and_gram_give_the_energy_of_the_output(rng, apply, w, x):
     w, x = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in (w, x))
     ours, theirs = energy(apply, w, x)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_a_reshape_that_reads_its_axes_in_another_order(rng):
+    """How JAX batches a convolution over its kernels: the layout, the codes and their values."""
+    w, x = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((3, 3, 3, 4, 5), (3, 2, 6, 6, 4)))
+    numbers = ("NHWC", "HWIO", "NHWC")
+    apply = jax.vmap(lambda w, x: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers))
+    ours, theirs = energy(apply, w, x)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert any(e.params.get("dimensions") for e in jax.make_jaxpr(apply)(w, x).eqns if e.primitive.name == "reshape")
+    info = inspect(apply, w, x)
+    assert info.roles[""].stack == () and info.roles[""].output == (0, 4)
+    method = quantize(4)
+    state = method.init(w, info)
+    dense, packed = method.view(w, state), method.pack(w, state)
+    expected = apply(dense, x)
+    for form in (packed, prepare(packed)):
+        np.testing.assert_allclose(jax.jit(rewrite(apply))(form, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_two_leaves_that_meet_the_other_one_stands_for_the_activation(rng):
+    v = {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in {"a": (8, 2), "b": (2, 6), "w": (8, 6)}.items()}
+    info = inspect(lambda v, x: x @ (v["w"] + v["a"] @ v["b"]), v, jnp.ones((3, 8)))
+    product, last = info.sites
+    assert product.leaf == "a" and product.leaves == ("a", "b") and not product.derived
+    assert [use.matrix is None for use in product.uses] == [False, True] and last.leaf == "w" and last.derived
 
 
 def test_role_sets_would_have_given_another_energy(rng):

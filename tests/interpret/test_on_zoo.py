@@ -26,7 +26,6 @@ NO_SITE: dict[str, dict[str, str]] = {
     "encdec": {"**/{key,query,value}/bias": "by `add`", "params/positions": "by `add`"},
     "dropout_mha": {"**/{key,query,value}/bias": "by `add`"},
     "ensemble": {"bias": "by `add`"},
-    "indexed_layers": {"biases": "by `add`"},
     "modulated_conv": {"kernel": "combined with an activation by `mul`"},
     "untouched_leaf": {"returned": "reaches an output", "unused": "is not read by apply"},
 }
