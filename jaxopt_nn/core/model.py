@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxopt_nn.core.layout import Matrix
-from jaxopt_nn.core.report import Report
+from jaxopt_nn.core.report import SCREEN, Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +268,7 @@ class ModelInfo:
     Attributes:
       roles: ``{path: Roles}``, static, from ``inspect``.
       stats: ``{(member, site, tap): statistic}``, arrays, from ``calibrate``.
-      sites, leaves, report: as found by ``inspect``; printing the object gives the table.
+      sites, leaves, report: as found by ``inspect``; printing the object gives the report's table, cut to a screen.
       couplings: the axis groups with what reads them, from ``calibrate`` for a method that needs them; None: not asked for.
     """
 
@@ -309,17 +309,11 @@ class ModelInfo:
         return dataclasses.replace(self, stats=dict(stats))
 
     def __str__(self) -> str:
-        rows: list[tuple[str, ...]] = [("site", "kind", "operands", "stack", "in", "out", "MACs")]
-        for s in self.sites:
-            r = s.roles or Roles()
-            axes = [" ".join(map(str, a)) or "-" for a in (r.stack, r.input, r.output)]
-            operands = " x ".join(f"{d}{list(n)}" for n, d in zip(s.shapes, s.dtypes, strict=True))
-            rows.append((s.name, s.kind + ("*" if s.derived else ""), operands, *axes, f"{s.macs:,}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        if any(s.derived for s in self.sites):
-            lines.append("* the weight is computed from its leaf before use")
-        lines.append(f"{self.coverage:.1%} of the parameters in matrices feed a site")
-        if self.report:
-            lines.append(str(self.report))
-        return "\n".join(lines)
+        return self.table(SCREEN)
+
+    def table(self, limit: int | None = None) -> str:
+        """As printed, with ``limit`` lines of leaves, all of them if None."""
+        return f"{self.report.table(limit)}\n{self._covered()}"
+
+    def _covered(self) -> str:
+        return f"{self.coverage:.1%} of the parameters in matrices feed a site"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
+from jaxopt_nn.core.rows import LeafRow, Run, summary, table
+
 
 @dataclasses.dataclass(frozen=True)
 class Message:
@@ -37,14 +39,31 @@ KINDS = {
 }
 
 
+#: Lines of a table that fit a screen.
+SCREEN = 40
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """An ordered set of messages; prints as a table."""
+    """An ordered set of messages, and where it is about a whole model a row for each leaf; prints as a table.
+
+    Iterates over the messages, and is true where there are any.
+
+    Attributes:
+      rows: of all leaves, in the tree's order.
+      activations: the sites whose operands are both activations, or one a constant.
+      others: dots and convolutions that are in no site: of constants alone, or inside what can't be looked into.
+    """
 
     messages: tuple[Message, ...] = ()
+    rows: tuple[LeafRow, ...] = ()
+    activations: tuple[Run, ...] = ()
+    others: tuple[Run, ...] = ()
 
     def __add__(self, other: Report | Iterable[Message]) -> Report:
-        return Report(tuple(dict.fromkeys((*self.messages, *other))))
+        messages = tuple(dict.fromkeys((*self.messages, *other)))
+        told = other if isinstance(other, Report) and not self.rows else self
+        return dataclasses.replace(told, messages=messages)
 
     def __iter__(self) -> Iterator[Message]:
         return iter(self.messages)
@@ -59,11 +78,30 @@ class Report:
     def as_json(self) -> list[dict[str, str]]:
         return [dataclasses.asdict(m) for m in self.messages]
 
+    def summaries(self) -> list[str]:
+        """A line for each kind of site that no leaf feeds, and of dots in no site, with how many there are."""
+        return summary(self.activations, "two activations") + summary(self.others, "no site")
+
+    def table(self, limit: int | None = SCREEN) -> str:
+        """The rows of the leaves with most parameters, then what is to be said beside them; ``limit=None``: all of it.
+
+        Messages on a leaf are notes of its row; with all of it each site of two activations has its line.
+        """
+        parts = [table(self.rows, limit)] if self.rows else []
+        parts += self.summaries()
+        if limit is None:
+            parts += [f"{run.site}: {run}" for run in self.activations]
+        told = {name for row in self.rows for name in (row.path, *row.sites)}
+        rest = [m for m in self.messages if m.path not in told]
+        shown = rest[:limit]
+        width = max((len(m.path) for m in shown), default=0)
+        parts += [f"{m.kind:<10}  {m.path:<{width}}  {m.reason}" for m in shown]
+        if len(shown) < len(rest):
+            parts.append(f"... and {len(rest) - len(shown)} more messages: print(report.table(limit=None))")
+        return "\n".join(parts or ["(nothing to report)"])
+
     def __str__(self) -> str:
-        if not self.messages:
-            return "(nothing to report)"
-        width = max(len(m.path) for m in self.messages)
-        return "\n".join(f"{m.kind:<10}  {m.path:<{width}}  {m.reason}" for m in self.messages)
+        return self.table()
 
 
 class Recorder:

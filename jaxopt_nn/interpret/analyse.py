@@ -46,6 +46,8 @@ class Analysis:
       sites: ``{key: Site}``.
       uses: ``{path: [what consumed it, other than layout and sites]}``.
       stacks: ``{path: axes that some loop or index takes away before use}``.
+      behind: ``{key: paths of the leaves behind each operand}`` of equations that read some; with -1 as the last index, those
+        behind each output of the jaxpr that stands there.
       constants: ``{position: [site names]}``: constants of the trace that a site reads as its weight.
       conditions: addresses of the conditions of ``while`` loops, which return nothing but a bool.
       messages: opaque primitives, conflicts.
@@ -57,6 +59,7 @@ class Analysis:
         self._quiet = 0
         self.uses: defaultdict[str, list[str]] = defaultdict(list)
         self.stacks: defaultdict[str, frozenset[int]] = defaultdict(frozenset)
+        self.behind: dict[Key, tuple[tuple[str, ...], ...]] = {}
         self.conditions: set[Key] = set()
         self.recorder = Recorder()
         self.out_tags = self._run(jaxpr, const_tags, in_tags, Place())
@@ -82,8 +85,11 @@ class Analysis:
         bind((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), "in")
         for i, eqn in enumerate(jaxpr.eqns):
             operands = [read(v) for v in eqn.invars]
+            self._remember((*place.key, i), operands)
             bind(eqn.outvars, self._equation(i, eqn, operands, place), i)
-        return [read(v) for v in jaxpr.outvars]
+        outs = [read(v) for v in jaxpr.outvars]
+        self._remember((*place.key, -1), outs)
+        return outs
 
     def _equation(self, i: int, eqn: Any, operands: list[Tag], place: Place) -> list[Tag]:
         name = eqn.primitive.name
@@ -194,6 +200,10 @@ class Analysis:
     def _note(self, kind: str, path: str, reason: str) -> None:
         if not self._quiet:
             self.recorder.add(kind, path, reason)
+
+    def _remember(self, key: Key, values: Sequence[Tag]) -> None:
+        if any(t.sources for t in values):
+            self.behind[key] = tuple(tuple(s.path for s in t.sources) for t in values)
 
     def _use(self, path: str, what: str) -> None:
         if not self._quiet and what not in self.uses[path]:

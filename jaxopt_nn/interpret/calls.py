@@ -30,9 +30,10 @@ def _compressed_any(values: Sequence[Any]) -> bool:
     return any(map(is_compressed, values))
 
 
-def _dense(ev: Evaluator, values: Sequence[Any], eqn: Any, what: str) -> list[Any]:
-    where = f"@{eqn.source_info.name_stack}"
-    return [ev.densified(x, where, f"`{eqn.primitive.name}` {what}") for x in values]
+def _dense(ev: Evaluator, key: Key, values: Sequence[Any], eqn: Any, what: str, start: int = 0) -> list[Any]:
+    """``Evaluator.dense`` for a loop or a branch; ``what`` it does with them."""
+    scope = str(eqn.source_info.name_stack)
+    return ev.dense(key, values, f"`{eqn.primitive.name}` {what}" + (f" in {scope}" if scope else ""), start)
 
 
 class _Traced:
@@ -154,9 +155,7 @@ def _scan(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: To
             params = {**eqn.params, "jaxpr": jaxprs.same_form(eqn.params["jaxpr"], closed)}
             return list(eqn.primitive.bind(*operands, **params)), {}, {}
     fixed = _invariant(body.jaxpr.invars[n_consts : n_consts + n_carry], body.jaxpr.outvars[:n_carry], carry)
-    carry = [
-        x if i in fixed else d for i, (x, d) in enumerate(zip(carry, _dense_but(ev, carry, fixed, eqn), strict=True))
-    ]
+    carry = _dense_but(ev, key, carry, fixed, eqn, n_consts)
     moving = [x for i, x in enumerate(carry) if i not in fixed]
     length = eqn.params["length"]
     entries = jnp.arange(length, dtype=jnp.int32) if key in ev.slots else None
@@ -167,9 +166,9 @@ def _scan(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: To
         full = [carry[i] if i in fixed else next(fill) for i in range(n_carry)]
         known = indices if entry is None else {**indices, key: entry}
         outs, totals, _ = ev.run(body.jaxpr, body.consts, [*consts, *full, *xs], inside, totals, known)
-        new = [x for i, x in enumerate(outs[:n_carry]) if i not in fixed]
-        new = _as_before(_dense(ev, new, eqn, "carries it"), moving)
-        ys = _dense(ev, outs[n_carry:], eqn, "stacks it")
+        new = _dense_but(ev, (*inside, -1), outs[:n_carry], fixed, eqn)
+        new = _as_before([x for i, x in enumerate(new) if i not in fixed], moving)
+        ys = _dense(ev, (*inside, -1), outs[n_carry:], eqn, "stacks it", n_carry)
         return (new, totals), ys
 
     keys = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
@@ -184,8 +183,9 @@ def _invariant(before: Sequence[Any], after: Sequence[Any], values: Sequence[Any
     return {i for i, (a, b, x) in enumerate(zip(before, after, values, strict=True)) if a is b and is_compressed(x)}
 
 
-def _dense_but(ev: Evaluator, values: Sequence[Any], kept: set[int], eqn: Any) -> list[Any]:
-    return [x if i in kept else _dense(ev, [x], eqn, "carries it")[0] for i, x in enumerate(values)]
+def _dense_but(ev: Evaluator, key: Key, values: Sequence[Any], kept: set[int], eqn: Any, start: int = 0) -> list[Any]:
+    carried = lambda i, x: _dense(ev, key, [x], eqn, "carries it", start + i)[0]
+    return [x if i in kept else carried(i, x) for i, x in enumerate(values)]
 
 
 def _as_before(new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
@@ -207,7 +207,7 @@ def _while(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: T
             params = {**eqn.params, **{k: jaxprs.same_form(eqn.params[k], v) for k, v in forms.items()}}
             return list(eqn.primitive.bind(*operands, **params)), {}, {}
     fixed = _invariant(body.jaxpr.invars[n_body:], body.jaxpr.outvars, carry)
-    carry = _dense_but(ev, carry, fixed, eqn)
+    carry = _dense_but(ev, key, carry, fixed, eqn, n_cond + n_body)
 
     def whole(moving: Sequence[Any]) -> list[Any]:
         fill = iter(moving)
@@ -216,8 +216,8 @@ def _while(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: T
     def step(held: Any) -> Any:
         moving, totals = held
         outs, totals = turn(totals, *body_consts, *whole(moving))
-        new = _dense(ev, [x for i, x in enumerate(outs) if i not in fixed], eqn, "carries it")
-        return _as_before(new, moving), totals
+        new = _dense_but(ev, (*key, 1, -1), outs, fixed, eqn)
+        return _as_before([x for i, x in enumerate(new) if i not in fixed], moving), totals
 
     start = [x for i, x in enumerate(carry) if i not in fixed]
     moving, totals = lax.while_loop(lambda held: test(*cond_consts, *whole(held[0]))[0], step, (start, totals))
@@ -230,7 +230,7 @@ def _cond(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: To
     def branch(b: int, body: jaxprs.Body) -> Callable[..., Outcome]:
         def run(operands: Sequence[Any], totals: Totals) -> Outcome:
             outs, totals, _ = ev.run(body.jaxpr, body.consts, operands, (*key, b), totals, indices)
-            return _dense(ev, outs, eqn, "returns it from a branch"), totals, {}
+            return _dense(ev, (*key, b, -1), outs, eqn, "returns it from a branch"), totals, {}
 
         return run
 
@@ -260,7 +260,7 @@ def _with_shared_consts(traced: _Traced, shared: Sequence[Any], offset: int) -> 
 def _shard_map(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices) -> Outcome:
     (body,) = jaxprs.bodies(eqn) or ()
     mesh, manual = eqn.params["mesh"], eqn.params["newly_manual_axes"]
-    operands, specs = _sharded(ev, eqn, operands)
+    operands, specs = _sharded(ev, key, eqn, operands)
     zeros = ev.zeros((*key, 0))
     shards = PartitionSpec(tuple(manual))
     names = {(*key, -1 - i): name for i, name in enumerate(mesh.axis_names)}  # as in tags.shard
@@ -268,7 +268,7 @@ def _shard_map(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], total
     def run(*ops: Any) -> Any:
         known = {**indices, **{slot: lax.axis_index(name) for slot, name in names.items() if slot in ev.slots}}
         outs, own, _ = ev.run(body.jaxpr, body.consts, ops, (*key, 0), ev.zeros((*key, 0)), known)
-        outs = _dense(ev, outs, eqn, "returns it")
+        outs = _dense(ev, (*key, 0, -1), outs, eqn, "returns it")
         return outs, jax.tree.map(lambda x: jnp.expand_dims(x, 0), own)
 
     out_specs = (list(eqn.params["out_specs"]), jax.tree.map(lambda _: shards, zeros))
@@ -283,16 +283,16 @@ def _shard_map(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], total
     return outs, functools.reduce(ev.merge, parts, totals), {}
 
 
-def _sharded(ev: Evaluator, eqn: Any, operands: Sequence[Any]) -> tuple[list[Any], tuple[Any, ...]]:
+def _sharded(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any]) -> tuple[list[Any], tuple[Any, ...]]:
     """Operands and their specs; a compressed tensor enters by its children where its algebra gives their specs."""
     values, specs = [], []
-    for x, spec in zip(operands, eqn.params["in_specs"], strict=True):
+    for i, (x, spec) in enumerate(zip(operands, eqn.params["in_specs"], strict=True)):
         children = NotImplemented
         if is_compressed(x):
             x = x.expand()
             children = x.spec(spec, eqn.params["mesh"]) if is_compressed(x) else NotImplemented
             if children is NotImplemented:
-                (x,) = _dense(ev, [x], eqn, "shards it along an axis that its format does not follow")
+                (x,) = _dense(ev, key, [x], eqn, "shards it along an axis that its format does not follow", i)
         values.append(x)
         specs.append(spec if children is NotImplemented else children)
     return values, tuple(specs)

@@ -33,6 +33,7 @@ class Evaluator:
       recorder: collects what is densified, left in float, or entered against a custom derivative.
       states: the rules' states by site, with the site's slots as leading axes.
       weights: of the rows of the inputs, or None; see ``capture``.
+      behind: the leaves behind the operands of an equation, as in ``Analysis``.
     """
 
     sites: Mapping[Key, Site]
@@ -41,6 +42,7 @@ class Evaluator:
     recorder: Recorder
     states: Mapping[str, State] = dataclasses.field(default_factory=dict)
     weights: Any = None
+    behind: Mapping[Key, tuple[tuple[str, ...], ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         keyed = [k for k, site in self.sites.items() if k in self.taps or (k in self.rules and site.name in self.states)]
@@ -80,42 +82,48 @@ class Evaluator:
         seen = {key: jaxprs.taken_index(eqn, operands)} if key in self.slots else {}
         if not compressed:
             return jaxprs.bind(eqn, operands), {}, seen
-        return self.plain(eqn, operands, self._name(key, eqn)), {}, seen
+        return self.plain(key, eqn, operands), {}, seen
 
-    def plain(self, eqn: Any, operands: Sequence[Any], where: str) -> list[Any]:
+    def plain(self, key: Key, eqn: Any, operands: Sequence[Any]) -> list[Any]:
         """The equation by the tensors' algebra, or on densified operands: then the report says so."""
         if not any(map(is_compressed, operands)):
             return jaxprs.bind(eqn, operands)
         outs = algebra.apply(eqn, operands)
         if outs is not None:
             return outs
-        return jaxprs.bind(
-            eqn, [self.densified(x, where, f"`{eqn.primitive.name}` reads it as a float array") for x in operands]
-        )
+        return jaxprs.bind(eqn, self.dense(key, operands, f"`{eqn.primitive.name}` reads it as a float array"))
 
-    def densified(self, x: Any, where: str, reason: str) -> Any:
+    def dense(self, key: Key, values: Sequence[Any], reason: str, start: int = 0) -> list[Any]:
+        """Compressed tensors as float arrays; the report names the leaves behind them, and why.
+
+        Args:
+          key: of the equation whose operands ``values`` are, from the one at ``start`` on; with -1 as the last index, of the
+            jaxpr whose outputs they are.
+        """
+        if not any(map(is_compressed, values)):
+            return list(values)
+        behind = dict(enumerate(self.behind.get(key, ()), -start))
+        return [self._densified(x, behind.get(i, ()), reason) for i, x in enumerate(values)]
+
+    def _densified(self, x: Any, leaves: Sequence[str], reason: str) -> Any:
         if not is_compressed(x):
             return x
-        self.recorder.add("densified", where, f"{reason}: {type(x).__name__} {list(x.shape)}")
+        for path in leaves or ("@",):
+            self.recorder.add("densified", path, f"{reason}: {x.describe()} {list(x.shape)}")
         return x.densify()
-
-    def _name(self, key: Key, eqn: Any) -> str:
-        if key in self.sites:
-            return self.sites[key].name
-        return f"@{eqn.source_info.name_stack}"
 
     def _site(
         self, key: Key, eqn: Any, operands: Sequence[Any], totals: Totals, indices: Indices
     ) -> tuple[list[Any], Totals]:
         rest = operands[2:]
         known = self.sites[key]
-        site = dataclasses.replace(known, run=lambda lhs, rhs: self.plain(eqn, [lhs, rhs, *rest], known.name)[0])
+        site = dataclasses.replace(known, run=lambda lhs, rhs: self.plain(key, eqn, [lhs, rhs, *rest])[0])
         lhs, rhs = operands[:2]
         out: Any = NotImplemented
         if (rule := self.rules.get(key)) is not None:
             out = rule.apply(site, self._state(site, rule, indices), lhs, rhs)
             if out is NotImplemented:
-                self.recorder.add("float", site.name, f"rule {rule.name} does not take {_kind(lhs)} x {_kind(rhs)}")
+                self.recorder.add("float", site.name, _declined(rule, site, lhs, rhs))
             else:
                 self._check(site, rule, out, eqn.outvars[0].aval)
         out = site.run(lhs, rhs) if out is NotImplemented else out
@@ -198,5 +206,8 @@ def _entry(site: Site, indices: Indices) -> tuple[Any, ...]:
     return tuple(indices[slot] for slot in site.slots)
 
 
-def _kind(x: Any) -> str:
-    return f"{type(x).__name__ if is_compressed(x) else 'array'} {x.dtype}{list(x.shape)}"
+def _declined(rule: Rule, site: Site, lhs: Any, rhs: Any) -> str:
+    """Names all leaves behind a weight that is computed from several, of which the site's name tells one."""
+    kinds = " x ".join(x.describe() if is_compressed(x) else str(x.dtype) for x in (lhs, rhs))
+    leaves = f"; its weight is computed from {', '.join(site.leaves)}" if len(site.leaves) > 1 else ""
+    return f"rule {rule.name} does not take {kinds}{leaves}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.interpret.leaves import as_it_stands, told
 from jaxopt_nn.interpret.program import trace_model
 
 PyTree = Any
@@ -20,9 +23,11 @@ def inspect(apply: Callable[..., PyTree], variables: PyTree, *inputs: PyTree) ->
       inputs: arrays or ``jax.ShapeDtypeStruct``.
 
     Returns:
-      A ``ModelInfo``; printing it gives a table.
+      A ``ModelInfo``; printing it gives a table, a row a leaf.
 
     Raises:
       ValueError: no array in ``variables``, or most of the weights are closed over by ``apply``.
     """
-    return trace_model(apply, variables, inputs).info
+    info = trace_model(apply, variables, inputs).info
+    runs = {site.name: as_it_stands(site) for site in info.sites}
+    return dataclasses.replace(info, report=told(info, leaves_by_path(variables), info.report, runs))

@@ -15,6 +15,7 @@ from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.interpret import jaxprs, tags
 from jaxopt_nn.interpret.analyse import Analysis
 from jaxopt_nn.interpret.constants import constants_report
+from jaxopt_nn.interpret.leaves import as_it_stands, told
 from jaxopt_nn.interpret.tags import Key
 from jaxopt_nn.tensors.base import is_compressed
 
@@ -28,7 +29,7 @@ class Program:
     Attributes:
       jaxpr: open jaxpr over the flat leaves of ``(variables, *inputs)``, a compressed tensor counting as one leaf.
       consts: its constants. out_tree: structure of what ``apply`` returns.
-      sites, conditions: as found by ``Analysis``. info: what ``inspect`` returns.
+      sites, behind, conditions: as found by ``Analysis``. info: what ``inspect`` returns.
     """
 
     jaxpr: Any
@@ -36,6 +37,7 @@ class Program:
     out_tree: Any
     sites: dict[Key, Site]
     info: ModelInfo
+    behind: dict[Key, tuple[tuple[str, ...], ...]]
     conditions: frozenset[Key] = frozenset()
 
 
@@ -85,7 +87,9 @@ def trace_model(
     report = found.recorder.report() + constants_report(found.constants, body.consts, fed, allowed=allowed)
     info = _model_info(found, shapes, report)
     out_tree = jax.tree.structure(out_shape)
-    return Program(body.jaxpr, tuple(body.consts), out_tree, found.sites, info, frozenset(found.conditions))
+    return Program(
+        body.jaxpr, tuple(body.consts), out_tree, found.sites, info, found.behind, frozenset(found.conditions)
+    )
 
 
 def _input_tag(shape: tuple[int, ...], rows: tuple[int, ...]) -> tags.Tag:
@@ -127,7 +131,9 @@ def _model_info(found: Analysis, shapes: dict[str, Any], report: Report) -> Mode
         leaves.append(Leaf(path, tuple(a.shape), str(a.dtype), names, reason, tuple(sorted(found.stacks[path]))))
         if reason is not None and leaves[-1].matrix:
             messages.append(Message("no site", path, reason))
-    return ModelInfo({**others, **roles}, {}, tuple(found.sites.values()), tuple(leaves), report + messages)
+    info = ModelInfo({**others, **roles}, {}, tuple(found.sites.values()), tuple(leaves), report + messages)
+    runs = {site.name: as_it_stands(site) for site in info.sites}
+    return dataclasses.replace(info, report=told(info, shapes, info.report, runs))
 
 
 def _lost(reason: str, path: str) -> str:

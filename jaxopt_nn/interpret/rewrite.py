@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from jaxopt_nn.core.model import Site
-from jaxopt_nn.core.paths import leaves_by_path, matches, near_misses
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches, near_misses
 from jaxopt_nn.core.report import Recorder, Report
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.tap import Tap
-from jaxopt_nn.core.transform import State
+from jaxopt_nn.core.transform import State, Transform, explain
+from jaxopt_nn.formulations.table import Choice
 from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.evaluate import Evaluator, Totals
+from jaxopt_nn.interpret.explain import Watched, runs
+from jaxopt_nn.interpret.leaves import told
 from jaxopt_nn.interpret.program import Program, dense_like, flatten, trace_model
 from jaxopt_nn.interpret.stored import Prepared, stored
 from jaxopt_nn.interpret.tags import Key
@@ -65,11 +70,35 @@ class Rewritten:
             self._programs[key] = program
         return program
 
-    def explain(self, variables: PyTree, *inputs: PyTree, states: Mapping[str, State] | None = None) -> Report:
-        """What is densified, left in float or entered against a custom derivative; nothing is run."""
-        recorder = Recorder()
-        jax.eval_shape(lambda v, x, s: self._evaluate(v, x, s, recorder), variables, inputs, dict(states or {}))
-        return recorder.report() + stored(variables)
+    def explain(
+        self,
+        variables: PyTree,
+        *inputs: PyTree,
+        states: Mapping[str, State] | None = None,
+        method: Transform | None = None,
+    ) -> Report:
+        """A row for each leaf: what stands there, its role, what the program does at each of its sites, and why.
+
+        Nothing is run: it is read off the jaxpr of this very call under ``jit``. Messages name what is densified, left in
+        float, not in the form that the backend runs, or entered against a custom derivative; with ``method`` also what it
+        leaves alone (``core.transform.explain``).
+        """
+        recorder, chosen = Recorder(), dict[Key, Sequence[Choice]]()
+        watched = functools.partial(Watched, chosen=chosen)
+        run = lambda v, x, s: self._evaluate(v, x, s, recorder, watched)
+        closed = jax.make_jaxpr(run)(variables, inputs, dict(states or {}))
+        program = self.program(variables, inputs)
+        found, others = runs(closed, program.sites, chosen)
+        mixed = {site.name for site in program.sites.values() if site.weight is None}
+        for message in recorder.report().of("float"):
+            if message.path in mixed:
+                found[message.path] = dataclasses.replace(found[message.path], reason=message.reason)
+        report = Report(tuple(m for m in recorder.report() if m.kind != "float" or m.path not in mixed))
+        report = report + stored(variables) + program.info.report.of("opaque", "constant")
+        if method is not None:
+            dense = map_with_path(lambda path, x: dense_like(x), variables)
+            report = explain(method, dense, program.info) + report
+        return told(program.info, leaves_by_path(variables), report, found, others)
 
     def init(self, variables: PyTree, *inputs: PyTree, stats: Mapping[str, Any] | None = None) -> dict[str, State]:
         """The initial states of the rules that have one, by site, with the site's slots as leading axes."""
@@ -88,14 +117,20 @@ class Rewritten:
         return made
 
     def _evaluate(
-        self, variables: PyTree, inputs: tuple[PyTree, ...], states: dict[str, State], recorder: Recorder
+        self,
+        variables: PyTree,
+        inputs: tuple[PyTree, ...],
+        states: dict[str, State],
+        recorder: Recorder,
+        evaluator: Callable[..., Evaluator] = Evaluator,
     ) -> PyTree:
         program = self.program(variables, inputs)
         rules = _assigned(program, self._rules, "rule")
         for key in [k for k, rule in rules.items() if program.sites[k].weight is None and not rule.activations]:
             site, rule = program.sites[key], rules.pop(key)
             recorder.add("float", site.name, f"no operand is a weight, and rule {rule.name} takes weights only")
-        return _run(program, Evaluator(program.sites, rules, {}, recorder, states), variables, inputs)[0]
+        made = evaluator(program.sites, rules, {}, recorder, states, None, program.behind)
+        return _run(program, made, variables, inputs)[0]
 
 
 class Capturing:
@@ -152,7 +187,7 @@ class Capturing:
                 self._shares[site.name, name] = first.setdefault(mark, (site.name, name))
                 if first[mark] == (site.name, name):
                     measured.setdefault(key, {})[name] = tap
-        return Evaluator(program.sites, {}, measured, recorder, {}, weights)
+        return Evaluator(program.sites, {}, measured, recorder, {}, weights, program.behind)
 
     def _evaluate(
         self, variables: PyTree, inputs: tuple[PyTree, ...], weights: Any, totals: Totals | None, recorder: Recorder
@@ -168,7 +203,8 @@ def _run(
     flat, _ = flatten(variables, inputs)
     outs, totals, _ = evaluator.run(program.jaxpr, program.consts, flat, (), totals or {}, {})
     given = {id(x) for x in flat}
-    outs = [x if id(x) in given else evaluator.densified(x, "output", "`apply` returns it") for x in outs]
+    dense = evaluator.dense((-1,), [None if id(x) in given else x for x in outs], "`apply` returns it")
+    outs = [x if id(x) in given else d for x, d in zip(outs, dense, strict=True)]
     return jax.tree.unflatten(program.out_tree, outs), totals
 
 

@@ -76,6 +76,10 @@ class Tensor(abc.ABC):
         """What it is, in a few words, for reports."""
         return f"{type(self).__name__} {self.dtype}"
 
+    def describe(self) -> str:
+        """What stands there, for a report: ``4 bits, groups of 64``."""
+        return self.format
+
     def coded(self) -> Any:
         """The tensor by its codes (a ``Coded``), an entry each, for programs that run on them; None where it has none."""
         wide = self.expand()

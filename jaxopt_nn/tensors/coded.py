@@ -16,7 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from jaxopt_nn.numerics import affine, packing
 from jaxopt_nn.tensors import encode, layout
-from jaxopt_nn.tensors.base import Tensor
+from jaxopt_nn.tensors.base import Tensor, bits_of
 
 DATA = ["codes", "scale", "zero"]
 STATIC = ["bits", "signed", "float_dtype", "axis", "length", "order", "rounding", "platform"]
@@ -85,6 +85,13 @@ class Coded(Tensor):
     @property
     def format(self) -> str:
         return f"{type(self).__name__} {'int' if self.signed else 'uint'}{self.bits}"
+
+    def describe(self) -> str:
+        """``4 bits, groups of 64, in int8``: the width, the entries that share a scale, what holds a code if that is wider."""
+        runs = [n // d for n, d in zip(self.shape, self.scale.shape) if 1 < d < n]
+        groups = f", groups of {' x '.join(map(str, runs))}" if runs else ""
+        wider = self.axis is None and bits_of(self.codes.dtype) > self.bits
+        return f"{self.bits} bits{groups}" + (f", in {self.codes.dtype}" if wider else "")
 
     @property
     def physical(self) -> tuple[int, ...]:

@@ -105,6 +105,15 @@ class Masked(Tensor):
     def format(self) -> str:
         return f"{type(self).__name__}({self.dtype if self.frame is None else self.frame.format})"
 
+    def describe(self) -> str:
+        """``10 % kept, 4 bits``: the share in the layer that keeps most, and what the kept entries are."""
+        share = f"{100 * self.count / math.prod(self.inner_shape):.3g} % kept"
+        if self.frame is None:
+            return f"{share}, {self.dtype}"
+        codes = jax.ShapeDtypeStruct(self._lengths, jnp.uint8)
+        packed = dataclasses.replace(self.frame, codes=codes, axis=-1, length=self._lengths[-1])
+        return f"{share}, {packed.describe()}"
+
     @property
     def stack(self) -> tuple[int, ...]:
         """The stack axes."""
