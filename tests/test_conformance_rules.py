@@ -111,9 +111,10 @@ def runs_mapped_and_compiles_once(run, variables):
 
 def names_every_site_it_leaves(rule, run, variables):
     info = inspect(apply, VARIABLES, IDS)
-    left = {m.path for m in run.explain(variables, IDS).of("float")}
+    report = run.explain(variables, IDS)
     mixed = {site.name for site in info.sites if site.weight is None}
-    assert mixed and left == (set() if rule.activations else mixed)
+    assert mixed and {run.site for run in report.activations if run.reason} == (set() if rule.activations else mixed)
+    assert not report.of("float")
 
 
 def has_gradients(run, view):

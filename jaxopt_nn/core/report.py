@@ -51,7 +51,7 @@ class Report:
 
     Attributes:
       rows: of all leaves, in the tree's order.
-      activations: the sites whose operands are both activations, or one a constant.
+      activations: the sites that no leaf feeds: both operands are activations, or one is a constant.
       others: dots and convolutions that are in no site: of constants alone, or inside what can't be looked into.
     """
 
@@ -80,12 +80,12 @@ class Report:
 
     def summaries(self) -> list[str]:
         """A line for each kind of site that no leaf feeds, and of dots in no site, with how many there are."""
-        return summary(self.activations, "two activations") + summary(self.others, "no site")
+        return summary(self.activations, "activations") + summary(self.others, "no site")
 
     def table(self, limit: int | None = SCREEN) -> str:
         """The rows of the leaves with most parameters, then what is to be said beside them; ``limit=None``: all of it.
 
-        Messages on a leaf are notes of its row; with all of it each site of two activations has its line.
+        Messages on a leaf are notes of its row; with all of it each site of activations has its line.
         """
         parts = [table(self.rows, limit)] if self.rows else []
         parts += self.summaries()

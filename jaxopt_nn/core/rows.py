@@ -140,7 +140,7 @@ def _aligned(lines: Iterable[Sequence[str]]) -> list[str]:
 
 
 def summary(runs: Iterable[Run], what: str) -> list[str]:
-    """``366 dots of two activations: float32 x float32; reason``: a line for each kind of operands and reason."""
+    """``366 dots of activations: float32 x float32; reason``: a line for each kind of operands and reason."""
     counted: Counter[tuple[str, str]] = Counter()
     for run in runs:
         reason = f"; {run.reason}" if run.reason else ""

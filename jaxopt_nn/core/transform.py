@@ -134,7 +134,9 @@ def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
     roles = info.roles.get(path)
     if roles is None:
         entry = next((entry for entry in info.leaves if entry.path == path), None)
-        return "is unknown to this ModelInfo" if entry is None else entry.reason or "is in no site"
+        if entry is None:
+            return "is unknown to this ModelInfo"
+        return entry.reason or f"no site contracts it: the weight of {', '.join(entry.sites)} is computed with it"
     if not roles.input:
         return "no site contracts it: each of its entries scales one number, or is added to it"
     return None

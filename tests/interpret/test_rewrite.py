@@ -68,7 +68,11 @@ def test_activation_sites_are_reported_when_a_rule_takes_weights_only():
         h = x @ v["a"]
         return h @ h.T
 
-    assert [m.path for m in rewrite(apply, arithmetic("w8a8")).explain(packed(W), X).of("float")] == ["@#0"]
+    report = rewrite(apply, arithmetic("w8a8")).explain(packed(W), X)
+    assert [run.site for run in report.activations] == ["@#0"] and not report.of("float")
+    assert report.summaries() == [
+        "1 dot of activations: float32 x float32; no operand is a weight, and rule w8a8 takes weights only"
+    ]
 
 
 def test_rule_states_come_in_by_site_and_by_layer():
@@ -230,4 +234,4 @@ def test_a_product_of_two_packed_weights_is_densified_and_named():
         new = rewrite(apply, rule)
         expected = X @ (viewed(W)["a"] @ viewed(W)["b"])
         np.testing.assert_allclose(new(packed(W), X), expected, rtol=1e-4, atol=1e-4)
-        assert {m.path for m in new.explain(packed(W), X).of("densified")} == {"b"}
+        assert {m.path for m in new.explain(packed(W), X).of("densified")} == {"a", "b"}
