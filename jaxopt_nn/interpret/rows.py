@@ -66,8 +66,10 @@ def _moved(eqn: Any, rows: Axes) -> Sequence[frozenset[int]] | None:
     """Layout moves rows as it moves the axes of a leaf, where they stay in order."""
     if eqn.primitive.name == "rev":
         return [NONE if i in eqn.params["dimensions"] else a for i, a in enumerate(rows)]
-    if eqn.primitive.name in ("split", "pad"):
+    if eqn.primitive.name == "split":
         return rows
+    if eqn.primitive.name == "pad":  # one of as many entries cut as added shifts, and keeps the length
+        return [a if not any(entry) else NONE for a, entry in zip(rows, eqn.params["padding_config"], strict=True)]
     moved = tags.LAYOUT[eqn.primitive.name](eqn, Source("", (), rows), (0,))
     return rows if moved is None else moved.axes
 

@@ -317,6 +317,16 @@ def test_weights_of_tokens_reach_the_sites(rng):
     assert [m.path for m in info.report if "unweighted" in m.reason] == ["pooled"]
 
 
+def test_a_shift_of_the_tokens_is_not_followed(rng):
+    """Token shift by one padding, which keeps the length: row t holds token t - 1."""
+    x, w = jnp.asarray(rng.standard_normal((2, 5, 4)), jnp.float32), jnp.asarray(rng.random((2, 5)), jnp.float32)
+    apply = lambda v, x: lax.pad(x, 0.0, ((0, 0, 0), (1, -1, 0), (0, 0, 0))) @ v["a"]
+    info = calibrate(apply, {"a": jnp.ones((4, 3))}, seeing(**EVERY), [x], weights=lambda x: w)
+    rows = np.asarray(x)[:, :-1].reshape(-1, 4)
+    near(info.stats[(), "a", "gram"], rows.T @ rows)
+    assert [m.path for m in info.report if "unweighted" in m.reason] == ["a"]
+
+
 def test_a_row_of_weight_zero_is_not_seen(rng):
     apply, v, batches = mlp_case(rng)
     x = batches[0]
