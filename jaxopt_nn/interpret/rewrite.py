@@ -171,6 +171,10 @@ class Capturing:
         """What is not measured, or not weighed; nothing is run."""
         recorder = Recorder()
         jax.eval_shape(lambda v, x, w: self._evaluate(v, x, w, None, recorder), variables, inputs, weights)
+        said = {message.path: message.reason for message in recorder.report().of("note")}
+        for (site, _), (first, _) in self._shares.items():
+            if site != first and first in said:  # what is said of a statistic holds for all sites that share it
+                recorder.add("note", site, said[first])
         return recorder.report()
 
     def _evaluator(self, program: Program, weights: Any, recorder: Recorder) -> Evaluator:

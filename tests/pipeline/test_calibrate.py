@@ -327,6 +327,19 @@ def test_a_shift_of_the_tokens_is_not_followed(rng):
     assert [m.path for m in info.report if "unweighted" in m.reason] == ["a"]
 
 
+def test_all_sites_that_share_an_unweighted_statistic_are_named(rng):
+    v = {k: jnp.asarray(rng.standard_normal((4, 3)), jnp.float32) for k in ("a", "b")}
+    x = jnp.asarray(rng.standard_normal((6, 4)), jnp.float32)
+
+    def apply(v, x):
+        h = jnp.sort(x, 0)
+        return h @ v["a"] + h @ v["b"]
+
+    info = calibrate(apply, v, seeing(**EVERY), [x], weights=lambda x: jnp.arange(6.0))
+    near(info.stats[(), "b", "gram"], np.sort(x, 0).T @ np.sort(x, 0))
+    assert sorted(m.path for m in info.report if "unweighted" in m.reason) == ["a", "b"]
+
+
 def test_a_row_of_weight_zero_is_not_seen(rng):
     apply, v, batches = mlp_case(rng)
     x = batches[0]
