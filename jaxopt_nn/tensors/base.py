@@ -71,6 +71,10 @@ class Tensor(abc.ABC):
         """An equivalent tensor or array with nothing packed along an axis; itself where that is so already."""
         return self
 
+    def leading(self) -> Any:
+        """An equivalent tensor that ``scan`` may slice: the first axis of each child is the tensor's own."""
+        return self
+
     @property
     def format(self) -> str:
         """What it is, in a few words, for reports."""

@@ -131,6 +131,14 @@ class Coded(Tensor):
         ranked = sorted(range(self.codes.ndim), key=lambda p: (self.physical[p], p))
         return dataclasses.replace(self, codes=self.codes.transpose(ranked).reshape(self.shape), order=None)
 
+    def leading(self) -> Self:
+        if self._whole() == 0:
+            return self.expand().leading()
+        at, n = self.physical.index(0), self.shape[0]
+        rest = [a for a in self.physical if a != 0]
+        params = self._param(lambda p: p if p.shape[0] == n else layout.spread_axis(p, 0, n))
+        return self._with(jnp.moveaxis(self.codes, at, 0), *params, [0, *rest], self._place())
+
     def laid(self, order: Sequence[int], groups: int = 1) -> Self:
         """Unpacked, with the codes' axes in ``order``; an axis named twice is split into ``groups`` runs."""
         wide = self.with_elementwise(self.elementwise())

@@ -195,6 +195,9 @@ class Masked(Tensor):
         """Whether an operation leaves every axis that is no stack axis as it is."""
         return all(per_axis[a] == whole[a] for a in range(self.ndim) if a not in self.stack)
 
+    def leading(self) -> Any:
+        return self if 0 in self.stack[:1] else NotImplemented
+
     def transpose(self, permutation: Sequence[int]) -> Any:
         moved = {a: i for i, a in enumerate(permutation)}
         places = [moved[a] for a in self._places]

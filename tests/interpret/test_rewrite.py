@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from jax import lax
 
+from jaxopt_nn.core.combine import chain
 from jaxopt_nn.core.rule import Rule, identity_rule
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.formulations.prepare import prepare
+from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic
+from jaxopt_nn.methods.prune import magnitude, prune
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.tensors.base import is_compressed
 
 X = jax.random.normal(jax.random.key(0), (4, 8))
 IDS = jnp.array([7, 0, -1, 3])
@@ -235,3 +239,32 @@ def test_a_product_of_two_packed_weights_is_densified_and_named():
         expected = X @ (viewed(W)["a"] @ viewed(W)["b"])
         np.testing.assert_allclose(new(packed(W), X), expected, rtol=1e-4, atol=1e-4)
         assert {m.path for m in new.explain(packed(W), X).of("densified")} == {"a", "b"}
+
+
+def _layers(x, ws):
+    return lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, ws)[0]
+
+
+@pytest.mark.parametrize(
+    "method", [quantize(4), chain(prune(magnitude, sparsity=0.5), quantize(4))], ids=["codes", "masked"]
+)
+@pytest.mark.parametrize(
+    ("apply", "shape"),
+    [
+        (lambda w, x: lax.scan(lambda c, ws: (_layers(c, ws), None), x, w.swapaxes(0, 1))[0], (3, 2, 8, 8)),
+        (lambda w, x: lax.scan(lambda c, ws: (_layers(c, ws), None), x, w.swapaxes(0, 1))[0], (2, 2, 8, 8)),
+        (lambda w, x: jax.vmap(lambda ws: _layers(x, ws))(w), (3, 3, 8, 8)),  # an ensemble of deep networks
+        (lambda w, x: _layers(x, jnp.moveaxis(w, 1, 0)), (8, 3, 8)),
+        (lambda w, x: _layers(x, jnp.moveaxis(w, 2, 0)), (8, 8, 8)),
+        (lambda w, x: lax.scan(lambda c, t: (c + jnp.outer(*t[::-1]), None), x @ w, (w, x.T))[0], (8, 5)),  # its rows
+    ],
+    ids=["two stacks", "equal stacks", "vmap", "axis 1", "axis 2", "rows"],
+)
+def test_a_scan_slices_packed_weights_whose_axes_were_moved(method, apply, shape):
+    w = jax.random.normal(jax.random.key(4), shape) / 3
+    state = method.init(w, inspect(apply, w, X))
+    stored = method.pack(w, state)
+    assert is_compressed(stored)
+    expected = apply(method.view(w, state), X)
+    for run in (rewrite(apply), jax.jit(rewrite(apply))):  # prepared, and as it is stored
+        np.testing.assert_allclose(run(stored, X), expected, rtol=1e-4, atol=1e-4)
