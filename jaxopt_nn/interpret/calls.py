@@ -147,7 +147,7 @@ def _scan(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: To
     n_consts, n_carry = jaxprs.scan_counts(eqn)
     consts, carry, xs = operands[:n_consts], operands[n_consts : n_consts + n_carry], operands[n_consts + n_carry :]
     inside = (*key, 0)
-    xs = [_leading(ev, x, eqn) for x in xs]
+    xs = [_leading(ev, key, x, eqn, n_consts + n_carry + i) for i, x in enumerate(xs)]
     if not (totals or _compressed_any(operands)):
         avals = [v.aval for v in body.jaxpr.invars]
         run = lambda *ops: ev.run(body.jaxpr, body.consts, ops, inside, {}, indices)[0]
@@ -179,13 +179,13 @@ def _scan(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: To
     return [*full, *ys], totals, {}
 
 
-def _leading(ev: Evaluator, x: Any, eqn: Any) -> Any:
+def _leading(ev: Evaluator, key: Key, x: Any, eqn: Any, at: int) -> Any:
     """What a scan may slice: a tensor whose axes were moved lies as it lay."""
     if not is_compressed(x):
         return x
     moved = x.leading()
     if moved is NotImplemented:
-        (moved,) = _dense(ev, [x], eqn, "slices an axis along which its format can't be cut")
+        (moved,) = _dense(ev, key, [x], eqn, "slices an axis along which its format can't be cut", at)
     return moved
 
 
