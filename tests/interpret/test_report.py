@@ -35,7 +35,7 @@ def row_of(report, path):
 def test_leaves_of_two_axes_that_feed_no_site_are_printed():
     def apply(v, x):
         h = jnp.concatenate([v["token"], (x @ v["w"] + v["positions"])[None]], 1)
-        return h * v["gain"]
+        return h * v["gain"][None]
 
     shapes = {"token": (1, 1, 6), "w": (8, 6), "positions": (4, 6), "gain": (1, 6), "spare": (2, 2)}
     info = inspect(apply, {name: random(*shape) for name, shape in shapes.items()}, X)
