@@ -278,7 +278,10 @@ def _shard_map(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], total
 
     def run(*ops: Any) -> Any:
         known = {**indices, **{slot: lax.axis_index(name) for slot, name in names.items() if slot in ev.slots}}
-        outs, own, _ = ev.run(body.jaxpr, body.consts, ops, (*key, 0), ev.zeros((*key, 0)), known)
+        empty = ev.zeros((*key, 0))
+        if eqn.params["check_vma"]:  # each shard has its own totals, which loops inside carry
+            empty = jax.tree.map(lambda x: lax.pcast(x, tuple(manual), to="varying"), empty)
+        outs, own, _ = ev.run(body.jaxpr, body.consts, ops, (*key, 0), empty, known)
         outs = _dense(ev, (*key, 0, -1), outs, eqn, "returns it")
         return outs, jax.tree.map(lambda x: jnp.expand_dims(x, 0), own)
 

@@ -119,3 +119,14 @@ def test_it_differentiates_and_maps():
 def test_no_taps_is_an_error():
     with pytest.raises(TypeError, match="at least one tap"):
         capture(lambda v, x: x @ v, {})
+
+
+@pytest.mark.skipif(len(jax.devices()) < 2, reason="needs two devices")
+def test_a_loop_inside_shard_map_measures_each_shard():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    layers = lambda w, x: lax.scan(lambda c, m: (jnp.tanh(c @ m), None), x, w)[0]
+    apply = jax.shard_map(layers, mesh=mesh, in_specs=(P(), P("data")), out_specs=P("data"))
+    out, stats = capture(apply, gram())(W, X)
+    plain, expected = capture(layers, gram())(W, X)
+    np.testing.assert_allclose(out, plain, rtol=1e-5)
+    np.testing.assert_allclose(stats[""], expected[""], rtol=1e-5, atol=1e-5)
