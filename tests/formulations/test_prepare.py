@@ -1,5 +1,6 @@
 """Prepared forms: equal values, chosen by size, rows and measurement; and what runs is told before it runs."""
 
+import itertools
 import json
 
 import jax
@@ -123,8 +124,8 @@ def test_tuning_measures_once_and_keeps_it(large, monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "_MEMORY", {})
     monkeypatch.setattr(table, "TUNED", {})
     monkeypatch.setattr(tuning, "SPREAD_BYTES", 1)
-    times = iter(range(100))
-    monkeypatch.setattr(tuning, "_each", lambda run, copies, x: 100 - next(times))  # the last candidate is the fastest
+    times = itertools.count()
+    monkeypatch.setattr(tuning, "_each", lambda run, copies, x: -float(next(times)))  # the last candidate is the fastest
     q = make((16, 8), (4, 8))
     first = prepare({"a": q, "b": q}, batch=3, tune=True)
     used = next(times)

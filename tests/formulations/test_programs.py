@@ -74,14 +74,18 @@ def check(q, x, numbers, side, spec, activations=(5, 8, 16, 32)):
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_all_widths(bits):
-    """Signed and unsigned, zero points or none, groups or none, one row and three, sizes that nothing divides."""
+def test_all_widths(bits, monkeypatch):
+    """Signed and unsigned, zero points or none, groups or none, one row and three, sizes that nothing divides; on CPUs that
+    multiply narrow numbers by themselves, and on others."""
+    narrow, rows = bits in (2, 3, 6, 7), 1 if bits < 5 else 3
+    monkeypatch.setattr(cpu, "features", lambda: frozenset({"vnni", "bf16"} if narrow else ()))
     signed, zero = bits % 2 == 0, bits % 3 != 0
     q = tensor((18, 7), (3, 7), bits, signed, "half" if bits == 1 else zero)
-    x = jnp.asarray(np.random.default_rng(1).normal(size=(1 if bits < 5 else 3, 18)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(rows, 18)), jnp.float32)
     ran = check(q, x, (((1,), (0,)), ((), ())), 1, "bi,io->bo", (8, 16, 32))
     assert {"integer, groups in turn", "float32, groups in turn", "float on rounded activations"} <= ran
-    assert ("integer, 16-bit activations as two rows" in ran) == (bits < 5)
+    assert ("integer, 16-bit activations as two rows" in ran) == (narrow or rows <= 2)
+    assert ("bfloat16, groups in turn" in ran) == narrow
 
 
 CASES = {
