@@ -27,6 +27,7 @@ _CALLED = re.compile(r"\b(calls|to_apply|body|condition|\w+_computations?)=(\{[^
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_LITERAL = re.compile(r"literal=(\d+)$")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
 
 
@@ -163,10 +164,10 @@ def costs(module: Module) -> dict[str, int]:
         for i in module.computations[computation]:
             called, own = i.called, _CYCLES.search(i.attributes)
             if i.opcode == "while":
-                trips = _TRIPS.search(i.attributes)
+                trips = _trips(module, i)
                 for key in ("condition", "body"):
                     for inner in called.get(key, ()):
-                        visit(inner, runs * (int(trips[1]) if trips else 1))
+                        visit(inner, runs * trips)
             elif i.opcode == "conditional":
                 alone = {b: costs(dataclasses.replace(module, entry=b)) for b in i.branches}
                 visit(max(alone, key=lambda b: sum(alone[b].values())), runs)
@@ -178,6 +179,20 @@ def costs(module: Module) -> dict[str, int]:
 
     visit(module.entry, 1)
     return found
+
+
+def _trips(module: Module, loop: Instruction) -> int:
+    """Turns of a loop: as the compiler says, or as its condition, which compares a counter from 0 with a constant; else 1."""
+    if told := _TRIPS.search(loop.attributes):
+        return int(told[1])
+    for name in loop.called.get("condition", ()):
+        inside = {i.name: i for i in module.computations[name]}
+        for i in inside.values():
+            if i.root and i.opcode == "compare" and "direction=LT" in i.attributes:
+                limit = inside.get(i.operands[1])
+                literal = limit and _LITERAL.search(limit.attributes)
+                return int(literal[1]) if literal else 1
+    return 1
 
 
 # -- following weights ---------------------------------------------------------------------------------------
@@ -274,7 +289,9 @@ def _instruction(name: str, text: str, root: bool) -> Instruction:
         raise ValueError(f"unreadable HLO instruction %{name}: {text[:200]!r}")
     close = _closing(text, opcode.end())
     inside = text[opcode.end() + 1 : close]
-    operands = () if opcode[1] == "constant" else tuple(_last_word(x) for x in _split(inside))
+    if opcode[1] == "constant":
+        return Instruction(name, _type(text[:end]), opcode[1], (), f"{text[close + 1 :]}, literal={inside}", root)
+    operands = tuple(_last_word(x) for x in _split(inside))
     return Instruction(name, _type(text[:end]), opcode[1], operands, text[close + 1 :], root)
 
 

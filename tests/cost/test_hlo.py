@@ -96,6 +96,14 @@ def test_cycles_of_a_loop_count_each_trip():
     assert hlo.costs(hlo.parse(LOOP)) == {"copy_of_up": 400, "h": 120, "wide": 7}
 
 
+def test_turns_that_the_compiler_does_not_tell_are_read_off_the_condition():
+    """TPU programs carry no known_trip_count; a condition of another form counts one turn."""
+    untold = LOOP.replace(', backend_config={"known_trip_count":{"n":"4"}}', "")
+    assert untold != LOOP
+    assert hlo.estimated_cycles(hlo.parse(untold)) == 4 * (100 + 30) + 7
+    assert hlo.estimated_cycles(hlo.parse(untold.replace("direction=LT", "direction=NE"))) == 100 + 30 + 7
+
+
 def test_of_branches_the_costliest_counts():
     branch = (
         "%{0} (p: f32[2]) -> f32[2] {{\n  %p = f32[2] parameter(0)\n  ROOT %work_{0} = f32[2] negate(%p), {1}\n}}\n"

@@ -122,3 +122,25 @@ def test_a_lookup_leaves_the_table_where_it_is(groups):
     ]  # a prefetch
     assert moved(chosen) == [] and moved(gathered) != []
     assert chosen.estimated_cycles < 0.5 * gathered.estimated_cycles
+
+
+@pytest.mark.parametrize(
+    ("shape", "scales", "dims"),
+    [
+        ((64, 600), (1, 600), LAST),
+        ((600, 64), (600, 2), (((1,), (1,)), ((), ()))),
+        ((2, 64, 300), (2, 1, 300), (((2,), (1,)), ((0,), (0,)))),
+    ],
+)
+def test_a_weight_too_large_for_the_chip_is_read_in_blocks(monkeypatch, shape, scales, dims):
+    """Blocks of whole lanes along the outputs, a shorter one last; the same numbers."""
+    q = stored(shape, scales, 8)
+    x = jnp.asarray(np.random.default_rng(1).standard_normal((*shape[:-2], 9, 64)), jnp.float32)
+    ready = prepare(q, "tpu")
+    whole = products.dot(x, ready, dims)
+    monkeypatch.setattr(tpu, "WHOLE", 2**10)
+    monkeypatch.setattr(tpu, "BLOCK", 2**13)
+    run = lambda x, w: products.dot(x, w, dims)
+    names = [str(e.params.get("name")) for e in jax.make_jaxpr(run)(x, ready).eqns]
+    assert sum(name in ("direct", "scaled") for name in names) == -(-max(shape) // 128)
+    np.testing.assert_allclose(jax.jit(run)(x, ready), whole, rtol=1e-5, atol=1e-5 * float(jnp.abs(whole).max()))
