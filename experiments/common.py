@@ -1,4 +1,4 @@
-"""What the commands share: a config's data, tables, pictures, and errors without a traceback."""
+"""What the commands share: a config's task, tables, pictures, and errors without a traceback."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
 
-from jaxopt_nn.pipeline import plots, registry
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.pipeline import registry
+from jaxopt_nn.pipeline.task import Task
+from jaxopt_nn.reporting import plots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,21 +21,23 @@ if TYPE_CHECKING:
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
-def load_data(config: Mapping[str, Any], fold: int = 0) -> Data:
-    """The data of a config, as ``checked`` gives it.
+def load_task(config: Mapping[str, Any], fold: int = 0) -> Task:
+    """The task of a config, as ``checked`` gives it: its data, loss and metrics.
 
     Raises:
-      ValueError: the source is unknown, has other arguments, or gives something else than ``Data``.
+      ValueError: the source is unknown, has other arguments, or gives something else than a ``Task``.
     """
     source = config["data"]["source"]
     load = registry.imported(source)
     arguments = {k: v for k, v in config["data"].items() if k not in ("source", "cross_validate")}
     known = inspect.signature(load).parameters
     arguments |= {k: v for k, v in {"fold": fold, "seed": config["seed"]}.items() if k in known}
-    data = registry.called(load, f"data.source {source}", arguments)
-    if not isinstance(data, Data):
-        raise ValueError(f"{source} gave {type(data).__name__}; it must return a Data")
-    return data
+    task = registry.called(load, f"data.source {source}", arguments)
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"{source} gave {type(task).__name__}; it must return a Task, e.g. jaxopt_nn.classification(train=..., test=...)"
+        )
+    return task.replace(batch_size=config["batch_size"])
 
 
 def aligned(header: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> str:

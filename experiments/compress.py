@@ -4,10 +4,9 @@
 
 A run that was killed goes on where it was: give the same command again.
 
-Your own model: ``--config.model=package.module:build``, a function that returns ``(apply, variables)``, or ``(apply,
-variables, train_apply)``; it gets ``config.model_args``, and ``seed`` if it has such an argument. Your own data:
-``--config.data.source=package.module:load``, called with the other fields of ``config.data``, and with ``fold`` and ``seed``
-if it has such arguments.
+Your own model: ``--config.model=package.module:build``, a function that returns a ``Network``; it gets ``config.model_args``,
+and ``seed`` if it has such an argument. Your own data, loss and metrics: ``--config.data.source=package.module:load``, which
+returns a ``Task``, called with the other fields of ``config.data``, and with ``fold`` and ``seed`` if it has such arguments.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,17 +24,21 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import common
-from experiments.common import load_data
+from experiments.common import load_task
 from experiments.config import checked, parsed
-from experiments.network import Network, check_replaceable, check_same_tree, save_variables
+from experiments.model import Model, check_replaceable, check_same_tree, save_variables
 from experiments.progress import Progress
+from jaxopt_nn.core.files import open_workdir
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.passes.structure import shrink_widths
-from jaxopt_nn.pipeline import registry, report, tables
+from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.compress import Compressor, Result
-from jaxopt_nn.pipeline.data import Data
-from jaxopt_nn.pipeline.evaluate import evaluator
+from jaxopt_nn.pipeline.grade import evaluate
+from jaxopt_nn.pipeline.task import Task
+from jaxopt_nn.reporting import tables
+from jaxopt_nn.reporting.write import FILES, FOLDERS
 
 PyTree = Any
 #: Names of trainings that are no stage of the recipe.
@@ -77,7 +79,7 @@ def run(
     config = checked(config)
     experiment = Experiment(config)
     experiment.check()  # what is wrong with a config shows before anything is written
-    directory = report.open_workdir(workdir)
+    directory = open_workdir(workdir, FOLDERS, FILES)
     with locked(directory):
         claim(directory / "checkpoints", config, RESERVED)
         if not config["checkpoint"]:
@@ -98,13 +100,13 @@ def _carried_out(
         for fold in folds:
             results.append(experiment.fold(fold, directory, progress, latency=latency and fold == 0, floats=floats))
             found = results[-1].report
-            last = found["stages"][-1]
+            last, (before, after) = found["stages"][-1], tables.scores(found)
+            said = [tables.shown(found, found["headline"], numbers[found["headline"]]) for numbers in (before, after)]
             progress.say(
-                f"fold {fold + 1} of {len(folds)}: baseline {found['baseline']['accuracy']:.2%}, "
-                f"{last['name']} {last['accuracy']:.2%} at {last['ratio']:.1f}x"
+                f"fold {fold + 1} of {len(folds)}: baseline {said[0]}, {last['name']} {said[1]} at {last['ratio']:.1f}x"
             )
     if len(folds) > 1:
-        results[0].report["cross_validation"] = pooled([r.report for r in results], experiment.test_shapes)
+        results[0].report["cross_validation"] = pooled(experiment.task(0), results, experiment.tested)
     return results[0]
 
 
@@ -113,22 +115,18 @@ class Experiment:
 
     def __init__(self, config: dict[str, Any]):
         self.config = config
-        self._network = Network(config["model"], config["model_args"], config["float"], "float")
+        self._model = Model(config["model"], config["model_args"], config["float"], "float")
         teacher = config["teacher"]
         self._teacher = None
         if teacher:
-            self._teacher = Network(teacher["model"], teacher["model_args"], teacher["float"], "teacher")
+            self._teacher = Model(teacher["model"], teacher["model_args"], teacher["float"], "teacher")
         registry.imported(config["data"]["source"])
         for stage in config["stages"]:
             if stage.get("name") in RESERVED:
                 raise ValueError(f"config.stages: {stage['name']!r} is the name of the training before the recipe")
-        self.apply = self._network.apply
-        self._compressor = Compressor(
-            self.apply, registry.stages(config["stages"], config["seed"]), train_apply=self._network.train_apply,
-            teacher=self._teacher and self._teacher.apply, batch_size=config["batch_size"],
-        )  # fmt: skip
-        self.test_shapes: list[tuple[int, ...]] = []
-        self._data = functools.lru_cache(maxsize=1)(functools.partial(load_data, config))
+        self._compressor = Compressor(self._model.network, registry.stages(config["stages"], config["seed"]))
+        self.tested = 0
+        self.task = functools.lru_cache(maxsize=1)(functools.partial(load_task, config))
 
     def check(self) -> None:
         """Tries all that trains nothing, on the networks as they are made and the data of fold 0.
@@ -136,70 +134,64 @@ class Experiment:
         Raises:
           ValueError: a pattern, shape or number of the recipe, the teacher or the start does not fit.
         """
-        data, taught = self._data(0), self._teacher and self._teacher.abstract
-        variables = self._started(self.config["seed"], taught, data, nothing)
-        self._compressor.check(variables, data, taught)
+        task, taught = self.task(0), self._teacher and self._teacher.network
+        network = self._started(self.config["seed"], taught, task, nothing)
+        self._compressor.check(network, task, taught)
 
     def fold(self, fold: int, directory: Path, progress: Progress, latency: bool, floats: Path | None = None) -> Result:
         """The float network of this fold, and what the recipe makes of it."""
         config = self.config
-        seed, data = seed_of(config["seed"], fold), self._data(fold)
-        self.test_shapes.append(data.test[1].shape)
+        seed, task = seed_of(config["seed"], fold), self.task(fold)
+        self.tested += getattr(task.test, "size", 0)
         own = directory / "checkpoints" / f"fold_{fold}"
         places = functools.partial(_place, own, config["checkpoint_seconds"], progress.say)
         shared = functools.partial(places, folder=floats / _digest(config, fold)) if floats else places
         watch = progress.watch(f"fold {fold + 1}" if config["data"]["cross_validate"] else "", record=fold == 0)
-        train = functools.partial(Network.trained, batch_size=config["batch_size"], places=shared, watch=watch)
+        train = functools.partial(Model.trained, places=shared, watch=watch)
         taught, lessons = None, []
         if self._teacher:
             teacher = config["teacher"]
-            lesson = (
-                load_data({**config, "data": {**config["data"], **teacher["data"]}}, fold) if teacher["data"] else data
-            )
-            taught, lessons = train(self._teacher, seed=seed, checkpoint=teacher["checkpoint"], data=lesson)
-        variables = self._started(seed, taught, data, progress.say)
-        variables, history = train(
-            self._network, seed=seed, checkpoint=config["checkpoint"], data=data, variables=variables,
-            teacher=self._teacher and (self._teacher.apply, taught),
+            lesson = load_task({**config, "data": {**config["data"], **teacher["data"]}}, fold) if teacher["data"] else task
+            fresh = self._teacher.fresh(seed)
+            taught, lessons = train(self._teacher, fresh, seed=seed, checkpoint=teacher["checkpoint"], task=lesson)
+        network = self._started(seed, taught, task, progress.say)
+        network, history = train(
+            self._model, network, seed=seed, checkpoint=config["checkpoint"], task=task, teacher=taught
         )  # fmt: skip
         if fold == 0 and not config["checkpoint"]:
-            save_variables(directory / "float", variables)
+            save_variables(directory / "float", network.variables)
         batches = (config["latency"] or True) if latency else False
         result = self._compressor(
-            variables, data, seed=seed, latency=batches, config=config, teacher_variables=taught, checkpoints=places,
-            watch=watch,
+            network, task, seed=seed, latency=batches, config=config, teacher=taught, checkpoints=places, watch=watch
         )  # fmt: skip
         result.report["history"] = [*lessons, *history, *result.report["history"]]
         if taught is not None:
-            result.report["teacher"] = self._graded(taught, data)
+            size = sum(x.size for x in jax.tree.leaves(taught.variables))
+            result.report["teacher"] = {"metrics": evaluate(taught, task), "params": size}
         return result
 
     def ship(self, result: Result, workdir: str) -> None:
         """Writes everything about fold 0."""
-        self._compressor.ship(result, self._data(0), workdir)
+        self._compressor.ship(result, self.task(0), workdir)
 
-    def _started(self, seed: int, taught: PyTree, data: Data, say: Callable[[str], None]) -> PyTree:
+    def _started(
+        self, seed: int, taught: Network | None, task: Task, say: Callable[[str], None]
+    ) -> Network:
         """The float network before its training: fresh, or begun from the teacher's weights."""
-        fresh = self._network.fresh(seed)
+        fresh = self._model.fresh(seed)
         start = self.config["start"]
         if not start:
             return fresh
-        assert self._teacher is not None
+        assert taught is not None
         how, arguments = start["how"], {k: v for k, v in start.items() if k != "how"}
         if how == "weights":
             arguments["rename"] = [tuple(pair) for pair in arguments.get("rename", ())]
-            begun, said = transfer_weights(taught, fresh, **arguments)
+            begun, said = transfer_weights(taught.variables, fresh.variables, **arguments)
         else:
-            begun, said = shrink_widths(self._teacher.apply, taught, (data.example,), **arguments)
-            check_same_tree(begun, fresh, "start.widths")
+            begun, said = shrink_widths(taught.apply, taught.variables, task.example, **arguments)
+            check_same_tree(begun, fresh.variables, "start.widths")
         say(f"start from the teacher's {how}:\n{said}")
-        return begun
-
-    def _graded(self, taught: PyTree, data: Data) -> dict[str, Any]:
-        assert self._teacher is not None
-        found = evaluator(self._teacher.apply)(taught, *data.test)
-        size = sum(x.size for x in jax.tree.leaves(taught))
-        return {"accuracy": found.accuracy, "loss": found.loss, "params": size}
+        return fresh.replace(variables=begun)
 
 
 def _place(
@@ -222,34 +214,21 @@ def seed_of(seed: int, fold: int) -> int:
     return int(hashlib.sha256(f"{seed}/{fold}".encode()).hexdigest()[:8], 16) >> 1 if fold else seed
 
 
-def pooled(reports: Sequence[dict[str, Any]], shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    """Accuracy and loss over the test labels of all folds together, whose ``shapes`` are ``[n]`` or ``[n, T]`` each.
-
-    ``lost_points`` are in percent, the losses in nats a label.
-    """
-    before, after = [r["baseline"] for r in reports], [r["stages"][-1] for r in reports]
-    labels = [math.prod(shape) for shape in shapes]
-    total = sum(labels)
-    correct = [sum(round(e["accuracy"] * n) for e, n in zip(rows, labels, strict=True)) for rows in (before, after)]
-    loss = [math.fsum(e["loss"] * n for e, n in zip(rows, labels, strict=True)) / total for rows in (before, after)]
+def pooled(task: Task, results: Sequence[Result], examples: int) -> dict[str, Any]:
+    """The metrics over the test data of all folds together, and of each."""
+    before, after = [r.sums[0] for r in results], [r.sums[1] for r in results]
+    whole = [task.result(functools.reduce(task.merged, sums)) for sums in (before, after)]
+    each = [list(map(task.result, sums)) for sums in (before, after)]
+    ratios = [r.report["stages"][-1]["ratio"] for r in results]
     return {
-        "folds": len(reports),
-        "test_images": sum(shape[0] for shape in shapes),
-        "test_labels": total,
-        "baseline_accuracy": correct[0] / total,
-        "final_accuracy": correct[1] / total,
-        "lost_points": 100 * (correct[0] - correct[1]) / total,
-        "baseline_loss": loss[0],
-        "final_loss": loss[1],
-        "baseline_accuracy_of_folds": [e["accuracy"] for e in before],
-        "final_accuracy_of_folds": [e["accuracy"] for e in after],
-        "ratio_of_folds": [e["ratio"] for e in after],
-    }
+        "folds": len(results), "examples": examples, "baseline": whole[0], "final": whole[1],
+        "of_folds": {"baseline": each[0], "final": each[1], "ratio": ratios},
+    }  # fmt: skip
 
 
 def show(made: dict[str, Any], workdir: str) -> None:
     """Prints the table, what it does not say, and where the report lies."""
-    common.show(*tables.rows(made, without=["loss"]))
+    common.show(*tables.rows(made, without=tables.but_headline(made)))
     print("\n".join(tables.sentences(made)))
     print(f"report: {os.path.join(workdir, 'report.html')}")
 

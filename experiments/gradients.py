@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from experiments import common, compress
 from experiments.config import checked, parsed
-from jaxopt_nn.pipeline import report
+from jaxopt_nn.core.files import open_workdir, write_file
 from jaxopt_nn.pipeline.checkpoints import nothing
 
 if TYPE_CHECKING:
@@ -56,20 +56,20 @@ def run(config: Mapping[str, Any], workdir: str, say: Callable[[str], None] = no
       ``{case name: {"accuracy", "first": {path: norm}, "last": {path: norm}, "steps": [...], "norms": {path: [...]}}}``;
       ``first`` and ``last`` are means over the first and the last stretch of steps.
     """
-    directory = report.open_workdir(workdir)
+    directory = open_workdir(workdir)
     found = {}
     for case in CASES:
         made = compress.run(configured(config, case), str(directory / case.name), latency=False)
         history = [e for e in made["history"] if "gradient_norms" in e]
         found[case.name] = {
-            "accuracy": made["stages"][-1]["accuracy"],
+            "accuracy": made["stages"][-1]["metrics"]["accuracy"],
             "first": history[0]["gradient_norms"], "last": history[-1]["gradient_norms"],
             "steps": [e["step"] for e in history],
             "norms": {p: [e["gradient_norms"][p] for e in history] for p in history[0]["gradient_norms"]},
         }  # fmt: skip
         say(f"{case.name}: accuracy {found[case.name]['accuracy']:.2%}")
-    report.write_file(directory / "gradients.png", common.picture(lambda figure: draw(figure, found), 9.5, 6.0))
-    report.write_file(directory / "findings.md", findings(found).encode())
+    write_file(directory / "gradients.png", common.picture(lambda figure: draw(figure, found), 9.5, 6.0))
+    write_file(directory / "findings.md", findings(found).encode())
     return found
 
 

@@ -19,16 +19,17 @@ from ml_collections import config_flags
 
 from experiments import common
 from experiments.config import checked, parsed
-from experiments.network import Network
+from experiments.model import Model
+from jaxopt_nn.core.files import open_workdir, write_file
 from jaxopt_nn.core.model import ModelInfo, Roles, Site
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import explain
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.pipeline import registry, report
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.interpret.network import like
+from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.recipe import Stage
-from jaxopt_nn.pipeline.tables import human_bytes, json_text
-from jaxopt_nn.pipeline.train import steps_of
+from jaxopt_nn.pipeline.task import Task
+from jaxopt_nn.reporting.tables import human_bytes, json_text
 from jaxopt_nn.tensors.base import nbytes
 
 if TYPE_CHECKING:
@@ -56,18 +57,19 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
       OSError: ``workdir`` can't be written.
     """
     config = checked(config)
-    network = Network(config["model"], config["model_args"], config["float"], "float")
+    network = Model(config["model"], config["model_args"], config["float"], "float").network
     stages = registry.stages(config["stages"])
     if workdir:
-        report.open_workdir(workdir)
-    data = common.load_data(config)
-    variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), network.abstract)
-    info = inspect(network.apply, variables, jax.ShapeDtypeStruct(data.example.shape, data.example.dtype))
+        open_workdir(workdir)
+    task = common.load_task(config)
+    variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), network.variables)
+    inputs = like(task.example)
+    info = inspect(network.apply, variables, *inputs)
     made = {
         "model": config["model"],
-        "input": f"{data.example.dtype}{list(data.example.shape)}",
+        "input": ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(inputs)),
         **described(info, variables),
-        "stages": [taken(stage, variables, info, steps(config, data, stage)) for stage in stages],
+        "stages": [taken(stage, variables, info, steps(task, stage)) for stage in stages],
     }
     if workdir:
         write(made, workdir)
@@ -114,9 +116,9 @@ def site_entry(site: Site, own: Sequence[Any]) -> dict[str, Any]:
     }
 
 
-def steps(config: Mapping[str, Any], data: Data, stage: Stage) -> int:
+def steps(task: Task, stage: Stage) -> int:
     """Training steps of a stage."""
-    return stage.epochs * steps_of(len(data.train[1]), config["batch_size"])
+    return stage.epochs * (task.train.steps(task.batch_size) if task.train else 0)
 
 
 def taken(stage: Stage, variables: PyTree, info: ModelInfo, steps: int) -> dict[str, Any]:
@@ -213,10 +215,10 @@ def page(made: Mapping[str, Any]) -> str:
 
 def write(made: Mapping[str, Any], workdir: str) -> None:
     """Writes ``inspect.png``, ``inspect.md`` and ``inspect.json``, each whole or not at all."""
-    directory = report.open_workdir(workdir)
-    report.write_file(directory / "inspect.png", draw(made))
-    report.write_file(directory / "inspect.md", page(made).encode())
-    report.write_file(directory / "inspect.json", (json_text(made) + "\n").encode())
+    directory = open_workdir(workdir)
+    write_file(directory / "inspect.png", draw(made))
+    write_file(directory / "inspect.md", page(made).encode())
+    write_file(directory / "inspect.json", (json_text(made) + "\n").encode())
 
 
 def draw(made: Mapping[str, Any]) -> bytes:

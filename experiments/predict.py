@@ -2,8 +2,9 @@
 
     python -m experiments.predict --artifact=runs/digits_quickstart/artifact [--data=...] [--batch_size=128]
 
-Data: the test part of the data that the artifact's config names; or ``--data=package.module:load``, a function that returns
-``Data`` (its test part is taken), ``(x, y)`` or ``x``; or ``--data=file.npz`` with ``x`` and, where known, the labels ``y``.
+Data: the test part of the task that the artifact's config names; or ``--data=package.module:load``, a function that returns a
+``Task`` (its test part is taken), a batch such as ``(x, y)``, or ``x``; or ``--data=file.npz`` with ``x`` and, where known,
+``y``.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ from absl import app, flags
 
 from experiments import common
 from experiments.config import checked, parsed
-from experiments.network import Network
+from experiments.model import Model
 from jaxopt_nn.coding.artifact import directory_bytes, load_artifact
+from jaxopt_nn.core.files import write_file
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.cost.latency import devices as named_devices
 from jaxopt_nn.formulations.prepare import prepare
-from jaxopt_nn.interpret.rewrite import rewrite
-from jaxopt_nn.parallel.infer import Predictor, complaint, predictor
-from jaxopt_nn.pipeline import measure, registry, report
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.interpret.network import Network, abstract_outputs, like
+from jaxopt_nn.parallel.infer import Predictor, predictor
+from jaxopt_nn.pipeline import registry
+from jaxopt_nn.pipeline.data import Arrays
+from jaxopt_nn.pipeline.task import Task
+from jaxopt_nn.reporting import tables
 
 PyTree = Any
 WARMUP = 3
@@ -40,11 +46,13 @@ PASSES, SECONDS = 5, 5.0
 
 
 class Examples(NamedTuple):
-    """Inputs ``[n, ...]``, labels ``[n, ...]`` or None, and how the number is called."""
+    """Inputs ``[n, ...]`` of the network, and the batch that they are part of, where what is wanted of them is known."""
 
-    x: np.ndarray
-    y: np.ndarray | None
-    metric: str = "accuracy"
+    inputs: tuple[PyTree, ...]
+    batch: PyTree | None
+
+    def __len__(self) -> int:
+        return len(jax.tree.leaves(self.inputs)[0])
 
 
 def run(
@@ -58,7 +66,7 @@ def run(
 ) -> dict[str, Any]:
     """Loads an artifact, predicts the data on all devices and times it.
 
-    A batch's latency counts from its arrays in the host's memory to its logits there, after warm-up; the first batch, which
+    A batch's latency counts from its arrays in the host's memory to its outputs there, after warm-up; the first batch, which
     holds the compilation, is told apart. The throughput is that of a pass over the whole data.
 
     Args:
@@ -66,17 +74,18 @@ def run(
       data: as in the module's docstring; empty takes the test part of the config's data.
       batch_size: rows on all devices together; no more than there are examples.
       repeats: batches whose latency is measured.
-      output: an ``.npz`` for ``logits``, ``classes`` and the ``labels``, if known; empty writes none.
+      output: an ``.npz`` for the ``outputs`` (of several, each by its path), and the ``classes`` where accuracy is a metric of
+        the task; empty writes none.
       devices: all, if None.
 
     Returns:
-      ``artifact``, ``bytes``, ``rule``, ``devices``, ``batch_size``, ``per_device``, ``examples``, ``metric``, ``accuracy``
-      and ``loss`` (None without labels), ``examples_per_second``, ``latency_ms`` (``p50``, ``p99``, ``first``, ``batches``),
-      ``note`` (None: nothing to note).
+      ``artifact``, ``bytes``, ``rule``, ``devices``, ``batch_size``, ``per_device``, ``examples``, ``metrics`` (what they are,
+      as in a report), ``values`` (theirs; None where what is wanted is not known), ``examples_per_second``, ``latency_ms``
+      (``p50``, ``p99``, ``first``, ``batches``), ``note`` (None: nothing to note).
 
     Raises:
-      ValueError: the directory holds no artifact, or one without its config; the data is empty, does not fit the model, or
-        its labels don't; a number below its least value.
+      ValueError: the directory holds no artifact, or one without its config; the data is empty, or does not fit the model or
+        the task; a number below its least value.
       OSError: no such directory or file, or ``output`` can't be written.
     """
     for name, value in (("batch_size", batch_size), ("repeats", repeats)):
@@ -86,33 +95,31 @@ def run(
         raise FileNotFoundError(
             f"{Path(output).absolute().parent}: no such directory for output={output}; make it first"
         )
-    variables, config, rule = loaded(artifact)
-    network = rewrite(Network(config["model"], config["model_args"], config["float"], "float").apply, rule or ())
-    examples = given(data, config)
-    variables = prepare(variables)
-    check_fit(network, variables, examples)
-    predict = predictor(network, variables, devices=devices, batch_size=min(batch_size, len(examples.x)))
-    times, logits, speed = timed(predict, examples.x, repeats)
+    network, task = loaded(artifact)
+    examples = given(data, task)
+    check_fit(network, task, examples)
+    predict = predictor(network, devices=devices, batch_size=min(batch_size, len(examples)))
+    times, outputs, speed = timed(predict, examples, repeats)
     if output:
-        save(Path(output), logits, examples.y)
+        save(Path(output), outputs, task)
     return {
         "artifact": str(artifact),
         "bytes": directory_bytes(artifact),
-        "rule": rule.name if rule else None,
+        "rule": network.rules[0][1].name if network.rules else None,
         "devices": named(predict),
         "batch_size": predict.batch_size,
         "per_device": predict.rows(0) // len(predict.devices),
-        "examples": len(examples.x),
-        "metric": examples.metric,
-        **graded(logits, examples.y),
+        "examples": len(examples),
+        "metrics": task.described(),
+        "values": graded(outputs, examples, task),
         "examples_per_second": speed,
         "latency_ms": times,
-        "note": scale_note(network, variables, examples.x) if data else None,
+        "note": scale_note(network, examples) if data else None,
     }
 
 
-def loaded(artifact: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any], Any]:
-    """``(variables, config, rule)`` of an artifact.
+def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task]:
+    """The network of an artifact, prepared, and the task that its config names.
 
     Raises:
       ValueError: it is none, or does not say of which model it is.
@@ -127,14 +134,16 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any], An
     if not isinstance(config, Mapping) or "model" not in config:
         raise ValueError(
             f"{artifact}: the manifest does not name the model (extra.config.model); artifacts of experiments.compress do. "
-            "Load another one in Python: jaxopt_nn.load_artifact, jaxopt_nn.predictor"
+            "Load another one in Python: jaxopt_nn.load_artifact, jaxopt_nn.Network, jaxopt_nn.predictor"
         )
     config = checked(config)
     asked = config["stages"][-1].get("rule") or ""
-    return variables, config, registry.rule(asked if ":" in asked else extra.get("rule"))
+    rule = registry.rule(asked if ":" in asked else extra.get("rule"))
+    network = Model(config["model"], config["model_args"], config["float"], "float").network
+    return network.replace(variables=prepare(variables), rules=rule or (), training=None), common.load_task(config)
 
 
-def given(data: str, config: Mapping[str, Any]) -> Examples:
+def given(data: str, task: Task) -> Examples:
     """The examples to predict.
 
     Raises:
@@ -142,43 +151,38 @@ def given(data: str, config: Mapping[str, Any]) -> Examples:
       FileNotFoundError: no such file.
     """
     if not data:
-        found = common.load_data(config)
-        return Examples(*found.test, found.metric)
+        return of_source(task, "the config's data")
     if ":" in data and not Path(data).exists():
         load = registry.imported(data)
         known = inspect.signature(load).parameters
-        examples = examples_of(
-            load(**{k: v for k, v in {"fold": 0, "seed": config["seed"]}.items() if k in known}), data
-        )
-    else:
-        examples = read(Path(data))
-    x, y = examples.x, examples.y
-    if x.ndim == 0 or not x.size:
-        raise ValueError(f"data={data}: no examples; x has shape {list(x.shape)}")
-    if x.dtype.kind not in "biuf":
-        raise ValueError(f"data={data}: x is {x.dtype}; pass an array of numbers")
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        raise ValueError(f"data={data}: NaN or Inf among the inputs")
-    if y is not None and (y.shape[:1] != x.shape[:1] or not np.issubdtype(y.dtype, np.integer)):
-        raise ValueError(
-            f"data={data}: labels are {y.dtype}{list(y.shape)} for {len(x)} inputs; pass one class number for each, integers"
-        )
-    return examples
+        made = load(**{k: v for k, v in {"fold": 0, "seed": 0}.items() if k in known})
+        if isinstance(made, Task):
+            return of_source(made, data)
+        return of_batch(made, task, data)
+    return of_batch(read(Path(data)), task, str(data))
 
 
-def examples_of(made: Any, name: str) -> Examples:
-    """What a function for ``--data`` returned."""
-    if isinstance(made, Data):
-        return Examples(*made.test, made.metric)
-    if isinstance(made, tuple) and len(made) == 2:
-        return Examples(np.asarray(made[0]), np.asarray(made[1]))
-    if hasattr(made, "shape"):
-        return Examples(np.asarray(made), None)
-    raise ValueError(f"{name} gave {type(made).__name__}; it must return a Data, (x, y) or x")
+def of_source(task: Task, name: str) -> Examples:
+    """The test part of a task."""
+    if not isinstance(task.test, Arrays):
+        raise ValueError(f"{name}: gives batches, and prediction times arrays in memory; pass --data with arrays")
+    return Examples(task.objective.inputs_of(task.test.tree), task.test.tree)
 
 
-def read(file: Path) -> Examples:
-    """``x`` and, if there, ``y`` of an ``.npz``."""
+def of_batch(made: Any, task: Task, name: str) -> Examples:
+    """A batch of the task's form, or its inputs alone."""
+    if not (isinstance(made, tuple | dict) or hasattr(made, "__array__")):
+        raise ValueError(f"{name} gave {type(made).__name__}; it must return a Task, a batch such as (x, y), or x")
+    try:
+        tree = Arrays(made, f"data={name}").tree
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    whole = jax.tree.structure(tree) == jax.tree.structure(task.test.example)
+    return Examples(task.objective.inputs_of(tree), tree) if whole else Examples((tree,), None)
+
+
+def read(file: Path) -> Any:
+    """``(x, y)``, or ``x`` alone, of an ``.npz``."""
     if not file.is_file():
         raise FileNotFoundError(f"data={file}: no such file; pass an .npz, package.module:load, or nothing")
     try:
@@ -188,52 +192,32 @@ def read(file: Path) -> Examples:
             if "x" not in arrays:
                 held = ", ".join(arrays) or "nothing"
                 raise ValueError(f"holds {held}; needs x, and y where labels are known")
-            return Examples(arrays["x"], arrays["y"] if "y" in arrays else None)
+            return (arrays["x"], arrays["y"]) if "y" in arrays else arrays["x"]
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"data={file}: no .npz of arrays, or a damaged one ({error})") from error
     except ValueError as error:
         raise ValueError(f"data={file}: {error}") from error
 
 
-def check_fit(apply: Callable[..., Any], variables: PyTree, examples: Examples) -> None:
-    """Traces the model on the examples' shape.
+def check_fit(network: Network, task: Task, examples: Examples) -> None:
+    """Traces the model on the examples' shapes.
 
     Raises:
-      ValueError: the model can't take it, or gives other than logits, or its labels don't fit these.
+      ValueError: the model can't take them, or its outputs don't fit what is wanted.
     """
-    x, y = examples.x, examples.y
-    shape = f"{x.dtype}{list(x.shape[1:])}"
-    try:
-        out = logits_of(apply, variables, x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
-    except Exception as error:
-        raise ValueError(
-            f"examples of {shape} do not fit the model, it fails with {complaint(error)}; pass inputs of the shape and dtype "
-            "that it was trained on"
-        ) from error
-    if not isinstance(out, jax.ShapeDtypeStruct) or out.ndim < 2:
-        raise ValueError(f"for 2 examples of {shape} the model gives {out}; logits are needed, [2, ..., classes]")
-    if y is not None and out.shape[:-1] != (2, *y.shape[1:]):
-        wanted = f"class numbers {list(out.shape[1:-1])}" if out.ndim > 2 else "one class number"
-        raise ValueError(
-            f"labels are {y.dtype}{list(y.shape[1:])} for each example, the logits {list(out.shape[1:])}: pass {wanted} for "
-            f"each, 0 to {out.shape[-1] - 1}, no one-hot"
-        )
-    if y is not None and not 0 <= y.min() <= y.max() < out.shape[-1]:
-        raise ValueError(f"labels are {y.min()} to {y.max()}; the model knows the classes 0 to {out.shape[-1] - 1}")
+    outputs = abstract_outputs(network, *like(examples.inputs, 2), what="the model")
+    if examples.batch is not None and task.check is not None:
+        task.check(outputs, Arrays(examples.batch, "data"))
 
 
-def logits_of(apply: Callable[..., Any], variables: PyTree, shape: Sequence[int], dtype: Any) -> Any:
-    """What the model gives for 2 examples of inputs ``[n, ...]``, abstract."""
-    return jax.eval_shape(apply, variables, jax.ShapeDtypeStruct((2, *shape[1:]), dtype))
-
-
-def scale_note(apply: Callable[..., Any], variables: PyTree, x: np.ndarray) -> str | None:
+def scale_note(network: Network, examples: Examples) -> str | None:
     """A word on whole numbers for a model that takes floats as well, so not for one that looks them up in a table."""
-    if x.dtype.kind == "f":
+    x = examples.inputs[0]
+    if len(examples.inputs) > 1 or not hasattr(x, "dtype") or x.dtype.kind == "f":
         return None
     try:
-        logits_of(apply, variables, x.shape, np.float32)
-    except Exception:
+        abstract_outputs(network, jax.ShapeDtypeStruct((2, *x.shape[1:]), np.float32))
+    except ValueError:
         return None
     return (
         f"the inputs are {x.dtype}, {x.min()} to {x.max()}, and taken as they are; if the model was trained on scaled floats, "
@@ -241,21 +225,23 @@ def scale_note(apply: Callable[..., Any], variables: PyTree, x: np.ndarray) -> s
     )
 
 
-def timed(predict: Predictor, x: np.ndarray, repeats: int) -> tuple[dict[str, Any], np.ndarray, float]:
-    """``(latencies of batches in ms, logits of all examples, examples a second)``."""
-    size = min(predict.rows(0), len(x))
-    starts = [i * size % (len(x) - size + 1) for i in range(repeats)]
-    first = _seconds(functools.partial(predict, x[:size]))[0]
+def timed(predict: Predictor, examples: Examples, repeats: int) -> tuple[dict[str, Any], PyTree, float]:
+    """``(latencies of batches in ms, outputs for all examples, examples a second)``."""
+    total = len(examples)
+    size = min(predict.rows(0), total)
+    rows = lambda start: jax.tree.map(lambda x: x[start : start + size], examples.inputs)
+    starts = [i * size % (total - size + 1) for i in range(repeats)]
+    first = _seconds(functools.partial(predict, *rows(0)))[0]
     for _ in range(WARMUP - 1):
-        predict(x[:size])
-    each = [1e3 * _seconds(functools.partial(predict, x[s : s + size]))[0] for s in starts]
+        predict(*rows(0))
+    each = [1e3 * _seconds(functools.partial(predict, *rows(s)))[0] for s in starts]
     passes: list[float] = []
     while not passes or (len(passes) < PASSES and sum(passes) < SECONDS):
-        seconds, logits = _seconds(functools.partial(predict, x))
+        seconds, outputs = _seconds(functools.partial(predict, *examples.inputs))
         passes.append(seconds)
     p50, p99 = np.percentile(each, [50, 99])
     times = {"p50": float(p50), "p99": float(p99), "first": 1e3 * first, "batches": len(each)}
-    return times, logits, len(x) / float(np.median(passes))
+    return times, outputs, total / float(np.median(passes))
 
 
 def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -264,32 +250,26 @@ def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, out
 
 
-def graded(logits: np.ndarray, y: np.ndarray | None) -> dict[str, float | None]:
-    """``accuracy`` in [0, 1] and mean cross-entropy ``loss`` in nats, over all labels."""
-    if y is None:
-        return {"accuracy": None, "loss": None}
-    logits = logits.astype(np.float64)
-    logits -= logits.max(-1, keepdims=True)
-    own = np.take_along_axis(logits, y[..., None], -1)[..., 0]
-    return {
-        "accuracy": float(np.mean(logits.argmax(-1) == y)),
-        "loss": float(np.mean(np.log(np.exp(logits).sum(-1)) - own)),
-    }
+def graded(outputs: PyTree, examples: Examples, task: Task) -> dict[str, float] | None:
+    """The task's metrics; None where what is wanted is not known."""
+    if examples.batch is None:
+        return None
+    return task.result(jax.device_get(task.objective.measured(outputs, examples.batch, None)))
 
 
-def save(file: Path, logits: np.ndarray, y: np.ndarray | None) -> None:
+def save(file: Path, outputs: PyTree, task: Task) -> None:
     """Writes the predictions, whole or not at all."""
-    arrays: dict[str, Any] = {"logits": logits.astype(np.float32), "classes": logits.argmax(-1).astype(np.int32)}
-    if y is not None:
-        arrays["labels"] = y
+    arrays = {path or "outputs": np.asarray(x) for path, x in leaves_by_path(outputs).items()}
+    if "accuracy" in task.metrics and list(arrays) == ["outputs"]:
+        arrays["classes"] = arrays["outputs"].argmax(-1).astype(np.int32)
     out = io.BytesIO()
     np.savez(out, **arrays)
-    report.write_file(file, out.getvalue())
+    write_file(file, out.getvalue())
 
 
 def named(predict: Predictor) -> list[str]:
     """The devices that it runs on, by kind."""
-    known = dict(zip(jax.devices(), measure.devices(), strict=True))
+    known = dict(zip(jax.devices(), named_devices(), strict=True))
     return [known[device] for device in predict.devices]
 
 
@@ -303,10 +283,8 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
         ["batch", f"{found['batch_size']:,}, {found['per_device']:,} on each device"],
         ["examples", f"{found['examples']:,}"],
     ]
-    if found["accuracy"] is not None:
-        lines.append(["accuracy", f"{found['accuracy']:.2%}"])
-    if found["metric"] != "accuracy" and found["loss"] is not None:
-        lines.append([found["metric"], f"{found['loss'] / np.log(2):.4f}"])
+    for name, value in (found["values"] or {}).items():
+        lines.append([name, tables.shown(found, name, value)])
     noted = [["note", found["note"]]] if found["note"] else []
     return [
         *lines,

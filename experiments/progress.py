@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxopt_nn.pipeline.train import Watch
+from jaxopt_nn.pipeline.fit import Watch
 
 #: Least seconds between two plain lines about training.
 QUIET = 10.0
@@ -74,8 +74,8 @@ class Progress:
             # what a killed run wrote beyond its last position is written again
             self._writers[stage] = SummaryWriter(str(self._events / stage), purge_step=step)  # type: ignore[operator]
         writer = self._writers[stage]
-        for name in ("loss", "accuracy"):
-            writer.add_scalar(name, entry[name], step)
+        for name, value in entry["metrics"].items():
+            writer.add_scalar(name, value, step)
         for path, norm in entry.get("gradient_norms", {}).items():
             writer.add_scalar(f"gradient_norm/{path}", norm, step)
 
@@ -94,7 +94,7 @@ def _bar() -> Any:
 
 
 def _text(entry: dict[str, Any]) -> str:
-    return f"loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.2%}"
+    return ", ".join(f"{name} {value:.4g}" for name, value in sorted(entry["metrics"].items(), key=lambda m: m[0] != "loss"))
 
 
 def _left(entry: dict[str, Any]) -> str:

@@ -8,38 +8,39 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common import picture
 from experiments.grid import Cell, short_names
-from jaxopt_nn.pipeline.tables import bits_per_byte, human_bytes, last
+from jaxopt_nn.reporting.tables import human_bytes, last, scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCHEMA = 1
-NUMBERS = ("accuracy", "baseline_accuracy", "bits_per_byte", "baseline_bits_per_byte", "bytes", "ratio")
+SCHEMA = 2
+#: What is summarized of a run: its score and the baseline's, in the report's headline metric, and sizes.
+NUMBERS = ("score", "baseline_score", "bytes", "ratio")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
 MARKERS = "osD^vPX"
 
 
 def record(report: Mapping[str, Any], cell: Cell, seed: int) -> dict[str, Any]:
-    """What a sweep keeps of a run's report: the last stage's numbers, and the score before; scores are pooled over folds."""
-    before, after = report["baseline"], last(dict(report))
-    if pooled := report.get("cross_validation"):
-        before, after = (
-            {**entry, **{score: pooled[f"{when}_{score}"] for score in ("accuracy", "loss")}}
-            for when, entry in (("baseline", before), ("final", after))
-        )
-    found = {
+    """What a sweep keeps of a run's report: the headline metric before and after, over all folds, and the last sizes."""
+    name = report["headline"]
+    (before, after), end = scores(dict(report)), last(dict(report))
+    return {
         "cell": cell.name,
         "seed": seed,
         "folder": f"{cell.folder}/seed_{seed}",
-        "accuracy": after["accuracy"],
-        "baseline_accuracy": before["accuracy"],
-        "bytes": after["bytes"],
-        "ratio": after["ratio"],
+        "metric": {"name": name, **report["metrics"][name]},
+        "score": after[name],
+        "baseline_score": before[name],
+        "bytes": end["bytes"],
+        "ratio": end["ratio"],
     }
-    if report["metric"] == "bits/byte":
-        found |= {"bits_per_byte": bits_per_byte(after), "baseline_bits_per_byte": bits_per_byte(before)}
-    return found
+
+
+def scored(record: Mapping[str, Any]) -> str:
+    """A run's score in words."""
+    unit = "%" if record["metric"]["unit"] == "%" else ""
+    return f"{record['metric']['name']} {_score(record['score'], None, record['metric'])}{unit}"
 
 
 def summary(
@@ -50,18 +51,18 @@ def summary(
     records: Sequence[Mapping[str, Any]],
     failed: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What ``sweep.json`` holds; ``metric`` is the number that is compared, ``"accuracy"`` or ``"bits_per_byte"``."""
+    """What ``sweep.json`` holds; ``metric`` has name, unit and direction of the number that is compared."""
     runs = {
         cell.name: sorted((r for r in records if r["cell"] == cell.name), key=lambda r: r["seed"]) for cell in cells
     }
-    metric = "bits_per_byte" if any("bits_per_byte" in r for r in records) else "accuracy"
+    metric = records[0]["metric"] if records else {"name": "score", "unit": "", "better": "higher"}
     entries = []
     for cell in cells:
         own = runs[cell.name]
         numbers = {name: spread([r[name] for r in own]) for name in NUMBERS if own and name in own[0]}
         entry = {"name": cell.name, "overrides": cell.overrides, "n": len(own), "runs": own, **numbers}
         compared = runs[baseline] if baseline and cell.name != baseline else ()
-        entries.append({**entry, "difference": paired(own, compared, metric)})
+        entries.append({**entry, "difference": paired(own, compared)})
     return {
         "schema": SCHEMA, "config": dict(config), "seeds": list(seeds), "baseline": baseline, "metric": metric,
         "cells": entries, "failed": list(failed), "missing": len(cells) * len(seeds) - len(records) - len(failed),
@@ -74,11 +75,11 @@ def spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def paired(
-    own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], metric: str
+    own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
 ) -> dict[str, float | int | None] | None:
     """Mean over the seeds that both have of ``own - other``, its standard error ``s / sqrt(n)``, and ``n``."""
-    theirs = {r["seed"]: r[metric] for r in other}
-    differences = [r[metric] - theirs[r["seed"]] for r in own if r["seed"] in theirs]
+    theirs = {r["seed"]: r["score"] for r in other}
+    differences = [r["score"] - theirs[r["seed"]] for r in own if r["seed"] in theirs]
     if not differences:
         return None
     found = spread(differences)
@@ -89,10 +90,10 @@ def paired(
 def header_and_cells(made: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table: one line a cell."""
     metric = made["metric"]
-    score, unit, points = ("accuracy, %", "%", "points") if metric == "accuracy" else ("bits/byte",) * 3
-    header = ["cell", "n", score, f"float, {unit}", "bytes", "ratio"]
+    unit = f", {metric['unit']}" if metric["unit"] not in ("", metric["name"]) else ""
+    header = ["cell", "n", f"{metric['name']}{unit}", f"float{unit}", "bytes", "ratio"]
     if made["baseline"]:
-        header.append(f"difference, {points}")
+        header.append("difference, points" if metric["unit"] == "%" else f"difference{unit}")
     return header, [_line(cell, made)[: len(header)] for cell in made["cells"]]
 
 
@@ -105,13 +106,13 @@ def _line(cell: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
     difference = "baseline" if cell["name"] == made["baseline"] else "-"
     if found := cell["difference"]:
         difference = f"{_score(found['mean'], found['standard_error'], metric, '+')} (n={found['n']})"
-    scores = [_score(c["mean"], c["std"], metric) for c in (cell[metric], cell[f"baseline_{metric}"])]
+    scores = [_score(c["mean"], c["std"], metric) for c in (cell["score"], cell["baseline_score"])]
     return [cell["name"], str(cell["n"]), *scores, bytes_, f"{cell['ratio']['mean']:.2f}x", difference]
 
 
-def _score(mean: float, error: float | None, metric: str, sign: str = "") -> str:
-    """Accuracies in percent (differences of them in points)."""
-    scale, digits = (100, 2) if metric == "accuracy" else (1, 4)
+def _score(mean: float, error: float | None, metric: Mapping[str, str], sign: str = "") -> str:
+    """Shares in percent (differences of them in points)."""
+    scale, digits = (100, 2) if metric["unit"] == "%" else (1, 4)
     said = f"{scale * mean:{sign}.{digits}f}"
     return said if error is None else f"{said} ± {scale * error:.{digits}f}"
 
@@ -127,7 +128,7 @@ def _draw(figure: Figure, made: Mapping[str, Any]) -> None:
     cells = [cell for cell in made["cells"] if cell["n"]]
     axes = figure.subplots()
     metric = made["metric"]
-    scale = 100 if metric == "accuracy" else 1
+    scale = 100 if metric["unit"] == "%" else 1
     key = _line_key(cells)
     by_bytes = len({round(cell["bytes"]["mean"]) for cell in cells}) > 1
     numeric = all(isinstance(c["overrides"].get(key), int | float) for c in cells)
@@ -142,15 +143,15 @@ def _draw(figure: Figure, made: Mapping[str, Any]) -> None:
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         beside = ScaledTranslation(width * (i - (len(series) - 1) / 2) / 72, 0, figure.dpi_scale_trans)
         x = [places[c["name"]] for c in members]
-        y = [scale * c[metric]["mean"] for c in members]
-        errors = [scale * (c[metric]["std"] or 0) for c in members]
+        y = [scale * c["score"]["mean"] for c in members]
+        errors = [scale * (c["score"]["std"] or 0) for c in members]
         axes.errorbar(
             x, y, yerr=errors, fmt=f"{marker}-", color=colour, capsize=2.5, markersize=5, linewidth=1.2, elinewidth=0.8,
             label=name, transform=axes.transData + beside,
         )  # fmt: skip
         ends = [a + sign * error for sign in (-1, 1) for a, error in zip(y, errors)]
         axes.update_datalim(list(zip([*x, *x], ends)))  # what is shifted does not count by itself
-    before = [c[f"baseline_{metric}"]["mean"] for c in cells]
+    before = [c["baseline_score"]["mean"] for c in cells]
     axes.axhline(scale * sum(before) / len(before), color="0.6", linestyle=(0, (4, 3)), linewidth=1, label="float")
     if by_bytes:
         _bytes_axis(axes, [c["bytes"]["mean"] for c in cells])
@@ -158,13 +159,14 @@ def _draw(figure: Figure, made: Mapping[str, Any]) -> None:
         axes.set_xlabel(str(key))
     else:
         axes.set_xticks(range(len(cells)), [c["name"] for c in cells], rotation=30 if len(cells) > 3 else 0, ha="right")
-    axes.set_ylabel("accuracy, %" if metric == "accuracy" else "bits a byte (lower is better)")
+    unit = f", {metric['unit']}" if metric["unit"] not in ("", metric["name"]) else ""
+    axes.set_ylabel(f"{metric['name']}{unit}{' (lower is better)' if metric['better'] == 'lower' else ''}")
     axes.margins(x=0.1, y=0.15)
     said = f"; beside the points: {_short(cells)[key]}" if by_bytes and key else ""
     axes.set_title(f"mean ± standard deviation, {len(made['seeds'])} seeds{said}")
     axes.legend(loc="best")
     if by_bytes and key:
-        _annotate(figure, axes, [(c["overrides"][key], places[c["name"]], scale * c[metric]["mean"]) for c in cells])
+        _annotate(figure, axes, [(c["overrides"][key], places[c["name"]], scale * c["score"]["mean"]) for c in cells])
 
 
 def _line_key(cells: Sequence[Mapping[str, Any]]) -> str | None:

@@ -23,11 +23,12 @@ from ml_collections import config_flags
 from experiments import common, compress
 from experiments.config import checked, parsed
 from experiments.grid import Cell, addresses, cell_named, cells_of, read_grid
-from experiments.summary import draw, header_and_cells, record, summary
-from jaxopt_nn.pipeline import registry, report
+from experiments.summary import draw, header_and_cells, record, scored, summary
+from jaxopt_nn.core.files import open_workdir, write_file
+from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import locked, nothing
 from jaxopt_nn.pipeline.recipe import check_recipe
-from jaxopt_nn.pipeline.tables import json_text
+from jaxopt_nn.reporting.tables import json_text
 
 Say = Callable[[str], None]
 
@@ -71,7 +72,7 @@ def run(
     _check(cells)
     base = cell_named(baseline, cells, config) if baseline else None
     numbers = range(config["seed"], config["seed"] + seeds)
-    directory = report.open_workdir(workdir)
+    directory = open_workdir(workdir)
     with locked(directory):
         return _carried_out(config, cells, numbers, base, directory, say)
 
@@ -124,7 +125,7 @@ def _carry_out(
                 config_of(cell, seed), str(place(directory, cell, seed)), latency=False, floats=directory / "floats"
             )
             records.append(record(found, cell, seed))
-            said = f"accuracy {records[-1]['accuracy']:.2%}, {records[-1]['bytes']:,} bytes"
+            said = f"{scored(records[-1])}, {records[-1]['bytes']:,} bytes"
         except Exception as error:  # a run that fails must not lose the others
             failed.append({"cell": cell.name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
             said = f"failed: {failed[-1]['error'].splitlines()[0]}"
@@ -179,16 +180,16 @@ def read_json(file: Path) -> Any:
 def write(made: dict[str, Any], directory: Path) -> None:
     """Writes ``sweep.png``, ``sweep.md`` and, last, ``sweep.json``, each whole or not at all."""
     if any(cell["n"] for cell in made["cells"]):
-        report.write_file(directory / "sweep.png", draw(made))
-    report.write_file(directory / "sweep.md", page(made).encode())
-    report.write_file(directory / "sweep.json", (json_text(made) + "\n").encode())
+        write_file(directory / "sweep.png", draw(made))
+    write_file(directory / "sweep.md", page(made).encode())
+    write_file(directory / "sweep.json", (json_text(made) + "\n").encode())
 
 
 def page(made: Mapping[str, Any]) -> str:
     """The sweep as Markdown."""
     parts = ["# Sweep", "", common.markdown(*header_and_cells(made)), "", *(f"- {s}" for s in sentences(made)), ""]
     if any(cell["n"] for cell in made["cells"]):
-        parts += ["![accuracy of the cells](sweep.png)", ""]
+        parts += [f"![{made['metric']['name']} of the cells](sweep.png)", ""]
     return "\n".join(parts)
 
 

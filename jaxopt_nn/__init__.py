@@ -8,7 +8,7 @@ from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Pass, Rule, identity_rule
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
-from jaxopt_nn.core.transform import LeafTraits, State, Traits, Transform, explain, identity, leafwise
+from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity, leafwise
 from jaxopt_nn.cost.aot import compile_for
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.frameworks.linen import linen
@@ -16,6 +16,7 @@ from jaxopt_nn.frameworks.nnx import nnx
 from jaxopt_nn.interpret.constants import keep_constants
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
@@ -29,28 +30,37 @@ from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.parallel.infer import predictor
 from jaxopt_nn.passes.neurons import Units, dead_units, prune_neurons, unit_activity, weak_units
 from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.pipeline import metrics
 from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
+from jaxopt_nn.pipeline.classes import classification, language_model, multilabel
 from jaxopt_nn.pipeline.compress import compress
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.pipeline.data import Arrays, Stream
+from jaxopt_nn.pipeline.grade import evaluate
+from jaxopt_nn.pipeline.metrics import Metric
+from jaxopt_nn.pipeline.numbers import reconstruction, regression
 from jaxopt_nn.pipeline.recipe import Distill, Stage
+from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.qtensor import QTensor
 
 __all__ = [
+    "Arrays",
     "AxisGroup",
     "Checkpoints",
     "CompressedTensor",
-    "Data",
     "Distill",
+    "Facts",
     "Known",
     "LeafTraits",
     "Masked",
     "Matrix",
     "Member",
     "Message",
+    "Metric",
     "ModelInfo",
+    "Network",
     "Pass",
     "QTensor",
     "Report",
@@ -59,7 +69,9 @@ __all__ = [
     "Site",
     "Stage",
     "State",
+    "Stream",
     "Tap",
+    "Task",
     "TrainState",
     "Traits",
     "Transform",
@@ -73,6 +85,7 @@ __all__ = [
     "calibrate",
     "capture",
     "chain",
+    "classification",
     "clip",
     "clip_percentile",
     "clip_std",
@@ -84,6 +97,7 @@ __all__ = [
     "densify",
     "distillation_loss",
     "erk",
+    "evaluate",
     "every",
     "explain",
     "fake_quant_activations",
@@ -97,6 +111,7 @@ __all__ = [
     "inspect",
     "is_compressed",
     "keep_constants",
+    "language_model",
     "later",
     "leafwise",
     "linen",
@@ -104,8 +119,10 @@ __all__ = [
     "magnitude",
     "make_step",
     "mask_units",
+    "metrics",
     "minmax",
     "moments",
+    "multilabel",
     "nbytes",
     "nnx",
     "per_leaf",
@@ -114,6 +131,8 @@ __all__ = [
     "prune",
     "prune_neurons",
     "quantize",
+    "reconstruction",
+    "regression",
     "rewrite",
     "saliency",
     "save_artifact",

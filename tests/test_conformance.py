@@ -249,8 +249,8 @@ def trained(name):
     """The train state before and after a step of gradient descent along ``GRADS``, and the step, compiled."""
     loss = lambda variables, batch, key: (along_grads(variables), ({}, {}))
     method, optimizer = TABLE[name], optax.sgd(RATE)
-    ts = init_train_state(PARAMS, method, optimizer, jax.random.key(0), state=case(name).state, frozen=(HELD,))
-    step = jax.jit(make_step(loss, method, optimizer, frozen=(HELD,)))
+    ts = init_train_state(PARAMS, method, optimizer, jax.random.key(0), state=case(name).state, still=(HELD,))
+    step = jax.jit(make_step(loss, method, optimizer, still=(HELD,)))
     after, metrics = step(ts, None)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, ts)
     chex.assert_tree_all_finite((after.params, after.learnt, metrics))
@@ -320,7 +320,7 @@ def update_touches_carried_alone_and_compiles_once(method, state):
 def state_survives_a_checkpoint(name, after, step, directory):
     """To disk and back, into a structure that ``init`` makes of other parameters; the next step is the same."""
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    blank = init_train_state(zeros, TABLE[name], optax.sgd(RATE), jax.random.key(9), info=INFO, frozen=(HELD,))
+    blank = init_train_state(zeros, TABLE[name], optax.sgd(RATE), jax.random.key(9), info=INFO, still=(HELD,))
     checkpoints = Checkpoints(directory, seconds=0.0)
     checkpoints.save(1, after, {"name": name})
     at, found, meta = checkpoints.restore(blank)

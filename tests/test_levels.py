@@ -19,7 +19,8 @@ LEVELS = {
     "frameworks": 4,
     "parallel": 5,
     "cost": 6,
-    "pipeline": 7,
+    "reporting": 7,
+    "pipeline": 8,
 }
 FOLDERS = ("jaxopt_nn", "experiments", "configs", "tests")
 FILES = sorted(p.relative_to(REPOSITORY) for folder in FOLDERS for p in (REPOSITORY / folder).rglob("*.py"))

@@ -26,14 +26,15 @@ from absl import app, flags
 
 from configs import fashion_distill, fashion_lenet300_deep, fashion_lenet300_qat4
 from experiments.benchmarks.common import emit
-from experiments.common import flag_values, load_data
+from experiments.common import flag_values, load_task
 from experiments.config import checked
-from experiments.network import Network
+from experiments.model import Model
 from jaxopt_nn.core.combine import every, where
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import State, Transform, identity
 from jaxopt_nn.cost.latency import interleaved
 from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import fake_quant_activations
 from jaxopt_nn.methods.prune import global_budget, prune
@@ -41,11 +42,12 @@ from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.schedules import cubic
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
-from jaxopt_nn.pipeline.compress import Compressor, plain_training
-from jaxopt_nn.pipeline.data import Data
-from jaxopt_nn.pipeline.evaluate import evaluator
+from jaxopt_nn.pipeline.compress import Compressor
+from jaxopt_nn.pipeline.data import order_of
+from jaxopt_nn.pipeline.fit import Trainer
+from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.recipe import Stage
-from jaxopt_nn.pipeline.train import Trainer, order_of, steps_of
+from jaxopt_nn.pipeline.task import Task
 
 PyTree = Any
 #: Best of JaxPruner's allocations, gradual magnitude pruning with 10 epochs of fine-tuning, on this network and data.
@@ -54,42 +56,37 @@ BATCH = 128
 
 
 class Networks:
-    """A config's data and float networks, trained once a seed."""
+    """A config's task and float networks, trained once a seed."""
 
     def __init__(self, config: dict[str, Any], workdir: Path, seeds: int):
         self.config, self.workdir, self.seeds = config, workdir, range(seeds)
-        self.data = load_data(config)
-        self.network = Network(config["model"], config["model_args"], config["float"], "float")
-        self.apply = self.network.apply
-        self.steps = steps_of(len(self.data.train[1]), BATCH)
+        self.task = load_task({**config, "batch_size": BATCH})
+        self.model = Model(config["model"], config["model_args"], config["float"], "float")
+        self.network = self.model.network
 
     @functools.cached_property
-    def floats(self) -> list[PyTree]:
+    def floats(self) -> list[Network]:
         name = f"float_{self.config['float']['learning_rate']}"
-        return [self.trained(self.network, seed, name) for seed in self.seeds]
+        return [self.trained(self.model, seed, name) for seed in self.seeds]
 
-    def trained(self, network: Network, seed: int, name: str, teacher: Any = None, data: Data | None = None) -> PyTree:
+    def trained(
+        self, model: Model, seed: int, name: str, teacher: Network | None = None, task: Task | None = None
+    ) -> Network:
         places = lambda stage: Checkpoints(self.workdir / name / f"seed_{seed}")
-        found = network.trained(
-            seed=seed,
-            checkpoint="",
-            data=data or self.data,
-            batch_size=BATCH,
-            places=places,
-            watch=nothing,
+        found = model.trained(
+            model.fresh(seed), seed=seed, checkpoint="", task=task or self.task, places=places, watch=nothing,
             teacher=teacher,
-        )
+        )  # fmt: skip
         return found[0]
 
-    def accuracies(self, apply: Callable[..., Any], trees: Sequence[PyTree]) -> list[float]:
-        evaluate = evaluator(apply)
-        return [evaluate(variables, *self.data.test).accuracy for variables in trees]
+    def accuracies(self, networks: Sequence[Network]) -> list[float]:
+        return [evaluate(network, self.task)["accuracy"] for network in networks]
 
     def deployed(self, stages: Sequence[dict[str, Any]]) -> list[float]:
         """Accuracy of the packed network after these stages of a config, for each seed."""
-        compressor = Compressor(self.apply, registry.stages(stages), batch_size=BATCH)
-        runs = [compressor(v, self.data, seed=s, latency=False) for s, v in zip(self.seeds, self.floats, strict=True)]
-        return [run.stages[-1]["accuracy"] for run in runs]
+        compressor = Compressor(self.network, registry.stages(stages))
+        runs = [compressor(n, self.task, seed=s, latency=False) for s, n in zip(self.seeds, self.floats, strict=True)]
+        return [run.stages[-1]["metrics"]["accuracy"] for run in runs]
 
 
 def row(part: str, name: str, own: Sequence[float], peer: Sequence[float] | None = None, **more: Any) -> dict[str, Any]:
@@ -108,18 +105,19 @@ def _std(values: Sequence[float]) -> float:
 def part_quantize(nets: Networks) -> list[dict[str, Any]]:
     """8 and 6 bits after training, 4 bits by straight-through training; the peer of the first two is the float network."""
     (stage,) = nets.config["stages"]
-    plain = nets.accuracies(nets.apply, nets.floats)
+    plain = nets.accuracies(nets.floats)
     rows = [row("quantize", "float", plain)]
     for bits in (8, 6, 4):
         found = nets.deployed([{**stage, "bits": bits, "epochs": 0, "rule": f"w{bits}a16"}])
         rows.append(row("quantize", f"{bits} bits, rounded after training", found, plain))
     ours = nets.deployed([stage])
-    apply = _qwix(nets, weights=jnp.int4)
+    peer = Network(_qwix(nets, weights=jnp.int4), nets.network.variables)
     training = Stage("qwix", identity(), epochs=stage["epochs"], learning_rate=stage["learning_rate"])
-    trainer = Trainer(plain_training(apply), identity(), training, steps=nets.steps, batch_size=BATCH)
+    steps = nets.task.train.steps(BATCH)
+    trainer = Trainer(peer.trained, identity(), training, nets.task.objective, steps=steps, batch_size=BATCH)
     keys = [jax.random.fold_in(jax.random.key(seed), 0) for seed in nets.seeds]  # as our stage 0: the same minibatches
-    done = [trainer(v, State(), nets.data.train, key) for v, key in zip(nets.floats, keys, strict=True)]
-    theirs = nets.accuracies(apply, [found.variables for found in done])
+    done = [trainer(n.variables, State(), nets.task.train, key) for n, key in zip(nets.floats, keys, strict=True)]
+    theirs = nets.accuracies([peer.replace(variables=found.variables) for found in done])
     rows.append(row("quantize", "4 bits, trained: Qwix", theirs, plain))
     rows.append(row("quantize", "4 bits, trained: jaxopt_nn, against Qwix", ours, theirs))
     return rows
@@ -137,7 +135,7 @@ def _qwix(nets: Networks, weights: Any, activations: Any = None) -> Callable[...
 def part_prune(nets: Networks) -> list[dict[str, Any]]:
     """Gradual magnitude pruning, the stage of ``configs/fashion_lenet300_deep.py``, beside JaxPruner's figures."""
     stage = nets.config["stages"][0]
-    rows = [row("prune", "float", nets.accuracies(nets.apply, nets.floats))]
+    rows = [row("prune", "float", nets.accuracies(nets.floats))]
     for sparsity, quoted in JAXPRUNER.items():
         for allocation in ("erk", "global_budget"):
             schedule = {**stage["sparsity"], "final": sparsity}
@@ -151,19 +149,19 @@ def part_distill(nets: Networks) -> list[dict[str, Any]]:
     """The student of ``configs/fashion_distill.py``, with its teacher and with the labels alone."""
     config = nets.config
     teaching = config["teacher"]
-    master = Network(teaching["model"], teaching["model_args"], teaching["float"], "teacher")
-    plain = Network(config["model"], config["model_args"], {**config["float"], "distill": None}, "float")
-    lesson = load_data({**config, "data": {**config["data"], **teaching["data"]}})
-    masters = [nets.trained(master, seed, "teacher", data=lesson) for seed in nets.seeds]
+    master = Model(teaching["model"], teaching["model_args"], teaching["float"], "teacher")
+    plain = Model(config["model"], config["model_args"], {**config["float"], "distill": None}, "float")
+    lesson = load_task({**config, "data": {**config["data"], **teaching["data"]}, "batch_size": BATCH})
+    masters = [nets.trained(master, seed, "teacher", task=lesson) for seed in nets.seeds]
     hard = [nets.trained(plain, seed, "plain_student") for seed in nets.seeds]
     soft = [
-        nets.trained(nets.network, seed, "taught_student", (master.apply, teacher))
+        nets.trained(nets.model, seed, "taught_student", teacher)
         for seed, teacher in zip(nets.seeds, masters, strict=True)
     ]
-    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-    alone, helped = (nets.accuracies(plain.apply, trees) for trees in (hard, soft))
+    size = lambda network: sum(x.size for x in jax.tree.leaves(network.variables))
+    alone, helped = map(nets.accuracies, (hard, soft))
     return [
-        row("distill", "teacher", nets.accuracies(master.apply, masters), parameters=size(masters[0])),
+        row("distill", "teacher", nets.accuracies(masters), parameters=size(masters[0])),
         row("distill", "student, labels alone", alone, parameters=size(hard[0])),
         row("distill", "student, distilled, against labels alone", helped, alone, parameters=size(soft[0])),
     ]
@@ -181,10 +179,12 @@ def _full_sort(scores: dict[str, jax.Array], roles: Any, sparsity: Any) -> dict[
 
 def _timed(nets: Networks, cases: dict[str, tuple[Transform, Callable[..., Any]]], part: str) -> list[dict[str, Any]]:
     """Milliseconds a step over a hundred steps a call, all cases in turn; the first is the yardstick."""
-    x, y = (a[order_of(len(nets.data.train[1]), BATCH, jax.random.key(0))[:100]] for a in nets.data.train)
+    train = nets.task.train
+    x, y = train.rows(order_of(train.size, BATCH, jax.random.key(0))[:100])
     x, y = jnp.asarray(x), jnp.asarray(y)
-    info = inspect(nets.apply, nets.floats[0], nets.data.example)
-    calls = {name: _hundred_steps(nets.floats[0], method, apply, info, x, y) for name, (method, apply) in cases.items()}
+    weights = nets.floats[0].variables
+    info = inspect(nets.network.apply, weights, *nets.task.example)
+    calls = {name: _hundred_steps(weights, method, apply, info, x, y) for name, (method, apply) in cases.items()}
     found = {name: t.median_ms / 100 for name, t in interleaved(calls, repeats=25, seconds=120).items()}
     first = next(iter(found.values()))
     return [{"part": part, "candidate": name, "ms a step": t, "over plain": t / first} for name, t in found.items()]
@@ -219,14 +219,14 @@ def part_masks(nets: Networks) -> list[dict[str, Any]]:
         "masks every 10 steps, global": gradual(allocation=global_budget),
         "masks every 10 steps, per leaf by full sorts": gradual(allocation=_full_sort),
     }
-    return _timed(nets, {name: (method, nets.apply) for name, method in cases.items()}, "masks")
+    return _timed(nets, {name: (method, nets.network.apply) for name, method in cases.items()}, "masks")
 
 
 def part_step(nets: Networks) -> list[dict[str, Any]]:
     """Training steps with 4-bit weights and 8-bit activations."""
-    ours = (where("**/kernel", quantize(4)), rewrite(nets.apply, fake_quant_activations(8)))
+    ours = (where("**/kernel", quantize(4)), rewrite(nets.network.apply, fake_quant_activations(8)))
     theirs = (identity(), _qwix(nets, jnp.int4, jnp.int8))
-    return _timed(nets, {"plain": (identity(), nets.apply), "jaxopt_nn, w4a8": ours, "Qwix, w4a8": theirs}, "step")
+    return _timed(nets, {"plain": (identity(), nets.network.apply), "jaxopt_nn, w4a8": ours, "Qwix, w4a8": theirs}, "step")
 
 
 #: What is done, and to the networks of which config.

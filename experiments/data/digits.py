@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.pipeline.classes import classification
+from jaxopt_nn.pipeline.task import Task
 
 
-def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
+def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Task:
     """Fold ``fold`` of a shuffled split into ``folds`` parts, the same for a seed on every machine.
 
     Returns:
@@ -37,4 +38,4 @@ def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Data:
     order = np.argsort(np.random.Generator(np.random.PCG64(seed)).random(len(y)), kind="stable")
     parts = np.array_split(order, folds)
     train = np.concatenate([part for i, part in enumerate(parts) if i != fold])
-    return Data(train=(x[train], y[train]), test=(x[parts[fold]], y[parts[fold]]))
+    return classification(train=(x[train], y[train]), test=(x[parts[fold]], y[parts[fold]]))

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments.data.files import Source, present
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.pipeline.classes import classification
+from jaxopt_nn.pipeline.task import Task
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -64,7 +65,7 @@ CIFAR10 = Source(
 )
 
 
-def fashion_mnist(dir: str = "", validation: int = 0, limit: int = 0, seed: int = 0) -> Data:
+def fashion_mnist(dir: str = "", validation: int = 0, limit: int = 0, seed: int = 0) -> Task:
     """Fashion-MNIST (Xiao et al., 2017): 60,000 and 10,000 grey images of ten kinds of clothes.
 
     Args:
@@ -86,12 +87,12 @@ def fashion_mnist(dir: str = "", validation: int = 0, limit: int = 0, seed: int 
     return _data(FASHION_MNIST, _idx, dir, validation, limit, seed)
 
 
-def mnist(dir: str = "", validation: int = 0, limit: int = 0, seed: int = 0) -> Data:
+def mnist(dir: str = "", validation: int = 0, limit: int = 0, seed: int = 0) -> Task:
     """MNIST (LeCun et al., 1998): 60,000 and 10,000 handwritten digits; as ``fashion_mnist``, but no Debian package."""
     return _data(MNIST, _idx, dir, validation, limit, seed)
 
 
-def cifar10(dir: str = "", validation: int = 0, limit: int = 0, seed: int = 0) -> Data:
+def cifar10(dir: str = "", validation: int = 0, limit: int = 0, seed: int = 0) -> Task:
     """CIFAR-10 (Krizhevsky, 2009): 50,000 and 10,000 colour images of ten classes, inputs float32 ``[n, 32, 32, 3]``.
 
     Args:
@@ -105,7 +106,7 @@ def cifar10(dir: str = "", validation: int = 0, limit: int = 0, seed: int = 0) -
     return _data(CIFAR10, _cifar, dir, validation, limit, seed)
 
 
-def _data(source: Source, read: Callable[..., Arrays], dir: str, validation: int, limit: int, seed: int) -> Data:
+def _data(source: Source, read: Callable[..., Arrays], dir: str, validation: int, limit: int, seed: int) -> Task:
     """``read(source, folder, train)`` gives bytes ``[n, H, W, C]`` and labels; only what is used becomes float."""
     if validation < 0 or limit < 0:
         raise ValueError(
@@ -120,11 +121,11 @@ def _data(source: Source, read: Callable[..., Arrays], dir: str, validation: int
         )
     kept = slice(0, limit or rest)
     if not validation:
-        return Data(train=_example(x[kept], y[kept]), test=_example(*read(source, folder, train=False)))
+        return classification(train=_example(x[kept], y[kept]), test=_example(*read(source, folder, train=False)))
     # the generator's stream, not its shuffle, is what NumPy promises to keep
     order = np.argsort(np.random.Generator(np.random.PCG64(seed)).random(len(y)), kind="stable")
     train, test = order[:rest][kept], order[rest:]
-    return Data(train=_example(x[train], y[train]), test=_example(x[test], y[test]))
+    return classification(train=_example(x[train], y[train]), test=_example(x[test], y[test]))
 
 
 def _example(x: np.ndarray, y: np.ndarray) -> Arrays:

@@ -9,7 +9,8 @@ import sysconfig
 import numpy as np
 from absl import logging
 
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.pipeline.classes import language_model
+from jaxopt_nn.pipeline.task import Task
 
 #: Modules of the standard library that Python 3.11 to 3.13 have as one file each: 1.2 MB, which differ between versions.
 STANDARD_LIBRARY = (
@@ -18,7 +19,7 @@ STANDARD_LIBRARY = (
 )  # fmt: skip
 
 
-def text_bytes(dir: str = "", length: int = 128, vocabulary: int = 256, limit: int = 0) -> Data:
+def text_bytes(dir: str = "", length: int = 128, vocabulary: int = 256, limit: int = 0) -> Task:
     """The corpus of ``dir`` cut into rows: the first 95 % of its bytes to train on, the last 5 % to test on.
 
     The checksum of the corpus goes to the log (level INFO): figures hold for one corpus.
@@ -52,7 +53,7 @@ def text_bytes(dir: str = "", length: int = 128, vocabulary: int = 256, limit: i
     train, test = (_rows(part, length) for part in (codes[:border], codes[border:]))
     if not 0 <= limit <= len(train[0]):
         raise ValueError(f"text_bytes(limit={limit}): there are {len(train[0])} training rows; 0 takes all")
-    return Data(train=(train[0][: limit or None], train[1][: limit or None]), test=test, metric="bits/byte")
+    return language_model(train=(train[0][: limit or None], train[1][: limit or None]), test=test, per="byte")
 
 
 def corpus(dir: str = "") -> tuple[bytes, str]:

@@ -4,31 +4,31 @@ from collections.abc import Sequence
 
 from experiments.models import mlp as mlps
 from experiments.models import mlp_nnx
-from experiments.models.build import Built, of_module, of_nnx_class
+from experiments.models.build import Network, of_module, of_nnx_class
 
 CLASSES = 10
 
 
-def build(seed: int = 0) -> Built:
-    """``(apply, variables)`` of the 64-300-100-10 network, LeNet-300-100: 50,610 parameters."""
+def build(seed: int = 0) -> Network:
+    """The 64-300-100-10 network, LeNet-300-100: 50,610 parameters."""
     return mlp(seed)
 
 
-def mlp(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Built:
+def mlp(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Network:
     """Dense layers with ReLU between."""
     return of_module(mlps.MLP((*hidden, CLASSES)), seed, 1, 8, 8, 1)
 
 
-def lenet300_nnx(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Built:
+def lenet300_nnx(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Network:
     """The same network in NNX: paths are ``layers/0/kernel``, with no collection before them."""
     return of_nnx_class(mlp_nnx.MLP, (64, *hidden, CLASSES), seed)
 
 
-def teacher(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Built:
+def teacher(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Network:
     """The network that a student learns from: 50,610 parameters by default."""
     return mlp(seed, hidden)
 
 
-def student(seed: int = 0, hidden: Sequence[int] = (16,)) -> Built:
+def student(seed: int = 0, hidden: Sequence[int] = (16,)) -> Network:
     """A network of 1,210 parameters by default, a fortieth of the teacher's."""
     return mlp(seed, hidden)

@@ -8,32 +8,32 @@ from collections.abc import Sequence
 from experiments.models import lenet, mlp, mlp_nnx
 from experiments.models import resnet as resnets
 from experiments.models import vit as vits
-from experiments.models.build import Built, Trained, of_module, of_nnx_class, of_normalized
+from experiments.models.build import Network, of_module, of_nnx_class
 
 CLASSES = 10
 
 
-def lenet300(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Built:
+def lenet300(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Network:
     """LeNet-300-100 (LeCun et al., 1998): 266,610 parameters; with other ``hidden`` layers, a student or a wider one."""
     return of_module(mlp.MLP((*hidden, CLASSES)), seed, 1, 28, 28, 1)
 
 
-def lenet300_nnx(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Built:
+def lenet300_nnx(seed: int = 0, hidden: Sequence[int] = (300, 100)) -> Network:
     """The same network in NNX: paths are ``layers/0/kernel``, with no collection before them."""
     return of_nnx_class(mlp_nnx.MLP, (784, *hidden, CLASSES), seed)
 
 
-def lenet5(seed: int = 0, channels: Sequence[int] = (20, 50), hidden: int = 500) -> Built:
+def lenet5(seed: int = 0, channels: Sequence[int] = (20, 50), hidden: int = 500) -> Network:
     """LeNet-5-Caffe, two 5 x 5 convolutions and two dense layers: 431,080 parameters."""
     return of_module(lenet.LeNet5(tuple(channels), hidden, CLASSES), seed, 1, 28, 28, 1)
 
 
-def resnet(seed: int = 0, channels: Sequence[int] = (16, 32, 64), blocks: int = 1) -> Trained:
+def resnet(seed: int = 0, channels: Sequence[int] = (16, 32, 64), blocks: int = 1) -> Network:
     """A residual network with BatchNorm, ResNet-8 by default: 77,754 parameters, and 672 stored statistics."""
-    return of_normalized(resnets.ResNet(tuple(channels), blocks, CLASSES), seed, 1, 28, 28, 1)
+    return of_module(resnets.ResNet(tuple(channels), blocks, CLASSES), seed, 1, 28, 28, 1)
 
 
-def vit(seed: int = 0, patch: int = 4, width: int = 64, layers: int = 4, heads: int = 4, hidden: int = 128) -> Built:
+def vit(seed: int = 0, patch: int = 4, width: int = 64, layers: int = 4, heads: int = 4, hidden: int = 128) -> Network:
     """A vision transformer of 49 patches and a class token by default: 139,018 parameters.
 
     Raises:

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from experiments.models.build import Built, of_module
+from experiments.models.build import Network, of_module
 from experiments.models.gpt import GPT
 
 
@@ -15,7 +15,7 @@ def gpt(
     kv_heads: int = 2,
     hidden: int = 384,
     scan: bool = True,
-) -> Built:
+) -> Network:
     """A causal transformer with tied embeddings: 820,352 parameters by default, any length of text.
 
     With ``scan`` the layers' weights are stacked, ``params/blocks/...: [layers, ...]``, and the block is compiled once.

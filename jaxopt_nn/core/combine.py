@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.paths import first_match, leaves_by_path, map_with_path, require_match
 from jaxopt_nn.core.tap import Tap
-from jaxopt_nn.core.transform import IDLE, LeafTraits, PyTree, State, Traits, Transform, keep_state
+from jaxopt_nn.core.transform import IDLE, Facts, LeafTraits, PyTree, State, Traits, Transform, keep_state
 from jaxopt_nn.tensors.base import is_compressed
 
 
@@ -95,7 +95,12 @@ def chain(*members: Transform) -> Transform:
             params = member.view(params, member.init(params, info.of_member(i)))
         return members[last].traits.seen(params, info.of_member(last)) if last < len(members) else params
 
-    traits = _traits(takes, members)._replace(taps=taps, seen=seen, passes=sum(m.traits.passes for m in members))
+    def facts(params: PyTree, state: State) -> tuple[Facts, ...]:
+        parts = zip(members, views(params, state), _apart(state))
+        return tuple(fact for member, seen, own in parts for fact in member.traits.facts(seen, own))
+
+    passes = sum(m.traits.passes for m in members)
+    traits = _traits(takes, members)._replace(taps=taps, seen=seen, passes=passes, facts=facts)
     return Transform(init, update, lambda p, s: views(p, s)[-1], project, pack, traits)
 
 
@@ -226,7 +231,12 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
         i = case_of(path)
         return "matches no pattern of the recipe" if i is None else methods[i].traits.takes(path, leaf, info)
 
-    traits = _traits(takes, methods)._replace(taps=taps, seen=seen, passes=max(t.traits.passes for t in methods))
+    def facts(params: PyTree, state: State) -> tuple[Facts, ...]:
+        parts = zip(methods, split(params), _apart(state), strict=True)
+        return tuple(fact for t, part, own in parts for fact in t.traits.facts(part, own))
+
+    passes = max(t.traits.passes for t in methods)
+    traits = _traits(takes, methods)._replace(taps=taps, seen=seen, passes=passes, facts=facts)
     return Transform(init, update, each("view"), each("project"), each("pack"), traits)
 
 
@@ -307,11 +317,13 @@ def frozen(method: Transform) -> Transform:
     optimizer sees what was learnt, and weight decay can't move it either.
     """
 
-    def thawed(fn: Callable[[PyTree, State], PyTree]) -> Callable[[PyTree, State], PyTree]:
+    def thawed(fn: Callable[[PyTree, State], Any]) -> Callable[[PyTree, State], Any]:
         return lambda params, state: fn(params, state.carried)
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         return State((), method.init(params, info))
 
-    traits = method.traits._replace(needs=method.traits.needs - {"grads"}, pending=lambda step: None)
+    traits = method.traits._replace(
+        needs=method.traits.needs - {"grads"}, pending=lambda step: None, facts=thawed(method.traits.facts)
+    )
     return Transform(init, keep_state, thawed(method.view), thawed(method.project), thawed(method.pack), traits)

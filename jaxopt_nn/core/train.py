@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.model import ModelInfo
-from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.transform import PyTree, State, Transform
 
 if TYPE_CHECKING:
@@ -39,12 +39,9 @@ class TrainState(NamedTuple):
         return State(self.learnt, self.carried)
 
 
-def trained(variables: PyTree, frozen: tuple[str, ...] = ("batch_stats/**",)) -> PyTree:
-    """A tree of bools: which leaves of ``variables`` an optimizer moves: the inexact ones under no ``frozen`` pattern."""
-    return map_with_path(
-        lambda path, leaf: bool(jnp.issubdtype(leaf.dtype, jnp.inexact) and not any(matches(p, path) for p in frozen)),
-        variables,
-    )
+def trained(variables: PyTree, still: Collection[str] = ()) -> PyTree:
+    """A tree of bools: which leaves of ``variables`` an optimizer moves: the inexact ones whose path is not in ``still``."""
+    return map_with_path(lambda path, x: bool(jnp.issubdtype(x.dtype, jnp.inexact) and path not in still), variables)
 
 
 def _split(tree: PyTree, mask: PyTree) -> tuple[PyTree, PyTree]:
@@ -67,11 +64,16 @@ def init_train_state(
     *,
     info: ModelInfo = ModelInfo(),
     state: State | None = None,
-    frozen: tuple[str, ...] = ("batch_stats/**",),
+    still: Collection[str] = (),
 ) -> TrainState:
-    """The state before the first step. ``state`` overrides ``method.init`` (a later stage of a recipe)."""
+    """The state before the first step.
+
+    Args:
+      state: overrides ``method.init`` (a later stage of a recipe).
+      still: paths of the leaves that no optimizer moves: running statistics, constants (``Network.still``).
+    """
     state = method.init(params, info) if state is None else state
-    moved, _ = _split(params, trained(params, frozen))
+    moved, _ = _split(params, trained(params, still))
     opt = optimizer.init({"params": moved, "learnt": state.learnt})
     return TrainState(params, state.learnt, state.carried, opt, jnp.zeros((), jnp.int32), key)
 
@@ -106,34 +108,34 @@ def averaging(optimizer: optax.GradientTransformation, decay: float) -> optax.Gr
     return optax.GradientTransformation(init, update)
 
 
-def averaged(ts: TrainState, method: Transform, *, frozen: tuple[str, ...] = ("batch_stats/**",)) -> TrainState:
+def averaged(ts: TrainState, method: Transform, *, still: Collection[str] = ()) -> TrainState:
     """The train state of an ``averaging`` optimizer with the averages in their leaves' place, projected by the method.
 
     Leaves that no optimizer moves, and ``carried`` (masks), stay as they are.
     """
-    moved, still = _split(ts.params, trained(ts.params, frozen))
+    moved, rest = _split(ts.params, trained(ts.params, still))
     narrow = lambda old, new: new.astype(old.dtype)
     mean = jax.tree.map(narrow, {"params": moved, "learnt": ts.learnt}, ts.opt.average)
-    params = method.project(_join(mean["params"], still), State(mean["learnt"], ts.carried))
+    params = method.project(_join(mean["params"], rest), State(mean["learnt"], ts.carried))
     return ts._replace(params=params, learnt=mean["learnt"])
 
 
 def make_step(
-    loss: Callable[[PyTree, Any, jax.Array], tuple[jax.Array, tuple[dict[str, Any], PyTree]]],
+    loss: Callable[[PyTree, Any, jax.Array], tuple[jax.Array, tuple[dict[str, Any], dict[str, Any]]]],
     method: Transform,
     optimizer: optax.GradientTransformation,
     *,
-    frozen: tuple[str, ...] = ("batch_stats/**",),
+    still: Collection[str] = (),
     gradient_norms: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """One training step, pure and jittable (``jax.jit(step, donate_argnums=0)``).
 
     Args:
-      loss: ``(variables, batch, key) -> (scalar, (metrics, new))``, where ``new`` is a dict of top-level entries of
-        ``variables`` that the forward pass changed (``{"batch_stats": ...}``), or ``{}``.
+      loss: ``(variables, batch, key) -> (scalar, (metrics, changed))``; ``changed`` holds the leaves that the forward pass
+        changed, ``{path: new leaf}``, such as running statistics, or nothing.
       method: what the forward pass sees of the parameters; ``identity()`` for plain training.
       optimizer: any optax transformation, over ``{"params", "learnt"}``.
-      frozen: patterns of leaves that no optimizer moves.
+      still: paths of the leaves that no optimizer moves.
       gradient_norms: adds ``gradient_norms`` to the metrics, ``{path: Euclidean norm}`` of the gradient that the optimizer
         gets, behind the view: where a method's derivative vanishes, it is zero.
 
@@ -143,22 +145,22 @@ def make_step(
     import optax  # the package imports without it
 
     def step(ts: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        mask = trained(ts.params, frozen)
-        moved, still = _split(ts.params, mask)
+        mask = trained(ts.params, still)
+        moved, rest = _split(ts.params, mask)
 
         def view(moved: PyTree, learnt: PyTree) -> PyTree:
-            return method.view(_join(moved, still), State(learnt, ts.carried))
+            return method.view(_join(moved, rest), State(learnt, ts.carried))
 
         def view_moved(moved: PyTree, learnt: PyTree) -> tuple[PyTree, PyTree]:
             return _split(view(moved, learnt), mask)
 
-        (seen, seen_still), pull = jax.vjp(view_moved, moved, ts.learnt)
+        (seen, seen_rest), pull = jax.vjp(view_moved, moved, ts.learnt)
 
-        def objective(seen: PyTree) -> tuple[jax.Array, tuple[dict[str, Any], PyTree]]:
-            return loss(_join(seen, seen_still), batch, jax.random.fold_in(ts.key, ts.step))
+        def objective(seen: PyTree) -> tuple[jax.Array, tuple[dict[str, Any], dict[str, Any]]]:
+            return loss(_join(seen, seen_rest), batch, jax.random.fold_in(ts.key, ts.step))
 
-        (value, (metrics, new)), dense = jax.value_and_grad(objective, has_aux=True)(seen)
-        flat_zero = jax.tree.map(_zero_cotangent, seen_still)
+        (value, (metrics, changed)), dense = jax.value_and_grad(objective, has_aux=True)(seen)
+        flat_zero = jax.tree.map(_zero_cotangent, seen_rest)
         grad_params, grad_learnt = pull((dense, flat_zero))
         if gradient_norms:
             slopes = leaves_by_path(grad_params).items()
@@ -170,10 +172,10 @@ def make_step(
         updates, opt = optimizer.update({"params": grad_params, "learnt": grad_learnt}, ts.opt, both)
         both = optax.apply_updates(both, updates)
         state = State(both["learnt"], ts.carried)
-        params = method.project(_join(both["params"], still), state)
-        at_view = _join(dense, jax.tree.map(jnp.zeros_like, still))
+        params = method.project(_join(both["params"], rest), state)
+        at_view = _join(dense, jax.tree.map(jnp.zeros_like, rest))
         state = method.update(params, state, step=ts.step, grads=at_view)
-        params = {**params, **new} if new else params
+        params = map_with_path(lambda path, x: changed.get(path, x), params) if changed else params
         return TrainState(params, state.learnt, state.carried, opt, ts.step + 1, ts.key), {**metrics, "loss": value}
 
     return step

@@ -45,6 +45,25 @@ class LeafTraits(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class Facts(NamedTuple):
+    """A small table that a method has to tell of a network: what it has cut off, say.
+
+    Attributes:
+      title, note: of the table, how to read it.
+      header, cells: names of the columns, and lines of words and numbers.
+    """
+
+    title: str
+    note: str
+    header: tuple[str, ...]
+    cells: tuple[tuple[str | float, ...], ...]
+
+
+def no_facts(params: PyTree, state: State) -> tuple[Facts, ...]:
+    """The facts of a method that has nothing to tell."""
+    return ()
+
+
 class Traits(NamedTuple):
     """Static facts about a transform.
 
@@ -59,6 +78,7 @@ class Traits(NamedTuple):
       passes: how often ``calibrate`` goes over the data.
       pending: ``step -> str | None``: what is left of its schedules after the update of that step, in words; None: nothing.
       name: what messages call it.
+      facts: ``(params, state) -> (Facts, ...)``: what a report says of it, beside numbers that all methods have.
     """
 
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
@@ -69,6 +89,7 @@ class Traits(NamedTuple):
     passes: int = 0
     pending: Callable[[int], str | None] = lambda step: None
     name: str = "a transform"
+    facts: Callable[[PyTree, State], tuple[Facts, ...]] = no_facts
 
 
 class Transform(NamedTuple):

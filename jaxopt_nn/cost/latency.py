@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
+import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from jaxopt_nn.core.memory import call_bytes, room
+
+PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,3 +76,47 @@ def _milliseconds(function: Callable[[], Any]) -> float:
 def _timing(times: list[float], first: float) -> Timing:
     p10, median, p90 = np.percentile(times, [10, 50, 90])
     return Timing(float(median), float(p10), float(p90), first, len(times))
+
+
+def latencies(
+    candidates: Sequence[tuple[Callable[..., Any], tuple[PyTree, Any]]], example: Sequence[PyTree], batches: Sequence[int]
+) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """For each network, the median latency in ms at each batch size: compiled, on its prepared variables; and the batch
+    sizes that were left out, with the reason: some network's call would not fit into memory.
+
+    All networks take turns in one run, so that a machine that gets busy slows down all alike; compilation and the first
+    rounds are not counted.
+
+    Args:
+      candidates: ``(run, (variables, states))`` of each, for ``run(variables, *inputs, states=states)``.
+      example: the inputs of one example, ``[1, ...]``; a batch repeats it.
+    """
+    jitted = [jax.jit(lambda held, x, run=run: run(held[0], *x, states=held[1])) for run, _ in candidates]
+    held = [weights for _, weights in candidates]
+    out: list[dict[str, float]] = [{} for _ in candidates]
+    left_out: dict[str, str] = {}
+    for batch in batches:
+        inputs = jax.tree.map(lambda x, n=batch: jnp.asarray(np.repeat(np.asarray(x)[:1], n, axis=0)), tuple(example))
+        need, free = max(call_bytes(run, own, inputs) for run, own in zip(jitted, held, strict=True)), room()
+        if need > free:
+            left_out[str(batch)] = f"a call takes {need / 1e9:.3g} GB, of {free / 1e9:.3g} GB that it may take here"
+            continue
+        calls = {
+            str(i): functools.partial(run, own, inputs) for i, (run, own) in enumerate(zip(jitted, held, strict=True))
+        }
+        for i, timing in interleaved(calls, repeats=30, seconds=2.0).items():
+            out[int(i)][str(batch)] = timing.median_ms
+    return out, left_out
+
+
+def devices() -> list[str]:
+    """The devices that JAX runs on, by kind; a CPU by its model, since latencies differ a lot between models."""
+    kinds = [d.device_kind if d.platform != "cpu" else _cpu_model() for d in jax.devices()]
+    return [f"{d.platform}: {kind}" for d, kind in zip(jax.devices(), kinds, strict=True)]
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0] if named else platform.processor() or 'unknown'}, {os.cpu_count()} cores"

@@ -2,32 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.interpret.network import Network
 
 PyTree = Any
 
 if TYPE_CHECKING:
     from flax import linen as nn
 
+#: Arguments by which modules are told their mode, with their value in training.
+MODES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
 
-def linen(model: nn.Module, variables: PyTree, **apply_kwargs: Any) -> tuple[Callable[..., PyTree], PyTree]:
-    """A Linen module as ``(apply, variables)``; ``apply(variables, *inputs)`` is ``model.apply`` with ``apply_kwargs``.
 
-    Only the collection ``params`` gets a gradient: others (``batch_stats``, ``constants``, ...) are no parameters, and
-    training leaves them as they are.
+def linen(
+    model: nn.Module, variables: PyTree, *, training: Mapping[str, Any] | None = None, **evaluation: Any
+) -> Network:
+    """A Linen module as a ``Network``.
+
+    Its two modes are found by the argument that the module's call has for it (``train``, ``training``, ``is_training``,
+    ``deterministic``, ``use_running_average``). In training mode every collection besides ``params`` may change, and each
+    random stream is drawn from the step's key. Only ``params`` is trained.
 
     Args:
       model: an unbound module.
       variables: what ``model.init`` gave, with its collections: ``{"params": ..., "batch_stats": ...}``.
-      apply_kwargs: given to every call, e.g. ``train=False`` or ``method="encode"``.
+      training: keyword arguments of a call in training mode, over the ones that were found.
+      evaluation: of a call in evaluation mode, likewise, e.g. ``method="encode"`` (which holds in training too).
 
     Raises:
       TypeError: ``model`` is no module, e.g. a class of modules, or ``variables`` no dict.
       ValueError: ``variables`` has no collection ``params``: the inner tree was passed.
     """
+    _check(model, variables)
+    method = evaluation.get("method") or "__call__"
+    named = inspect.signature(method if callable(method) else getattr(type(model), method)).parameters
+    modes = {name: value for name, value in MODES.items() if name in named}
+    evaluated = {**{name: not value for name, value in modes.items()}, **evaluation}
+    in_training = {**evaluated, **modes, **(training or {})}
+    others = [name for name in variables if name != "params"]
+    still = frozenset(path for path in leaves_by_path(dict(variables)) if path.split("/", 1)[0] != "params")
+
+    def seen(variables: PyTree) -> PyTree:
+        return {name: part if name == "params" else jax.lax.stop_gradient(part) for name, part in variables.items()}
+
+    def apply(variables: PyTree, *inputs: Any) -> PyTree:
+        return model.apply(seen(variables), *inputs, **evaluated)
+
+    def trained(variables: PyTree, *inputs: Any, key: Any) -> tuple[PyTree, dict[str, Any]]:
+        keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))  # other streams draw from `params`
+        before = seen(variables)
+        outputs, after = model.apply(before, *inputs, **in_training, rngs=keys, mutable=others)
+        kept, now = leaves_by_path(before), leaves_by_path(dict(after))
+        return outputs, {path: leaf for path, leaf in now.items() if path in still and leaf is not kept[path]}
+
+    same = in_training == evaluated and not others
+    return Network(apply, variables, training=None if same else trained, still=still)
+
+
+def _check(model: Any, variables: Any) -> None:
     from flax import linen as nn
 
     if not isinstance(model, nn.Module):
@@ -44,9 +82,3 @@ def linen(model: nn.Module, variables: PyTree, **apply_kwargs: Any) -> tuple[Cal
             f"linen(): variables has the collections {sorted(variables)}, none called 'params'; "
             "pass what model.init returned, or {'params': params}"
         )
-
-    def apply(variables: PyTree, *inputs: Any) -> PyTree:
-        seen = {name: part if name == "params" else jax.lax.stop_gradient(part) for name, part in variables.items()}
-        return model.apply(seen, *inputs, **apply_kwargs)
-
-    return apply, variables

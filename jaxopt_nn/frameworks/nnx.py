@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxopt_nn.core.paths import map_with_path
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
+from jaxopt_nn.interpret.network import Network
 
 PyTree = Any
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from flax import nnx as flax_nnx
 
 
-def nnx(model: flax_nnx.Module) -> tuple[Callable[..., PyTree], PyTree]:
-    """An NNX module as ``(apply, variables)``; ``variables`` is a plain nested dict with no ``.value`` in its paths.
+def nnx(model: flax_nnx.Module) -> Network:
+    """An NNX module as a ``Network``; its variables are a plain nested dict with no ``.value`` in its paths.
 
-    ``apply`` is pure: what a call changes in the module (statistics, counters of random streams) is dropped. Variables
-    that are no ``nnx.Param`` (running statistics, say) get no gradient. Call ``model.eval()`` first where dropout or
-    BatchNorm shall be in evaluation mode.
+    Evaluation is the module after ``model.eval()``, training after ``model.train()``; the given module stays as it is. In
+    training mode what a call changes (running statistics, caches) is kept, and each random stream is drawn from the step's
+    key. Only ``nnx.Param`` is trained.
 
     Raises:
       TypeError: ``model`` is no NNX module, e.g. a class of modules.
@@ -32,16 +32,35 @@ def nnx(model: flax_nnx.Module) -> tuple[Callable[..., PyTree], PyTree]:
         raise TypeError(
             f"nnx(): model is {given}; pass an instance of an NNX module, made with its rngs (a Linen module: linen())"
         )
-
     graph, state = flax_nnx.split(model)
-    flat = flax_nnx.to_flat_state(state)
-    constant = {"/".join(map(str, keys)) for keys, variable in flat if not isinstance(variable, flax_nnx.Param)}
+    kinds = {"/".join(map(str, keys)): type(variable) for keys, variable in flax_nnx.to_flat_state(state)}
+    still = frozenset(path for path, kind in kinds.items() if not issubclass(kind, flax_nnx.Param))
+    drawn = {path for path, kind in kinds.items() if issubclass(kind, flax_nnx.RngState)}
+    evaluating, training = (_in_mode(graph, state, mode) for mode in ("eval", "train"))
 
-    def still(path: str, leaf: Any) -> Any:
-        return jax.lax.stop_gradient(leaf) if path in constant else leaf
+    def seen(variables: PyTree) -> PyTree:
+        return map_with_path(lambda path, x: jax.lax.stop_gradient(x) if path in still else x, variables)
 
     def apply(variables: PyTree, *inputs: Any) -> PyTree:
-        seen = map_with_path(still, variables) if constant else variables
-        return flax_nnx.merge(graph, seen)(*inputs)
+        return flax_nnx.merge(evaluating, seen(variables) if still else variables)(*inputs)
 
-    return apply, flax_nnx.to_pure_dict(state)
+    def trained(variables: PyTree, *inputs: Any, key: Any) -> tuple[PyTree, dict[str, Any]]:
+        keys = {path: jax.random.fold_in(key, i) for i, path in enumerate(sorted(drawn))}
+        fresh = lambda path, x: keys[path] if path in drawn and issubclass(kinds[path], flax_nnx.RngKey) else x
+        before = map_with_path(fresh, seen(variables))
+        module = flax_nnx.merge(training, before)
+        outputs = module(*inputs)
+        kept, now = leaves_by_path(before), leaves_by_path(flax_nnx.to_pure_dict(flax_nnx.split(module)[1]))
+        return outputs, {path: now[path] for path in still - drawn if now[path] is not kept[path]}
+
+    plain = training == evaluating and not still
+    return Network(apply, flax_nnx.to_pure_dict(state), training=None if plain else trained, still=still)
+
+
+def _in_mode(graph: Any, state: Any, mode: str) -> Any:
+    """The module's structure in evaluation or training mode."""
+    from flax import nnx as flax_nnx
+
+    module = flax_nnx.merge(graph, state)
+    getattr(module, mode)()
+    return flax_nnx.split(module)[0]

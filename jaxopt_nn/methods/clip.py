@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, leafwise, why_not_matrix
+from jaxopt_nn.core.transform import Facts, LeafTraits, PyTree, State, Transform, leafwise, why_not_matrix
 
 _FLOAT32_MAX = float(jnp.finfo(jnp.float32).max)
 
@@ -176,9 +176,10 @@ def _box_transform(
             )
         return seen
 
-    return leafwise(
+    made = leafwise(
         takes, init, view, project=view if project else None, pack=pack, needs=frozenset({"roles"}), name=name
     )
+    return made._replace(traits=made.traits._replace(facts=_told))
 
 
 def _ends(box: Box, dtype: Any) -> tuple[jax.Array, jax.Array]:
@@ -271,6 +272,15 @@ def clipping(params: PyTree, state: State) -> Clippings:
             path = keys[-1].key
             rows.append(Clipping(path, *map(float, jax.device_get(_facts(leaves[path], box)))))
     return Clippings(tuple(rows))
+
+
+def _told(params: PyTree, state: State) -> tuple[Facts, ...]:
+    """``clipping`` as a report has it."""
+    rows = clipping(params, state).rows
+    note = "Range and box of each leaf when the stage began, and the share of its weights outside, which are clipped."
+    header = ("path", "min", "max", "lo", "hi", "clipped, %")
+    cells = tuple((r.path, r.min, r.max, r.lo, r.hi, 100 * r.clipped) for r in rows)
+    return (Facts("Clipped weights", note, header, cells),) if rows else ()
 
 
 @jax.jit

@@ -56,12 +56,12 @@ def distillation_loss(
     student = student_logits.astype(jnp.float32)
     teacher = jax.lax.stop_gradient(teacher_logits).astype(jnp.float32)
     hard = optax.losses.softmax_cross_entropy_with_integer_labels(student, labels)
-    soft = _divergence(jax.nn.log_softmax(teacher / temperature), jax.nn.log_softmax(student / temperature))
+    soft = divergence(jax.nn.log_softmax(teacher / temperature), jax.nn.log_softmax(student / temperature))
     mixed = ((hard_weight, hard), ((1 - hard_weight) * temperature**2, soft))
     return sum((weight * loss for weight, loss in mixed if weight), jnp.zeros_like(hard))  # 0 times inf would be NaN
 
 
-def _divergence(log_p: Array, log_q: Array) -> Array:
+def divergence(log_p: Array, log_q: Array) -> Array:
     """``KL(p || q) = sum p log(p / q)`` over the last axis; a term with p = 0 is 0, and its gradient, for any q."""
     p = jnp.exp(log_p)
     return jnp.sum(p * jnp.where(p > 0, log_p - log_q, 0.0), -1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,33 +11,32 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
 
 PyTree = Any
 AXIS = "batch"
 
 
 def predictor(
-    apply: Callable[..., PyTree],
-    variables: PyTree,
+    network: Network,
     *,
     devices: Sequence[jax.Device] | None = None,
     batch_size: int | None = None,
 ) -> Predictor:
-    """A function ``predict(*inputs) -> outputs`` that runs ``apply`` on all devices at once, on a batch of any size.
+    """A function ``predict(*inputs) -> outputs`` that runs a network on all devices at once, on a batch of any size.
 
-    The program is that of ``apply``, partitioned by the compiler over one mesh axis: inputs and outputs are split along
-    their first axis, ``variables`` lie whole on every device, placed there once. Rows that pad a batch repeat its last row
-    and are cut from the outputs.
+    The program is that of the network, partitioned by the compiler over one mesh axis: inputs and outputs are split along
+    their first axis, variables and states lie whole on every device, placed there once. Rows that pad a batch repeat its
+    last row and are cut from the outputs.
 
     Results equal those of one device to the bit where a row's arithmetic does not depend on how many rows stand beside it:
     integer sums always, floats where both programs hold as many rows on each device. Otherwise a matrix product may add in
     another order: float32 agrees to about 1e-6 of the largest output. An ``apply`` that mixes rows (BatchNorm in training
-    mode) sees the padding; use its evaluation mode.
+    mode) sees the padding.
 
     Args:
-      apply: pure function ``(variables, *inputs)`` of a Linen, NNX or any other model, or ``rewrite(apply, rules)``; every
-        leaf of inputs and outputs has the batch as its first axis.
-      variables: its pytree, of arrays or compressed tensors; ``prepare(variables)`` runs fastest.
+      network: every leaf of its inputs and outputs has the batch as its first axis; with variables that are prepared
+        (``prepare``) it runs fastest.
       devices: of one kind, CPU, GPU or TPU; all that this process can reach, if None.
       batch_size: rows of a call of the compiled program, rounded up to a multiple of the devices. A longer batch runs in
         chunks, a shorter one is padded, so that any stream of sizes compiles once. None: the whole batch in one call,
@@ -48,7 +46,8 @@ def predictor(
       ValueError: no device, a device twice or of another process, devices of two kinds, ``batch_size`` below 1.
       TypeError: ``batch_size`` is no whole number.
     """
-    return Predictor(apply, variables, _checked(jax.local_devices() if devices is None else devices), batch_size)
+    network = network_of(network)
+    return Predictor(network, _checked(jax.local_devices() if devices is None else devices), batch_size)
 
 
 class Predictor:
@@ -57,11 +56,11 @@ class Predictor:
     Attributes:
       devices: in the order in which they take their parts of a batch.
       batch_size: rows of a call, a multiple of the devices, or None.
-      variables: the tree, whole on every device.
+      network: whole on every device.
     """
 
     def __init__(
-        self, apply: Callable[..., PyTree], variables: PyTree, devices: tuple[jax.Device, ...], batch_size: int | None
+        self, network: Network, devices: tuple[jax.Device, ...], batch_size: int | None
     ):
         if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer)):
             raise TypeError(f"predictor(batch_size={batch_size!r}): pass a whole number of rows, or None")
@@ -71,14 +70,14 @@ class Predictor:
         whole, self._split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
         self.devices = devices
         self.batch_size = None if batch_size is None else _multiple(int(batch_size), len(devices))
-        self.variables = jax.device_put(variables, whole)
+        self.network = jax.device_put(network, whole)
 
-        def run(variables: PyTree, inputs: tuple[PyTree, ...]) -> PyTree:
-            outputs = apply(variables, *inputs)
+        def run(network: Network, inputs: tuple[PyTree, ...]) -> PyTree:
+            outputs = network(*inputs)
             _check_outputs(outputs, len(jax.tree.leaves(inputs)[0]))
             return outputs
 
-        self._apply, self._shapes = apply, dict[Hashable, PyTree]()
+        self._shapes = dict[Hashable, PyTree]()
         self._run = jax.jit(run, in_shardings=(whole, self._split), out_shardings=self._split)
 
     def __call__(self, *inputs: PyTree) -> PyTree:
@@ -101,7 +100,7 @@ class Predictor:
         parts: list[PyTree] = []
         running: list[tuple[PyTree, int]] = []
         for chunk, real in _chunks(inputs, total, rows):
-            running.append((self._run(self.variables, jax.device_put(chunk, self._split)), real))
+            running.append((self._run(self.network, jax.device_put(chunk, self._split)), real))
             if len(running) > 1:
                 parts.append(_fetched(*running.pop(0)))
         parts.append(_fetched(*running.pop()))
@@ -123,33 +122,10 @@ class Predictor:
         key = tree, tuple((x.shape[1:], x.dtype) for x in leaves)
         if key not in self._shapes:
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), jnp.result_type(x)), inputs)
-            outputs = abstract_outputs(self._apply, self.variables, *like)
+            outputs = abstract_outputs(self.network, *like)
             _check_outputs(outputs, rows)
             self._shapes[key] = outputs
         return self._shapes[key]
-
-
-def abstract_outputs(apply: Callable[..., PyTree], variables: PyTree, *inputs: PyTree, what: str = "apply") -> PyTree:
-    """The shapes and dtypes of what ``apply`` gives for inputs of such shapes and dtypes; nothing is run.
-
-    Raises:
-      ValueError: ``apply`` fails on them; says what they are and why, and calls the network ``what``.
-    """
-    try:
-        return jax.eval_shape(apply, variables, *inputs)
-    except Exception as error:
-        each = ", ".join(f"{x.dtype}[{', '.join(map(str, ('B', *x.shape[1:])))}]" for x in jax.tree.leaves(inputs))
-        raise ValueError(
-            f"{what} fails on inputs {each}: {complaint(error)}; it is called as apply(variables, x), with x as in its "
-            "training"
-        ) from error
-
-
-def complaint(error: Exception) -> str:
-    """The first line of what a model said, without web addresses."""
-    said = next(iter(str(error).strip().splitlines()), "")
-    said = re.sub(r"\s*\(?https?://\S+", "", said)[:300].rstrip(" .:")
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _checked(devices: Sequence[jax.Device]) -> tuple[jax.Device, ...]:

@@ -1,1 +1,1 @@
-"""Level 7: recipes, training, evaluation, reports: all of it in one call."""
+"""Level 8: tasks, recipes, training, evaluation: all of it in one call."""

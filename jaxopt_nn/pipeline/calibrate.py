@@ -21,6 +21,7 @@ from jaxopt_nn.core.transform import Transform
 from jaxopt_nn.interpret.evaluate import Totals
 from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.network import Network, network_of
 from jaxopt_nn.interpret.rewrite import Capturing, capture
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.tensors.base import is_compressed
@@ -31,8 +32,7 @@ Batches = Iterable[Any] | Callable[[], Iterator[Any]]
 
 
 def calibrate(
-    apply: Callable[..., PyTree],
-    variables: PyTree,
+    network: Network,
     method: Transform,
     batches: Batches,
     *,
@@ -49,8 +49,7 @@ def calibrate(
     Memory: the statistics, two batches, and what the model needs to run.
 
     Args:
-      apply: pure function ``(variables, *inputs)``.
-      variables: pytree of arrays.
+      network: in float; measured in evaluation mode, without its rules.
       method: any transform; one that needs nothing gives the ``ModelInfo`` of ``inspect``.
       batches: what can be gone over again: a list, a dataset, or a function that returns an iterator.
       sequential: layer by layer, in order of evaluation: each sees the inputs that the layers before it give once all members
@@ -72,6 +71,7 @@ def calibrate(
         pass; statistics that hold NaN or Inf; ``sequential`` with a method that weighs leaves against each other; a position of
         another calibration.
     """
+    apply, variables = network_of(network).apply, network.variables
     if any(map(is_compressed, leaves_by_path(variables).values())):
         raise ValueError("calibrate: variables hold compressed tensors; pass the float ones, or what they became by densify")
     run = _Run(apply, batches, mesh, weights, checkpoints, say)

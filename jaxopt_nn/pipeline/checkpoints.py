@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_nn.coding.artifact import check_files, list_files
+from jaxopt_nn.core.files import write_file
 from jaxopt_nn.core.paths import path_of
-from jaxopt_nn.pipeline.report import write_file
 
 try:
     import fcntl

@@ -1,8 +1,7 @@
-"""What a network must be for the pipeline, said before any work is done."""
+"""What a network and a task must be for the pipeline, said before any work is done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,22 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.coding.structure import check_storable
-from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.parallel.infer import abstract_outputs
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.core.paths import leaves_by_path, near_misses
+from jaxopt_nn.interpret.network import Network, abstract_outputs, like, network_of, untrained
+from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
 
 
-def check_variables(variables: PyTree) -> PyTree:
-    """The tree with JAX arrays.
+def check_network(network: Any) -> Network:
+    """The network with JAX arrays as variables.
 
     Raises:
-      TypeError: a leaf or node that can't be stored. ValueError: no leaf, a compressed tensor, NaN or Inf; named by path.
+      TypeError: it is no ``Network``; a leaf or node that can't be stored.
+      ValueError: no leaf, a compressed tensor, NaN or Inf, a path in ``still`` that is none; named by path.
     """
-    check_storable(variables)
-    leaves = leaves_by_path(variables)
+    network = network_of(network)
+    check_storable(network.variables)
+    leaves = leaves_by_path(network.variables)
     if not leaves:
         raise ValueError(
             "variables holds no array: pass the whole pytree that apply takes, e.g. what model.init returned"
@@ -35,13 +36,17 @@ def check_variables(variables: PyTree) -> PyTree:
             raise ValueError(
                 f"{path}: is a {type(leaf).__name__}; a recipe starts from floats: jaxopt_nn.densify(variables)"
             )
+    for path in sorted(network.still):
+        if path not in leaves:
+            near = ", ".join(near_misses(path, leaves)) or "it has no leaf"
+            raise ValueError(f"still: {path!r} is no leaf of the network; nearest: {near}")
     numbers = {path: leaf for path, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
     for path, bad in jax.device_get(_not_finite(numbers)).items():
         if bad:
             raise ValueError(
                 f"{path}: {bad} of {numbers[path].size} entries are NaN or Inf; find the training step that diverged"
             )
-    return jax.tree.map(jnp.asarray, variables)
+    return network.replace(variables=jax.tree.map(jnp.asarray, network.variables))
 
 
 @jax.jit
@@ -49,46 +54,71 @@ def _not_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {path: jnp.sum(~jnp.isfinite(leaf)) for path, leaf in leaves.items()}
 
 
-def check_data(data: Any) -> None:
-    """Raises TypeError where ``data`` is no ``Data``."""
-    if not isinstance(data, Data):
-        raise TypeError(f"data is a {type(data).__name__}; pass Data(train=(x, y), test=(x, y))")
+def check_task(task: Any) -> None:
+    """Raises TypeError where ``task`` is no ``Task``."""
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"task is a {type(task).__name__}; pass a Task, e.g. classification(train=(x, y), test=(x, y))"
+        )
 
 
-def check_logits(apply: Callable[..., Any], variables: PyTree, data: Data, what: str = "apply") -> int:
-    """The number of classes.
-
-    Args:
-      what: what messages call the network.
+def check_outputs(network: Network, task: Task, teacher: Network | None = None, trains: bool = True) -> None:
+    """Tries the network, its teacher and the loss on abstract inputs.
 
     Raises:
-      ValueError: ``apply`` can't take the inputs, gives other than floats ``[*labels, classes]``, or a label has no logit.
+      ValueError: ``apply`` can't take the inputs, its outputs don't fit the task, the loss fails on them or gives nothing that
+        can be averaged, a teacher gives other outputs, nothing to train on, or statistics that were never computed.
     """
-    classes = _classes(apply, variables, data, what)
-    data.check_labels(classes, what)
-    return classes
-
-
-def check_teacher(apply: Callable[..., Any], variables: PyTree, data: Data, classes: int) -> None:
-    """Raises ValueError where a teacher gives other than logits of as many classes as its student."""
-    taught = _classes(apply, variables, data, "the teacher")
-    if taught != classes:
+    outputs = _outputs(network, task, "apply")
+    if teacher is not None:
+        taught = _outputs(teacher, task, "the teacher")
+        if jax.tree.map(lambda x: x.shape, taught) != jax.tree.map(lambda x: x.shape, outputs):
+            raise ValueError(
+                f"the teacher gives {_said(taught)}, the student {_said(outputs)}: distillation needs the same outputs; "
+                "cut or map the teacher's in its apply"
+            )
+    sources = [source for source in (task.train, task.valid, task.test) if source is not None]
+    if task.check is not None:
+        for source in sources:
+            task.check(outputs, source)
+    _check_loss(task, outputs)
+    if not trains:
+        return
+    if task.train is None:
+        raise ValueError("the recipe trains, and the task has no training data; pass train=, or stages of 0 epochs")
+    if lost := untrained(network, task.example):
         raise ValueError(
-            f"the teacher gives {taught} classes, the student {classes}: distillation needs the same classes; "
-            "cut or map the teacher's logits in its apply"
+            f"{', '.join(lost[:3])}: running statistics of a network that was never trained, and training would not move them; "
+            "pass the trained statistics, or a network whose training mode moves them (jaxopt_nn.linen and nnx find it where "
+            "the module has an argument such as train= or deterministic=)"
         )
 
 
-def _classes(apply: Callable[..., Any], variables: PyTree, data: Data, what: str) -> int:
-    pair = np.repeat(data.example, 2, axis=0)
-    places = (2, *data.test[1].shape[1:])
-    out = abstract_outputs(apply, variables, pair, what=what)
-    given = f"{out.dtype}{list(out.shape)}" if isinstance(out, jax.ShapeDtypeStruct) else str(jax.tree.structure(out))
-    logits = isinstance(out, jax.ShapeDtypeStruct) and jnp.issubdtype(out.dtype, jnp.floating)
-    if not logits or out.shape[:-1] != places:
+def _outputs(network: Network, task: Task, what: str) -> PyTree:
+    return abstract_outputs(network, *like(task.example, 2), what=what)
+
+
+def _check_loss(task: Task, outputs: PyTree) -> None:
+    batch = like(task.test.example, 2)
+    try:
+        found = jax.eval_shape(task.loss, outputs, batch)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            f"{what} gives {given} for 2 inputs with labels {list(places)}; compress needs logits, float "
-            f"[{', '.join(map(str, places))}, classes]: wrap apply so that it returns them, and pass class numbers as "
-            "labels (no one-hot)"
+            f"the loss fails on outputs {_said(outputs)} and a batch {_said(batch)}: {type(error).__name__}: {first:.300}"
+        ) from error
+    values = found[0] if isinstance(found, tuple) and len(found) == 2 else found
+    if not isinstance(values, jax.ShapeDtypeStruct) or (values.ndim and values.shape[0] != 2):
+        raise ValueError(
+            f"the loss gives {_said(found)} for 2 examples; it must give values [2, ...], (values, weights), or a scalar"
         )
-    return out.shape[-1]
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise ValueError(f"the loss gives {values.dtype}; it must give floats")
+
+
+def _said(tree: PyTree) -> str:
+    """Shapes and dtypes of a tree, in few words."""
+    leaves = leaves_by_path(tree)
+    each = [f"{path + ' ' if path else ''}{np.dtype(x.dtype).name if hasattr(x, 'dtype') else x}{list(x.shape)}"
+            for path, x in list(leaves.items())[:4]]  # fmt: skip
+    return ", ".join(each) + (", ..." if len(leaves) > 4 else "")

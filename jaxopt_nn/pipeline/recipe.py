@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
-    """Training towards a teacher's outputs (Hinton et al. 2015), as ``methods.distill.distillation_loss``.
+    """Training towards a teacher's outputs (Hinton et al. 2015): ``h loss + (1 - h) soft``, of the task's two functions.
 
     Attributes:
-      temperature: divides both networks' logits in the soft part, whose loss is multiplied by its square.
-      hard_weight: of the labels' cross-entropy; the soft part gets the rest.
+      temperature: what ``Task.soft`` gets; for logits, as in ``methods.distill.distillation_loss``.
+      hard_weight: ``h``, the share of the task's own loss; ``soft`` gets the rest. A loss that takes ``teacher`` itself mixes
+        as it likes.
 
     Raises:
       ValueError: a temperature that is not positive, a weight outside [0, 1].
@@ -52,6 +53,9 @@ class Stage:
       epochs: passes over the training data; 0 for none.
       learning_rate: Adam's, decayed to zero over the stage by half a cosine; or an optax schedule of the stage's step; or a
         function of the stage's number of training steps that gives one.
+      optimizer: in Adam's place, any optax transformation, or a function of the stage's number of training steps that gives
+        one; then ``learning_rate`` and ``weight_decay`` are its own.
+      learnt_optimizer: likewise, of what methods learn (steps, codebooks); None: that of the weights, without decay.
       weight_decay: decoupled from the gradient, times the learning rate (AdamW, Loshchilov and Hutter 2019); 0: plain Adam.
         Leaves without any gradient (running statistics) do not decay.
       ema: decay of an exponential moving average of all that is trained, e.g. 0.999; the stage ends with the average, while
@@ -75,6 +79,8 @@ class Stage:
     learning_rate: float | Callable[[Any], Any] = 1e-3
     weight_decay: float = 0.0
     ema: float = 0.0
+    optimizer: Any = None
+    learnt_optimizer: Any = None
     rule: Rule | None = None
     thaw: tuple[str, ...] = ()
     training_rule: Rule | None = None
@@ -106,6 +112,12 @@ class Stage:
             value = getattr(self, field)
             if not (isinstance(value, numbers.Real) or (field == "learning_rate" and callable(value))):
                 raise TypeError(f"{where}: {field}={value!r}; pass a number")
+        for field in ("optimizer", "learnt_optimizer"):
+            value = getattr(self, field)
+            if not (value is None or callable(value) or (hasattr(value, "init") and hasattr(value, "update"))):
+                raise TypeError(f"{where}: {field}={value!r:.60}; pass an optax transformation, e.g. optax.sgd(0.1)")
+        if self.optimizer is not None and self.weight_decay:
+            raise ValueError(f"{where}: weight_decay={self.weight_decay} beside an optimizer; give the optimizer its own")
         if not callable(self.learning_rate) and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"{where}: learning_rate={self.learning_rate}; a positive number or an optax schedule")
         if not 0 <= self.weight_decay < math.inf:
@@ -126,13 +138,17 @@ class Stage:
             raise TypeError(f"stage {self.name!r}: transform(steps={steps}) gave {type(made).__name__}, no Transform")
         return made
 
-    def optimizer(self, steps: int) -> optax.GradientTransformation:
-        """Adam, or AdamW, over ``steps`` steps, with an average of what it moves if ``ema`` asks for one."""
+    def updates(self, steps: int) -> optax.GradientTransformation:
+        """The optimizer over ``{"params", "learnt"}`` for ``steps`` steps, with an average of what it moves if ``ema`` asks."""
         import optax
 
-        rate = optax.scale_by_learning_rate(self._schedule(steps))
-        decay = [optax.stateless(functools.partial(_decayed, self.weight_decay))] if self.weight_decay else []
-        made = optax.chain(optax.scale_by_adam(), *decay, rate)
+        made = _made(self.optimizer, steps)
+        if made is None:
+            rate = optax.scale_by_learning_rate(self._schedule(steps))
+            decay = [optax.stateless(functools.partial(_decayed, self.weight_decay))] if self.weight_decay else []
+            made = optax.chain(optax.scale_by_adam(), *decay, rate)
+        if (own := _made(self.learnt_optimizer, steps)) is not None:
+            made = optax.multi_transform({"params": made, "learnt": own}, {"params": "params", "learnt": "learnt"})
         return averaging(made, self.ema) if self.ema else made
 
     def _schedule(self, steps: int) -> Callable[[Any], Any]:
@@ -143,6 +159,11 @@ class Stage:
             return optax.cosine_decay_schedule(rate, max(steps, 1))
         made = rate(steps)
         return made if callable(made) else rate
+
+
+def _made(given: Any, steps: int) -> Any:
+    """A transformation, or what a function of the number of steps gives."""
+    return given(max(steps, 1)) if callable(given) and not hasattr(given, "init") else given
 
 
 def _decayed(rate: float, updates: Any, params: Any) -> Any:
@@ -177,3 +198,22 @@ def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
                 )
         earlier.append(stage.name)
     return tuple(recipe)
+
+
+def described(recipe: Recipe) -> list[dict[str, Any]]:
+    """The recipe in words, for reports."""
+    return [
+        {
+            "name": stage.name,
+            "method": stage.transform.traits.name if isinstance(stage.transform, Transform) else "a function of the steps",
+            "epochs": stage.epochs,
+            "learning_rate": "schedule" if callable(stage.learning_rate) else stage.learning_rate,
+            "weight_decay": stage.weight_decay,
+            "optimizer": "Adam" if stage.optimizer is None else "given",
+            "ema": stage.ema,
+            "rule": stage.rule.name if stage.rule else None,
+            "training_rule": stage.training_rule.name if stage.training_rule else None,
+            "distill": dataclasses.asdict(stage.distill) if stage.distill else None,
+        }
+        for stage in recipe
+    ]

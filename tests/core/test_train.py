@@ -15,13 +15,14 @@ from jaxopt_nn.methods.quantize import quantize
 
 X = jnp.array([[1.0, 2.0], [0.5, -1.0]])
 Y = jnp.array([[1.0], [0.0]])
+STILL = {"batch_stats/mean"}
 PARAMS = {"params": {"kernel": jnp.array([[0.9], [-0.2]])}, "batch_stats": {"mean": jnp.zeros(2)}}
 
 
 def loss(variables, batch, key):
     x, y = batch
     error = x @ variables["params"]["kernel"] - y
-    return jnp.mean(error**2), ({"noise": jax.random.normal(key)}, {"batch_stats": {"mean": x.mean(0)}})
+    return jnp.mean(error**2), ({"noise": jax.random.normal(key)}, {"batch_stats/mean": x.mean(0)})
 
 
 def gradient(w, x=X, y=Y):
@@ -30,8 +31,8 @@ def gradient(w, x=X, y=Y):
 
 def run(method, steps=1, rate=0.1):
     optimizer = optax.sgd(rate)
-    state = init_train_state(PARAMS, method, optimizer, jax.random.key(0))
-    step = jax.jit(make_step(loss, method, optimizer))
+    state = init_train_state(PARAMS, method, optimizer, jax.random.key(0), still=STILL)
+    step = jax.jit(make_step(loss, method, optimizer, still=STILL))
     for _ in range(steps):
         state, metrics = step(state, (X, Y))
     return state, metrics
@@ -102,8 +103,8 @@ def test_learnt_state_is_trained_by_the_optimizer():
 def test_the_step_compiles_once_and_donates():
     chex.clear_trace_counter()
     method, optimizer = quantize(4), optax.adam(1e-2)
-    state = init_train_state(jax.tree.map(jnp.copy, PARAMS), method, optimizer, jax.random.key(0))
-    step = jax.jit(chex.assert_max_traces(make_step(loss, method, optimizer), n=1), donate_argnums=0)
+    state = init_train_state(jax.tree.map(jnp.copy, PARAMS), method, optimizer, jax.random.key(0), still=STILL)
+    step = jax.jit(chex.assert_max_traces(make_step(loss, method, optimizer, still=STILL), n=1), donate_argnums=0)
     before = state.params["params"]["kernel"]
     for _ in range(3):
         state, _ = step(state, (X, Y))

@@ -6,6 +6,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import absl.app
 import absl.flags
@@ -20,9 +21,10 @@ from experiments import common, compress
 from experiments import config as configs
 from experiments.progress import Progress
 from jaxopt_nn.coding.artifact import load_artifact
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.checkpoints import locked
+from jaxopt_nn.pipeline.classes import classification
 from jaxopt_nn.pipeline.compress import Compressor
-from jaxopt_nn.pipeline.data import Data
 
 TRACES = []
 ROOT = pathlib.Path(compress.__file__).parent.parent
@@ -44,13 +46,13 @@ def own_model(seed):
         TRACES.append(x.shape)
         return x.reshape(len(x), -1) @ variables["w"]
 
-    return apply, {"w": jnp.full((4, 2), 0.01 * seed)}
+    return Network(apply, {"w": jnp.full((4, 2), 0.01 * seed)})
 
 
 def own_data(fold, folds, seed):
     x = np.random.default_rng(0).standard_normal((40, 2, 2)).astype(np.float32)
     y = (x[:, 0, 0] > 0).astype(int)
-    return Data((x[:32], y[:32]), (x[32:], y[32:]))
+    return classification(train=(x[:32], y[:32]), test=(x[32:], y[32:]))
 
 
 def no_model():
@@ -80,7 +82,7 @@ def test_the_quickstart_is_ten_times_smaller_with_the_same_architecture(quicksta
     assert report["baseline"]["bytes"] == 202_440
     assert report["stages"][-1]["ratio"] > 16 and report["stages"][-1]["bits_per_weight"] < 2
     assert 202_440 / report["artifact"]["bytes"] > 12
-    assert report["baseline"]["accuracy"] > 0.8 and report["stages"][-1]["accuracy"] > 0.7
+    assert report["baseline"]["metrics"]["accuracy"] > 0.8 and report["stages"][-1]["metrics"]["accuracy"] > 0.7
     assert {s["path"] for s in report["skipped"]} == {f"params/Dense_{i}/bias" for i in range(3)}
     said = [line for line in lines if ": step " not in line]  # those of a slow machine
     assert len(said) == 2 and said[0].startswith("fold 1 of 2: baseline ")
@@ -90,7 +92,7 @@ def test_the_quickstart_is_ten_times_smaller_with_the_same_architecture(quicksta
 
 def test_its_artifact_gives_the_accuracy_of_the_stage(quickstart):
     report, workdir, _ = quickstart
-    assert report["artifact"]["accuracy_reloaded"] == report["stages"][-1]["accuracy"]
+    assert report["artifact"]["metrics_reloaded"] == report["stages"][-1]["metrics"]
     assert report["artifact"]["path"] == str(workdir / "artifact")
     _, manifest = load_artifact(report["artifact"]["path"])
     assert manifest["recipe"] == report["config"]["stages"]
@@ -99,12 +101,11 @@ def test_its_artifact_gives_the_accuracy_of_the_stage(quickstart):
 def test_all_images_are_tested_once(quickstart):
     report, *_ = quickstart
     found = report["cross_validation"]
-    assert (found["folds"], found["test_images"]) == (2, 1797)
+    assert (found["folds"], found["examples"]) == (2, 1797)
     for name, entry in (("baseline", report["baseline"]), ("final", report["stages"][-1])):
-        parts = found[f"{name}_accuracy_of_folds"]
-        assert parts[0] == entry["accuracy"]
-        assert found[f"{name}_accuracy"] == pytest.approx((899 * parts[0] + 898 * parts[1]) / 1797)
-    assert found["lost_points"] == pytest.approx(100 * (found["baseline_accuracy"] - found["final_accuracy"]))
+        parts = [fold["accuracy"] for fold in found["of_folds"][name]]
+        assert found["of_folds"][name][0] == entry["metrics"]
+        assert found[name]["accuracy"] == pytest.approx((899 * parts[0] + 898 * parts[1]) / 1797)
 
 
 def test_another_fold_compiles_nothing_that_holds_the_model(tmp_path):
@@ -126,18 +127,18 @@ def test_no_fold_shares_its_seed_with_another_fold_or_seed():
 
 
 def test_folds_are_pooled_by_their_labels():
-    """Labels [10, 3] and [2, 5]: 30 and 10 of them."""
-    rows = [((0.5, 2.0), (0.3, 3.0)), ((0.9, 4.0), (0.8, 5.0))]
-    reports = [
-        {"baseline": {"accuracy": b[0], "loss": b[1]}, "stages": [{}, {"accuracy": a[0], "loss": a[1], "ratio": 4.0}]}
-        for b, a in rows
+    """30 and 10 labels: sums of hits and losses, not means of means."""
+    task = classification(test=(np.zeros((1, 2), np.float32), [0]))
+    sums = lambda hits, loss, n: {"accuracy": (hits, n), "loss": (loss, n)}
+    results = [
+        types.SimpleNamespace(sums=(sums(15, 60.0, 30), sums(9, 90.0, 30)), report={"stages": [{"ratio": 4.0}]}),
+        types.SimpleNamespace(sums=(sums(9, 40.0, 10), sums(8, 50.0, 10)), report={"stages": [{"ratio": 5.0}]}),
     ]
-    found = compress.pooled(reports, [(10, 3), (2, 5)])
-    assert (found["folds"], found["test_images"], found["test_labels"]) == (2, 12, 40)
-    assert (found["baseline_accuracy"], found["final_accuracy"]) == ((15 + 9) / 40, (9 + 8) / 40)
-    assert found["lost_points"] == pytest.approx(100 * 7 / 40)
-    assert (found["baseline_loss"], found["final_loss"]) == (pytest.approx(2.5), pytest.approx(3.5))
-    assert compress.pooled(reports[:1], [(10_000,)])["final_accuracy"] == 0.3
+    found = compress.pooled(task, results, 12)
+    assert (found["folds"], found["examples"]) == (2, 12)
+    assert found["baseline"] == {"accuracy": 24 / 40, "loss": 2.5} and found["final"] == {"accuracy": 17 / 40, "loss": 3.5}
+    assert found["of_folds"]["final"] == [{"accuracy": 0.3, "loss": 3.0}, {"accuracy": 0.8, "loss": 5.0}]
+    assert found["of_folds"]["ratio"] == [4.0, 5.0]
 
 
 def test_the_table_is_printed_plain_or_coloured(quickstart, capsys, monkeypatch):
@@ -145,7 +146,7 @@ def test_the_table_is_printed_plain_or_coloured(quickstart, capsys, monkeypatch)
     compress.show(report, str(workdir))
     plain = capsys.readouterr().out
     assert plain.splitlines()[0].startswith("stage ") and plain.splitlines()[-1] == f"report: {workdir}/report.html"
-    assert "cross-validation: 2 folds, 1,797 test images" in plain
+    assert "cross-validation: 2 folds, 1,797 test examples" in plain
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     for width, coloured in ((60, False), (120, True)):
         monkeypatch.setenv("COLUMNS", str(width))
@@ -211,10 +212,10 @@ def without(config, key):
         (tiny(data={"source": "x:y", "cross_validate": True}), "config.data.folds: missing"),
         (tiny(float={"epochs": 1, "learning_rate": -1.0}), "learning_rate=-1.0"),
         (tiny(model="experiments.models.digits:biuld"), "has no 'biuld'; nearest: build"),
-        (tiny(model=f"{__name__}:no_model"), "gave dict; it must return .apply, variables."),
+        (tiny(model=f"{__name__}:no_model"), "gave dict; it must return a Network"),
         (
             tiny(data={"source": f"{__name__}:tiny", "folds": 2, "cross_validate": False}),
-            "tiny gave dict; it must return a Data",
+            "tiny gave dict; it must return a Task",
         ),
         (tiny(stages=[{"name": "q", "method": "quantise", "bits": 4}]), "'quantise' is unknown; nearest: quantize"),
         (tiny(checkpoint="x", data={"source": "x:y", "folds": 5, "cross_validate": True}), "can't be cross-validated"),
@@ -298,7 +299,7 @@ def test_two_runs_do_not_share_a_workdir_and_files_of_the_user_stay(tmp_path):
 
 def test_own_model_own_data_and_a_seed(tmp_path):
     report = compress.run(tiny(seed=2, float={"epochs": 20, "learning_rate": 0.1}), str(tmp_path))
-    assert report["baseline"]["params"] == 8 and report["baseline"]["accuracy"] > 0.7
+    assert report["baseline"]["params"] == 8 and report["baseline"]["metrics"]["accuracy"] > 0.7
     assert "cross_validation" not in report and report["seed"] == 2
 
 
@@ -307,8 +308,8 @@ def test_a_checkpoint_takes_the_place_of_training(tmp_path):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "float", variables)
     report = compress.run(tiny(checkpoint=str(tmp_path / "float")), str(tmp_path / "run"))
-    x, y = own_data(0, 2, 0).test
-    assert report["baseline"]["accuracy"] == np.mean(np.argmax(x.reshape(8, 4) @ np.asarray(variables["w"]), 1) == y)
+    x, y = own_data(0, 2, 0).test.tree
+    assert report["baseline"]["metrics"]["accuracy"] == np.mean(np.argmax(x.reshape(8, 4) @ np.asarray(variables["w"]), 1) == y)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "other", {"w": jnp.ones((3, 2))})
     with pytest.raises(ValueError, match="no Orbax checkpoint of this model's variables"):
@@ -331,7 +332,7 @@ def pair(seed, width=6):
         hidden = jnp.maximum(x.reshape(len(x), -1) @ variables["up"] + variables["bias"][None], 0)
         return hidden @ variables["down"]
 
-    return apply, {"up": draw(4, width), "bias": draw(width), "down": draw(width, 2)}
+    return Network(apply, {"up": draw(4, width), "bias": draw(width), "down": draw(width, 2)})
 
 
 TAUGHT = {
@@ -360,9 +361,9 @@ def test_a_student_learns_from_its_teacher(tmp_path, changes, said):
         untrained = compress.run(
             {**config, "float": {"epochs": 0, "learning_rate": 0.1}, "start": start}, str(tmp_path / "u"), latency=False
         )
-        taught, begun = untrained["teacher"]["loss"], untrained["baseline"]["loss"]
+        taught, begun = untrained["teacher"]["metrics"]["loss"], untrained["baseline"]["metrics"]["loss"]
         fresh = compress.run({**untrained["config"], "start": None}, str(tmp_path / "f"), latency=False)
-        assert begun != fresh["baseline"]["loss"]
+        assert begun != fresh["baseline"]["metrics"]["loss"]
         assert start["how"] == "slices" or begun == taught, "a network of equal width starts as its teacher"
 
 
@@ -375,8 +376,9 @@ def test_a_teacher_may_have_other_data(tmp_path):
 
 
 def large_data(fold, folds, seed):
-    x, y = own_data(fold, folds, seed).train
-    return Data((np.tile(x, (2, 1, 1)), np.tile(y, 2)), own_data(fold, folds, seed).test)
+    own = own_data(fold, folds, seed)
+    x, y = own.train.tree
+    return own.replace(train=(np.tile(x, (2, 1, 1)), np.tile(y, 2)))
 
 
 def test_slices_must_fit_the_students_widths(tmp_path):
@@ -387,25 +389,25 @@ def test_slices_must_fit_the_students_widths(tmp_path):
 
 def test_teacher_and_student_agree_in_classes(tmp_path):
     teacher = {"model": f"{__name__}:three", "float": {"epochs": 1, "learning_rate": 0.05}}
-    with pytest.raises(ValueError, match="the teacher gives 3 classes, the student 2"):
+    with pytest.raises(ValueError, match=r"the teacher gives float32\[2, 3\], the student float32\[2, 2\]"):
         compress.run(tiny(teacher=teacher), str(tmp_path))
     assert not list(tmp_path.iterdir()), "before the teacher is trained"
 
 
 def three(seed):
-    return lambda variables, x: x.reshape(len(x), -1) @ variables["w"], {"w": jnp.zeros((4, 3))}
+    return Network(lambda variables, x: x.reshape(len(x), -1) @ variables["w"], {"w": jnp.zeros((4, 3))})
 
 
 def test_dead_neurons_are_masked_and_the_answers_stay(tmp_path):
     stages = [{"name": "neurons", "method": "prune_neurons"}]
     report = compress.run(tiny(model=f"{__name__}:half_dead", stages=stages), str(tmp_path), latency=False)
     before, (after,) = report["baseline"], report["stages"]
-    assert (after["accuracy"], after["loss"]) == (before["accuracy"], before["loss"])
+    assert after["metrics"] == before["metrics"]
     assert before["nonzero"] == 7 * 8 and after["nonzero"] == 7 * 4
 
 
 def half_dead(seed):
     """Half of the hidden units never fire, whatever the input."""
-    apply, variables = pair(seed, width=8)
+    network = pair(seed, width=8)
     bias = jnp.where(jnp.arange(8) % 2 == 0, -1e3, 1.0)
-    return apply, {**variables, "bias": bias}
+    return network.replace(variables={**network.variables, "bias": bias})

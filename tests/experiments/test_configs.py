@@ -105,5 +105,5 @@ def test_a_sweep_trains_each_float_network_once(images, tmp_path):
     made = sweep.run(config, {"stages[0].bits": [4, 8]}, str(tmp_path), seeds=1)
     assert len(list((tmp_path / "floats").iterdir())) == 1
     assert not list(tmp_path.glob("bits*/*/checkpoints/*/float"))
-    before = {r["baseline_accuracy"] for cell in made["cells"] for r in cell["runs"]}
+    before = {r["baseline_score"] for cell in made["cells"] for r in cell["runs"]}
     assert len(before) == 1 and made["missing"] == 0

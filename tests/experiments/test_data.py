@@ -73,7 +73,7 @@ def elsewhere(tmp_path, monkeypatch):
 def test_idx_files_are_read_packed_or_not(tmp_path, load, packed):
     x, y, test_x, test_y = write_idx(tmp_path, packed)
     data = load(str(tmp_path))
-    for part, expected, classes in ((data.train, x, y), (data.test, test_x, test_y)):
+    for part, expected, classes in ((data.train.tree, x, y), (data.test.tree, test_x, test_y)):
         np.testing.assert_array_equal(part[0], scaled(expected))
         np.testing.assert_array_equal(part[1], classes)
         assert (part[0].dtype, part[1].dtype) == (np.float32, np.int32)
@@ -83,9 +83,9 @@ def test_idx_files_are_read_packed_or_not(tmp_path, load, packed):
 def test_limit_takes_the_first_images_and_leaves_the_test_alone(tmp_path):
     x, y, _, test_y = write_idx(tmp_path)
     data = mnist(str(tmp_path), limit=7)
-    np.testing.assert_array_equal(data.train[0], scaled(x[:7]))
-    np.testing.assert_array_equal(data.train[1], y[:7])
-    np.testing.assert_array_equal(data.test[1], test_y)
+    np.testing.assert_array_equal(data.train.tree[0], scaled(x[:7]))
+    np.testing.assert_array_equal(data.train.tree[1], y[:7])
+    np.testing.assert_array_equal(data.test.tree[1], test_y)
 
 
 def test_validation_comes_out_of_the_training_images_by_seed(tmp_path):
@@ -93,19 +93,19 @@ def test_validation_comes_out_of_the_training_images_by_seed(tmp_path):
     for name in NAMES[2:]:
         (tmp_path / name).unlink()  # the test files are not read
     data = mnist(str(tmp_path), validation=4)
-    assert (len(data.train[1]), len(data.test[1])) == (8, 4)
-    both = np.concatenate([data.train[0], data.test[0]])
+    assert (len(data.train.tree[1]), len(data.test.tree[1])) == (8, 4)
+    both = np.concatenate([data.train.tree[0], data.test.tree[0]])
     assert sorted(map(bytes, both)) == sorted(map(bytes, scaled(x)))
     where = {bytes(image): label for image, label in zip(scaled(x), labels(12), strict=True)}
-    for images_, labels_ in (data.train, data.test):
+    for images_, labels_ in (data.train.tree, data.test.tree):
         assert [where[bytes(image)] for image in images_] == labels_.tolist()
 
     again, other = mnist(str(tmp_path), validation=4), mnist(str(tmp_path), validation=4, seed=1)
-    np.testing.assert_array_equal(data.test[0], again.test[0])
-    assert not np.array_equal(data.test[0], other.test[0])
+    np.testing.assert_array_equal(data.test.tree[0], again.test.tree[0])
+    assert not np.array_equal(data.test.tree[0], other.test.tree[0])
     limited = mnist(str(tmp_path), validation=4, limit=3)
-    np.testing.assert_array_equal(limited.train[0], data.train[0][:3])
-    np.testing.assert_array_equal(limited.test[0], data.test[0])
+    np.testing.assert_array_equal(limited.train.tree[0], data.train.tree[0][:3])
+    np.testing.assert_array_equal(limited.test.tree[0], data.test.tree[0])
 
 
 @pytest.mark.parametrize(
@@ -169,14 +169,14 @@ def test_missing_files_are_named_with_the_three_ways(tmp_path, load, first):
 def test_missing_files_are_downloaded_once_from_the_first_mirror_that_has_them(elsewhere, monkeypatch):
     source, _, cache = elsewhere
     data = mnist()
-    np.testing.assert_array_equal(data.train[0], scaled(pixels(12)))
+    np.testing.assert_array_equal(data.train.tree[0], scaled(pixels(12)))
     assert sorted(path.name for path in cache.iterdir()) == sorted(source.sha256)
 
     def no_network(url, timeout):
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
-    np.testing.assert_array_equal(mnist().test[1], data.test[1])
+    np.testing.assert_array_equal(mnist().test.tree[1], data.test.tree[1])
 
 
 def test_a_download_with_another_checksum_is_refused_and_not_kept(elsewhere):
@@ -235,9 +235,9 @@ def test_a_complete_system_folder_goes_before_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "FASHION_MNIST", files.Source(
         found.name, found.folder, (), found.sha256, str(system), found.package
     ))  # fmt: skip
-    assert len(fashion_mnist().train[1]) == 7
+    assert len(fashion_mnist().train.tree[1]) == 7
     (system / images.IDX_NAMES[3]).unlink()
-    assert len(fashion_mnist().train[1]) == 9
+    assert len(fashion_mnist().train.tree[1]) == 9
 
 
 def test_the_cache_is_the_users(monkeypatch, tmp_path):
@@ -255,12 +255,12 @@ def test_fashion_mnist_is_that_of_its_authors():
     begin = time.process_time()
     data = fashion_mnist()
     assert time.process_time() - begin < 3
-    assert data.train[0].shape == (60_000, 28, 28, 1) and data.test[0].shape == (10_000, 28, 28, 1)
-    assert (data.train[0].min(), data.train[0].max()) == (0, 1)
-    assert round(float(data.train[0].mean(dtype=np.float64)), 4) == 0.2860
-    assert round(float(data.train[0].std(dtype=np.float64)), 4) == 0.3530
-    assert data.train[1][:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
-    assert np.bincount(data.train[1]).tolist() == [6000] * 10 and np.bincount(data.test[1]).tolist() == [1000] * 10
+    assert data.train.tree[0].shape == (60_000, 28, 28, 1) and data.test.tree[0].shape == (10_000, 28, 28, 1)
+    assert (data.train.tree[0].min(), data.train.tree[0].max()) == (0, 1)
+    assert round(float(data.train.tree[0].mean(dtype=np.float64)), 4) == 0.2860
+    assert round(float(data.train.tree[0].std(dtype=np.float64)), 4) == 0.3530
+    assert data.train.tree[1][:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
+    assert np.bincount(data.train.tree[1]).tolist() == [6000] * 10 and np.bincount(data.test.tree[1]).tolist() == [1000] * 10
 
 
 # CIFAR-10
@@ -299,12 +299,12 @@ def write_cifar(folder, form):
 def test_cifar10_is_read_from_each_of_its_forms(tmp_path, form):
     batches = write_cifar(tmp_path, form)
     data = cifar10(str(tmp_path))
-    np.testing.assert_array_equal(data.train[0], scaled(np.concatenate([x for _, x, _ in batches[:5]]))[..., 0])
-    np.testing.assert_array_equal(data.train[1], np.concatenate([y for _, _, y in batches[:5]]))
-    np.testing.assert_array_equal(data.test[0], scaled(batches[5][1])[..., 0])
-    np.testing.assert_array_equal(data.test[1], batches[5][2])
-    assert data.train[0].flags.c_contiguous and data.train[0].dtype == np.float32
-    assert len(cifar10(str(tmp_path), validation=3, limit=2).train[1]) == 2
+    np.testing.assert_array_equal(data.train.tree[0], scaled(np.concatenate([x for _, x, _ in batches[:5]]))[..., 0])
+    np.testing.assert_array_equal(data.train.tree[1], np.concatenate([y for _, _, y in batches[:5]]))
+    np.testing.assert_array_equal(data.test.tree[0], scaled(batches[5][1])[..., 0])
+    np.testing.assert_array_equal(data.test.tree[1], batches[5][2])
+    assert data.train.tree[0].flags.c_contiguous and data.train.tree[0].dtype == np.float32
+    assert len(cifar10(str(tmp_path), validation=3, limit=2).train.tree[1]) == 2
 
 
 def test_damaged_cifar10_files(tmp_path):
@@ -341,15 +341,15 @@ def test_rows_are_bytes_and_labels_the_bytes_after(tmp_path):
     content = bytes(np.random.default_rng(0).integers(256, size=1000, dtype=np.uint8))
     (tmp_path / "a.txt").write_bytes(content)
     data = text_bytes(str(tmp_path), length=16)
-    assert data.train[0].shape == (59, 16) and data.test[0].shape == (3, 16)  # of 950 and of 50 bytes
-    assert (data.train[0].dtype, data.train[1].dtype, data.metric) == (np.int32, np.int32, "bits/byte")
-    for (x, y), part in ((data.train, content[:950]), (data.test, content[950:])):
+    assert data.train.tree[0].shape == (59, 16) and data.test.tree[0].shape == (3, 16)  # of 950 and of 50 bytes
+    assert (data.train.tree[0].dtype, data.train.tree[1].dtype, data.headline) == (np.int32, np.int32, "bits/byte")
+    for (x, y), part in ((data.train.tree, content[:950]), (data.test.tree, content[950:])):
         for i, (row, after) in enumerate(zip(x, y, strict=True)):
             assert bytes(row.tolist()) == part[16 * i : 16 * i + 16]
             assert bytes(after.tolist()) == part[16 * i + 1 : 16 * i + 17]
     limited = text_bytes(str(tmp_path), length=16, limit=5)
-    np.testing.assert_array_equal(limited.train[1], data.train[1][:5])
-    np.testing.assert_array_equal(limited.test[0], data.test[0])
+    np.testing.assert_array_equal(limited.train.tree[1], data.train.tree[1][:5])
+    np.testing.assert_array_equal(limited.test.tree[0], data.test.tree[0])
 
 
 def test_a_corpus_is_a_file_or_the_visible_files_of_a_folder_by_path(tmp_path):
@@ -372,7 +372,7 @@ def test_the_default_corpus_is_the_pinned_part_of_the_standard_library(caplog):
     with caplog.at_level("INFO", logger="absl"):
         data = text_bytes(length=64)
     assert f"{len(content)} bytes, SHA-256 {checksum[:16]}" in caplog.text
-    assert data.train[0].shape[1] == 64 and 18 < len(data.train[0]) / len(data.test[0]) < 20
+    assert data.train.tree[0].shape[1] == 64 and 18 < len(data.train.tree[0]) / len(data.test.tree[0]) < 20
 
 
 def test_text_that_is_missing_or_too_short_or_not_ascii(tmp_path, monkeypatch):
@@ -388,7 +388,7 @@ def test_text_that_is_missing_or_too_short_or_not_ascii(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"length=128.*0 bytes"):
         text_bytes(str(path))
     path.write_bytes(b"a" * 100)
-    assert text_bytes(str(path), length=4).test[0].shape == (1, 4)
+    assert text_bytes(str(path), length=4).test.tree[0].shape == (1, 4)
     for wrong, message in (
         ({"length": 5}, "5 bytes"),
         ({"length": 0}, "length=0"),

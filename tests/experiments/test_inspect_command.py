@@ -12,7 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import inspect
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.pipeline.classes import classification
 from tests.experiments import test_configs
 
 
@@ -27,14 +28,13 @@ def own_model(seed):
         return (h * variables["scale"][None, None]) @ variables["table"].T
 
     shapes = {"table": (11, 8), "layers": (2, 8, 8), "derived": (8, 8), "scale": (8,), "unused": (5, 5)}
-    return apply, {
-        name: jnp.ones(shape, jnp.bfloat16 if name == "derived" else jnp.float32) for name, shape in shapes.items()
-    }
+    kind = lambda name: jnp.bfloat16 if name == "derived" else jnp.float32
+    return Network(apply, {name: jnp.ones(shape, kind(name)) for name, shape in shapes.items()})
 
 
 def own_data():
     x = np.zeros((6, 3), np.int32)
-    return Data((x, x), (x, x))
+    return classification(train=(x, x), test=(x, x))
 
 
 def tiny(**changes):

@@ -12,7 +12,7 @@ import pytest
 import jaxopt_nn as jn
 from experiments.models import build as builders
 from experiments.models import cifar, digits, fashion, mlp, mlp_nnx, text
-from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 
 
 def count(tree):
@@ -48,7 +48,7 @@ def gpt_size(vocabulary, width, layers, heads, kv_heads, hidden):
 
 def abstract(build, **sizes):
     """Shapes of a builder's variables; nothing is compiled."""
-    return jax.eval_shape(lambda: build(**sizes)[1])
+    return jax.eval_shape(lambda: build(**sizes).variables)
 
 
 DEFAULTS = {
@@ -114,13 +114,14 @@ def test_default_sizes_are_those_of_the_docstrings():
 @pytest.mark.parametrize("name", SMALL)
 def test_a_builder_gives_a_network_of_its_sizes_and_seed(name):
     build, sizes, shape, size = SMALL[name]
-    apply, variables, *training = small(name)
-    assert len(training) == (name in ("resnet", "resnet20"))
+    network = small(name)
+    apply, variables = network.apply, network.variables
+    assert bool(network.still) == (name in ("resnet", "resnet20"))
     assert count(variables.get("params", variables)) == size
     logits = jax.eval_shape(apply, variables, inputs(shape))
     assert logits.shape == ((3, 7, 16) if name == "gpt" else (3, 10)) and logits.dtype == jnp.float32
 
-    again, other = build(seed=0, **sizes)[1], small(name, seed=1)[1]
+    again, other = build(seed=0, **sizes).variables, small(name, seed=1).variables
     jax.tree.map(np.testing.assert_array_equal, variables, again)
     assert jax.tree.structure(variables) == jax.tree.structure(other)
     kernels = {path for path in leaves_by_path(variables) if path.endswith(("kernel", "embedding", "positions"))}
@@ -131,7 +132,7 @@ def test_a_builder_gives_a_network_of_its_sizes_and_seed(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_every_kernel_has_a_site(name):
     _, _, shape, _ = SMALL[name]
-    apply, variables = small(name)[:2]
+    apply, variables = small(name).apply, small(name).variables
     info = jn.inspect(apply, variables, inputs(shape))
     kernels = {leaf.path: leaf for leaf in info.leaves if leaf.path.endswith(("kernel", "embedding"))}
     assert set(kernels) == {path for path in leaves_by_path(variables) if path.endswith(("kernel", "embedding"))}
@@ -151,8 +152,7 @@ def test_equal_networks_share_one_compiled_initializer():
 
 
 def test_the_twin_has_nnx_names_and_computes_the_same():
-    apply, _ = small("lenet300")
-    twin, variables = small("lenet300_nnx")
+    apply, twin, variables = small("lenet300").apply, small("lenet300_nnx").apply, small("lenet300_nnx").variables
     assert sorted(leaves_by_path(variables)) == [f"layers/{i}/{leaf}" for i in range(3) for leaf in ("bias", "kernel")]
     x = inputs((3, 28, 28, 1))
     ours = apply({"params": {f"Dense_{i}": variables["layers"][i] for i in range(3)}}, x)
@@ -160,7 +160,7 @@ def test_the_twin_has_nnx_names_and_computes_the_same():
 
 
 def test_the_scanned_language_model_sees_no_later_byte():
-    apply, variables = small("gpt")
+    apply, variables = small("gpt").apply, small("gpt").variables
     x = inputs((3, 7))
     y = jax.jit(apply)(variables, x)
     changed = jax.jit(apply)(variables, x.at[:, 5].set((x[:, 5] + 1) % 16))
@@ -169,7 +169,9 @@ def test_the_scanned_language_model_sees_no_later_byte():
 
 
 def test_batch_norm_trains_and_moves_its_statistics():
-    apply, variables, train_apply = small("resnet")
+    network = small("resnet")
+    apply, variables = network.apply, network.variables
+    train_apply = lambda v, x, key: network.trained(v, x, key=key)
     x = inputs((8, 8, 8, 1))  # any height and width will do
     y = jnp.arange(8)
     optimizer = optax.adam(1e-2)
@@ -182,7 +184,8 @@ def test_batch_norm_trains_and_moves_its_statistics():
     def step(params, stats, state):
         (value, new), grads = jax.value_and_grad(loss, has_aux=True)(params, stats)
         updates, state = optimizer.update(grads, state)
-        return value, optax.apply_updates(params, updates), new["batch_stats"], state
+        moved = map_with_path(lambda path, x: new[f"batch_stats/{path}"], stats)
+        return value, optax.apply_updates(params, updates), moved, state
 
     params, stats, state = variables["params"], variables["batch_stats"], optimizer.init(variables["params"])
     losses = []
@@ -196,12 +199,12 @@ def test_batch_norm_trains_and_moves_its_statistics():
 
     # the first norm's mean, one step of momentum 0.9 from zero, is a tenth of the batch's mean
     _, new = jax.jit(train_apply)(variables, x, jax.random.key(0))
-    assert set(new) == {"batch_stats"}
+    assert set(new) == network.still
     convolved = jax.lax.conv_general_dilated(
         x, variables["params"]["Conv_0"]["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     expected = 0.1 * convolved.mean(axis=(0, 1, 2))
-    np.testing.assert_allclose(new["batch_stats"]["BatchNorm_0"]["mean"], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(new["batch_stats/BatchNorm_0/mean"], expected, rtol=1e-4, atol=1e-6)
 
     # in evaluation each image is on its own
     run = jax.jit(apply)

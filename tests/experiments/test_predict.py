@@ -15,9 +15,10 @@ from experiments.models import digits
 from jaxopt_nn.coding.artifact import save_artifact
 from jaxopt_nn.core.combine import where
 from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.pipeline.classes import classification
 
 FEATURES, CLASSES = 16, 4
 REPOSITORY = pathlib.Path(predict.__file__).parent.parent
@@ -28,18 +29,19 @@ def own_model(seed, scale=1.0):
         return scale * jnp.tanh(x.reshape(len(x), FEATURES)) @ variables["w"] + variables["b"][None]
 
     rng = np.random.default_rng(seed)
-    return apply, {"w": jnp.asarray(rng.standard_normal((FEATURES, CLASSES)), jnp.float32), "b": jnp.zeros(CLASSES)}
+    w = jnp.asarray(rng.standard_normal((FEATURES, CLASSES)), jnp.float32)
+    return Network(apply, {"w": w, "b": jnp.zeros(CLASSES)})
 
 
 def own_data(seed, rows=40):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((rows, 4, 4)).astype(np.float32)
-    y = np.tanh(x.reshape(rows, -1)) @ np.asarray(own_model(0)[1]["w"])
-    return Data((x[:8], y[:8].argmax(-1)), (x[8:], y[8:].argmax(-1)))
+    y = np.tanh(x.reshape(rows, -1)) @ np.asarray(own_model(0).variables["w"])
+    return classification(train=(x[:8], y[:8].argmax(-1)), test=(x[8:], y[8:].argmax(-1)))
 
 
 def pair():
-    return own_data(5).test
+    return own_data(5).test.tree
 
 
 def inputs():
@@ -67,7 +69,7 @@ def tiny(**changes):
 
 
 def saved(directory, extra, bits=8):
-    apply, variables = own_model(0)
+    apply, variables = own_model(0).apply, own_model(0).variables
     method = where("w", quantize(bits))
     info = inspect(apply, variables, inputs())
     save_artifact(directory, method.pack(variables, method.init(variables, info)), extra=extra)
@@ -85,7 +87,7 @@ def test_what_compress_ships_is_what_predict_runs(tmp_path):
     report = compress.run(config, str(tmp_path), latency=False)
     found = predict.run(report["artifact"]["path"], batch_size=8, repeats=3)
     last = report["stages"][-1]
-    assert found["accuracy"] == last["accuracy"] and found["loss"] == pytest.approx(last["loss"], abs=1e-5)
+    assert found["values"] == pytest.approx(last["metrics"], abs=1e-5) and found["metrics"] == report["metrics"]
     assert (found["examples"], found["rule"], found["bytes"]) == (32, "w4a8", report["artifact"]["bytes"])
     assert found["batch_size"] == 8 and found["per_device"] == 1 and len(found["devices"]) == 8
     with pytest.raises(ValueError, match=f"is a run's folder; its artifact is {tmp_path}/artifact"):
@@ -94,41 +96,33 @@ def test_what_compress_ships_is_what_predict_runs(tmp_path):
 
 def test_numbers_and_predictions(artifact, tmp_path):
     found = predict.run(artifact, batch_size=20, repeats=7, output=str(tmp_path / "out.npz"))
-    x, y = own_data(0).test
-    assert found["accuracy"] > 0.95 and found["metric"] == "accuracy"
+    x, y = own_data(0).test.tree
+    assert found["values"]["accuracy"] > 0.95
     assert (found["examples"], found["batch_size"], found["per_device"]) == (32, 24, 3)
     times = found["latency_ms"]
     assert times["batches"] == 7 and 0 < times["p50"] <= times["p99"] and times["first"] > 0
     assert found["examples_per_second"] > 0
     json.dumps(found)
     out = np.load(tmp_path / "out.npz")
-    np.testing.assert_array_equal(out["labels"], y)
-    np.testing.assert_array_equal(out["classes"], out["logits"].argmax(-1))
-    assert np.mean(out["classes"] == y) == found["accuracy"]
-    weights = np.asarray(own_model(0)[1]["w"])
-    np.testing.assert_allclose(out["logits"], np.tanh(x.reshape(32, -1)) @ weights, atol=0.1)
-
-
-def test_loss_is_the_cross_entropy():
-    logits = np.log(np.array([[[0.7, 0.3], [0.5, 0.5]]], np.float32))
-    found = predict.graded(logits + 50, np.array([[0, 1]]))
-    assert found["loss"] == pytest.approx(-(np.log(0.7) + np.log(0.5)) / 2, abs=1e-6)
-    assert found["accuracy"] == 0.5
+    np.testing.assert_array_equal(out["classes"], out["outputs"].argmax(-1))
+    assert np.mean(out["classes"] == y) == pytest.approx(found["values"]["accuracy"])
+    weights = np.asarray(own_model(0).variables["w"])
+    np.testing.assert_allclose(out["outputs"], np.tanh(x.reshape(32, -1)) @ weights, atol=0.1)
 
 
 @pytest.mark.parametrize("name", ["pair", "inputs", "own_data"])
 def test_data_from_a_function(artifact, name):
     found = predict.run(artifact, f"{__name__}:{name}", repeats=1)
-    assert found["examples"] == 32 and (found["accuracy"] is None) == (name == "inputs")
+    assert found["examples"] == 32 and (found["values"] is None) == (name == "inputs")
 
 
 def test_data_from_a_file(artifact, tmp_path):
     x, y = pair()
     np.savez(tmp_path / "both.npz", x=x, y=y)
     np.savez(tmp_path / "x.npz", x=x[:5])
-    assert predict.run(artifact, str(tmp_path / "both.npz"), repeats=1)["accuracy"] > 0.9
+    assert predict.run(artifact, str(tmp_path / "both.npz"), repeats=1)["values"]["accuracy"] > 0.9
     found = predict.run(artifact, str(tmp_path / "x.npz"), repeats=1)
-    assert found["accuracy"] is None and found["examples"] == 5, "the batch is no larger than the data"
+    assert found["values"] is None and found["examples"] == 5, "the batch is no larger than the data"
     assert ["accuracy"] not in [line[:1] for line in predict.rows(found)]
 
 
@@ -143,7 +137,7 @@ def test_the_rule_and_the_model_arguments_are_those_of_the_config(tmp_path):
         where_ = saved(tmp_path / str(i), {"config": tiny(**changes), "rule": rule})
         found = predict.run(where_, str(tmp_path / "x.npz"), repeats=1, output=str(tmp_path / "out.npz"))
         assert found["rule"] == rule
-        outs.append(np.load(tmp_path / "out.npz")["logits"])
+        outs.append(np.load(tmp_path / "out.npz")["outputs"])
     np.testing.assert_allclose(outs[1], 2 * outs[0], rtol=1e-5, atol=1e-5)
     assert 1e-4 < np.abs(outs[2] - outs[0]).max() < 0.1
     np.testing.assert_array_equal(outs[3], outs[2])
@@ -160,7 +154,6 @@ def broken(tmp_path, name):
         "scalar": {"x": np.float32(1)},
         "nan": {"x": np.full_like(x, np.nan)},
         "labels": {"x": x, "y": y[:3]},
-        "one-hot": {"x": x, "y": np.eye(CLASSES)[y]},
         "whole one-hot": {"x": x, "y": np.eye(CLASSES, dtype=int)[y]},
         "classes": {"x": x, "y": y + 7},
         "objects": {"x": np.array([None, 1])},
@@ -181,25 +174,21 @@ def broken(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        (
-            "shape",
-            r"examples of float32\[5\] do not fit the model, it fails with TypeError: cannot reshape .*trained on$",
-        ),
+        ("shape", r"the model fails on inputs float32\[B, 5\]: TypeError: cannot reshape .* with inputs as in its training$"),
         ("no x", "holds images; needs x"),
-        ("empty", "no examples; x has shape .0, 4, 4."),
-        ("scalar", "no examples"),
-        ("nan", "NaN or Inf among the inputs"),
-        ("labels", "for 32 inputs; pass one class number for each"),
-        ("one-hot", "pass one class number for each, integers"),
-        ("whole one-hot", r"labels are int64\[4\] for each .* pass one class number for each, 0 to 3, no one-hot"),
-        ("classes", "the model knows the classes 0 to 3"),
-        ("text", "pass an array of numbers"),
+        ("empty", "data=.*: no examples"),
+        ("scalar", r"the first axes are the examples, and differ: the array \[\]"),
+        ("nan", "NaN or Inf; clean the data first"),
+        ("labels", r"the first axes are the examples, and differ: 0 \[32, 4, 4\], 1 \[3\]"),
+        ("whole one-hot", "data: labels are one-hot in int64; pass them as floats, or class numbers"),
+        ("classes", "data: label .* but there are 4 classes: allowed are 0 to 3"),
+        ("text", "is no number; convert it first"),
         ("damaged", "no .npz of arrays, or a damaged one"),
         ("no zip", "data.npz: no .npz of arrays"),
         ("objects", "data.npz: Object arrays cannot be loaded"),
         ("nowhere.npz", "no such file"),
         (f"{__name__}:pear", "has no 'pear'; nearest: pair"),
-        (f"{__name__}:nothing", "gave dict; it must return a Data, .x, y. or x"),
+        (f"{__name__}:nothing", "holds no array; pass"),
         (f"{__name__}:empty", "no examples"),
     ],
 )
@@ -209,11 +198,11 @@ def test_data_that_does_not_fit_is_named(artifact, tmp_path, name, said):
 
 
 def test_an_image_of_another_size_for_a_flax_model():
-    apply, variables = digits.build(0)
+    task = classification(test=(np.zeros((3, 8, 8, 1), np.float32), [0, 1, 2]))
     with pytest.raises(ValueError) as caught:
-        predict.check_fit(apply, variables, predict.Examples(np.zeros((3, 5, 5, 1), np.float32), None))
+        predict.check_fit(digits.build(0), task, predict.Examples((np.zeros((3, 5, 5, 1), np.float32),), None))
     said = str(caught.value)
-    assert said.startswith("examples of float32[5, 5, 1] do not fit the model, it fails with ScopeParamShapeError: ")
+    assert said.startswith("the model fails on inputs float32[B, 5, 5, 1]: ScopeParamShapeError: ")
     assert "(64, 300)" in said and "http" not in said and "\n" not in said
 
 
@@ -225,10 +214,10 @@ def test_whole_numbers_are_noted_where_the_model_takes_floats(artifact, tmp_path
     assert predict.run(artifact, repeats=1)["note"] is None
 
     tokens = np.zeros((2, 3), np.int32)
-    assert predict.scale_note(lambda v, t: v[t], jnp.ones((5, 2)), tokens) is None, (
-        "a table is looked up by whole numbers"
-    )
-    assert predict.scale_note(lambda v, t: v * t, 2.0, tokens.astype(np.float32)) is None
+    note = lambda apply, x: predict.scale_note(Network(apply, {"w": jnp.ones((5, 2))}), predict.Examples((x,), None))
+    assert note(lambda v, t: v["w"][t], tokens) is None, "a table is looked up by whole numbers"
+    assert note(lambda v, t: v["w"][0, 0] * t, tokens.astype(np.float32)) is None
+    assert note(lambda v, t: v["w"][0, 0] * t, tokens).startswith("the inputs are int32")
 
 
 @pytest.mark.parametrize(
@@ -257,10 +246,10 @@ def command(*flags):
 
 
 def test_the_command(tmp_path):
-    config = {**tiny(), "model": "experiments.models.digits:build", "data": {"source": "no.such:data"}}
+    config = {**tiny(), "model": "experiments.models.digits:build", "data": {"source": "experiments.data.digits:digits"}}
     from experiments.models.digits import build
 
-    save_artifact(tmp_path / "artifact", build(0)[1], extra={"config": config, "rule": None})
+    save_artifact(tmp_path / "artifact", build(0).variables, extra={"config": config, "rule": None})
     x = np.random.default_rng(0).random((10, 8, 8, 1)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x, y=np.zeros(10, int))
     flags = [f"--artifact={tmp_path / 'artifact'}", f"--data={tmp_path / 'x.npz'}", "--repeats=2", "--batch_size=4"]
@@ -269,7 +258,7 @@ def test_the_command(tmp_path):
     lines = dict(line.split("  ", 1) for line in done.stdout.splitlines() if "  " in line)
     assert lines["devices"].strip().startswith("2 x cpu") and lines["batch"].strip() == "4, 2 on each device"
     assert lines["examples"].strip() == "10" and "examples/s" in lines["throughput"]
-    assert build(0)[0](build(0)[1], x) == pytest.approx(np.load(tmp_path / "out.npz")["logits"], abs=1e-5)
+    assert build(0)(x) == pytest.approx(np.load(tmp_path / "out.npz")["outputs"], abs=1e-5)
 
 
 def test_the_command_ends_without_a_traceback(tmp_path):

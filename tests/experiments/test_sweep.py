@@ -13,20 +13,21 @@ from matplotlib.figure import Figure
 from experiments import compress, summary, sweep
 from experiments.config import checked
 from experiments.grid import addresses, cells_of, read_grid
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.checkpoints import locked
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.pipeline.classes import classification
 
 REPOSITORY = pathlib.Path(sweep.__file__).parent.parent
 
 
 def own_model(seed):
-    return lambda variables, x: x @ variables["w"], {"w": jnp.full((4, 2), 0.01 * seed)}
+    return Network(lambda variables, x: x @ variables["w"], {"w": jnp.full((4, 2), 0.01 * seed)})
 
 
 def own_data(fold, seed):
     x = np.random.default_rng(seed).standard_normal((40, 4)).astype(np.float32)
     y = (x[:, 0] > 0).astype(int)
-    return Data((x[:32], y[:32]), (x[32:], y[32:]))
+    return classification(train=(x[:32], y[:32]), test=(x[32:], y[32:]))
 
 
 def tiny(**changes):
@@ -46,6 +47,9 @@ GRID = "stages[0].sparsity=0.25,0.5;stages[1].bits=2,4"
 NOISE = {0: 0.0, 1: 0.02, 2: -0.05, 7: 0.5}
 
 
+KIND = {"metrics": {"accuracy": {"unit": "%", "better": "higher"}}, "headline": "accuracy"}
+
+
 @pytest.fixture
 def runs(monkeypatch):
     """``compress.run`` by a formula; the configs and folders that it was called with."""
@@ -59,8 +63,11 @@ def runs(monkeypatch):
             raise FloatingPointError("stage 'prune': the loss is nan in epoch 1;\nlower learning_rate")
         final = 0.8 + NOISE[seed] - 0.1 * sparsity + 0.01 * bits + 0.001 * seed * bits
         report = {
-            "config": checked(config), "metric": "accuracy", "baseline": {"accuracy": 0.9 + NOISE[seed]},
-            "stages": [{"accuracy": 0.0}, {"accuracy": final, "bytes": 100 * bits, "ratio": 32 / bits}],
+            "config": checked(config), **KIND, "baseline": {"metrics": {"accuracy": 0.9 + NOISE[seed]}},
+            "stages": [
+                {"metrics": {"accuracy": 0.0}},
+                {"metrics": {"accuracy": final}, "bytes": 100 * bits, "ratio": 32 / bits},
+            ],
         }  # fmt: skip
         pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
         (pathlib.Path(workdir) / "report.json").write_text(json.dumps(report))
@@ -86,9 +93,9 @@ def test_mean_spread_and_paired_differences(runs, tmp_path):
     made = sweep.run(tiny(), GRID, str(tmp_path), seeds=3, baseline="stages[0].sparsity=0.25,stages[1].bits=2")
     base, other = made["cells"][0], made["cells"][3]
     values = np.array([0.8 + NOISE[s] - 0.05 + 0.04 + 0.004 * s for s in range(3)])
-    assert other["accuracy"]["mean"] == pytest.approx(values.mean())
-    assert other["accuracy"]["std"] == pytest.approx(values.std(ddof=1)) and other["accuracy"]["std"] > 0.03
-    assert other["baseline_accuracy"]["mean"] == pytest.approx(0.9 - 0.01)
+    assert other["score"]["mean"] == pytest.approx(values.mean())
+    assert other["score"]["std"] == pytest.approx(values.std(ddof=1)) and other["score"]["std"] > 0.03
+    assert other["baseline_score"]["mean"] == pytest.approx(0.9 - 0.01)
     assert other["bytes"] == {"mean": 400, "std": 0} and other["ratio"]["mean"] == 8
     differences = np.array([-0.025 + 0.02 + 0.002 * s for s in range(3)])
     found = other["difference"]
@@ -102,7 +109,7 @@ def test_mean_spread_and_paired_differences(runs, tmp_path):
 
 def test_one_seed_has_no_spread(runs, tmp_path):
     made = sweep.run(tiny(seed=7), "stages[1].bits=2,4", str(tmp_path), seeds=1, baseline="bits=4")
-    assert made["seeds"] == [7] and made["cells"][0]["accuracy"]["std"] is None
+    assert made["seeds"] == [7] and made["cells"][0]["score"]["std"] is None
     assert made["cells"][0]["difference"]["standard_error"] is None
     assert "±" not in sweep.common.aligned(*sweep.header_and_cells(made))
 
@@ -167,28 +174,23 @@ def test_an_interrupt_keeps_what_is_finished(runs, tmp_path, monkeypatch):
     assert len(runs) == 8
 
 
-def test_pooled_accuracies_and_bits_a_byte():
+def test_pooled_scores_and_numbers_that_are_better_lower():
     cell = cells_of(checked(tiny()), {})[0]
     report = {
-        "metric": "accuracy", "baseline": {"accuracy": 0.5}, "stages": [{"accuracy": 0.4, "bytes": 8, "ratio": 2.0}],
-        "cross_validation": {
-            "final_accuracy": 0.45, "baseline_accuracy": 0.55, "final_loss": np.log(8), "baseline_loss": np.log(4),
-        },
+        **KIND, "baseline": {"metrics": {"accuracy": 0.5}},
+        "stages": [{"metrics": {"accuracy": 0.4}, "bytes": 8, "ratio": 2.0}],
+        "cross_validation": {"baseline": {"accuracy": 0.55}, "final": {"accuracy": 0.45}},
     }  # fmt: skip
     found = sweep.record(report, cell, 3)
-    assert (found["accuracy"], found["baseline_accuracy"], found["folder"]) == (0.45, 0.55, "config/seed_3")
-    found = sweep.record({**report, "metric": "bits/byte"}, cell, 3)
-    assert (found["bits_per_byte"], found["baseline_bits_per_byte"]) == (pytest.approx(3), pytest.approx(2))
-    losses = [
-        dict(part, loss=loss * np.log(2)) for part, loss in ((report["baseline"], 2.0), (report["stages"][0], 3.0))
-    ]
-    found = [
-        sweep.record({"metric": "bits/byte", "baseline": losses[0], "stages": [losses[1]]}, cell, seed)
-        for seed in (0, 1)
-    ]
+    assert (found["score"], found["baseline_score"], found["folder"]) == (0.45, 0.55, "config/seed_3")
+    kind = {"metrics": {"bits/byte": {"unit": "bits/byte", "better": "lower"}}, "headline": "bits/byte"}
+    of = lambda value: {"metrics": {"bits/byte": value}, "bytes": 8, "ratio": 2.0}
+    found = [sweep.record({**kind, "baseline": of(2.0), "stages": [of(3.0)]}, cell, seed) for seed in (0, 1)]
     made = sweep.summary({}, [cell], [0, 1], None, found, [])
-    assert made["cells"][0]["bits_per_byte"] == {"mean": pytest.approx(3.0), "std": 0.0}
-    assert sweep.header_and_cells(made)[1][0][2:4] == ["3.0000 ± 0.0000", "2.0000 ± 0.0000"]
+    assert made["cells"][0]["score"] == {"mean": 3.0, "std": 0.0} and made["metric"]["better"] == "lower"
+    header, cells = sweep.header_and_cells(made)
+    assert header[2:4] == ["bits/byte", "float"] and cells[0][2:4] == ["3.0000 ± 0.0000", "2.0000 ± 0.0000"]
+    assert sweep.scored(found[0]) == "bits/byte 3.0000"
 
 
 @pytest.mark.parametrize(
@@ -289,12 +291,12 @@ def test_lines_join_cells_of_other_bytes_and_texts_stay_inside():
         {
             "name": f"{criterion} {share}", "n": 3, "bytes": {"mean": 1000 * (1 - share)},
             "overrides": {"stages[0].criterion": criterion, "stages[0].sparsity": share},
-            "accuracy": {"mean": 0.9 + 0.01 * i - 0.1 * share, "std": 0.01}, "baseline_accuracy": {"mean": 0.8},
+            "score": {"mean": 0.9 + 0.01 * i - 0.1 * share, "std": 0.01}, "baseline_score": {"mean": 0.8},
         }
         for i, criterion in enumerate(criteria) for share in shares
     ]  # fmt: skip
     figure = Figure()
-    summary._draw(figure, {"cells": cells, "metric": "accuracy", "seeds": [0, 1, 2]})
+    summary._draw(figure, {"cells": cells, "metric": {"name": "accuracy", **KIND["metrics"]["accuracy"]}, "seeds": [0, 1, 2]})
     figure.draw_without_rendering()
     (axes,) = figure.axes
     lines = [line for line in axes.lines if line.get_marker() in ("o", "s")]
@@ -317,10 +319,10 @@ def test_two_sweeps_do_not_share_a_directory(runs, tmp_path):
 
 def test_a_real_sweep_from_the_command_line(tmp_path):
     (tmp_path / "own.py").write_text(
-        "import jax.numpy as jnp, numpy as np\nfrom jaxopt_nn import Data\nfrom ml_collections import ConfigDict\n"
-        "def model(seed): return lambda v, x: x @ v['w'], {'w': jnp.full((4, 2), 0.01 * seed)}\n"
+        "import jax.numpy as jnp, numpy as np\nimport jaxopt_nn as jn\nfrom ml_collections import ConfigDict\n"
+        "def model(seed): return jn.Network(lambda v, x: x @ v['w'], {'w': jnp.full((4, 2), 0.01 * seed)})\n"
         "def data(seed):\n    x = np.random.default_rng(seed).standard_normal((40, 4)).astype(np.float32)\n"
-        "    y = (x[:, 0] > 0).astype(int)\n    return Data((x[:32], y[:32]), (x[32:], y[32:]))\n"
+        "    y = (x[:, 0] > 0).astype(int)\n    return jn.classification(train=(x[:32], y[:32]), test=(x[32:], y[32:]))\n"
         f"def get_config(): return ConfigDict({tiny(model='own:model', data={'source': 'own:data'})!r})\n"
     )
     flags = [f"--config={tmp_path / 'own.py'}", f"--workdir={tmp_path / 'sweep'}", "--seeds=1"]

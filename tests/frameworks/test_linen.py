@@ -31,7 +31,8 @@ VARIABLES = MODEL.init(jax.random.key(0), X)
 
 
 def test_is_the_models_own_apply():
-    apply, variables = linen(MODEL, VARIABLES)
+    network = linen(MODEL, VARIABLES)
+    apply, variables = network.apply, network.variables
     assert variables is VARIABLES
     chex.assert_trees_all_equal(jax.jit(apply)(variables, X), jax.jit(MODEL.apply)(VARIABLES, X))
     info = inspect(apply, variables, X)
@@ -40,11 +41,36 @@ def test_is_the_models_own_apply():
 
 
 def test_keyword_arguments_go_to_every_call():
-    apply, variables = linen(MODEL, VARIABLES, method="doubled")
-    chex.assert_trees_all_equal(apply(variables, X), 2 * X)
-    apply, variables = linen(MODEL, VARIABLES, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})
-    y, new = apply(variables, X)
+    chex.assert_trees_all_equal(linen(MODEL, VARIABLES, method="doubled")(X), 2 * X)
+    y, new = linen(MODEL, VARIABLES, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(1)})(X)
     assert y.shape == (4, 3) and set(new) == {"batch_stats"}
+
+
+@pytest.mark.parametrize("named", ["train", "training", "is_training", "deterministic", "use_running_average"])
+def test_both_modes_are_found_by_the_argument_of_the_call(named):
+    """Evaluation by stored statistics and without dropout, training by the batch's and with it; statistics move by path."""
+    training = named in ("train", "training", "is_training")
+    code = f"def __call__(self, x, {named}):\n    return body(self, x, {named} == {training})"
+    scope = {"body": Net.__call__.__wrapped__ if hasattr(Net.__call__, "__wrapped__") else Net.__call__}
+    exec(code, scope)
+    model = type("Named", (nn.Module,), {"__call__": nn.compact(scope["__call__"]), "__annotations__": {}})()
+    network = linen(model, VARIABLES)
+    chex.assert_trees_all_equal(network(X), jax.jit(MODEL.apply)(VARIABLES, X))
+    key = jax.random.key(5)
+    y, changed = network.trained(network.variables, X, key=key)
+    keys = dict(zip(("params", "dropout"), jax.random.split(key)))
+    expected, new = MODEL.apply(VARIABLES, X, train=True, mutable=["batch_stats"], rngs=keys)
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+    assert set(changed) == network.still == {"batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var"}
+    np.testing.assert_allclose(changed["batch_stats/BatchNorm_0/mean"], new["batch_stats"]["BatchNorm_0"]["mean"], rtol=1e-6)
+
+
+def test_a_module_of_one_mode_is_trained_as_it_is_evaluated():
+    model = nn.Dense(3)
+    network = linen(model, model.init(jax.random.key(0), X))
+    assert network.training is None and not network.still
+    y, changed = network.trained(network.variables, X, key=jax.random.key(0))
+    assert not changed and y.shape == (4, 3)
 
 
 def test_the_inner_tree_is_refused():
@@ -63,7 +89,9 @@ class Features(nn.Module):
 
 def test_only_parameters_get_a_gradient_and_everything_else_works_as_before():
     model = Features()
-    apply, variables = linen(model, model.init(jax.random.key(0), X))
+    network = linen(model, model.init(jax.random.key(0), X))
+    apply, variables = network.apply, network.variables
+    assert network.still == {"constants/w"}
     y, gradient = jax.value_and_grad(lambda v: jnp.sum(apply(v, X) ** 2))(variables)
     assert y == jnp.sum(model.apply(variables, X) ** 2)
     assert not np.any(gradient["constants"]["w"]) and np.any(gradient["params"]["Dense_0"]["kernel"])

@@ -40,7 +40,8 @@ FREE = {  # models of the zoo with groups that may be cut, and how many of all
 def made(module, *shape, **kwargs):
     x = jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)
     variables = draw(jax.eval_shape(module.init, jax.random.key(0), x))
-    return (*linen(module, variables, **kwargs), (x,))
+    network = linen(module, variables, **kwargs)
+    return network.apply, network.variables, (x,)
 
 
 def edited(variables, members, unit, fn):

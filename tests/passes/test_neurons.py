@@ -22,7 +22,8 @@ from tests.zoo.base import draw
 def made(module, *shape, seed=0):
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     variables = draw(jax.eval_shape(module.init, jax.random.key(0), x), seed)
-    return (*linen(module, jax.tree.map(np.array, variables)), x)
+    network = linen(module, jax.tree.map(np.array, variables))
+    return network.apply, network.variables, x
 
 
 def mlp():

@@ -20,7 +20,8 @@ from tests.zoo.base import draw
 def made(module, *shape):
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     variables = draw(jax.eval_shape(module.init, jax.random.key(0), x))
-    return (*linen(module, jax.tree.map(np.array, variables)), x)
+    network = linen(module, jax.tree.map(np.array, variables))
+    return network.apply, network.variables, x
 
 
 def same_shapes(module, small, x):
@@ -62,7 +63,7 @@ def test_relu_units_that_are_dead_are_cut_without_loss():
     variables["params"]["Dense_1"]["bias"][[1, 2, 5]] = -50
     seen = unit_activity(teacher, variables, [x])
     small, _ = shrink_widths(teacher, variables, x, 0.5, importance=lambda g, leaves: seen[g.members[0].path])
-    student, _ = linen(MLP((4, 3, 3)), small)
+    student = linen(MLP((4, 3, 3)), small).apply
     np.testing.assert_allclose(jax.jit(student)(small, x), jax.jit(teacher)(variables, x), atol=1e-6)
     by_norm, _ = shrink_widths(teacher, variables, x, 0.5)
     assert np.abs(student(by_norm, x) - teacher(variables, x)).max() > 1e-3

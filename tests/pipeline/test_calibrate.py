@@ -11,6 +11,7 @@ from jaxopt_nn.core.combine import by_path, chain, where
 from jaxopt_nn.core.model import Known
 from jaxopt_nn.core.transform import LeafTraits, leafwise, why_not_matrix
 from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture
 from jaxopt_nn.methods import taps
 from jaxopt_nn.methods.prune import global_budget, prune
@@ -111,7 +112,7 @@ def near(ours, theirs, tolerance=1e-5):
 
 def test_statistics_of_a_chain_of_dots(rng):
     apply, v, batches = mlp_case(rng)
-    info = calibrate(apply, v, seeing(**EVERY), batches)
+    info = calibrate(Network(apply, v), seeing(**EVERY), batches)
     x = np.concatenate(batches)
     h = np.tanh(x @ v["a"])
     for site, rows in {"a": x, "b": h, "c": np.tanh(h @ v["b"])}.items():
@@ -120,7 +121,7 @@ def test_statistics_of_a_chain_of_dots(rng):
 
 def test_statistics_of_a_scan_are_kept_by_layer(rng):
     apply, v, batches = scan_case(rng)
-    info = calibrate(apply, v, seeing(**EVERY), batches)
+    info = calibrate(Network(apply, v), seeing(**EVERY), batches)
     x = np.concatenate(batches)
     for layer in range(3):
         h = np.tanh(x @ np.asarray(v["up"][layer]))
@@ -146,7 +147,7 @@ def test_statistics_of_experts_tied_weights_and_grouped_heads(rng):
         scores = jnp.einsum("bthd,bshd->bhts", q, jnp.repeat(k, 2, axis=2))
         return x @ v["table"].T, scores
 
-    info = calibrate(apply, v, seeing(gram=taps.gram()), [tokens])
+    info = calibrate(Network(apply, v), seeing(gram=taps.gram()), [tokens])
     ids = np.asarray(tokens).reshape(-1)
     x = np.asarray(v["table"], np.float64)[ids]
     np.testing.assert_array_equal(info.stats[(), "table", "gram"], np.bincount(ids, minlength=10))
@@ -165,7 +166,7 @@ def test_statistics_of_grouped_convolutions(rng):
     apply = lambda v, x: lax.conv_general_dilated(
         x, v, (1, 1), "VALID", dimension_numbers=numbers, feature_group_count=2
     )
-    info = calibrate(apply, v, seeing(gram=taps.gram(), moments=taps.moments()), [x])
+    info = calibrate(Network(apply, v), seeing(gram=taps.gram(), moments=taps.moments()), [x])
     for group in range(2):
         own = np.asarray(x)[..., 2 * group : 2 * group + 2]
         windows = np.lib.stride_tricks.sliding_window_view(own, (3, 3), axis=(1, 2))  # [B, h, w, I, 3, 3]
@@ -182,9 +183,9 @@ def test_each_member_sees_the_view_of_those_before_it(rng):
     pruning = prune(wanda, sparsity=0.5)
     method = chain(pruning, where("b", rounding()))
     said = []
-    info = calibrate(apply, v, method, batches, say=said.append)
+    info = calibrate(Network(apply, v), method, batches, say=said.append)
     assert method.traits.passes == 2 and "2 passes" in said[0]
-    first = calibrate(apply, v, pruning, batches)
+    first = calibrate(Network(apply, v), pruning, batches)
     near({s: info.stats[(0,), s, "gram"] for s in "abc"}, {s: first.stats[(), s, "gram"] for s in "abc"}, 1e-6)
     pruned = pruning.view(v, pruning.init(v, first))
     x = np.concatenate(batches)
@@ -197,7 +198,7 @@ def test_each_member_sees_the_view_of_those_before_it(rng):
 def test_wanda_keeps_what_its_formula_says(rng):
     apply, v, batches = scan_case(rng)
     method = prune(wanda, sparsity=0.5)
-    seen = method.view(v, method.init(v, calibrate(apply, v, method, batches)))
+    seen = method.view(v, method.init(v, calibrate(Network(apply, v), method, batches)))
     x = np.concatenate(batches)
     for layer in range(3):
         score = np.abs(v["up"][layer]) * np.sqrt((x**2).sum(0))[:, None]
@@ -212,10 +213,10 @@ def test_members_beside_each_other_keep_their_own_statistics(rng):
     v = {**v, "a": v["a"].at[:, :6].set(0)}
     relu = lambda v, x: jax.nn.relu(jax.nn.relu(x @ v["a"]) @ v["b"]) @ v["c"]
     method = chain(prune_neurons(share=0.25), prune_neurons(share=0.75))
-    info = calibrate(relu, v, method, batches)
+    info = calibrate(Network(relu, v), method, batches)
     seen = method.view(v, method.init(v, info))
     first = prune_neurons(share=0.25)
-    once = first.view(v, first.init(v, calibrate(relu, v, first, batches)))
+    once = first.view(v, first.init(v, calibrate(Network(relu, v), first, batches)))
     assert (np.asarray(once["b"]).any(0)).sum() == 10 - round(0.25 * 10)
     assert (np.asarray(seen["b"]).any(0)).sum() == 10 - round(0.75 * 10)
 
@@ -225,9 +226,9 @@ def test_neurons_by_path_and_without_statistics(rng):
     relu = lambda v, x: jax.nn.relu(jax.nn.relu(x @ v["a"]) @ v["b"]) @ v["c"]
     method = by_path([("c", quantize(8)), ("*", prune_neurons(share=0.5))])
     with pytest.raises(ValueError, match="the units of b also lie in c"):
-        method.init(v, calibrate(relu, v, method, batches))
+        method.init(v, calibrate(Network(relu, v), method, batches))
     method = chain(where("*", prune_neurons(share=0.5)), where("c", quantize(8)))
-    info = calibrate(relu, v, method, batches)
+    info = calibrate(Network(relu, v), method, batches)
     seen = method.view(v, method.init(v, info))
     assert (np.asarray(seen["a"]).any(0)).sum() == 6 and (np.asarray(seen["c"]).any(1)).sum() == 5
     with pytest.raises(ValueError, match="calibrate"):
@@ -239,22 +240,22 @@ def test_neurons_by_path_and_without_statistics(rng):
 def test_sequential_is_what_one_does_by_hand(rng):
     apply, v, batches = mlp_case(rng)
     method = rounding()
-    info = calibrate(apply, v, method, batches, sequential=True)
+    info = calibrate(Network(apply, v), method, batches, sequential=True)
     now, x = dict(v), np.concatenate(batches)
     for path in "abc":
         near(info.stats[(), path, "gram"], x.T @ x, 2e-5)
-        own = calibrate(apply, now, where(path, method), batches)
+        own = calibrate(Network(apply, now), where(path, method), batches)
         now[path] = where(path, method).view(now, where(path, method).init(now, own))[path]
         x = np.tanh(x @ np.asarray(now[path]))
     near(method.view(v, method.init(v, info)), now)
-    together = calibrate(apply, v, method, batches)
+    together = calibrate(Network(apply, v), method, batches)
     assert np.abs(together.stats[(), "c", "gram"] - info.stats[(), "c", "gram"]).max() > 1e-2
 
 
 def test_sequential_in_a_scan_takes_the_layers_in_turn(rng):
     apply, v, batches = scan_case(rng)
     method = rounding()
-    info = calibrate(apply, v, method, batches, sequential=True)
+    info = calibrate(Network(apply, v), method, batches, sequential=True)
     new = {k: np.asarray(x) for k, x in method.view(v, method.init(v, info)).items()}
     x = np.concatenate(batches)
     for layer in range(3):
@@ -267,7 +268,7 @@ def test_sequential_in_a_scan_takes_the_layers_in_turn(rng):
 def test_sequential_refuses_what_weighs_leaves_against_each_other(rng):
     apply, v, batches = mlp_case(rng)
     with pytest.raises(ValueError, match="sequential"):
-        calibrate(apply, v, prune(wanda, sparsity=0.5, allocation=global_budget), batches, sequential=True)
+        calibrate(Network(apply, v), prune(wanda, sparsity=0.5, allocation=global_budget), batches, sequential=True)
 
 
 # -- devices, batches, weights, interruption -----------------------------------------------------------------------------
@@ -279,7 +280,7 @@ def test_eight_devices_equal_one(rng, case, kind):
     apply, v, batches = case(rng)
     method = seeing(**EVERY)
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
-    one, eight = calibrate(apply, v, method, batches), calibrate(apply, v, method, batches, mesh=mesh)
+    one, eight = calibrate(Network(apply, v), method, batches), calibrate(Network(apply, v), method, batches, mesh=mesh)
     for key, stat in one.stats.items():
         near(eight.stats[key], stat, 1e-6)
 
@@ -288,9 +289,9 @@ def test_eight_devices_equal_one(rng, case, kind):
 def test_any_split_of_the_batches_gives_the_same(rng, case):
     apply, v, batches = case(rng)
     whole = np.concatenate(batches)
-    one = calibrate(apply, v, seeing(**EVERY), [whole])
+    one = calibrate(Network(apply, v), seeing(**EVERY), [whole])
     for cuts in ([16], [5, 11, 12, 40]):
-        other = calibrate(apply, v, seeing(**EVERY), np.split(whole, cuts))
+        other = calibrate(Network(apply, v), seeing(**EVERY), np.split(whole, cuts))
         for key, stat in one.stats.items():
             near(other.stats[key], stat, 1e-6)
 
@@ -306,7 +307,7 @@ def test_weights_of_tokens_reach_the_sites(rng):
         y = h.swapaxes(0, 1).reshape(5, 2, 8) @ v["b"]
         return y.mean(0) @ v["pooled"]
 
-    info = calibrate(apply, v, seeing(**EVERY), [x, x], weights=lambda x: w)
+    info = calibrate(Network(apply, v), seeing(**EVERY), [x, x], weights=lambda x: w)
     rows, each = np.asarray(x).reshape(-1, 4), np.asarray(w).reshape(-1)
     near(info.stats[(), "a", "gram"], 2 * np.einsum("n,ni,nj->ij", each, rows, rows))
     near(info.stats[(), "a", "moments"]["mean"], np.average(rows, 0, each))
@@ -321,7 +322,7 @@ def test_a_shift_of_the_tokens_is_not_followed(rng):
     """Token shift by one padding, which keeps the length: row t holds token t - 1."""
     x, w = jnp.asarray(rng.standard_normal((2, 5, 4)), jnp.float32), jnp.asarray(rng.random((2, 5)), jnp.float32)
     apply = lambda v, x: lax.pad(x, 0.0, ((0, 0, 0), (1, -1, 0), (0, 0, 0))) @ v["a"]
-    info = calibrate(apply, {"a": jnp.ones((4, 3))}, seeing(**EVERY), [x], weights=lambda x: w)
+    info = calibrate(Network(apply, {"a": jnp.ones((4, 3))}), seeing(**EVERY), [x], weights=lambda x: w)
     rows = np.asarray(x)[:, :-1].reshape(-1, 4)
     near(info.stats[(), "a", "gram"], rows.T @ rows)
     assert [m.path for m in info.report if "unweighted" in m.reason] == ["a"]
@@ -335,7 +336,7 @@ def test_all_sites_that_share_an_unweighted_statistic_are_named(rng):
         h = jnp.sort(x, 0)
         return h @ v["a"] + h @ v["b"]
 
-    info = calibrate(apply, v, seeing(**EVERY), [x], weights=lambda x: jnp.arange(6.0))
+    info = calibrate(Network(apply, v), seeing(**EVERY), [x], weights=lambda x: jnp.arange(6.0))
     near(info.stats[(), "b", "gram"], np.sort(x, 0).T @ np.sort(x, 0))
     assert sorted(m.path for m in info.report if "unweighted" in m.reason) == ["a", "b"]
 
@@ -345,8 +346,8 @@ def test_a_row_of_weight_zero_is_not_seen(rng):
     x = batches[0]
     spoilt = x.at[3].set(jnp.nan)
     weights = lambda x: jnp.ones(16).at[3].set(0.0)
-    ours = calibrate(apply, v, seeing(**EVERY), [spoilt], weights=weights)
-    theirs = calibrate(apply, v, seeing(**EVERY), [jnp.delete(x, 3, axis=0)])
+    ours = calibrate(Network(apply, v), seeing(**EVERY), [spoilt], weights=weights)
+    theirs = calibrate(Network(apply, v), seeing(**EVERY), [jnp.delete(x, 3, axis=0)])
     for key, stat in theirs.stats.items():
         near(ours.stats[key], stat, 1e-6)
 
@@ -354,7 +355,7 @@ def test_a_row_of_weight_zero_is_not_seen(rng):
 def test_interrupted_and_resumed_it_gives_the_same_bits(rng, tmp_path):
     apply, v, batches = scan_case(rng)
     method = chain(prune(wanda, sparsity=0.5), rounding())
-    whole = calibrate(apply, v, method, batches)
+    whole = calibrate(Network(apply, v), method, batches)
     place = lambda name: Checkpoints(tmp_path / name, seconds=0)
 
     for stop in (2, 1, 4, 2, 9):  # every stretch is cut off after so many batches
@@ -372,12 +373,12 @@ def test_interrupted_and_resumed_it_gives_the_same_bits(rng, tmp_path):
                 yield batch
 
         try:
-            info = calibrate(apply, v, method, stream, checkpoints=place)
+            info = calibrate(Network(apply, v), method, stream, checkpoints=place)
             break
         except Cut:
             continue
     else:
-        info = calibrate(apply, v, method, lambda: iter(batches), checkpoints=place)
+        info = calibrate(Network(apply, v), method, lambda: iter(batches), checkpoints=place)
     assert info.stats.keys() == whole.stats.keys()
     for key, stat in whole.stats.items():
         for a, b in zip(jax.tree.leaves(info.stats[key]), jax.tree.leaves(stat), strict=True):
@@ -391,17 +392,17 @@ def test_bad_input_is_told(rng):
     apply, v, batches = mlp_case(rng)
     method = seeing(gram=taps.gram())
     with pytest.raises(ValueError, match="no batch"):
-        calibrate(apply, v, method, [])
+        calibrate(Network(apply, v), method, [])
     with pytest.raises(ValueError, match="once only"):
-        calibrate(apply, v, method, iter(batches))
+        calibrate(Network(apply, v), method, iter(batches))
     with pytest.raises(ValueError, match=r"a: NaN or Inf.*gram"):
-        calibrate(apply, v, method, [batches[0], batches[1].at[0, 0].set(jnp.nan)])
+        calibrate(Network(apply, v), method, [batches[0], batches[1].at[0, 0].set(jnp.nan)])
     with pytest.raises(ValueError, match=r"weights of shape \(3,\)"):
-        calibrate(apply, v, method, batches, weights=lambda x: np.ones(3))
+        calibrate(Network(apply, v), method, batches, weights=lambda x: np.ones(3))
     with pytest.raises(ValueError, match="compressed"):
-        calibrate(apply, quantize(4).pack(v, quantize(4).init(v)), method, batches)
+        calibrate(Network(apply, quantize(4).pack(v, quantize(4).init(v))), method, batches)
     with pytest.raises(ValueError, match=r"a: has 8 inputs.*block=5"):
-        calibrate(apply, v, seeing(gram=taps.gram(5)), batches)
+        calibrate(Network(apply, v), seeing(gram=taps.gram(5)), batches)
     with pytest.raises(ValueError, match="is missing; pass info=calibrate"):
         rounding().init(v, inspect(apply, v, batches[0]))
 
@@ -415,12 +416,12 @@ def test_a_later_pass_that_ends_early_is_told(rng):
         return iter(batches[: 4 if len(calls) <= 2 else 2])
 
     with pytest.raises(ValueError, match="gone over again"):
-        calibrate(apply, v, chain(prune(wanda, sparsity=0.5), rounding()), shrinking)
+        calibrate(Network(apply, v), chain(prune(wanda, sparsity=0.5), rounding()), shrinking)
 
 
 def test_a_method_that_needs_nothing_costs_no_pass(rng):
     apply, v, batches = mlp_case(rng)
-    info = calibrate(apply, v, quantize(4), batches)
+    info = calibrate(Network(apply, v), quantize(4), batches)
     assert info.stats == {} and info.roles == inspect(apply, v, batches[0]).roles
 
 
@@ -445,7 +446,7 @@ def test_the_zoo_against_numpy(name):
     """Rows of each site as ``tests/interpret/test_matrix.py`` proves them, and their statistics by NumPy in float64."""
     m = ZOO[name]()
     wanted = {"gram": taps.gram(), "moments": taps.moments(), "activity": taps.activity()}
-    info = calibrate(m.apply, m.variables, seeing(**wanted), [m.inputs])
+    info = calibrate(Network(m.apply, m.variables), seeing(**wanted), [m.inputs])
     _, rows = capture(m.apply, keep("input"))(m.variables, *m.inputs)
     sites = [s for s in info.sites if ((), s.name, "gram") in info.stats]
     assert sites

@@ -16,18 +16,26 @@ import pytest
 
 import jaxopt_nn as jn
 from jaxopt_nn.coding import artifact as artifacts
-from jaxopt_nn.pipeline import measure
-from jaxopt_nn.pipeline import report as reports
+from jaxopt_nn.core import files
+from jaxopt_nn.cost import latency
 from jaxopt_nn.pipeline.compress import Compressor
+from jaxopt_nn.reporting import write as reports
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((160, 8)).astype(np.float32)
 Y = np.argmax(X[:, :3], 1).astype(np.int32)
-DATA = jn.Data(train=(X[:96], Y[:96]), test=(X[96:], Y[96:]))
+TEST = (X[96:], Y[96:])
+
+
+def task(train=(X[:96], Y[:96]), **changed):
+    return jn.classification(train=train, test=TEST, **{"batch_size": 16, **changed})
+
+
+TASK = task()
 WRITTEN = {
-    "accuracy_bytes.png", "leaves.png", "loss.png", "weights.png", "artifact", "report.html", "report.md", "report.json",
+    "metric_bytes.png", "leaves.png", "training.png", "weights.png", "artifact", "report.html", "report.md", "report.json",
 }  # fmt: skip
-NAMES = {"name", "accuracy", "loss", "params", "nonzero", "bytes", "resident_bytes", "ratio", "bits_per_weight"}
+NAMES = {"name", "metrics", "params", "nonzero", "bytes", "resident_bytes", "ratio", "bits_per_weight"}
 
 
 def weights(*shape):
@@ -53,10 +61,13 @@ def recipe(**last):
     ]
 
 
+NETWORK = jn.Network(apply, VARIABLES)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "new" / "workdir"
-    return jn.compress(apply, VARIABLES, recipe(), DATA, batch_size=16, workdir=workdir), workdir
+    return jn.compress(NETWORK, recipe(), TASK, workdir=workdir), workdir
 
 
 # -- a user's code, at most 15 lines -----------------------------------------------------------------------------------
@@ -67,10 +78,10 @@ def with_linen():
 
     model = nn.Sequential([nn.Dense(16), nn.relu, nn.Dense(3)])
     variables = model.init(jax.random.key(0), X[:1])
-    network, variables = jn.linen(model, variables)
+    network = jn.linen(model, variables)
     method = jn.where("**/kernel", jn.chain(jn.prune(sparsity=0.5), jn.quantize(4)))
     recipe = [jn.Stage("all", method, epochs=1, rule=jn.arithmetic("w4a8"))]
-    return jn.compress(network, variables, recipe, DATA, latency=False)
+    return jn.compress(network, recipe, TASK, latency=False)
 
 
 def with_nnx():
@@ -79,10 +90,8 @@ def with_nnx():
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(nnx.Linear(8, 16, rngs=rngs), nnx.BatchNorm(16, rngs=rngs), nnx.Dropout(0.5, rngs=rngs),
                            nnx.relu, nnx.Linear(16, 3, rngs=rngs))  # fmt: skip
-    model.eval()
-    network, variables = jn.nnx(model)
     recipe = [jn.Stage("quantize", jn.quantize(8), epochs=1, rule=jn.arithmetic("w8a8"))]
-    return jn.compress(network, variables, recipe, DATA, latency=False)
+    return jn.compress(jn.nnx(model), recipe, TASK, latency=False)
 
 
 def with_plain_jax():
@@ -93,7 +102,7 @@ def with_plain_jax():
         return jax.nn.relu(x @ w0 + b0[None]) @ w1 + b1[None]
 
     recipe = [jn.Stage("quantize", jn.quantize(2), epochs=1)]
-    return jn.compress(network, params, recipe, DATA, latency=False)
+    return jn.compress(jn.Network(network, params), recipe, TASK, latency=False)
 
 
 @pytest.mark.parametrize(
@@ -125,23 +134,25 @@ def test_the_report_has_its_schema(run):
     report = json.loads((workdir / "report.json").read_text())
     assert report == result.report
     assert list(report) == [
-        "schema", "config", "seed", "devices", "versions", "metric", "baseline", "stages", "artifact", "skipped",
+        "schema", "config", "seed", "devices", "versions", "metrics", "headline", "baseline", "stages", "artifact", "skipped",
         "history", "histograms", "seconds",
     ]  # fmt: skip
-    assert report["schema"] == 2 and report["metric"] == "accuracy"
+    assert report["schema"] == 3 and report["headline"] == "accuracy"
+    kinds = {"accuracy": {"unit": "%", "better": "higher"}, "loss": {"unit": "nats", "better": "lower"}}
+    assert report["metrics"] == kinds
     for entry in (report["baseline"], *report["stages"]):
-        assert set(entry) == NAMES | {"latency_ms", "leaves", "clipping"}
+        assert set(entry) == NAMES | {"latency_ms", "leaves", "facts"} and set(entry["metrics"]) == set(kinds)
         assert sum(leaf["bytes"] for leaf in entry["leaves"]) == entry["bytes"]
         assert list(entry["latency_ms"]) == ["1", "32", "1024"] and min(entry["latency_ms"].values()) > 0
-    assert set(report["artifact"]) == {"path", "bytes", "accuracy_reloaded"}
+    assert set(report["artifact"]) == {"path", "bytes", "metrics_reloaded"}
     assert all(set(entry) == {"path", "reason"} for entry in report["skipped"])
     assert [s["name"] for s in report["stages"]] == ["clip", "prune", "quantize"]
-    clipped = report["stages"][0]["clipping"]
-    assert {row["path"] for row in clipped} == {"up/w", "down/w"} and not report["stages"][1]["clipping"]
-    weight = np.asarray(VARIABLES["up"]["w"])
-    up = next(row for row in clipped if row["path"] == "up/w")
+    (clipped,) = report["stages"][0]["facts"]
+    rows = {row[0]: dict(zip(clipped["header"], row)) for row in clipped["cells"]}
+    assert set(rows) == {"up/w", "down/w"} and not report["stages"][1]["facts"]
+    weight, up = np.asarray(VARIABLES["up"]["w"]), rows["up/w"]
     assert (up["min"], up["max"]) == (weight.min(), weight.max()) and (up["lo"], up["hi"]) == (-1.5, 1.5)
-    assert up["clipped"] == pytest.approx(np.mean(np.abs(weight) > 1.5))
+    assert up["clipped, %"] == pytest.approx(100 * np.mean(np.abs(weight) > 1.5))
     assert {e["stage"] for e in report["history"]} == {"clip", "prune", "quantize"}
     assert set(report["histograms"]) == {"up/w", "down/w"}
     assert {p.name for p in workdir.iterdir()} == WRITTEN
@@ -164,15 +175,14 @@ def test_bytes_count_everything_stored(run):
         assert entry["ratio"] == base["bytes"] / entry["bytes"]
         assert entry["bits_per_weight"] == 8 * entry["bytes"] / total
     assert prune["nonzero"] == kept + int(jnp.count_nonzero(result.params["up"]["b"]))
-    assert quantize["bytes"] == jn.nbytes(result.variables)
+    assert quantize["bytes"] == jn.nbytes(result.network.variables)
 
 
 def test_the_stored_network_is_what_was_evaluated(run):
     result, _ = run
-    logits = result(DATA.test[0])
-    assert np.mean(np.argmax(logits, 1) == DATA.test[1]) == result.stages[-1]["accuracy"]
-    assert result.stages[-1]["accuracy"] > 0.75
-    seen = jn.densify(result.variables)
+    accuracy = result.stages[-1]["metrics"]["accuracy"]
+    assert np.mean(np.argmax(result(TEST[0]), 1) == TEST[1]) == accuracy == jn.evaluate(result.network, TASK)["accuracy"] > 0.75
+    seen = jn.densify(result.network.variables)
     assert float(jnp.abs(result.params["up"]["w"]).max()) <= 1.5, "projection of the first stage holds in the last"
     chex.assert_trees_all_equal(seen["up"]["b"], result.params["up"]["b"])
     assert np.all(np.asarray(seen["up"]["w"])[~np.asarray(result.state.carried[1]["up/w"].mask)] == 0)
@@ -196,51 +206,51 @@ def test_the_mask_of_a_stage_is_frozen_in_later_ones_and_a_second_run_traces_not
         traces.append(x.shape)
         return apply(variables, x)
 
-    small = jn.Data((X[:32], Y[:32]), DATA.test)
-    compressor = Compressor(counted, ramped(), batch_size=16)
-    first = compressor(VARIABLES, small, latency=False)
+    network = jn.Network(counted, VARIABLES)
+    compressor = Compressor(network, ramped())
+    first = compressor(network, task((X[:32], Y[:32])), latency=False)
     assert kept(first) == [n - round(0.3 * n) for n in (32 * 3, 8 * 32)]  # the last of 4 steps is step 3
     before = len(traces)
-    second = compressor(VARIABLES, small, seed=1, latency=False)
+    second = compressor(network, task((X[:32], Y[:32])), seed=1, latency=False)
     assert len(traces) == before > 0
-    assert first.stages[-1]["loss"] != second.stages[-1]["loss"], "the seed shuffles the minibatches"
+    assert first.stages[-1]["metrics"] != second.stages[-1]["metrics"], "the seed shuffles the minibatches"
 
 
 def test_the_schedule_of_a_thawed_stage_goes_on_where_it_was():
     """Two steps an epoch: 0 and 1 in its own stage, none in the next, 2 to 5 in the last two; 10 points each."""
-    small = jn.Data((X[:32], Y[:32]), DATA.test)
+    small = task((X[:32], Y[:32]))
     prune, still = (dataclasses.replace(stage, epochs=1) for stage in ramped(top=0.5))
     recipe = [prune, still, *(jn.Stage(name, jn.identity(), epochs=1, thaw=("prune",)) for name in "rs")]
-    assert kept(Compressor(apply, recipe, batch_size=16)(VARIABLES, small, latency=False)) == [48, 128]
+    assert kept(jn.compress(NETWORK, recipe, small, latency=False)) == [48, 128]
     with pytest.raises(ValueError, match=r"'prune': at the last of its 4 steps its sparsity is at 0.3 and ends at 0.5"):
-        Compressor(apply, recipe[:3], batch_size=16)(VARIABLES, small, latency=False)
+        jn.compress(NETWORK, recipe[:3], small, latency=False)
 
 
 def test_the_artifact_is_the_network(run):
     result, workdir = run
     loaded, manifest = jn.load_artifact(workdir / "artifact")
-    chex.assert_trees_all_equal(loaded, result.variables)
-    assert jax.tree.structure(loaded) == jax.tree.structure(result.variables)
+    chex.assert_trees_all_equal(loaded, result.network.variables)
+    assert jax.tree.structure(loaded) == jax.tree.structure(result.network.variables)
     assert [s["name"] for s in manifest["recipe"]] == ["clip", "prune", "quantize"]
     entry = result.report["artifact"]
     assert entry["bytes"] == sum(p.stat().st_size for p in (workdir / "artifact").rglob("*") if p.is_file())
-    assert entry["accuracy_reloaded"] == result.stages[-1]["accuracy"]
+    assert entry["metrics_reloaded"] == result.stages[-1]["metrics"]
 
 
 def test_a_fresh_process_gets_the_same_accuracy(run, tmp_path):
     result, workdir = run
-    np.savez(tmp_path / "data.npz", x=DATA.test[0], y=DATA.test[1])
+    np.savez(tmp_path / "data.npz", x=TEST[0], y=TEST[1])
     code = f"""
         import jax.numpy as jnp, numpy as np, jaxopt_nn as jn
         def apply(v, x):
             return jnp.maximum(x @ v["up"]["w"] + v["up"]["b"][None], 0) @ v["down"]["w"]
         variables, _ = jn.load_artifact({str(workdir / "artifact")!r})
         data = np.load({str(tmp_path / "data.npz")!r})
-        logits = jn.rewrite(apply, jn.arithmetic("w4a8"))(jn.prepare(variables), data["x"])
-        print(np.mean(np.argmax(logits, 1) == data["y"]))
+        network = jn.Network(apply, variables, rules=jn.arithmetic("w4a8"))
+        print(np.mean(np.argmax(network(data["x"]), 1) == data["y"]))
     """
     out = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert float(out.stdout) == result.stages[-1]["accuracy"]
+    assert float(out.stdout) == result.stages[-1]["metrics"]["accuracy"]
 
 
 def test_what_is_left_alone_is_listed_with_its_reason(run):
@@ -257,7 +267,7 @@ def test_assumptions_and_what_one_stage_left_alone_reach_the_report():
         lambda path, leaf, roles: ((), ()), lambda leaf, learnt, carried: leaf, needs=frozenset({"roles"}), name="wide",
     )  # fmt: skip
     recipe = [jn.Stage("w", wide), jn.Stage("q", jn.where("down/w", jn.quantize(8)))]
-    result = jn.compress(apply, VARIABLES, recipe, DATA, latency=False)
+    result = jn.compress(NETWORK, recipe, TASK, latency=False)
     said = [(s["path"], s["reason"]) for s in result.report["skipped"]]
     assert ("up/b", "assumed: roles: last axis is the output, no stack (pass info=inspect(...))") in said
     reason = "partial: member 1 of the chain (quantize(8)): matches no pattern of the recipe"
@@ -265,8 +275,8 @@ def test_assumptions_and_what_one_stage_left_alone_reach_the_report():
 
 
 def test_a_batch_that_does_not_fit_is_not_timed_and_named(monkeypatch):
-    monkeypatch.setattr(measure, "room", lambda: 20e3)  # [1024, 32] float32 are 131 kB
-    result = jn.compress(apply, VARIABLES, CHEAP, DATA, latency=(1, 1024))
+    monkeypatch.setattr(latency, "room", lambda: 20e3)  # [1024, 32] float32 are 131 kB
+    result = jn.compress(NETWORK, CHEAP, TASK, latency=(1, 1024))
     assert [list(entry["latency_ms"]) for entry in (result.report["baseline"], *result.stages)] == [["1"], ["1"]]
     said = {s["path"]: s["reason"] for s in result.report["skipped"]}
     assert said["latency, batch 1024"].startswith("not measured: a call takes ")
@@ -285,14 +295,14 @@ def test_what_a_stage_has_learnt_is_frozen_in_later_ones_unless_thawed(thaw):
         lambda path, leaf, roles: (jnp.asarray(1.0), ()), lambda leaf, learnt, carried: leaf * learnt,
     )  # fmt: skip
     first, second = decayed(factor)
-    alone = jn.compress(apply, VARIABLES, [first], DATA, latency=False)
-    both = jn.compress(apply, VARIABLES, [first, dataclasses.replace(second, thaw=thaw)], DATA, latency=False)
+    alone = jn.compress(NETWORK, [first], TASK, latency=False)
+    both = jn.compress(NETWORK, [first, dataclasses.replace(second, thaw=thaw)], TASK, latency=False)
     same = [bool(jnp.all(a == b)) for a, b in zip(alone.state.learnt.values(), both.state.learnt[0].values())]
     assert same == [not thaw] * 2
 
 
 def test_integer_leaves_pass_through(run):
-    assert run[0].variables["calls"] is VARIABLES["calls"] or not np.any(run[0].variables["calls"])
+    assert not np.any(run[0].network.variables["calls"])
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -317,24 +327,24 @@ def leaf(value):
 )
 def test_bad_variables(variables, error, said):
     with pytest.raises(error, match=said):
-        jn.compress(apply, variables, CHEAP, DATA)
+        jn.compress(jn.Network(apply, variables), CHEAP, TASK)
 
 
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        (lambda v, x: apply(v, x)[:, 0], r"apply gives float32\[2\] for 2 inputs with labels \[2\]; .* needs logits"),
-        (lambda v, x: apply(v, x)[None], r"apply gives float32\[1, 2, 3\]"),
+        (lambda v, x: apply(v, x)[None], r"for 2 inputs with labels \[2\] apply gives float32\[1, 2, 3\]; needed are logits"),
         (lambda v, x: apply(v, x).mean(0, keepdims=True), r"apply gives float32\[1, 3\]"),
         (lambda v, x: jnp.argmax(apply(v, x), -1, keepdims=True), r"apply gives int32\[2, 1\]"),
-        (lambda v, x: (apply(v, x), {}), r"apply gives PyTreeDef.* needs logits"),
-        (lambda v, x: apply(v, x)[:, :2], "Data.train: label 2 .* but apply gives 2 logits: allowed are 0 to 1"),
+        (lambda v, x: (apply(v, x), {}), r"apply gives PyTreeDef.*needed are logits"),
+        (lambda v, x: apply(v, x)[:, :2], "train: label 2 .* but there are 2 classes: allowed are 0 to 1"),
+        (lambda v, x: apply(v, x)[:, 0], "train: label 2 .* but there are 2 classes"),
         (lambda v, x: apply(VARIABLES, x) + 0 * v["up"]["b"][0], "apply closes over 352 numbers"),
     ],
 )
 def test_bad_models(bad, said):
     with pytest.raises(ValueError, match=said):
-        jn.compress(bad, VARIABLES, CHEAP, DATA)
+        jn.compress(jn.Network(bad, VARIABLES), CHEAP, TASK)
 
 
 @pytest.mark.parametrize(
@@ -348,23 +358,23 @@ def test_bad_models(bad, said):
 def test_a_bad_last_stage_is_refused_before_the_first_is_trained(stage, said, monkeypatch):
     first = jn.Stage("first", jn.clip(-1.0, 1.0), epochs=10**9)
     with pytest.raises(ValueError, match=said):
-        jn.compress(apply, VARIABLES, [first, stage], DATA)
+        jn.compress(NETWORK, [first, stage], TASK)
 
 
 def test_a_stage_after_the_packing_is_refused():
     with pytest.raises(ValueError, match="put the member that packs last"):
-        jn.compress(apply, VARIABLES, [*CHEAP, jn.Stage("clip", jn.clip(-1.0, 1.0))], DATA)
+        jn.compress(NETWORK, [*CHEAP, jn.Stage("clip", jn.clip(-1.0, 1.0))], TASK)
 
 
 @pytest.mark.parametrize("size", [0, -3, 2.5, True])
 def test_a_batch_that_is_empty_is_refused(size):
     with pytest.raises(ValueError, match=r"batch_size=.*whole numbers from 1"):
-        jn.compress(apply, VARIABLES, CHEAP, DATA, batch_size=size)
+        task(batch_size=size)
 
 
 def test_a_batch_larger_than_the_data_is_one_step_an_epoch():
     stage = jn.Stage("q", jn.quantize(8), epochs=3)
-    result = jn.compress(apply, VARIABLES, [stage], DATA, batch_size=10**6, latency=False)
+    result = jn.compress(NETWORK, [stage], task(batch_size=10**6), latency=False)
     assert [e["step"] for e in result.report["history"]] == [1, 2, 3]
 
 
@@ -372,50 +382,52 @@ def test_a_workdir_that_can_not_be_written_is_refused_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     slow = [jn.Stage("clip", jn.clip(-1.0, 1.0), epochs=10**9)]
     with pytest.raises(OSError, match=r"workdir can't be written .*Not a directory.*pass another"):
-        jn.compress(apply, VARIABLES, slow, DATA, workdir=tmp_path / "file" / "workdir")
+        jn.compress(NETWORK, slow, TASK, workdir=tmp_path / "file" / "workdir")
 
 
 @pytest.fixture(scope="module")
 def cheap():
-    compressor = Compressor(apply, CHEAP)
-    return compressor, compressor(VARIABLES, DATA, latency=False)
+    compressor = Compressor(NETWORK, CHEAP)
+    return compressor, compressor(NETWORK, TASK, latency=False)
 
 
 def test_a_loss_that_is_nan_is_shipped_and_another_number_is_said_after_writing(tmp_path):
-    endless = lambda v, x: apply(v, x) + jnp.where(x[:, :1] > 0, jnp.inf, 0.0)
+    endless = jn.Network(lambda v, x: apply(v, x) + jnp.where(x[:, :1] > 0, jnp.inf, 0.0), VARIABLES)
     compressor = Compressor(endless, CHEAP)
-    result = compressor(VARIABLES, DATA, latency=False)
-    compressor.ship(result, DATA, tmp_path)
-    assert np.isnan(result.stages[-1]["loss"]) and {"report.json", "artifact"} <= {p.name for p in tmp_path.iterdir()}
-    result.stages[-1]["accuracy"] += 0.25
+    result = compressor(endless, TASK, latency=False)
+    compressor.ship(result, TASK, tmp_path)
+    assert np.isnan(result.stages[-1]["metrics"]["loss"])
+    assert {"report.json", "artifact"} <= {p.name for p in tmp_path.iterdir()}
+    hits, count = result.sums[1]["accuracy"]
+    result.sums[1]["accuracy"] = (hits + 16, count)
     (tmp_path / "report.json").unlink()
-    with pytest.raises(RuntimeError, match=r"artifact: read back, its accuracy and loss are .*, in memory they were"):
-        compressor.ship(result, DATA, tmp_path)
+    with pytest.raises(RuntimeError, match=r"artifact: read back, its metrics are .*, in memory they were"):
+        compressor.ship(result, TASK, tmp_path)
     assert (tmp_path / "report.json").exists()
 
 
-@pytest.mark.parametrize("full", ["arrays", "accuracy_bytes.png", "report.md", "report.json"])
+@pytest.mark.parametrize("full", ["arrays", "metric_bytes.png", "report.md", "report.json"])
 def test_a_full_disk_leaves_no_half_written_file(cheap, tmp_path, monkeypatch, full):
     compressor, result = cheap
-    compressor.ship(result, DATA, tmp_path)
-    fsync, write_arrays = reports.os.fsync, artifacts._write_arrays
+    compressor.ship(result, TASK, tmp_path)
+    fsync, write_arrays = files.os.fsync, artifacts._write_arrays
     target = {"now": full}
 
     def no_space(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def failing(path, content, write=reports.write_file):
+    def failing(path, content, write=files.write_file):
         if path.name == target["now"]:
-            monkeypatch.setattr(reports.os, "fsync", no_space)
+            monkeypatch.setattr(files.os, "fsync", no_space)
         write(path, content)
 
     if full == "arrays":
         monkeypatch.setattr(artifacts, "_write_arrays", no_space)
     monkeypatch.setattr(reports, "write_file", failing)
     with pytest.raises(OSError, match="No space left"):
-        compressor.ship(result, DATA, tmp_path)
-    assert (reports.os.fsync, artifacts._write_arrays) != (fsync, write_arrays)
+        compressor.ship(result, TASK, tmp_path)
+    assert (files.os.fsync, artifacts._write_arrays) != (fsync, write_arrays)
     left = {p.name for p in tmp_path.iterdir()}
     assert left <= WRITTEN
     assert ("report.json" in left) == (full == "arrays"), "a report stands only where all else belongs to it"
-    chex.assert_trees_all_equal(jn.load_artifact(tmp_path / "artifact")[0], result.variables)
+    chex.assert_trees_all_equal(jn.load_artifact(tmp_path / "artifact")[0], result.network.variables)

@@ -1,55 +1,167 @@
-"""Data is checked when it is made."""
+"""Sources of batches: what is wrong is named, short batches count for what they hold, a run goes on where it was."""
 
+import jax
 import numpy as np
 import pytest
 
-from jaxopt_nn.pipeline.data import Data
+import jaxopt_nn as jn
+from jaxopt_nn.pipeline import data as sources
+from jaxopt_nn.pipeline.checkpoints import Checkpoints
+from jaxopt_nn.pipeline.data import Arrays, Stream, source_of
 
-X, Y = np.zeros((4, 3), np.float32), np.array([0, 1, 2, 1])
+X, Y = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([0, 1, 2, 1])
+KEY = jax.random.key(0)
 
 
-def test_keeps_what_it_is_given():
-    data = Data((X, Y), (X[:2], [1, 0]))
-    assert data.test[1].tolist() == [1, 0] and data.train[0] is X and data.example.shape == (1, 3)
-    data.check_labels(3)
+def test_arrays_keep_what_they_are_given():
+    source = source_of((X, [1, 0, 1, 0]), "train")
+    assert source.tree[0] is X and source.size == 4 and source.example[0].shape == (1, 3)
+    assert source.steps(3) == 1 and source.batch_rows(3) == 3
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "said"),
+    ("given", "said"),
     [
-        ((X[:0], Y[:0]), (X, Y), "Data.train: no examples"),
-        ((X, Y), (X[:0], Y[:0]), "Data.test: no examples"),
-        ((X, Y[:3]), (X, Y), r"Data.train: inputs have shape \[4, 3\], labels \[3\]"),
-        ((X, Y), (X, np.eye(4, dtype=int)), r"train labels are int64\[\] each, test labels int64\[4\]"),
-        ((X, Y), (X, np.int32(3)), "Data.test: labels have no axis"),
-        ((X, Y), (X, -Y), "Data.test: label -2"),
-        ((X / np.array([1, 1, np.inf], np.float32) + np.nan, Y), (X, Y), "Data.train: NaN or Inf"),
-        ((X, Y), (X[:, :2], Y), r"train inputs are float32\[3\] each, test inputs float32\[2\]"),
-        ((X, Y), (X.astype(np.float64), Y), "test inputs float64"),
+        ((X[:0], Y[:0]), "train: no examples"),
+        ((X, Y[:3]), r"train: the first axes are the examples, and differ: 0 \[4, 3\], 1 \[3\]"),
+        ((X, np.int32(3)), r"differ: 0 \[4, 3\], 1 \[\]"),
+        ((X + np.nan, Y), "train, 0: NaN or Inf"),
+        ({}, "train: holds no array"),
+        (iter([X]), "train: is an iterator, which can be gone over once only"),
     ],
 )
-def test_bad_data_is_named(train, test, said):
+def test_bad_data_is_named(given, said):
     with pytest.raises(ValueError, match=said):
-        Data(train, test)
+        source_of(given, "train")
 
 
-def test_labels_are_integers():
-    with pytest.raises(TypeError, match="labels are float64"):
-        Data((X, Y.astype(float)), (X, Y))
+def test_what_is_no_data_is_named():
+    with pytest.raises(TypeError, match=r"train is a int; pass arrays \(inputs, labels\), or what gives batches"):
+        source_of(3, "train")
+    with pytest.raises(TypeError, match="train, 1: dtype <U1 is no number"):
+        source_of((X, np.array(list("abcd"))), "train")
 
 
-def test_labels_have_a_logit():
-    with pytest.raises(ValueError, match=r"Data.train: label 2 at 2, but apply gives 2 logits: allowed are 0 to 1"):
-        Data((X, Y), (X, Y % 2)).check_labels(2)
-    with pytest.raises(ValueError, match=r"but the teacher gives 2 logits: .* or give the teacher as many outputs"):
-        Data((X, Y), (X, Y % 2)).check_labels(2, "the teacher")
+def test_arrays_in_batches_of_any_size_fill_up_the_last():
+    batches = list(Arrays((X, Y), "test").batches(3))
+    assert [real.tolist() for _, real in batches] == [[1, 1, 1], [1, 0, 0]]
+    np.testing.assert_array_equal(batches[1][0][0], X[[3, 3, 3]])
 
 
-def test_labels_of_a_language_model_and_its_metric():
-    tokens = np.zeros((4, 5), int)
-    data = Data((X, tokens), (X, tokens + 1), metric="bits/byte")
-    data.check_labels(2)
-    with pytest.raises(ValueError, match=r"Data.test: label 1 at 0, 0, but apply gives 1 logits"):
-        data.check_labels(1)
-    with pytest.raises(ValueError, match=r"Data\(metric='f1'\): allowed are accuracy, bits/byte"):
-        Data((X, Y), (X, Y), metric="f1")
+def loader(*batches):
+    """A function that gives the batches again at each call."""
+    return lambda: iter(batches)
+
+
+def taken(source, epochs=1, start=0):
+    """Rows that count, batch by batch."""
+    found = []
+    for part in source.stretches(0, epochs, KEY, start):
+        for i in range(part.n):
+            found.append(part.batches[0][i][part.real[i] > 0][:, 0].tolist())
+    return found
+
+
+@pytest.mark.parametrize("most", [1, 2, 100])
+def test_a_stream_is_stacked_short_batches_count_for_what_they_hold(monkeypatch, most):
+    monkeypatch.setattr(sources, "STRETCH", most)
+    source = Stream(loader((X[:2], Y[:2]), (X[2:], Y[2:]), (X[:1], Y[:1])), "train")
+    assert source.steps(7) == 3 and source.batch_rows(7) == 2
+    assert taken(source, 2) == 2 * [[0.0, 3.0], [6.0, 9.0], [0.0]]
+    assert len({part.batches[0].shape for part in source.stretches(0, 2, KEY)}) == 1
+    assert taken(source, 2, start=3) == [[0.0, 3.0], [6.0, 9.0], [0.0]]
+    assert [real.tolist() for _, real in source.batches(0)] == [[1, 1], [1, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("kind", ["list", "class", "function"])
+def test_whatever_can_be_gone_over_again_is_a_stream(kind):
+    batches = [(X[:2], Y[:2]), (X[2:], Y[2:])]
+
+    class Loader:
+        def __iter__(self):
+            return iter(batches)
+
+    given = {"list": batches, "class": Loader(), "function": lambda: iter(batches)}[kind]
+    assert taken(source_of(given, "train")) == [[0.0, 3.0], [6.0, 9.0]]
+
+
+def test_a_function_is_told_the_epoch_and_a_seed_of_its_own():
+    told = []
+
+    def batches(epoch, seed):
+        told.append((epoch, seed))
+        yield X[np.random.default_rng(seed).permutation(4)][:2], Y[:2]
+
+    source = Stream(batches, "train")
+    assert source.steps(0) == 1 and source.batch_rows(0) == 2
+    told.clear()
+    whole, rest = taken(source, 3), taken(source, 3, start=1)
+    assert rest == whole[1:] and [epoch for epoch, _ in told] == [0, 1, 2, 1, 2]
+    assert len({seed for _, seed in told}) == 3 and taken(source, 3) == whole
+
+
+def once_short():
+    """Three batches at the first pass, two ever after."""
+    passes = []
+
+    def batches():
+        passes.append(0)
+        return iter([(X, Y)] * (3 if len(passes) < 3 else 2))
+
+    return batches
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        (once_short(), r"train: epoch 0 ended after 2 batches, an epoch has 3; pass data that can be gone over again"),
+        (loader((X, Y), (X[:, :2], Y)), r"train, batch 1 of epoch 0, 0: float32\[4, 2\], the first batch has float32\[4, 3\]"),
+        (loader((X, Y), (X, Y.astype(np.int8))), r"batch 1 of epoch 0, 1: int8\[4\], the first batch has int64\[4\]"),
+        (loader((X[:2], Y[:2]), (X, Y)), "and no more rows"),
+        (loader((X, Y), (X, Y[:2])), "batch 1 of epoch 0: numbers of rows differ: 0 4, 1 2"),
+        (loader((X, Y), (X, Y, Y)), r"batch 1 of epoch 0: holds \['0', '1', '2'\], the first batch \['0', '1'\]"),
+        (loader((X, Y), (X * np.nan, Y)), "train, batch 1 of epoch 0, 0: NaN or Inf"),
+        (loader((X, Y), (X[:0], Y[:0])), "batch 1 of epoch 0, 0: has no row; leave empty batches out"),
+        (loader(), "train: gives no batch; pass at least one"),
+    ],
+    ids=["ends early", "shape", "dtype", "rows", "rows of parts", "structure", "NaN", "empty", "nothing"],
+)
+def test_a_loader_that_fails_is_named_with_its_batch(batches, said):
+    with pytest.raises(ValueError, match=said):
+        taken(Stream(batches, "train"))
+
+
+def test_more_batches_than_an_epoch_has_are_named():
+    class Loader(list):
+        def __len__(self):
+            return 2
+
+    with pytest.raises(ValueError, match="epoch 0 has more than 2 batches"):
+        taken(Stream(Loader([(X, Y)] * 3), "train"))
+
+
+def test_training_that_its_data_stops_keeps_what_was_done(tmp_path, monkeypatch):
+    """NaN in the third batch of the second epoch; with mended data the run goes on to the numbers of an undisturbed one."""
+    monkeypatch.setattr(sources, "STRETCH", 1)
+    rng = np.random.default_rng(0)
+    good = [(rng.standard_normal((8, 3)).astype(np.float32), rng.integers(0, 2, 8)) for _ in range(4)]
+    spoilt = {"now": True}
+
+    def batches(epoch):
+        for i, (x, y) in enumerate(good):
+            yield (x * np.nan if spoilt["now"] and (epoch, i) == (1, 2) else x), y
+
+    network = jn.Network(lambda v, x: x @ v["w"], {"w": np.zeros((3, 2), np.float32)})
+    task = jn.classification(train=batches, test=good[0])
+    recipe = [jn.Stage("float", jn.identity(), epochs=3, learning_rate=0.1)]
+    places = lambda name: Checkpoints(tmp_path / name, 1e9)
+    with pytest.raises(ValueError, match="batch 2 of epoch 1, 0: NaN or Inf"):
+        jn.compress(network, recipe, task, latency=False, checkpoints=places)
+    assert [int(p.name) for p in (tmp_path / "float").iterdir() if p.name.isdigit()] == [6]
+    spoilt["now"] = False
+    told = []
+    resumed = jn.compress(network, recipe, task, latency=False, checkpoints=places, watch=told.append)
+    assert [entry["step"] for entry in told] == list(range(7, 13))
+    whole = jn.compress(network, recipe, task, latency=False)
+    np.testing.assert_array_equal(resumed.params["w"], whole.params["w"])
+    assert resumed.report["history"] == whole.report["history"]

@@ -13,7 +13,7 @@ CLIP = clip(-1.0, 1.0)
 
 
 def test_the_learning_rate_falls_to_zero_by_half_a_cosine():
-    optimizer = Stage("c", CLIP, learning_rate=0.1).optimizer(10)
+    optimizer = Stage("c", CLIP, learning_rate=0.1).updates(10)
     params, state, steps = np.zeros(1), None, []
     state = optimizer.init(params)
     for _ in range(11):
@@ -24,13 +24,13 @@ def test_the_learning_rate_falls_to_zero_by_half_a_cosine():
 
 
 def test_a_schedule_is_taken_as_it_is():
-    optimizer = Stage("c", CLIP, learning_rate=optax.constant_schedule(0.25)).optimizer(3)
+    optimizer = Stage("c", CLIP, learning_rate=optax.constant_schedule(0.25)).updates(3)
     update, _ = optimizer.update(np.ones(1), optimizer.init(np.zeros(1)), np.zeros(1))
     np.testing.assert_allclose(update, [-0.25], rtol=1e-5)
 
 
 def test_weights_decay_as_adamw_s_and_what_is_learnt_or_gets_no_gradient_does_not():
-    optimizer = Stage("c", CLIP, learning_rate=optax.constant_schedule(0.5), weight_decay=0.1).optimizer(3)
+    optimizer = Stage("c", CLIP, learning_rate=optax.constant_schedule(0.5), weight_decay=0.1).updates(3)
     moved = {"params": {"w": jnp.array([3.0, -2.0]), "mean": jnp.ones(2)}, "learnt": {"w": jnp.full(1, 3.0)}}
     slopes = {"params": {"w": jnp.array([0.3, 0.0]), "mean": jnp.zeros(2)}, "learnt": {"w": jnp.ones(1)}}
     update, _ = optimizer.update(slopes, optimizer.init(moved), moved)

@@ -60,7 +60,7 @@ def test_a_learning_rate_over_a_share_of_the_stage():
     rate = {"schedule": "linear", "init_value": 1.0, "end_value": 0.0, "transition_steps": 0.5}
     (stage,) = registry.stages([{"name": "p", "method": "identity", "learning_rate": rate}])
     moved = []
-    optimizer = stage.optimizer(10)
+    optimizer = stage.updates(10)
     state = optimizer.init({"w": jnp.zeros(())})
     for _ in range(7):
         update, state = optimizer.update({"w": jnp.ones(())}, state)

@@ -12,12 +12,8 @@ from typing import Any
 Table = tuple[list[str], list[list[str]]]
 Columns = dict[str, Callable[[dict[str, Any]], str]]
 
-#: Column of the table of stages -> what it says of an entry.
+#: Column of the table of stages, behind those of the metrics -> what it says of an entry.
 COLUMNS: Columns = {
-    "stage": lambda e: e["name"],
-    "accuracy": lambda e: f"{e['accuracy']:.2%}",
-    "bits/byte": lambda e: f"{bits_per_byte(e):.4f}",
-    "loss": lambda e: f"{e['loss']:.4f}",
     "nonzero": lambda e: f"{e['nonzero'] / max(e['params'], 1):.1%}",
     "bytes": lambda e: f"{e['bytes']:,}",
     "resident": lambda e: f"{e['resident_bytes']:,}",
@@ -58,25 +54,50 @@ def last(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def scores(report: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``accuracy`` and ``loss`` of the baseline and after the last stage: over all folds where there are several."""
+    """The metrics of the baseline and after the last stage: over all folds where there are several, of the test data."""
     if cv := report.get("cross_validation"):
-        before, after = ({k: cv.get(f"{when}_{k}") for k in ("accuracy", "loss")} for when in ("baseline", "final"))
-        return before, after
-    return report["baseline"], last(report)
+        return cv["baseline"], cv["final"]
+    before, after = report["baseline"], last(report)
+    return before.get("test", before["metrics"]), after.get("test", after["metrics"])
 
 
-def bits_per_byte(entry: dict[str, Any]) -> float:
-    """The loss, in nats for a byte, in bits."""
-    return entry["loss"] / math.log(2)
+def shown(report: dict[str, Any], name: str, value: float | None) -> str:
+    """A metric's value: a share times 100, any other number with four digits."""
+    if value is None or not math.isfinite(value):
+        return "-" if value is None else str(value)
+    return f"{value:.2%}" if report["metrics"][name]["unit"] == "%" else f"{value:.4g}"
+
+
+def better_by(report: dict[str, Any], before: dict[str, Any], after: dict[str, Any], name: str = "") -> float | None:
+    """By how much a metric (the headline if not named) is better after than before: in points for a share."""
+    name = name or report["headline"]
+    a, b = before.get(name), after.get(name)
+    if a is None or b is None or not (math.isfinite(a) and math.isfinite(b)):
+        return None
+    kind = report["metrics"][name]
+    return (b - a) * (1 if kind["better"] == "higher" else -1) * (100 if kind["unit"] == "%" else 1)
+
+
+def unit_of(report: dict[str, Any], name: str) -> str:
+    """The unit of a metric's differences."""
+    unit = report["metrics"][name]["unit"]
+    return "points" if unit == "%" else unit
 
 
 def rows(report: dict[str, Any], without: Sequence[str] = ()) -> Table:
-    """Header and cells of the table of baseline and stages."""
-    hidden = {*without} | ({"bits/byte"} if report["metric"] != "bits/byte" else set())
-    columns = {name: cell for name, cell in COLUMNS.items() if name not in hidden}
+    """Header and cells of the table of baseline and stages: name, metrics, sizes, latencies."""
+    columns: Columns = {"stage": lambda e: e["name"]}
+    for name in report["metrics"]:
+        if name not in without:
+            columns[name] = functools.partial(_metric, report, name)
+    columns |= COLUMNS
     for batch in report["baseline"]["latency_ms"]:
         columns[f"ms@{batch}"] = functools.partial(_latency, batch=batch)
     return list(columns), [[cell(entry) for cell in columns.values()] for entry in entries(report)]
+
+
+def _metric(report: dict[str, Any], name: str, entry: dict[str, Any]) -> str:
+    return shown(report, name, entry["metrics"].get(name))
 
 
 def _latency(entry: dict[str, Any], batch: str) -> str:
@@ -88,54 +109,95 @@ def leaf_rows(entry: dict[str, Any]) -> Table:
     return list(LEAF_COLUMNS), [[cell(leaf) for cell in LEAF_COLUMNS.values()] for leaf in entry.get("leaves", ())]
 
 
-def clipping_rows(report: dict[str, Any]) -> Table:
-    """Header and cells of the table of what each clipping stage clipped when it began."""
-    cells = [
-        [entry["name"], row["path"], *(f"{row[k]:.4g}" for k in ("min", "max", "lo", "hi")), f"{row['clipped']:.3%}"]
-        for entry in report["stages"]
-        for row in entry.get("clipping", ())
+def fact_tables(report: dict[str, Any]) -> list[tuple[str, str, Table]]:
+    """``(title, note, table)`` of what the stages' methods tell; the first column is the stage."""
+    found: dict[tuple[str, str], Table] = {}
+    for entry in report["stages"]:
+        for fact in entry.get("facts", ()):
+            _, cells = found.setdefault((fact["title"], fact["note"]), (["stage", *fact["header"]], []))
+            cells += [[entry["name"], *(x if isinstance(x, str) else f"{x:.4g}" for x in line)] for line in fact["cells"]]
+    return [(title, note, table) for (title, note), table in found.items()]
+
+
+def text(report: dict[str, Any]) -> str:
+    """The table in plain text, narrow enough for a terminal, and what the table does not say."""
+    header, cells = rows(report, without=but_headline(report))
+    return "\n".join([*_aligned([header, *cells]), *sentences(report)])
+
+
+def but_headline(report: dict[str, Any]) -> list[str]:
+    """Metrics that a narrow table leaves out: the loss, where another one stands for all."""
+    return [] if report["headline"] == "loss" else ["loss"]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
     ]
-    return ["stage", "path", "min", "max", "lo", "hi", "clipped"], cells
 
 
 def headline(report: dict[str, Any]) -> str:
-    """What was gained and what it cost, in one sentence; accuracies over all folds where there are several."""
-    ratio = last(report)["ratio"]
+    """What was gained and what it cost, in one sentence; metrics over all folds where there are several."""
+    ratio, name = last(report)["ratio"], report["headline"]
     gain = f"{ratio:.1f}x smaller than float32" if ratio >= 1.05 else "Not smaller than float32"
     size = f"{report['baseline']['bytes']:,} bytes before, {last(report)['bytes']:,} after"
     before, after = scores(report)
     cv = report.get("cross_validation")
     over = f" over {cv['folds']} folds" if cv else ""
-    points = 100 * (before["accuracy"] - after["accuracy"])
-    change = (
-        f"{abs(points):.2f} points {'lost' if points > 0 else 'gained'}" if abs(points) >= 0.005 else "nothing lost"
-    )
-    said = f"{gain}: {size}; accuracy{over} {before['accuracy']:.2%} before, {after['accuracy']:.2%} after, {change}"
-    if report["metric"] == "bits/byte":
-        said += f"; {bits_per_byte(before):.4f} bits a byte before, {bits_per_byte(after):.4f} after"
-    return f"{said}."
+    each = [shown(report, name, numbers.get(name)) for numbers in (before, after)]
+    return f"{gain}: {size}; {name}{over} {each[0]} before, {each[1]} after, {_change(report, before, after)}."
+
+
+def _change(report: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> str:
+    name = report["headline"]
+    change = better_by(report, before, after)
+    if change is None:
+        return "not to be compared"
+    share = report["metrics"][name]["unit"] == "%"
+    size = f"{abs(change):.2f}" if share else f"{abs(change):.4g}"
+    if abs(change) < (0.005 if share else 1e-9):
+        return "nothing lost"
+    return f"{size} {unit_of(report, name)} {'gained' if change > 0 else 'lost'}".replace("  ", " ")
 
 
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table does not say."""
-    out = _speed(report)
+    out, name = _speed(report), report["headline"]
+    if "test" in last(report):
+        before, after = (shown(report, name, numbers.get(name)) for numbers in scores(report))
+        out.append(f"the table is of the validation data; on the test data, {name} {before} before, {after} after")
     if artifact := report["artifact"]:
         out.append(
             f"artifact: {artifact['bytes']:,} bytes on disk, {_sized(artifact['bytes'], report['baseline']['bytes'])} the "
-            f"baseline's arrays; read back, its accuracy is {artifact['accuracy_reloaded']:.2%}"
+            f"baseline's arrays; read back, its {name} is {shown(report, name, artifact['metrics_reloaded'].get(name))}"
         )
     if teacher := report.get("teacher"):
         params = teacher["params"]
         out.append(
-            f"teacher: accuracy {teacher['accuracy']:.2%}, {params:,} parameters, "
+            f"teacher: {name} {shown(report, name, teacher['metrics'].get(name))}, {params:,} parameters, "
             f"{_times(params, report['baseline']['params'])}"
         )
     if cv := report.get("cross_validation"):
+        change, each = better_by(report, cv["baseline"], cv["final"]), cv["of_folds"]["final"]
+        of_folds: list[float] = [value for fold in each if (value := fold.get(name)) is not None]
+        lost = "" if change is None else f", {_lost(report, change)}"
         out.append(
-            f"cross-validation: {cv['folds']} folds, {cv['test_images']:,} test images; baseline "
-            f"{cv['baseline_accuracy']:.2%}, final {cv['final_accuracy']:.2%}, lost points {cv['lost_points']:.2f}"
+            f"cross-validation: {cv['folds']} folds, {cv['examples']:,} test examples; baseline "
+            f"{shown(report, name, cv['baseline'].get(name))}, final {shown(report, name, cv['final'].get(name))}{lost}"
         )
+        if of_folds:
+            least, most = (shown(report, name, end(of_folds)) for end in (min, max))
+            out.append(f"of single folds, {name} ends between {least} and {most}")
     return out
+
+
+def _lost(report: dict[str, Any], change: float) -> str:
+    share = report["metrics"][report["headline"]]["unit"] == "%"
+    return f"lost points {-change:.2f}" if share else f"{'better' if change >= 0 else 'worse'} by {abs(change):.4g}"
 
 
 def _sized(size: int, other: int) -> str:

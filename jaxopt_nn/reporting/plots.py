@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxopt_nn.pipeline.tables import bits_per_byte, entries, human_bytes, last
+from jaxopt_nn.reporting.tables import entries, human_bytes, last, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +33,8 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#b8b8b8"
 WIDTH = 7.6
 #: Leaves in one picture: panels of histograms, bars, lines.
 PANELS, BARS, LINES = 12, 40, 12
+#: Metrics of training in one picture.
+CURVES = 3
 
 
 def _png(draw: Callable[[Report], Figure | None]) -> Callable[[Report], bytes | None]:
@@ -91,14 +93,20 @@ def _logarithmic(axes: Axes, which: str, form: Callable[[float], str]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-# -- accuracy against bytes --------------------------------------------------------------------------------------------
+# -- the headline metric against bytes ---------------------------------------------------------------------------------
 
 
 @_png
-def accuracy_bytes(report: Report) -> Figure | None:
-    """Accuracy (or bits a byte) against stored bytes over the stages; those without a finite score are left out."""
-    bits = report["metric"] == "bits/byte"
-    scores = [(e, bits_per_byte(e) if bits else 100 * e["accuracy"]) for e in entries(report)]
+def metric_bytes(report: Report) -> Figure | None:
+    """The headline metric against stored bytes over the stages; those without a finite score are left out.
+
+    Each fold's end is a light point where there are several.
+    """
+    name = report["headline"]
+    kind = report["metrics"][name]
+    scale, down = (100 if kind["unit"] == "%" else 1), kind["better"] == "lower"
+    value_of = lambda numbers: math.nan if numbers.get(name) is None else scale * numbers[name]
+    scores = [(e, value_of(e["metrics"])) for e in entries(report)]
     finite = [(e, score) for e, score in scores if math.isfinite(score)]
     if not finite or not report["stages"]:
         return None
@@ -114,22 +122,25 @@ def accuracy_bytes(report: Report) -> Figure | None:
     axes.scatter(
         size[:first], value[:first], s=150, marker="*", color=ORANGE, edgecolor="white", linewidth=0.8, zorder=4
     )
-    low, high = min(value), max(value)
-    margin = max(0.45 * (high - low), 0.02 if bits else 0.5)
-    axes.set_ylim(*((high + margin, low - margin) if bits else (low - margin, high + margin)))  # better is up
+    folds = report.get("cross_validation", {}).get("of_folds", {}) if report.get("cross_validation") else {}
+    spread = [x for x in map(value_of, folds.get("final", ())) if math.isfinite(x)]
+    if spread:
+        axes.scatter([size[-1]] * len(spread), spread, s=26, color=BLUE, alpha=0.35, linewidth=0, zorder=2)
+    low, high = min([*value, *spread]), max([*value, *spread])
+    margin = max(0.45 * (high - low), 0.5 if scale == 100 else 0.02 * max(abs(high), abs(low), 1e-9))
+    axes.set_ylim(*((high + margin, low - margin) if down else (low - margin, high + margin)))  # better is up
     _logarithmic(axes, "x", human_bytes)
     wide = max((max(size) / min(size)) ** 0.16, 1.9)
     axes.set_xlim(max(size) * wide, min(size) / wide)
     axes.set_xlabel("stored bytes (log scale, smaller to the right)")
-    axes.set_ylabel("test loss, bits a byte (better is up)" if bits else "test accuracy, %")
-    _place(
-        figure, axes, _labels(found, value, "{:.4f}" if bits else "{:.2f}%", -1 if bits else 1), list(zip(size, value))
-    )
+    axes.set_ylabel(f"{_names([name], 40)[0]}{', ' + kind['unit'] if kind['unit'] else ''}{' (better is up)' if down else ''}")
+    said = [shown(report, name, entry["metrics"][name]) for entry in found]
+    _place(figure, axes, _labels(found, value, said, -1 if down else 1), list(zip(size, value)))
     return figure
 
 
 def _labels(
-    found: Sequence[dict[str, Any]], value: Sequence[float], form: str, better: int = 1
+    found: Sequence[dict[str, Any]], value: Sequence[float], said: Sequence[str], better: int = 1
 ) -> list[tuple[str, float, float, int]]:
     """``(text, bytes, value, 1 above or -1 below)``; stages of nearly one size in a row share a label.
 
@@ -147,7 +158,7 @@ def _labels(
     for k, group in enumerate(groups):
         around = [middle[j] for j in (k - 1, k + 1) if 0 <= j < len(groups)]
         side = 1 if not around or sum(around) / len(around) <= middle[k] else -1
-        lines = [f"{names[i]}  {form.format(value[i])}" for i in group]
+        lines = [f"{names[i]}  {said[i]}" for i in group]
         lines.append(f"{human_bytes(found[group[-1]]['bytes'])}, {found[group[-1]]['ratio']:.1f}x")
         edge = (max if side * better > 0 else min)(value[i] for i in group)
         out.append(("\n".join(lines), max(found[group[0]]["bytes"], 1), edge, side))
@@ -235,24 +246,26 @@ def _borders(figure: Figure, panels: Sequence[Axes], spans: Sequence[tuple[str, 
 
 
 @_png
-def loss_curves(report: Report) -> Figure | None:
-    """Loss and accuracy of training over the steps of all stages."""
+def training_curves(report: Report) -> Figure | None:
+    """Loss and the other metrics of training over the steps of all stages, a panel each."""
     history = report.get("history")
     if not history:
         return None
     steps = _steps(history)
-    figure = _figure(WIDTH, 4.6)
-    upper, lower = panels = figure.subplots(2, 1, sharex=True)
-    for _, places, logged in steps.stages:
-        marker = "o" if len(places) < 3 else ""
-        upper.plot(places, [entry["loss"] for entry in logged], color=BLUE, marker=marker, markersize=3)
-        lower.plot(places, [100 * entry["accuracy"] for entry in logged], color=BLUE, marker=marker, markersize=3)
-    losses = [entry["loss"] for entry in history if math.isfinite(entry["loss"])] or [0.0]
+    known = dict.fromkeys(name for entry in history for name in entry["metrics"])
+    names = sorted(known, key=lambda name: (name != "loss", name != report["headline"]))[:CURVES]
+    figure = _figure(WIDTH, 1.0 + 1.8 * len(names))
+    panels = list(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0])
+    for axes, name in zip(panels, names, strict=True):
+        share = report["metrics"].get(name, {}).get("unit") == "%"
+        for _, places, logged in steps.stages:
+            values = [entry["metrics"].get(name, math.nan) * (100 if share else 1) for entry in logged]
+            axes.plot(places, values, color=BLUE, marker="o" if len(places) < 3 else "", markersize=3)
+        axes.set_ylabel(f"training {_names([name], 30)[0]}{', %' if share else ''}")
+    losses = [entry["metrics"]["loss"] for entry in history if math.isfinite(entry["metrics"]["loss"])] or [0.0]
     if min(losses) > 0 and max(losses) > 10 * min(losses):
-        _logarithmic(upper, "y", "{:g}".format)
-    upper.set_ylabel("training loss")
-    lower.set_ylabel("training accuracy, %")
-    lower.set_xlabel("steps")
+        _logarithmic(panels[0], "y", "{:g}".format)
+    panels[-1].set_xlabel("steps")
     _borders(figure, panels, steps.spans)
     return figure
 
@@ -388,13 +401,13 @@ class Plot(NamedTuple):
 
 #: File name -> plot, in the order in which they are shown.
 PLOTS = {
-    "accuracy_bytes.png": Plot(
-        accuracy_bytes, "accuracy against bytes",
+    "metric_bytes.png": Plot(
+        metric_bytes, "what it costs against bytes",
         "Each point is the network after a stage as it would be deployed: smaller is to the right, better is up; "
-        "the star and the dashed line are the baseline.",
+        "the star and the dashed line are the baseline; light points are the ends of single folds.",
     ),
-    "loss.png": Plot(
-        loss_curves, "training loss and accuracy",
+    "training.png": Plot(
+        training_curves, "training",
         "Means over the training steps since the point before; a dashed line is where a stage begins, so a jump there is "
         "what that stage costs before training heals it.",
     ),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxopt_nn.pipeline.leaves import histograms, leaf_table
+from jaxopt_nn.reporting.leaf_table import histograms, leaf_table
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.qtensor import QTensor
 

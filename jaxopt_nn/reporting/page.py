@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from jaxopt_nn.pipeline import plots
-from jaxopt_nn.pipeline.tables import LEGEND, clipping_rows, headline, json_text, last, leaf_rows, rows, sentences
+from jaxopt_nn.reporting import plots
+from jaxopt_nn.reporting.tables import LEGEND, fact_tables, headline, json_text, last, leaf_rows, rows, sentences
 
 STYLE = """
 :root { color-scheme: light; }
@@ -60,7 +60,7 @@ def page(report: dict[str, Any], images: Mapping[str, bytes]) -> str:
       images: PNGs by file name, as ``plots.images`` gives them; none where matplotlib is missing.
     """
     sections = [
-        _stages(report), _figures(images), _leaves(report), _clipping(report), _skipped(report), _config(report),
+        _stages(report), _figures(images), _leaves(report), _facts(report), _skipped(report), _config(report),
         _circumstances(report),
     ]  # fmt: skip
     return (
@@ -105,10 +105,12 @@ def _leaves(report: dict[str, Any]) -> str:
     return _section(f"Leaves after {last(report)['name']}", [note, _table(header, cells)]) if cells else ""
 
 
-def _clipping(report: dict[str, Any]) -> str:
-    header, cells = clipping_rows(report)
-    note = '<p class="note">Range and box of each leaf when the stage began, and the share of weights outside.</p>'
-    return _section("Clipped weights", [note, _table(header, cells)]) if cells else ""
+def _facts(report: dict[str, Any]) -> str:
+    sections = [
+        _section(title, [f'<p class="note">{escape(note)}</p>', _table(*table)])
+        for title, note, table in fact_tables(report)
+    ]
+    return "\n".join(sections)
 
 
 def _skipped(report: dict[str, Any]) -> str:

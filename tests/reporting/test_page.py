@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from jaxopt_nn.pipeline import html, plots
-from tests.pipeline.test_report import BARE, CROSS, REPORT, entry, leaf
+from jaxopt_nn.reporting import page as pages
+from jaxopt_nn.reporting import plots
+from tests.reporting.test_write import BARE, CROSS, REPORT, entry, leaf
 
 VOID = {"img", "meta"}
 PICTURE = b"\x89PNG\r\n\x1a\nrest"
@@ -40,15 +41,15 @@ class Page(HTMLParser):
 
 def test_the_page_says_all_of_it():
     report = {**REPORT, "config": {"model": "m:build", "stages": [{"bits": 4}]}, "cross_validation": CROSS}
-    page = Page(html.page(report, {"loss.png": PICTURE}))
+    page = Page(pages.page(report, {"training.png": PICTURE}))
     cells = page.cells()
     for stage in ("baseline", "clip", "prune", "quantize"):
         assert stage in cells
     assert {"a/kernel", "a/bias", "20 x 50", "Masked(QTensor int4)", "3.20"} <= set(cells)
     assert cells[-2:] == ["a/b", "x | y"], "what was left alone, and why"
     prose = " ".join(text for _, text in page.texts)
-    assert "10.0x smaller than float32" in prose and "over 5 folds 98.00% before, 97.50% after, 0.50 points lost" in prose
-    assert "Artifact: 500 bytes on disk" in prose and "Cross-validation: 5 folds" in prose
+    assert "10.0x smaller than float32" in prose and "over 2 folds 98.00% before, 97.50% after, 0.50 points lost" in prose
+    assert "Artifact: 500 bytes on disk" in prose and "Cross-validation: 2 folds" in prose
     assert '"bits": 4' in prose and page.tags.count(("details", {})) == 1
     assert "8 of cpu: x" in prose and "experiments.compress --config=again.py" in prose
     assert page.cells("dt") == ["seed", "devices", "jax"] and page.cells("dd") == ["3", "8 of cpu: x", "1.2"]
@@ -57,13 +58,13 @@ def test_the_page_says_all_of_it():
 def test_smaller_and_not_faster_is_said_at_the_top():
     report = copy.deepcopy(REPORT)
     report["stages"][-1]["latency_ms"] = {"1": 1.0, "32": 12.0}
-    paragraphs = Page(html.page(report, {})).cells("p")
+    paragraphs = Page(pages.page(report, {})).cells("p")
     said = "Smaller, not faster, on this backend; time over the baseline's, by batch: 2.00x at 1, 1.00x at 32 "
     assert f"{said}(at 32 within the noise of medians)." in paragraphs[:2]
 
 
 def test_pictures_are_inside_with_their_captions_and_nothing_else_is_loaded():
-    text = html.page(REPORT, dict.fromkeys(plots.PLOTS, PICTURE))
+    text = pages.page(REPORT, dict.fromkeys(plots.PLOTS, PICTURE))
     page = Page(text)
     pictures = [attrs for tag, attrs in page.tags if tag == "img"]
     assert [attrs["src"] for attrs in pictures] == ["data:image/png;base64," + base64.b64encode(PICTURE).decode()] * 5
@@ -93,7 +94,7 @@ def test_names_can_not_break_out():
         "seed": evil,
         "config": {"model": "</pre></details>" + evil},
     }
-    page = Page(html.page(report, {}))
+    page = Page(pages.page(report, {}))
     assert not {tag for tag, _ in page.tags} & {"script", "img"}
     assert page.cells().count(evil) == 5
     assert page.cells("h2")[1] == f"Leaves after {evil}"
@@ -102,7 +103,7 @@ def test_names_can_not_break_out():
 
 @pytest.mark.parametrize("stages", [BARE["stages"], []])
 def test_a_report_with_empty_parts(stages):
-    page = Page(html.page({**BARE, "stages": stages}, {}))
+    page = Page(pages.page({**BARE, "stages": stages}, {}))
     assert [text for text in page.cells("h2")] == [
         "Plots", "Left alone, or not used as packed", "Config", "How to reproduce it",
     ]  # fmt: skip

@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from jaxopt_nn.pipeline import html, plots, tables
-from jaxopt_nn.pipeline import report as reports
+from jaxopt_nn.core import files
+from jaxopt_nn.reporting import page, plots, tables
+from jaxopt_nn.reporting import write as reports
 
 
 def leaf(path, bits, shape=(20, 50), **changed):
@@ -19,21 +20,26 @@ def leaf(path, bits, shape=(20, 50), **changed):
 
 def entry(name, accuracy, size, **changed):
     return {
-        "name": name, "accuracy": accuracy, "loss": 0.5, "params": 1000, "nonzero": 250, "bytes": size,
+        "name": name, "metrics": {"accuracy": accuracy, "loss": 0.5}, "params": 1000, "nonzero": 250, "bytes": size,
         "resident_bytes": 2 * size, "ratio": 4000 / size, "bits_per_weight": size / 125, "latency_ms": {"1": 0.5, "32": 12.0},
-        "leaves": [leaf("a/kernel", size / 125), leaf("a/bias", 32.0, (50,))], **changed,
+        "leaves": [leaf("a/kernel", size / 125), leaf("a/bias", 32.0, (50,))], "facts": [], **changed,
     }  # fmt: skip
 
 
 def logged(stage, step, **changed):
-    return {"stage": stage, "step": step, "epoch": step / 10, "loss": 2 / step, "accuracy": 1 - 0.5 / step, **changed}
+    metrics = {"loss": changed.pop("loss", 2 / step), "accuracy": 1 - 0.5 / step}
+    return {"stage": stage, "step": step, "epoch": step / 10, "metrics": metrics, **changed}
+
+
+KINDS = {"accuracy": {"unit": "%", "better": "higher"}, "loss": {"unit": "nats", "better": "lower"}}
 
 
 REPORT = {
-    "schema": 2, "config": {}, "seed": 3, "devices": ["cpu: x"] * 8, "versions": {"jax": "1.2"}, "metric": "accuracy",
+    "schema": 3, "config": {}, "seed": 3, "devices": ["cpu: x"] * 8, "versions": {"jax": "1.2"}, "metrics": KINDS,
+    "headline": "accuracy",
     "baseline": entry("baseline", 0.98, 4000),
     "stages": [entry("clip", 0.97, 4000), entry("prune", 0.9, 1500), entry("quantize", 0.95, 400)],
-    "artifact": {"path": "x", "bytes": 500, "accuracy_reloaded": 0.95},
+    "artifact": {"path": "x", "bytes": 500, "metrics_reloaded": {"accuracy": 0.95, "loss": 0.5}},
     "skipped": [{"path": "a/b", "reason": "x | y"}],
     "history": [
         logged(stage, step, gradient_norms={"a/kernel": 0.1 / step, "b/kernel": 0.0}) for stage in ("float", "quantize")
@@ -47,11 +53,26 @@ BARE = {
     "baseline": entry("baseline", 0.98, 4000, latency_ms={}, leaves=[]),
     "stages": [entry("quantize", 0.98, 4000, latency_ms={}, leaves=[])],
 }  # fmt: skip
-CROSS = {"folds": 5, "test_images": 1797, "baseline_accuracy": 0.98, "final_accuracy": 0.975, "lost_points": 0.5}
+CROSS = {
+    "folds": 2, "examples": 1797, "baseline": {"accuracy": 0.98, "loss": 0.5}, "final": {"accuracy": 0.975, "loss": 0.6},
+    "of_folds": {
+        "baseline": [{"accuracy": 0.98, "loss": 0.5}] * 2, "final": [{"accuracy": a, "loss": 0.6} for a in (0.95, 1.0)],
+        "ratio": [10.0, 10.0],
+    },
+}  # fmt: skip
+#: Numbers that are better lower, in no unit.
+ERRORS = {"rmse": {"unit": "", "better": "lower"}, "loss": {"unit": "", "better": "lower"}}
+
+
+def of_errors(report):
+    """The report with an error of 100 minus the accuracy in percent as its headline."""
+    turned = lambda e: {**e, "metrics": {"rmse": 100 * (1 - e["metrics"]["accuracy"]), "loss": e["metrics"]["loss"]}}
+    baseline, stages = turned(report["baseline"]), list(map(turned, report["stages"]))
+    return {**report, "metrics": ERRORS, "headline": "rmse", "baseline": baseline, "stages": stages}
 
 
 def test_the_table_says_it_in_columns():
-    lines = reports.table({**REPORT, "cross_validation": CROSS}).splitlines()
+    lines = tables.text({**REPORT, "cross_validation": CROSS}).splitlines()
     assert lines[0].split() == "stage accuracy nonzero bytes resident ratio bits/w ms@1 ms@32".split()
     assert lines[4].split() == ["quantize", "95.00%", "25.0%", "400", "800", "10.00x", "3.20", "0.5", "12"]
     assert len({len(line) for line in lines[:5]}) == 1
@@ -60,14 +81,26 @@ def test_the_table_says_it_in_columns():
         lines[6]
         == "artifact: 500 bytes on disk, 8.00x smaller than the baseline's arrays; read back, its accuracy is 95.00%"
     )
-    assert lines[7].endswith("5 folds, 1,797 test images; baseline 98.00%, final 97.50%, lost points 0.50")
+    assert lines[7].endswith("2 folds, 1,797 test examples; baseline 98.00%, final 97.50%, lost points 0.50")
+    assert lines[8] == "of single folds, accuracy ends between 95.00% and 100.00%"
 
 
-def test_a_language_model_has_bits_a_byte_beside_the_accuracy():
-    header, cells = tables.rows({**REPORT, "metric": "bits/byte"})
-    assert header[1:4] == ["accuracy", "bits/byte", "loss"]
-    assert {line[2] for line in cells} == {f"{0.5 / math.log(2):.4f}"} == {"0.7213"}
-    assert "0.7213 bits a byte before, 0.7213 after" in tables.headline({**REPORT, "metric": "bits/byte"})
+def test_a_number_that_is_better_lower_is_said_in_its_own_unit():
+    report = of_errors(REPORT)
+    header, cells = tables.rows(report)
+    assert header[1:3] == ["rmse", "loss"] and [line[1] for line in cells] == ["2", "3", "10", "5"]
+    assert "; rmse 2 before, 5 after, 3 lost." in tables.headline(report)
+    assert "; rmse 2 before, 1 after, 1 gained." in tables.headline(of_errors({**REPORT, "stages": [entry("q", 0.99, 400)]}))
+    assert tables.text(report).splitlines()[0].split()[1] == "rmse"
+
+
+def test_stages_are_of_the_validation_data_and_the_ends_of_the_test_data():
+    ends = [{"accuracy": a, "loss": 0.1} for a in (0.9, 0.875)]
+    stages = [*REPORT["stages"][:-1], {**REPORT["stages"][-1], "test": ends[1]}]
+    report = {**REPORT, "baseline": {**REPORT["baseline"], "test": ends[0]}, "stages": stages}
+    assert tables.headline(report).endswith("accuracy 90.00% before, 87.50% after, 2.50 points lost.")
+    said = "the table is of the validation data; on the test data, accuracy 90.00% before, 87.50% after"
+    assert said in tables.sentences(report) and tables.rows(report)[1][-1][1] == "95.00%"
 
 
 def test_leaves_in_columns():
@@ -98,13 +131,13 @@ def test_the_headline_is_honest(final, said):
 
 
 def test_markdown_has_the_same_and_what_was_left_alone():
-    text = reports.markdown(REPORT, ["loss.png"])
+    text = reports.markdown(REPORT, ["training.png"])
     for header, cells in (tables.rows(REPORT), tables.leaf_rows(REPORT["stages"][-1])):
         for line in (header, *cells):
             assert "| " + " | ".join(line) + " |" in text
     assert "loss" in tables.rows(REPORT)[0]
     assert "| a/b | x \\| y |" in text and "- seed 3; cpu: x; jax 1.2" in text
-    assert "](loss.png)" in text and "weights.png" not in text
+    assert "](training.png)" in text and "weights.png" not in text
 
 
 @pytest.mark.parametrize(
@@ -122,15 +155,15 @@ def test_all_files_are_written_and_those_of_an_older_report_go(tmp_path):
     for name in plots.PLOTS:
         assert f"]({name})" in (tmp_path / "report.md").read_text()
     reports.write(BARE, tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == words | {"accuracy_bytes.png"}
+    assert {path.name for path in tmp_path.iterdir()} == words | {"metric_bytes.png"}
     assert json.loads((tmp_path / "report.json").read_text()) == BARE
 
 
-@pytest.mark.parametrize("full", ["accuracy_bytes.png", "report.html", "report.md", "report.json"])
+@pytest.mark.parametrize("full", ["metric_bytes.png", "report.html", "report.md", "report.json"])
 def test_no_report_stands_where_a_file_of_it_could_not_be_written(tmp_path, monkeypatch, full):
-    monkeypatch.setattr(plots, "images", lambda report: {"accuracy_bytes.png": b"PNG"})
+    monkeypatch.setattr(plots, "images", lambda report: {"metric_bytes.png": b"PNG"})
     reports.write(REPORT, tmp_path)
-    write_file = reports.write_file
+    write_file = files.write_file
 
     def failing(path, content):
         if path.name == full:
@@ -159,46 +192,50 @@ def test_what_json_can_not_hold_is_refused_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_loss_that_is_no_number_is_null_in_json(tmp_path):
+def test_metrics_that_are_no_numbers_are_null_in_json(tmp_path):
     nan, inf = float("nan"), float("inf")
+    bad = {"accuracy": 0.9, "loss": nan}
     report = {
-        **REPORT, "baseline": {**REPORT["baseline"], "loss": inf}, "teacher": {"accuracy": 0.9, "loss": nan, "params": 9},
-        "stages": [*REPORT["stages"][:-1], {**REPORT["stages"][-1], "loss": nan}],
-        "cross_validation": {**CROSS, "baseline_loss": inf, "final_loss": nan},
+        **REPORT, "baseline": {**REPORT["baseline"], "metrics": {"accuracy": nan, "loss": inf}},
+        "teacher": {"metrics": bad, "params": 9}, "stages": [*REPORT["stages"][:-1], {**REPORT["stages"][-1], "metrics": bad}],
+        "cross_validation": {**CROSS, "final": bad, "of_folds": {**CROSS["of_folds"], "final": [bad, bad]}},
     }  # fmt: skip
     reports.write(report, tmp_path)
-    found = json.loads((tmp_path / "report.json").read_text())
-    assert found["baseline"].pop("loss") is found["teacher"]["loss"] is found["stages"][-1].pop("loss") is None
-    assert found["cross_validation"] == {**CROSS, "baseline_loss": None, "final_loss": None}
+    found, null = json.loads((tmp_path / "report.json").read_text()), {"accuracy": 0.9, "loss": None}
+    assert found["baseline"]["metrics"] == {"accuracy": None, "loss": None}
+    assert found["teacher"]["metrics"] == found["stages"][-1]["metrics"] == found["cross_validation"]["final"] == null
+    assert found["cross_validation"]["of_folds"]["final"] == [null, null]
     assert found["stages"][:-1] == REPORT["stages"][:-1] and list(found) == list(report)
-    assert found["stages"][-1] == {k: v for k, v in REPORT["stages"][-1].items() if k != "loss"}
     assert "| nan |" in (tmp_path / "report.md").read_text()
+    assert "not to be compared" in tables.headline({**report, "cross_validation": None})
 
 
 def test_smaller_and_not_faster_is_said():
-    made = {"baseline": entry("baseline", 0.9, 4000), "stages": [entry("quantize", 0.9, 400)], "artifact": {}}
+    made = {**BARE, "baseline": entry("baseline", 0.9, 4000), "stages": [entry("quantize", 0.9, 400)]}
     assert not any("faster" in line for line in tables.sentences(made))
     made["stages"][-1]["latency_ms"] = {"1": 1.0, "32": 11.0}
     assert tables.sentences(made)[0].endswith("by batch: 2.00x at 1, 0.92x at 32 (at 32 within the noise of medians)")
 
 
-def test_clipped_weights_and_the_teacher_are_said():
-    row = {"path": "a/kernel", "min": -2.0, "max": 1.5, "lo": -1.0, "hi": 1.0, "clipped": 0.0123, "on_edge": 0.0}
-    stages = [entry("clip", 0.97, 4000, clipping=[row]), entry("quantize", 0.9, 400, clipping=[])]
-    report = {**REPORT, "stages": stages, "teacher": {"accuracy": 0.99, "loss": 0.1, "params": 20_000}}
-    assert tables.clipping_rows(report)[1] == [["clip", "a/kernel", "-2", "1.5", "-1", "1", "1.230%"]]
-    for page in (reports.markdown(report), html.page(report, {})):
-        assert "1.230%" in page and "99.00%, 20,000 parameters, 20.0 times as many" in page
-    assert "Clipped weights" not in reports.markdown(REPORT) and "Clipped weights" not in html.page(REPORT, {})
+def test_facts_of_methods_and_the_teacher_are_said():
+    fact = {"title": "Cut off", "note": "How much.", "header": ["path", "share, %"], "cells": [["a/kernel", 1.23]]}
+    stages = [entry("clip", 0.97, 4000, facts=[fact]), entry("quantize", 0.9, 400), entry("again", 0.9, 400, facts=[fact])]
+    report = {**REPORT, "stages": stages, "teacher": {"metrics": {"accuracy": 0.99, "loss": 0.1}, "params": 20_000}}
+    ((title, note, (header, cells)),) = tables.fact_tables(report)
+    assert (title, note, header) == ("Cut off", "How much.", ["stage", "path", "share, %"])
+    assert cells == [["clip", "a/kernel", "1.23"], ["again", "a/kernel", "1.23"]]
+    for text in (reports.markdown(report), page.page(report, {})):
+        assert "1.23" in text and "99.00%, 20,000 parameters, 20.0 times as many" in text
+    assert "Cut off" not in reports.markdown(REPORT) and "Cut off" not in page.page(REPORT, {})
 
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("artifact", False), ("artifact", True), ("checkpoints", False), ("report.json", True), ("loss.png", True)],
+    [("artifact", False), ("artifact", True), ("checkpoints", False), ("report.json", True), ("training.png", True)],
 )
 def test_what_stands_in_the_way_of_a_run_is_said_before_it(tmp_path, name, folder):
     (tmp_path / name).mkdir() if folder else (tmp_path / name).write_text("mine")
     with pytest.raises(OSError, match=f"{name}: .*; move it away, or pass another --workdir"):
-        reports.open_workdir(tmp_path)
+        files.open_workdir(tmp_path, reports.FOLDERS, reports.FILES)
     with pytest.raises(ValueError, match="workdir='': pass the name of a directory"):
-        reports.open_workdir("")
+        files.open_workdir("")

@@ -5,21 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from jaxopt_nn.core.files import MOVE, check_place
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import State, identity
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline import registry
-from jaxopt_nn.pipeline.checks import check_logits, check_variables
-from jaxopt_nn.pipeline.compress import Places, plain_training
-from jaxopt_nn.pipeline.data import Data
+from jaxopt_nn.pipeline.checks import check_network, check_outputs
+from jaxopt_nn.pipeline.compress import Places
+from jaxopt_nn.pipeline.fit import Trainer, Watch
 from jaxopt_nn.pipeline.recipe import Stage
-from jaxopt_nn.pipeline.report import MOVE, check_place
-from jaxopt_nn.pipeline.train import Teacher, TrainApply, Trainer, Watch, steps_of
+from jaxopt_nn.pipeline.task import Objective, Task
 
 PyTree = Any
 #: What Orbax writes into a checkpoint; a run that was killed while it replaced one leaves any part of it.
@@ -29,56 +30,61 @@ ORBAX = {
 }  # fmt: skip
 
 
-class Network:
-    """A model that a config names, and the training of its float weights."""
+class Model:
+    """A model that a config names, and the training of its float weights.
+
+    Attributes:
+      network: as it is built with seed 0; networks of other seeds share its functions, and so its programs.
+    """
 
     def __init__(self, name: str, arguments: Mapping[str, Any], training: Mapping[str, Any], stage: str):
         self._name, self._arguments = name, dict(arguments)
         self._build = registry.imported(name)
-        self.apply, self.abstract, train_apply = self._made(0)
-        self.train_apply = train_apply or plain_training(self.apply)
+        self.network = self._built(0)
         self._stage = Stage(stage, identity(), **registry.stage_fields(training))
         self._trainer = functools.lru_cache(maxsize=4)(self._compiled)
 
-    def fresh(self, seed: int) -> PyTree:
-        """Its initial variables."""
-        return check_variables(self._made(seed)[1])
+    def fresh(self, seed: int) -> Network:
+        """With its initial variables."""
+        return check_network(self.network.replace(variables=self._built(seed).variables))
 
     def trained(
         self,
+        network: Network,
         *,
         seed: int,
         checkpoint: str,
-        data: Data,
-        batch_size: int,
+        task: Task,
         places: Places,
         watch: Watch,
-        variables: PyTree = None,
-        teacher: Teacher | None = None,
-    ) -> tuple[PyTree, list[dict[str, Any]]]:
-        """Float variables, from the checkpoint or by training, and the history of the training."""
-        variables = self.fresh(seed) if variables is None else variables
-        check_logits(self.apply, variables, data, what=f"the {self._stage.name} network")
+        teacher: Network | None = None,
+    ) -> tuple[Network, list[dict[str, Any]]]:
+        """With float weights from the checkpoint or by training, and the history of the training."""
+        check_outputs(network, task, teacher if self._stage.distill else None, trains=not checkpoint)
         if checkpoint:
-            return restored(checkpoint, variables), []
-        steps = steps_of(len(data.train[1]), batch_size)
-        done = self._trainer(steps, batch_size, teacher and teacher[0])(
-            variables, State(), data.train, jax.random.key(seed), teacher_variables=teacher and teacher[1],
+            return network.replace(variables=restored(checkpoint, network.variables)), []
+        assert task.train is not None
+        done = self._trainer(task.objective, task.train.steps(task.batch_size), task.batch_size)(
+            network.variables, State(), task.train, jax.random.key(seed), teacher=teacher,
             checkpoints=places(self._stage.name), watch=watch,
         )  # fmt: skip
-        return done.variables, done.history
+        return network.replace(variables=done.variables), done.history
 
-    def _compiled(self, steps: int, batch_size: int, teacher: Callable[..., Any] | None) -> Trainer:
-        return Trainer(self.train_apply, identity(), self._stage, steps=steps, batch_size=batch_size, teacher=teacher)
+    def _compiled(self, objective: Objective, steps: int, batch_size: int) -> Trainer:
+        network = self.network
+        return Trainer(
+            network.trained, identity(), self._stage, objective, steps=steps, batch_size=batch_size, still=network.still
+        )
 
-    def _made(self, seed: int) -> tuple[Callable[..., Any], PyTree, TrainApply | None]:
+    def _built(self, seed: int) -> Network:
         seeded = {"seed": seed} if "seed" in inspect.signature(self._build).parameters else {}
         made = registry.called(self._build, f"model {self._name}", {**seeded, **self._arguments})
-        if not (isinstance(made, tuple) and len(made) in (2, 3) and callable(made[0])):
+        if not isinstance(made, Network):
             raise ValueError(
-                f"{self._name} gave {type(made).__name__}; it must return (apply, variables), or with train_apply third"
+                f"{self._name} gave {type(made).__name__}; it must return a Network: jaxopt_nn.linen(model, variables), "
+                "jaxopt_nn.nnx(model), or Network(apply, variables)"
             )
-        return made[0], made[1], made[2] if len(made) == 3 else None
+        return made
 
 
 def check_same_tree(made: PyTree, wanted: PyTree, field: str) -> None:

@@ -10,10 +10,10 @@ import pytest
 from matplotlib import style
 from matplotlib.image import imread
 
-from jaxopt_nn.pipeline import plots
-from tests.pipeline.test_report import BARE, REPORT, entry, leaf, logged
+from jaxopt_nn.reporting import plots, tables
+from tests.reporting.test_write import BARE, CROSS, REPORT, entry, leaf, logged, of_errors
 
-ALL = ["accuracy_bytes.png", "loss.png", "leaves.png", "weights.png", "gradients.png"]
+ALL = ["metric_bytes.png", "training.png", "leaves.png", "weights.png", "gradients.png"]
 
 
 def size(picture):
@@ -43,10 +43,10 @@ def test_every_plot_is_a_png_and_looks_the_same_whatever_the_settings_of_the_cal
 
 
 def test_what_has_nothing_to_show_is_not_drawn():
-    assert list(plots.images(BARE)) == ["accuracy_bytes.png"]
+    assert list(plots.images(BARE)) == ["metric_bytes.png"]
     assert plots.images({**BARE, "stages": []}) == {}
     old = {key: value for key, value in BARE.items() if key not in ("history", "histograms")}
-    assert list(plots.images({**old, "stages": [{**entry("q", 0.9, 10), "leaves": []}]})) == ["accuracy_bytes.png"]
+    assert list(plots.images({**old, "stages": [{**entry("q", 0.9, 10), "leaves": []}]})) == ["metric_bytes.png"]
 
 
 @pytest.mark.parametrize(
@@ -60,26 +60,36 @@ def test_what_has_nothing_to_show_is_not_drawn():
 )
 def test_accuracy_against_bytes_of_any_report(sizes, accuracies):
     stages = [entry(f"s{i}", a, max(s, 1), bytes=s) for i, (a, s) in enumerate(zip(accuracies, sizes, strict=True))]
-    width, height = size(plots.accuracy_bytes({**REPORT, "stages": stages}))
+    width, height = size(plots.metric_bytes({**REPORT, "stages": stages}))
     assert width > 900 and height > 500
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "bits/byte"])
-def test_labels_of_many_stages_cover_no_other_label_and_no_point(metric):
-    stages = [entry(f"stage {i}", 0.97 - 0.01 * i, int(4000 * 0.75**i), loss=0.5 + 0.02 * i) for i in range(1, 9)]
-    made = figure(plots.accuracy_bytes, {**REPORT, "metric": metric, "stages": stages})
+@pytest.mark.parametrize("errors", [False, True])
+def test_labels_of_many_stages_cover_no_other_label_and_no_point(errors):
+    stages = [entry(f"stage {i}", 0.97 - 0.01 * i, int(4000 * 0.75**i)) for i in range(1, 9)]
+    report = {**REPORT, "stages": stages}
+    made = figure(plots.metric_bytes, of_errors(report) if errors else report)
     (axes,) = made.axes
     boxes = [text.get_window_extent() for text in axes.texts]
     assert len(boxes) == 9 and all(axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1 for box in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     points = axes.transData.transform(axes.lines[1].get_xydata())
     assert not any(box.contains(*point) for box in boxes for point in points)
-    assert axes.yaxis_inverted() == (metric == "bits/byte"), "better is up"
+    assert axes.yaxis_inverted() == errors, "better is up"
+
+
+def test_the_end_of_each_fold_is_a_point():
+    (axes,) = figure(plots.metric_bytes, {**REPORT, "cross_validation": CROSS}).axes
+    folds = [c.get_offsets().tolist() for c in axes.collections if c.get_alpha()]
+    assert folds == [[[400.0, 95.0], [400.0, 100.0]]]
+    low, high = axes.get_ylim()
+    assert low < 90 and high > 100
 
 
 def test_labels_of_one_size_are_joined_and_stand_where_their_neighbours_are_not():
     found = [REPORT["baseline"], *REPORT["stages"]]
-    labels = plots._labels(found, [100 * e["accuracy"] for e in found], "{:.2f}%")
+    value = [100 * e["metrics"]["accuracy"] for e in found]
+    labels = plots._labels(found, value, [tables.shown(REPORT, "accuracy", v / 100) for v in value])
     assert [text.split("\n")[:-1] for text, *_ in labels] == [
         ["baseline  98.00%", "clip  97.00%"], ["prune  90.00%"], ["quantize  95.00%"],
     ]  # fmt: skip
@@ -88,7 +98,7 @@ def test_labels_of_one_size_are_joined_and_stand_where_their_neighbours_are_not(
 
 def test_stages_stand_one_after_the_other_with_their_names_in_rows():
     history = [logged(f"a long name {i}", step) for i in range(4) for step in (5, 10 if i else 1000)]
-    made = figure(plots.loss_curves, {**REPORT, "history": history})
+    made = figure(plots.training_curves, {**REPORT, "history": history})
     upper, lower = made.axes
     curves = [line for line in lower.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
     assert [list(line.get_xdata()) for line in curves] == [[5, 1000], [1005, 1010], [1015, 1020], [1025, 1030]]
@@ -169,13 +179,21 @@ def test_long_names_stay_different():
 
 @pytest.mark.parametrize("losses", [(1.0, math.nan, 2.0), (math.nan, 1.0, math.inf), (math.nan,) * 3])
 def test_scores_that_are_not_finite_are_left_out(losses):
-    before, *stages = [entry(f"s{i}", 0.9, 4000 // (i + 1), loss=loss) for i, loss in enumerate(losses)]
+    before, *stages = [entry(f"s{i}", 0.9, 4000 // (i + 1), metrics={"loss": loss}) for i, loss in enumerate(losses)]
     history = [logged("s", step, loss=loss, gradient_norms={"w": loss}) for step, loss in zip((5, 10, 15), losses)]
-    report = {**REPORT, "metric": "bits/byte", "baseline": before, "stages": stages, "history": history}
-    finite = [loss / math.log(2) for loss in losses if math.isfinite(loss)]
+    report = {**REPORT, "headline": "loss", "baseline": before, "stages": stages, "history": history}
+    finite = [loss for loss in losses if math.isfinite(loss)]
     assert list(plots.images(report)) == (ALL if finite else ALL[1:])
     if finite:
         curve = next(
-            line for line in figure(plots.accuracy_bytes, report).axes[0].lines if line.get_color() == plots.BLUE
+            line for line in figure(plots.metric_bytes, report).axes[0].lines if line.get_color() == plots.BLUE
         )
         assert curve.get_ydata().tolist() == pytest.approx(finite)
+
+
+def test_a_panel_for_each_metric_of_training_and_none_that_is_empty():
+    plain = [{**logged("s", step), "metrics": {"loss": 1.0}} for step in (1, 2)]
+    assert len(figure(plots.training_curves, {**REPORT, "history": plain}).axes) == 1
+    many = [{**logged("s", step), "metrics": {"loss": 1.0, "a": 1, "accuracy": 0.5, "b": 2}} for step in (1, 2)]
+    made = figure(plots.training_curves, {**REPORT, "history": many})
+    assert [axes.get_ylabel() for axes in made.axes] == ["training loss", "training accuracy, %", "training a"]

@@ -9,17 +9,21 @@ import pytest
 
 from jaxopt_nn.core import memory
 from jaxopt_nn.core.train import averaged, averaging, init_train_state
-from jaxopt_nn.core.transform import State, identity
+from jaxopt_nn.core.transform import LeafTraits, State, identity, leafwise
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.arithmetic import fake_quant_activations
 from jaxopt_nn.methods.clip import clip
+from jaxopt_nn.methods.distill import distillation_loss
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.pipeline import train
+from jaxopt_nn.pipeline import data as sources
+from jaxopt_nn.pipeline import grade
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim
-from jaxopt_nn.pipeline.compress import plain_training
-from jaxopt_nn.pipeline.evaluate import evaluator
+from jaxopt_nn.pipeline.classes import classification
+from jaxopt_nn.pipeline.data import order_of
+from jaxopt_nn.pipeline.fit import Trainer, make_stretch
 from jaxopt_nn.pipeline.recipe import Distill, Stage
-from jaxopt_nn.pipeline.train import Trainer, make_stretch, order_of, steps_of, stretches
+from jaxopt_nn.pipeline.task import Task
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((50, 4)).astype(np.float32)
@@ -31,11 +35,20 @@ def apply(variables, x):
     return x @ variables["w"] + variables["b"][None]
 
 
-def trainer_of(method, apply=apply, *, teacher=None, train_apply=None, **fields):
+TASK = classification(train=(X, Y), test=(X, Y), batch_size=16)
+NETWORK = Network(apply, PARAMS)
+
+
+def trainer_of(method, network=NETWORK, *, task=TASK, **fields):
     stage = Stage("p", method, **{"epochs": 3, "learning_rate": 0.05, **fields})
-    return Trainer(
-        train_apply or plain_training(apply), method, stage, steps=steps_of(50, 16), batch_size=16, teacher=teacher
-    )
+    steps = task.train.steps(16)
+    return Trainer(network.trained, method, stage, task.objective, steps=steps, batch_size=16, still=network.still)
+
+
+def trained(method, variables=PARAMS, state=None, key=0, task=TASK, network=NETWORK, teacher=None, **fields):
+    """What a fresh trainer makes of the variables."""
+    trainer = trainer_of(method, network, task=task, **fields)
+    return trainer(variables, State() if state is None else state, task.train, jax.random.key(key), teacher=teacher)
 
 
 def test_an_order_is_a_permutation_drawn_from_the_key():
@@ -61,17 +74,17 @@ def test_an_order_is_the_same_everywhere():
 
 @pytest.mark.parametrize("most", [1, 2, 100])
 def test_stretches_are_the_minibatches_of_all_epochs_in_order(monkeypatch, most):
-    monkeypatch.setattr(train, "STRETCH", most)
+    monkeypatch.setattr(sources, "STRETCH", most)
     key = jax.random.key(3)
-    parts = list(stretches((X, Y), 16, 2, key))
+    parts = list(TASK.train.stretches(16, 2, key))
     expected = np.concatenate([order_of(50, 16, jax.random.fold_in(key, e)) for e in range(2)])
-    np.testing.assert_array_equal(np.concatenate([p.x[: p.n] for p in parts]), X[expected])
-    np.testing.assert_array_equal(np.concatenate([p.y[: p.n] for p in parts]), Y[expected])
-    assert len({p.x.shape for p in parts}) == 1 and [p.done for p in parts][-1] == 6
+    for place, whole in enumerate((X, Y)):
+        np.testing.assert_array_equal(np.concatenate([p.batches[place][: p.n] for p in parts]), whole[expected])
+    assert len({p.batches[0].shape for p in parts}) == 1 and [p.done for p in parts][-1] == 6
     for cut, part in enumerate(parts):
-        rest = list(stretches((X, Y), 16, 2, key, start=part.done))
+        rest = list(TASK.train.stretches(16, 2, key, start=part.done))
         assert [p.done for p in rest] == [p.done for p in parts[cut + 1 :]]
-        chex.assert_trees_all_equal([p.x for p in rest], [p.x for p in parts[cut + 1 :]])
+        chex.assert_trees_all_equal([p.batches for p in rest], [p.batches for p in parts[cut + 1 :]])
 
 
 def test_a_stretch_is_gradient_descent_step_by_step():
@@ -90,12 +103,12 @@ def test_a_stretch_is_gradient_descent_step_by_step():
         expected["w"] = expected["w"] - 0.1 * xb.T @ slope
         expected["b"] = expected["b"] - 0.1 * slope.sum(0)
     stage = Stage("p", identity(), gradient_norms=True)
-    run = make_stretch(plain_training(apply), identity(), optimizer, stage)
-    first, one = run(jax.tree.map(jnp.copy, ts), x, y, 1, None)
-    after, sums = run(jax.tree.map(jnp.copy, ts), x, y, 2, None)  # the third minibatch does not count
+    run = make_stretch(NETWORK.trained, identity(), optimizer, stage, TASK.objective)
+    first, one = run(jax.tree.map(jnp.copy, ts), (x, y), None, 1, None)
+    after, sums = run(jax.tree.map(jnp.copy, ts), (x, y), None, 2, None)  # the third minibatch does not count
     assert run._cache_size() == 1 and int(first.step) == 1 and int(after.step) == 2
     np.testing.assert_allclose(sums["loss"], np.sum(losses), rtol=1e-5)
-    np.testing.assert_allclose(sums["accuracy"], np.sum(hits), rtol=1e-6)
+    np.testing.assert_allclose(sums["metrics"]["accuracy"], [16 * np.sum(hits), 32], rtol=1e-6)
     for name, norm in norms.items():
         np.testing.assert_allclose(sums["gradient_norms"][name] - one["gradient_norms"][name], norm, rtol=1e-4)
     chex.assert_trees_all_close(after.params, jax.tree.map(lambda a, b: a.astype(b.dtype), expected, PARAMS), rtol=1e-5)
@@ -106,19 +119,22 @@ def test_training_learns_keeps_masks_and_the_callers_arrays_and_compiles_once():
     state = method.init(PARAMS)
     chex.clear_trace_counter()
     counted = chex.assert_max_traces(apply, n=2)  # once for its value, once for its shape within the loop
-    trainer = trainer_of(method, counted, epochs=20)
+    trainer = trainer_of(method, Network(counted, PARAMS), epochs=20)
     before = jax.tree.map(np.asarray, PARAMS)
-    evaluate = evaluator(apply)
     for seed in range(2):
-        done = trainer(PARAMS, state, (X, Y), jax.random.key(seed))
+        done = trainer(PARAMS, state, TASK.train, jax.random.key(seed))
         chex.assert_trees_all_equal(done.state, state)
         chex.assert_trees_all_equal(PARAMS, before)
         chex.assert_trees_all_equal(done.variables["steps"], PARAMS["steps"])
-        old, new = (evaluate(method.view(p, state), X, Y) for p in (PARAMS, done.variables))
-        assert new.loss < 0.8 * old.loss
+        old, new = (graded(method.view(p, state))["loss"] for p in (PARAMS, done.variables))
+        assert new < 0.8 * old
         assert [e["step"] for e in done.history] == list(range(3, 61, 3))
-        assert done.history[-1]["epoch"] == 20 and done.history[-1]["loss"] < done.history[0]["loss"]
+        assert done.history[-1]["epoch"] == 20 and done.history[-1]["metrics"]["loss"] < done.history[0]["metrics"]["loss"]
     assert int(jnp.count_nonzero(method.view(done.variables, state)["w"])) == 6
+
+
+def graded(variables, task=TASK):
+    return grade.evaluate(Network(apply, variables), task)
 
 
 def cut_off(trainer, state, directory, after):
@@ -134,7 +150,7 @@ def cut_off(trainer, state, directory, after):
             raise Killed
 
     with pytest.raises(Killed):
-        trainer(PARAMS, state, (X, Y), jax.random.key(0), checkpoints=Checkpoints(directory, 0.0), watch=watch)
+        trainer(PARAMS, state, TASK.train, jax.random.key(0), checkpoints=Checkpoints(directory, 0.0), watch=watch)
 
 
 RANDOM = quantize(3, rounding="stochastic", key=jax.random.key(5))
@@ -144,18 +160,18 @@ RANDOM = quantize(3, rounding="stochastic", key=jax.random.key(5))
     ("method", "after"), [(identity(), 1), (prune(sparsity=optax.linear_schedule(0.0, 0.5, 9)), 5), (RANDOM, 9)]
 )
 def test_a_run_that_is_cut_off_goes_on_to_the_same_numbers(tmp_path, monkeypatch, method, after):
-    monkeypatch.setattr(train, "STRETCH", 1)
+    monkeypatch.setattr(sources, "STRETCH", 1)
     state, trainer, told = method.init(PARAMS), trainer_of(method), []
-    whole = trainer(PARAMS, state, (X, Y), jax.random.key(0))
+    whole = trainer(PARAMS, state, TASK.train, jax.random.key(0))
     cut_off(trainer, state, tmp_path, after)
     places = Checkpoints(tmp_path, 0.0)
-    resumed = trainer(PARAMS, state, (X, Y), jax.random.key(0), checkpoints=places, watch=told.append)
+    resumed = trainer(PARAMS, state, TASK.train, jax.random.key(0), checkpoints=places, watch=told.append)
     assert len(told) == 9 - (after - 1)
     assert resumed.history == whole.history
     assert jax.tree.structure(resumed[:2]) == jax.tree.structure(whole[:2])
     for a, b in zip(jax.tree.leaves(resumed[:2]), jax.tree.leaves(whole[:2]), strict=True):
         np.testing.assert_array_equal(*[jax.random.key_data(x) if is_key(x) else x for x in (a, b)])
-    assert trainer(PARAMS, state, (X, Y), jax.random.key(0), checkpoints=places).history == whole.history
+    assert trainer(PARAMS, state, TASK.train, jax.random.key(0), checkpoints=places).history == whole.history
 
 
 def is_key(x):
@@ -171,40 +187,40 @@ def damage(directory):
 
 
 def test_a_damaged_position_is_passed_over_for_the_one_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "STRETCH", 1)
+    monkeypatch.setattr(sources, "STRETCH", 1)
     trainer = trainer_of(identity())
-    whole = trainer(PARAMS, State(), (X, Y), jax.random.key(0))
+    whole = trainer(PARAMS, State(), TASK.train, jax.random.key(0))
     cut_off(trainer, State(), tmp_path, 6)
     steps = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
     assert steps == [4, 5]
     damage(tmp_path / "5")
     said, told = [], []
     places = Checkpoints(tmp_path, 0.0, said.append)
-    resumed = trainer(PARAMS, State(), (X, Y), jax.random.key(0), checkpoints=places, watch=told.append)
+    resumed = trainer(PARAMS, State(), TASK.train, jax.random.key(0), checkpoints=places, watch=told.append)
     assert len(said) == 1 and "5: damaged, passed over" in said[0]
     assert told[0]["step"] == 5 and resumed.history == whole.history
     chex.assert_trees_all_equal(resumed.variables, whole.variables)
 
 
 def test_a_position_that_was_not_finished_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "STRETCH", 1)
+    monkeypatch.setattr(sources, "STRETCH", 1)
     trainer = trainer_of(identity())
     cut_off(trainer, State(), tmp_path, 3)
     for file in tmp_path.glob("files_*.json"):
         file.unlink()
     said, told = [], []
     places = Checkpoints(tmp_path, 0.0, said.append)
-    trainer(PARAMS, State(), (X, Y), jax.random.key(0), checkpoints=places, watch=told.append)
+    trainer(PARAMS, State(), TASK.train, jax.random.key(0), checkpoints=places, watch=told.append)
     assert len(said) == 2 and told[0]["step"] == 1
 
 
 def test_a_position_of_another_network_is_refused(tmp_path):
-    trainer_of(identity())(PARAMS, State(), (X, Y), jax.random.key(0), checkpoints=Checkpoints(tmp_path))
+    trainer_of(identity())(PARAMS, State(), TASK.train, jax.random.key(0), checkpoints=Checkpoints(tmp_path))
     other = {**PARAMS, "w": jnp.zeros((4, 5)), "b": jnp.zeros(5)}
     with pytest.raises(
         ValueError, match=r"holds params/b float32\[3\], this run needs params/b float32\[5\]; it belongs to another"
     ):
-        trainer_of(identity())(other, State(), (X, Y), jax.random.key(0), checkpoints=Checkpoints(tmp_path))
+        trainer_of(identity())(other, State(), TASK.train, jax.random.key(0), checkpoints=Checkpoints(tmp_path))
     with pytest.raises(ValueError, match="checkpoint_seconds=-1"):
         Checkpoints(tmp_path, -1)
 
@@ -227,75 +243,103 @@ def test_a_folder_belongs_to_one_config(tmp_path):
 
 
 def test_distillation_trains_towards_the_teacher_and_not_the_labels():
-    teacher_variables = {**PARAMS, "w": -2.0 * PARAMS["w"]}
-    goal = np.argmax(apply(teacher_variables, X), 1)
-    fields = {"epochs": 40, "learning_rate": 0.1, "distill": Distill(temperature=2.0, hard_weight=0.0)}
-    done = trainer_of(identity(), teacher=apply, **fields)(
-        PARAMS, State(), (X, Y), jax.random.key(0), teacher_variables=teacher_variables
-    )
-    hard = trainer_of(identity(), epochs=40, learning_rate=0.1)(PARAMS, State(), (X, Y), jax.random.key(0))
+    teacher = Network(apply, {**PARAMS, "w": -2.0 * PARAMS["w"]})
+    goal = np.argmax(teacher(X), 1)
+    fields = {"epochs": 40, "learning_rate": 0.1}
+    done = trained(identity(), distill=Distill(temperature=2.0, hard_weight=0.0), teacher=teacher, **fields)
+    hard = trained(identity(), **fields)
     agrees = lambda v: np.mean(np.argmax(apply(v, X), 1) == goal)
     assert agrees(done.variables) > 0.9 > agrees(hard.variables)
-    chex.assert_trees_all_equal(teacher_variables["w"], -2.0 * PARAMS["w"])
-    with pytest.raises(ValueError, match="distill needs a teacher"):
-        trainer_of(identity(), distill=Distill())
+    chex.assert_trees_all_equal(teacher.variables["w"], -2.0 * PARAMS["w"])
+
+
+def test_a_distilled_step_follows_the_formula():
+    """One step of descent on ``h CE + (1 - h) T^2 KL``, by ``methods.distill.distillation_loss``."""
+    teacher = Network(apply, {**PARAMS, "w": -PARAMS["w"]})
+    fields = {"distill": Distill(temperature=3.0, hard_weight=0.25), "optimizer": optax.sgd(0.5), "epochs": 1}
+    single = classification(train=(X[:16], Y[:16]), test=(X, Y), batch_size=16)
+    done = trained(identity(), task=single, teacher=teacher, **fields)
+    loss = lambda w: distillation_loss(
+        apply({**PARAMS, "w": w}, X[:16]), teacher(X[:16]), jnp.asarray(Y[:16]), temperature=3.0, hard_weight=0.25
+    ).mean()
+    expected = PARAMS["w"] - 0.5 * jax.grad(loss)(PARAMS["w"])
+    np.testing.assert_allclose(done.variables["w"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_that_takes_the_teacher_mixes_as_it_likes():
+    def loss(outputs, batch, teacher=None):
+        return jnp.sum(jnp.square(outputs - teacher), -1)
+
+    task = Task(loss, train=(X, Y), test=(X, Y), batch_size=16)
+    teacher = Network(apply, {**PARAMS, "w": jnp.zeros((4, 3))})
+    done = trained(identity(), task=task, teacher=teacher, distill=Distill(), epochs=60, learning_rate=0.1)
+    assert float(jnp.abs(done.variables["w"]).max()) < 0.05
+    with pytest.raises(ValueError, match="the task's loss takes no teacher; give it an argument `teacher`, or pass Task"):
+        trainer_of(identity(), task=Task(lambda o, b: o[:, 0], train=X, test=X), distill=Distill())
 
 
 def test_training_mode_changes_what_it_returns_and_gets_a_fresh_key():
-    def train_apply(variables, x, key):
-        seen = {"mean": variables["batch_stats"]["mean"] + jnp.mean(x), "draw": jax.random.uniform(key)}
-        return apply(variables["params"], x), {"batch_stats": seen}
+    def training(variables, x, key):
+        moved = {"stats/mean": variables["stats"]["mean"] + jnp.mean(x), "stats/draw": jax.random.uniform(key)}
+        return apply(variables["params"], x), moved
 
-    variables = {"params": PARAMS, "batch_stats": {"mean": jnp.zeros(()), "draw": jnp.zeros(())}}
-    done = trainer_of(identity(), train_apply=train_apply, epochs=1)(variables, State(), (X, Y), jax.random.key(0))
+    variables = {"params": PARAMS, "stats": {"mean": jnp.zeros(()), "draw": jnp.zeros(())}}
+    network = Network(lambda v, x: apply(v["params"], x), variables, training=training, still={"stats/mean", "stats/draw"})
+    done = trained(identity(), variables, network=network, epochs=1)
     order = order_of(50, 16, jax.random.fold_in(jax.random.key(0), 0))
-    np.testing.assert_allclose(done.variables["batch_stats"]["mean"], X[order].mean((1, 2)).sum(), rtol=1e-4)
-    drawn = float(done.variables["batch_stats"]["draw"])
+    np.testing.assert_allclose(done.variables["stats"]["mean"], X[order].mean((1, 2)).sum(), rtol=1e-4)
+    drawn = float(done.variables["stats"]["draw"])
     assert drawn == float(jax.random.uniform(jax.random.fold_in(jax.random.key(0), 2)))
     assert not np.array_equal(done.variables["params"]["w"], PARAMS["w"])
 
 
 def test_a_training_rule_rounds_activations_and_the_gradient_goes_through():
-    plain = trainer_of(identity())(PARAMS, State(), (X, Y), jax.random.key(0))
-    rounded = trainer_of(identity(), training_rule=fake_quant_activations(2))(
-        PARAMS, State(), (X, Y), jax.random.key(0)
-    )
+    plain, rounded = trained(identity()), trained(identity(), training_rule=fake_quant_activations(2))
     assert not np.array_equal(plain.variables["w"], rounded.variables["w"])
-    assert rounded.history[-1]["loss"] < rounded.history[0]["loss"]
+    assert rounded.history[-1]["metrics"]["loss"] < rounded.history[0]["metrics"]["loss"]
+
+
+def test_any_optimizer_and_one_of_its_own_for_what_is_learnt():
+    """Descent by hand: weights by one rate, a learnt factor by another; frozen paths stay."""
+    factor = leafwise(
+        lambda path, leaf, info: LeafTraits() if leaf.ndim == 2 else "is no matrix",
+        lambda path, leaf, known: (jnp.asarray(1.0), ()), lambda leaf, learnt, carried: leaf * learnt,
+    )  # fmt: skip
+    single = classification(train=(X[:16], Y[:16]), test=(X, Y), batch_size=16)
+    fields = {"optimizer": optax.sgd(0.5), "learnt_optimizer": lambda steps: optax.sgd(0.25 * steps), "epochs": 1}
+    network = Network(apply, PARAMS, still={"b"})
+    done = trained(factor, state=factor.init(PARAMS), task=single, network=network, **fields)
+
+    def loss(w, s):
+        logits = apply({**PARAMS, "w": w * s}, X[:16])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, Y[:16]).mean()
+
+    slope, learnt = jax.grad(loss, argnums=(0, 1))(PARAMS["w"], 1.0)
+    np.testing.assert_allclose(done.variables["w"], PARAMS["w"] - 0.5 * slope, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(done.state.learnt["w"], 1 - 0.25 * learnt, rtol=1e-5)
+    np.testing.assert_array_equal(done.variables["b"], PARAMS["b"])
 
 
 def test_no_epochs_change_nothing():
-    done = trainer_of(identity(), epochs=0)(PARAMS, State(), (X, Y), jax.random.key(0))
+    done = trainer_of(identity(), epochs=0)(PARAMS, State(), TASK.train, jax.random.key(0))
     assert done.variables is PARAMS and done.history == []
 
 
 def test_a_diverging_loss_names_stage_and_epoch():
     trainer = trainer_of(identity(), learning_rate=1e38)
     with pytest.raises(FloatingPointError, match=r"stage 'p': the loss is .* in epoch [12]; lower learning_rate=1e"):
-        trainer(PARAMS, State(), (X, Y), jax.random.key(0))
+        trainer(PARAMS, State(), TASK.train, jax.random.key(0))
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 50])
-def test_evaluation_of_any_size(size):
-    chex.clear_trace_counter()
-    evaluate = evaluator(chex.assert_max_traces(apply, n=1), batch_size=16)
+def test_evaluation_of_any_size(size, monkeypatch):
+    monkeypatch.setattr(grade, "EXAMPLES", 16)
     x, y = X[:size], Y[:size]
     logits = x.astype(np.float64) @ np.asarray(PARAMS["w"]) + np.asarray(PARAMS["b"])
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    found = evaluate(PARAMS, x, y)
-    assert found.correct == int(np.sum(np.argmax(logits, 1) == y)) and found.accuracy == found.correct / size
-    np.testing.assert_allclose(found.loss, -np.mean(np.log(p[np.arange(size), y])), rtol=1e-5)
-
-
-def test_evaluation_of_a_language_model_counts_places():
-    evaluate = evaluator(lambda v, x: v["table"][x], batch_size=4)
-    x = RNG.integers(3, size=(6, 5))
-    y = RNG.integers(3, size=(6, 5))
-    table = RNG.standard_normal((3, 3)).astype(np.float32)
-    p = np.exp(table[x]) / np.exp(table[x]).sum(-1, keepdims=True)
-    found = evaluate({"table": jnp.asarray(table)}, x, y)
-    assert found.correct == int(np.sum(table[x].argmax(-1) == y)) and found.accuracy == found.correct / 30
-    np.testing.assert_allclose(found.loss, -np.mean(np.log(np.take_along_axis(p, y[..., None], -1))), rtol=1e-5)
+    found = grade.evaluate(NETWORK, TASK, (x, y))
+    assert found["accuracy"] == np.mean(np.argmax(logits, 1) == y)
+    np.testing.assert_allclose(found["loss"], -np.mean(np.log(p[np.arange(size), y])), rtol=1e-5)
 
 
 def test_evaluation_takes_as_many_examples_as_fit(monkeypatch):
@@ -308,11 +352,13 @@ def test_evaluation_takes_as_many_examples_as_fit(monkeypatch):
 
     v = {"w": jnp.asarray(RNG.standard_normal((16, 64, 64)), jnp.float32)}
     x, y = RNG.standard_normal((40, 16)).astype(np.float32), np.zeros(40, np.int32)
-    whole = evaluator(heavy, batch_size=32)(v, x, y)
+    task = classification(test=(x, y))
+    monkeypatch.setattr(grade, "EXAMPLES", 32)
+    whole = grade.evaluate(Network(lambda v, x: heavy(v, x), v), task)
     monkeypatch.setattr(memory, "room", lambda: 2.0**20)
-    fewer = evaluator(heavy, batch_size=32)(v, x, y)
-    assert taken[0] == 32 and taken[-1] in (1, 2, 4) and fewer.correct == whole.correct
-    np.testing.assert_allclose(fewer.loss, whole.loss, rtol=1e-5)
+    fewer = grade.evaluate(Network(lambda v, x: heavy(v, x), v), task)
+    assert taken[0] == 32 and taken[-1] in (1, 2, 4) and fewer["accuracy"] == whole["accuracy"]
+    np.testing.assert_allclose(fewer["loss"], whole["loss"], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -334,15 +380,15 @@ def test_the_largest_power_of_two_that_fits(monkeypatch, per_example, free, expe
 def test_a_stage_ends_with_the_average_of_its_weights():
     """The moving average of the weights after each step, by hand; masks are those of the training."""
     ramp = prune(sparsity=optax.linear_schedule(0.0, 0.5, 5))
-    optimizer = Stage("p", ramp, learning_rate=0.05).optimizer(9)
-    step = make_stretch(plain_training(apply), ramp, optimizer, Stage("p", ramp))
+    optimizer = Stage("p", ramp, learning_rate=0.05).updates(9)
+    step = make_stretch(NETWORK.trained, ramp, optimizer, Stage("p", ramp), TASK.objective)
     ts = init_train_state(jax.tree.map(jnp.copy, PARAMS), ramp, optimizer, jax.random.key(0))
     mean = dict(PARAMS)
     for t, part in enumerate(singly(jax.random.key(0))):
-        ts, _ = step(ts, part[0][None], part[1][None], 1, None)
+        ts, _ = step(ts, jax.tree.map(lambda x: x[None], part), None, 1, None)
         d = min(0.7, (1 + t) / (10 + t))
         mean = {name: d * mean[name] + (1 - d) * ts.params[name] for name in ("w", "b")}
-    done = trainer_of(ramp, ema=0.7)(PARAMS, ramp.init(PARAMS), (X, Y), jax.random.key(0))
+    done = trainer_of(ramp, ema=0.7)(PARAMS, ramp.init(PARAMS), TASK.train, jax.random.key(0))
     chex.assert_trees_all_close({name: done.variables[name] for name in "wb"}, mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(done.variables["steps"], PARAMS["steps"])
     chex.assert_trees_all_equal(done.state, ts.state)
@@ -351,8 +397,8 @@ def test_a_stage_ends_with_the_average_of_its_weights():
 
 def singly(key):
     """The minibatches of three epochs, one by one."""
-    for part in stretches((X, Y), 16, 3, key):
-        yield from ((part.x[i], part.y[i]) for i in range(part.n))
+    for part in TASK.train.stretches(16, 3, key):
+        yield from (jax.tree.map(lambda x, i=i: x[i], part.batches) for i in range(part.n))
 
 
 def test_averages_of_narrow_weights_do_not_stall_and_keep_to_the_projection():

@@ -1,0 +1,56 @@
+"""Files and folders of a run: written whole or not at all, and never over something else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+MOVE = "move it away, or pass another --workdir"
+
+
+def open_workdir(workdir: str | os.PathLike[str], folders: Sequence[str] = (), files: Sequence[str] = ()) -> Path:
+    """The directory, made where it is missing; ``folders`` and ``files`` are what a run makes in it.
+
+    Raises:
+      ValueError: an empty name.
+      OSError: it can't be made or written, or something else stands in the place of what a run makes there.
+    """
+    if not os.fspath(workdir):
+        raise ValueError("workdir='': pass the name of a directory; '.' is the current one")
+    path = Path(workdir).absolute()
+    probe = path / f".writable-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(error.errno, f"workdir can't be written ({error.strerror}); pass another", str(path)) from error
+    for name in (*folders, *files):
+        check_place(path / name, "folder" if name in folders else "file")
+    artifact = path / "artifact"
+    if artifact.exists() and not (artifact / "manifest.json").is_file():
+        raise OSError(f"{artifact}: a run writes its artifact there, and this is none (no manifest.json in it); {MOVE}")
+    return path
+
+
+def check_place(path: Path, kind: str) -> None:
+    """Raises OSError where something else than a ``"folder"`` or ``"file"`` stands at ``path``."""
+    if path.exists() and path.is_dir() != (kind == "folder"):
+        raise OSError(f"{path}: a run writes a {kind} of that name, and something else stands there; {MOVE}")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary neighbour, which is then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise

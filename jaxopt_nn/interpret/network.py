@@ -1,0 +1,179 @@
+"""A network as one value: its function, its variables, the rules at its sites and their states."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.transform import State
+from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
+
+PyTree = Any
+#: ``(variables, *inputs, key) -> (outputs, {path: leaf that the call changed})``: a network in training mode.
+Training = Callable[..., tuple[PyTree, dict[str, Any]]]
+Rules = tuple[tuple[str, Rule], ...]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["variables", "states"],
+    meta_fields=["apply", "rules", "training", "still"],
+)
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network: call it on its inputs, ``network(*inputs) -> outputs``.
+
+    A pytree: ``variables`` and ``states`` are its data, so that ``jit``, ``device_put`` and ``grad`` take it whole; the rest is
+    static. What takes networks gives networks: passes, stages, ``compress``, ``load``.
+
+    Attributes:
+      apply: ``(variables, *inputs) -> outputs``, in evaluation mode, pure.
+      variables: its pytree; leaves may be compressed tensors.
+      rules: what its sites compute: one ``Rule`` for all, or ``(pattern, Rule)`` pairs over leaf paths and site names, first
+        match wins; ``()`` runs each as it stands.
+      states: the rules' states by site, as ``initialized`` makes them.
+      training: its function in training mode, ``(variables, *inputs, key) -> (outputs, {path: new leaf})``: batch statistics,
+        dropout. None: it is trained as it is evaluated.
+      still: paths of the leaves that no optimizer moves: running statistics and constants.
+
+    Raises:
+      TypeError: ``apply`` or ``training`` is no function, ``rules`` no rules. ValueError: a path in ``still`` that is no leaf.
+    """
+
+    apply: Callable[..., PyTree]
+    variables: PyTree
+    rules: Rules = ()
+    states: Mapping[str, State] = dataclasses.field(default_factory=dict)
+    training: Training | None = None
+    still: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name in ("apply", "training"):
+            value = getattr(self, name)
+            if not (callable(value) or (name == "training" and value is None)):
+                raise TypeError(f"Network({name}={value!r:.60}): a function (variables, *inputs), such as model.apply")
+        if isinstance(self.apply, Rewritten):
+            raise TypeError("Network(apply=rewrite(...)): pass the model's own function, and the rules as rules=")
+        if isinstance(self.rules, Rule):
+            object.__setattr__(self, "rules", (("**", self.rules),))
+        elif not isinstance(self.rules, tuple):
+            pairs = self.rules.items() if isinstance(self.rules, Mapping) else self.rules
+            object.__setattr__(self, "rules", tuple(map(tuple, pairs)))
+        object.__setattr__(self, "still", frozenset(self.still))
+
+    def __call__(self, *inputs: PyTree) -> PyTree:
+        """The outputs. On plain arrays one compiled program, in which weights are arguments; stored tensors are prepared."""
+        return self.run(self.variables, *inputs, states=self.states)
+
+    @property
+    def run(self) -> Rewritten:
+        """``(variables, *inputs, states=None) -> outputs``: ``apply`` with the rules; equal networks share its programs."""
+        return _rewritten(self.apply, self.rules)
+
+    @property
+    def trained(self) -> Training:
+        """``(variables, *inputs, key) -> (outputs, changed)``, also where the network has no training mode of its own."""
+        return self.training or _as_evaluated(self.apply)
+
+    def replace(self, **fields: Any) -> Network:
+        """The network with other fields."""
+        return dataclasses.replace(self, **fields)
+
+    def initialized(self, *inputs: PyTree, stats: Mapping[str, Any] | None = None) -> Network:
+        """With the first states of its rules.
+
+        Args:
+          inputs: arrays or ``jax.ShapeDtypeStruct``. stats: ``{site: {tap: statistic}}`` that the rules asked for.
+        """
+        return self.replace(states=self.run.init(self.variables, *inputs, stats=stats))
+
+    def __repr__(self) -> str:
+        leaves = leaves_by_path(self.variables).values()
+        size = sum(getattr(x, "size", 0) for x in leaves)
+        rules = ", ".join(f"{pattern}: {rule.name}" for pattern, rule in self.rules) or "none"
+        return f"Network({len(leaves)} leaves, {size:,} entries; rules: {rules})"
+
+
+@functools.lru_cache(maxsize=256)
+def _rewritten(apply: Callable[..., PyTree], rules: Rules) -> Rewritten:
+    return rewrite(apply, rules)
+
+
+@functools.lru_cache(maxsize=256)
+def _as_evaluated(apply: Callable[..., PyTree]) -> Training:
+    def training(variables: PyTree, *inputs: Any, key: Any = None) -> tuple[PyTree, dict[str, Any]]:
+        return apply(variables, *inputs), {}
+
+    return training
+
+
+def network_of(given: Any, what: str = "network") -> Network:
+    """``given`` if it is a ``Network``.
+
+    Raises:
+      TypeError: it is something else; says how to make one.
+    """
+    if isinstance(given, Network):
+        return given
+    raise TypeError(
+        f"{what} is a {type(given).__name__}; pass a Network: jaxopt_nn.linen(model, variables), jaxopt_nn.nnx(model), or "
+        "Network(apply, variables)"
+    )
+
+
+def abstract_outputs(network: Network, *inputs: PyTree, what: str = "apply") -> PyTree:
+    """The shapes and dtypes of what a network gives for inputs of such shapes and dtypes; nothing is run.
+
+    Raises:
+      ValueError: ``apply`` fails on them; says what they are and why, and calls the network ``what``.
+    """
+    try:
+        return jax.eval_shape(lambda n, x: n(*x), network, inputs)
+    except Exception as error:
+        each = ", ".join(f"{x.dtype}[{', '.join(map(str, ('B', *x.shape[1:])))}]" for x in jax.tree.leaves(inputs))
+        raise ValueError(
+            f"{what} fails on inputs {each}: {complaint(error)}; it is called as apply(variables, *inputs), with inputs as in "
+            "its training"
+        ) from error
+
+
+def complaint(error: Exception) -> str:
+    """The first line of what a model said, without web addresses."""
+    said = next(iter(str(error).strip().splitlines()), "")
+    said = re.sub(r"\s*\(?https?://\S+", "", said)[:300].rstrip(" .:")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def like(x: Any, rows: int | None = None) -> PyTree:
+    """A tree's arrays as abstract ones, with ``rows`` as their first length if given; 64 bits become what JAX takes."""
+
+    def one(a: Any) -> jax.ShapeDtypeStruct:
+        shape = tuple(a.shape) if rows is None else (rows, *a.shape[1:])
+        return jax.ShapeDtypeStruct(shape, jnp.result_type(a))
+
+    return jax.tree.map(one, x)
+
+
+def untrained(network: Network, inputs: Sequence[Any]) -> list[str]:
+    """Paths of running statistics that still have their initial values, and that training would not move.
+
+    Such a network was never run in training mode, or lost its statistics: trained as it stands, its normalization would
+    divide by ones for ever.
+    """
+    leaves = leaves_by_path(network.variables)
+    held = {p: x for p, x in leaves.items() if p in network.still and jnp.issubdtype(x.dtype, jnp.floating)}
+    first = [p for p, x in held.items() if p.rsplit("/", 1)[-1] in ("var", "variance") and bool((x == 1).all())]
+    if not first:
+        return []
+    _, changed = jax.eval_shape(
+        lambda v, x: network.trained(v, *x, key=jax.random.key(0)), network.variables, tuple(map(like, inputs))
+    )
+    return [p for p in first if p not in changed]

@@ -1,0 +1,297 @@
+"""Ready-made tasks whose outputs are logits: classification, language models, several labels an example."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.methods.distill import divergence
+from jaxopt_nn.pipeline import metrics as of
+from jaxopt_nn.pipeline.data import Arrays, Source, source_of
+from jaxopt_nn.pipeline.metrics import Metric
+from jaxopt_nn.pipeline.task import Part, Task, check_same, given_outputs, is_logits, loss_sums, part_of, spread
+
+PyTree = Any
+
+
+class Classes(NamedTuple):
+    """Where labels and weights lie in a batch, and which label counts for nothing."""
+
+    labels: Part
+    weights: Part | None
+    ignore: int | None
+
+    def of(self, batch: PyTree) -> tuple[Any, Any]:
+        """``(labels, weights or None)``; ignored labels become class 0 of weight 0."""
+        y = part_of(self.labels, batch)
+        weights = None if self.weights is None else jnp.asarray(part_of(self.weights, batch), jnp.float32)
+        if self.ignore is None or not jnp.issubdtype(y.dtype, jnp.integer):
+            return y, weights
+        kept = y != self.ignore
+        weights = kept.astype(jnp.float32) if weights is None else kept * weights.reshape(-1, *[1] * (y.ndim - 1))
+        return jnp.where(kept, y, 0), weights
+
+    def aligned(self, logits: Any, batch: PyTree) -> tuple[Any, Any, Any]:
+        """``(logits float32, labels, weights)``, with one logit as its axis gone."""
+        y, weights = self.of(batch)
+        logits = logits.astype(jnp.float32)
+        single = logits.ndim == y.ndim + 1 and logits.shape[-1] == 1
+        logits = logits[..., 0] if single else logits
+        if weights is not None and weights.ndim < y.ndim - (logits.ndim == y.ndim and not single):
+            weights = weights.reshape(*weights.shape, *[1] * (y.ndim - weights.ndim))
+        return logits, y, weights
+
+
+def _one_logit(logits: Any, y: Any) -> bool:
+    return logits.ndim == y.ndim and jnp.issubdtype(y.dtype, jnp.integer)
+
+
+@functools.cache
+def _cross_entropy(classes: Classes) -> Callable[..., Any]:
+    def loss(outputs: Any, batch: PyTree) -> Any:
+        import optax
+
+        logits, y, weights = classes.aligned(outputs, batch)
+        if _one_logit(logits, y):
+            values = optax.sigmoid_binary_cross_entropy(logits, y)
+        elif jnp.issubdtype(y.dtype, jnp.integer):
+            values = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        else:  # one-hot or soft labels
+            values = optax.softmax_cross_entropy(logits, y)
+        return values if weights is None else (values, weights)
+
+    return loss
+
+
+@functools.cache
+def _accuracy(classes: Classes) -> Metric:
+    def hits(outputs: Any, batch: PyTree) -> Any:
+        logits, y, weights = classes.aligned(outputs, batch)
+        if _one_logit(logits, y):
+            return (logits > 0) == (y > 0), weights
+        best = y if jnp.issubdtype(y.dtype, jnp.integer) else jnp.argmax(y, -1)
+        return jnp.argmax(logits, -1) == best, weights
+
+    return of.mean_of(hits, better="higher", unit="%")
+
+
+def _softer(goal: Any, logits: Any, temperature: float) -> Any:
+    """``T^2 KL(softmax(goal / T) || softmax(logits / T))``; see ``methods.distill.distillation_loss``."""
+    return temperature**2 * divergence(*(jax.nn.log_softmax(x / temperature) for x in (goal, logits)))
+
+
+@functools.cache
+def _softened(classes: Classes) -> Callable[..., Any]:
+    def soft(outputs: Any, goal: Any, batch: PyTree, temperature: float) -> Any:
+        logits, y, weights = classes.aligned(outputs, batch)
+        goal = jax.lax.stop_gradient(goal).astype(jnp.float32).reshape(logits.shape)
+        if _one_logit(logits, y):
+            logits, goal = (jnp.stack([jnp.zeros_like(x), x], -1) for x in (logits, goal))
+        values = _softer(goal, logits, temperature)
+        return values if weights is None else (values, weights)
+
+    return soft
+
+
+def classification(
+    *,
+    train: Any = None,
+    test: Any,
+    valid: Any = None,
+    inputs: Part | None = None,
+    labels: Part = 1,
+    weights: Part | None = None,
+    ignore: int | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    headline: str = "accuracy",
+    batch_size: int = 64,
+) -> Task:
+    """One class for each example, or for each of its places: softmax cross-entropy, and accuracy.
+
+    Args:
+      train, test, valid, batch_size: as in ``Task``.
+      inputs, labels, weights: where they lie in a batch; the first and second entry of a tuple, and none, if not given.
+        Labels: integers ``[B]`` or ``[B, T]`` for logits ``[..., classes]``; integers 0 and 1 for one logit, ``[B]`` or
+        ``[B, 1]``; floats ``[..., classes]``, one-hot or soft. Weights ``[B]`` or of the labels' shape.
+      ignore: a label that counts for nothing, e.g. -1.
+      metrics: further ones. headline: which stands for all.
+    """
+    classes = Classes(labels, weights, ignore)
+    return Task(
+        _cross_entropy(classes), train, test, valid, {"accuracy": _accuracy(classes), **(metrics or {})}, headline, inputs,
+        batch_size, _softened(classes), functools.partial(_check_classes, classes), "nats",
+    )  # fmt: skip
+
+
+def language_model(
+    *,
+    train: Any = None,
+    test: Any,
+    valid: Any = None,
+    inputs: Part | None = None,
+    labels: Part | None = None,
+    weights: Part | None = None,
+    ignore: int | None = None,
+    per: str = "token",
+    metrics: Mapping[str, Metric] | None = None,
+    batch_size: int = 32,
+) -> Task:
+    """The next token at each place: cross-entropy over tokens, perplexity (or bits a byte), accuracy.
+
+    Args:
+      train, test, valid, batch_size: as in ``Task``.
+      inputs, labels: where they lie in a batch. Without ``labels`` of a tuple batch the second entry; of a batch that is one
+        array ``[B, T]`` of tokens, each token's label is the next one, and ``apply`` gets the tokens but the last.
+      weights: where a mask lies, of the labels' shape or ``[B]``. ignore: a label that counts for nothing, such as padding.
+      per: ``"token"``: perplexity is the headline; ``"byte"``: each token is a byte, and bits a byte is.
+
+    Raises:
+      ValueError: another ``per``.
+    """
+    units = {"token": "perplexity", "byte": "bits/byte"}
+    if per not in units:
+        raise ValueError(f"language_model(per={per!r}): allowed are 'token' and 'byte'")
+    example = source_of(test, "test").example
+    if labels is None:
+        labels = 1 if isinstance(example, tuple | list) else _next
+        inputs = _but_last if labels is _next and inputs is None else inputs
+    classes = Classes(labels, weights, ignore)
+    return Task(
+        _cross_entropy(classes), train, test, valid,
+        {units[per]: _rate(classes, per), "accuracy": _accuracy(classes), **(metrics or {})}, units[per], inputs, batch_size,
+        _softened(classes), functools.partial(_check_classes, classes), "nats",
+    )  # fmt: skip
+
+
+@functools.cache
+def _rate(classes: Classes, per: str) -> Metric:
+    finish, unit = (_perplexity, "") if per == "token" else (_bits, "bits/byte")
+    return Metric(functools.partial(loss_sums, _cross_entropy(classes)), finish, better="lower", unit=unit)
+
+
+def _perplexity(sums: tuple[Any, Any]) -> float:
+    mean = of.ratio(sums)
+    return math.exp(mean) if mean < 700 else math.inf
+
+
+def _bits(sums: tuple[Any, Any]) -> float:
+    return of.ratio(sums) / math.log(2)
+
+
+def _next(batch: PyTree) -> Any:
+    return batch[:, 1:]
+
+
+def _but_last(batch: PyTree) -> Any:
+    return batch[:, :-1]
+
+
+def _check_classes(classes: Classes, outputs: PyTree, source: Source) -> None:
+    """Raises ValueError where outputs are no logits for these labels, or a label in memory has no logit."""
+    labels = np.asarray(part_of(classes.labels, source.example))
+    places = (2, *labels.shape[1:])
+    if labels.dtype.kind == "f":
+        if not is_logits(outputs) or outputs.shape != places:
+            raise ValueError(
+                f"{source.name}: labels are floats {list(places)}, one for each class, but {given_outputs(outputs)}"
+            )
+        return
+    if labels.dtype.kind not in "iub":
+        raise ValueError(f"{source.name}: labels are {labels.dtype}; pass class numbers, or one float for each class")
+    single = is_logits(outputs) and outputs.shape in (places, (*places, 1))
+    if not single and (not is_logits(outputs) or outputs.shape[:-1] != places):
+        raise ValueError(
+            f"{source.name}: for 2 inputs with labels {list(places)} {given_outputs(outputs)}; needed are logits, float "
+            f"[{', '.join(map(str, places))}, classes]: wrap apply so that it returns them, or name the labels (labels=)"
+        )
+    if isinstance(source, Arrays):
+        whole = np.asarray(part_of(classes.labels, source.tree))
+        if single and whole.ndim > 1 and whole.shape[-1] > 1 and (whole.sum(-1) == 1).all():
+            raise ValueError(
+                f"{source.name}: labels are one-hot in {whole.dtype}; pass them as floats, or class numbers {list(places[:-1])}"
+            )
+        count = 2 if single else outputs.shape[-1]
+        _check_labels(whole, count, classes.ignore, source.name)
+
+
+
+def _check_labels(y: np.ndarray, classes: int, ignore: int | None, name: str) -> None:
+    bad = (y < 0) | (y >= classes)
+    if ignore is not None:
+        bad &= y != ignore
+    if bad.any():
+        at = np.unravel_index(bad.argmax(), y.shape)
+        raise ValueError(
+            f"{name}: label {y[at]} at {', '.join(map(str, at))}, but there are {classes} classes: allowed are 0 to "
+            f"{classes - 1}; number the classes from 0, give apply as many outputs as there are classes, or pass ignore="
+        )
+
+
+@functools.cache
+def _binary_cross_entropy(classes: Classes) -> Callable[..., Any]:
+    def loss(outputs: Any, batch: PyTree) -> Any:
+        import optax
+
+        y, weights = classes.of(batch)
+        values = optax.sigmoid_binary_cross_entropy(outputs.astype(jnp.float32), y)
+        return values if weights is None else (values, spread(weights, values))
+
+    return loss
+
+
+@functools.cache
+def _answers(classes: Classes) -> Callable[..., Any]:
+    def scores(outputs: Any, batch: PyTree) -> Any:
+        y, weights = classes.of(batch)
+        return outputs, y, None if weights is None else spread(weights, outputs)
+
+    return scores
+
+
+@functools.cache
+def _multilabel_metrics(classes: Classes) -> tuple[tuple[str, Metric], ...]:
+    def right(outputs: Any, batch: PyTree) -> Any:
+        logits, y, weights = _answers(classes)(outputs, batch)
+        return (logits > 0) == (y > 0), weights
+
+    accuracy = of.mean_of(right, better="higher", unit="%")
+    return ("f1", of.f1(_answers(classes))), ("auc", of.auc(_answers(classes))), ("accuracy", accuracy)
+
+
+@functools.cache
+def _bernoulli(classes: Classes) -> Callable[..., Any]:
+    def soft(outputs: Any, goal: Any, batch: PyTree, temperature: float) -> Any:
+        pair = lambda x: jnp.stack([jnp.zeros_like(x), x], -1).astype(jnp.float32)
+        values = _softer(pair(jax.lax.stop_gradient(goal)), pair(outputs), temperature)
+        weights = classes.of(batch)[1]
+        return values if weights is None else (values, spread(weights, values))
+
+    return soft
+
+
+def multilabel(
+    *,
+    train: Any = None,
+    test: Any,
+    valid: Any = None,
+    inputs: Part | None = None,
+    labels: Part = 1,
+    weights: Part | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    batch_size: int = 64,
+) -> Task:
+    """Several yes-or-no labels for each example: sigmoid cross-entropy; F1 over all answers, area under the ROC curve.
+
+    Labels 0 or 1, ``[B, labels]``, for logits of that shape; a logit above 0 says yes. Arguments as for ``classification``.
+    """
+    classes = Classes(labels, weights, None)
+    return Task(
+        _binary_cross_entropy(classes), train, test, valid, {**dict(_multilabel_metrics(classes)), **(metrics or {})}, "f1",
+        inputs, batch_size, _bernoulli(classes), functools.partial(check_same, labels), "nats",
+    )  # fmt: skip

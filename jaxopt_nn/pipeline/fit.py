@@ -1,0 +1,233 @@
+"""Training: stretches of steps, each one call of a compiled function; resumable."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.core.train import TrainState, averaged, init_train_state, make_step
+from jaxopt_nn.core.transform import State, Transform, identity
+from jaxopt_nn.interpret.network import Network, Training
+from jaxopt_nn.interpret.rewrite import rewrite
+from jaxopt_nn.pipeline import metrics
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
+from jaxopt_nn.pipeline.data import Source, Stretch
+from jaxopt_nn.pipeline.recipe import Stage
+from jaxopt_nn.pipeline.task import Objective, mean_loss, takes_teacher
+
+if TYPE_CHECKING:
+    import optax
+
+PyTree = Any
+#: What is said after each stretch: the history's entry, and ``steps`` and ``seconds_left`` (None at first) beside.
+Watch = Callable[[dict[str, Any]], None]
+
+
+class Trained(NamedTuple):
+    """What a training gives: ``history`` has an entry for each stretch of steps, as in the report."""
+
+    variables: PyTree
+    state: State
+    history: list[dict[str, Any]]
+
+
+def make_stretch(
+    training: Training,
+    method: Transform,
+    optimizer: optax.GradientTransformation,
+    stage: Stage,
+    objective: Objective,
+    *,
+    still: frozenset[str] = frozenset(),
+) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+    """A jitted ``stretch(train_state, batches, real, n, teacher) -> (train_state, sums of the metrics)``.
+
+    It takes the first ``n`` of the minibatches, one after the other; ``n`` is traced, so that a shorter stretch compiles
+    nothing. The state is donated. With ``stage.distill`` the loss is mixed with the distance to the outputs of the network
+    ``teacher``, which gets no gradient.
+    """
+    forward = lambda variables, *given: training(variables, *given[:-1], key=given[-1])
+    run = rewrite(forward, stage.training_rule) if stage.training_rule else forward
+    counted = {name: metric for name, metric in objective.metrics if metric.merge is metrics.added}
+
+    def loss(variables: PyTree, given: Any, key: jax.Array) -> Any:
+        batch, real, teacher = given
+        inputs = objective.inputs_of(batch)
+        outputs, changed = run(variables, *inputs, key)
+        value = _objective(objective, stage, outputs, batch, real, teacher and teacher(*inputs))
+        sums = {name: metric.measure(outputs, batch, real) for name, metric in counted.items()}
+        return value, ({"metrics": jax.lax.stop_gradient(sums)}, changed)
+
+    step = make_step(loss, method, optimizer, still=still, gradient_norms=stage.gradient_norms)
+
+    def stretch(ts: TrainState, batches: Any, real: Any, n: Any, teacher: Network | None) -> Any:
+        at = lambda i: jax.tree.map(lambda x: x[i], (batches, real))
+
+        def body(i: Any, carry: Any) -> Any:
+            ts, sums = carry
+            ts, found = step(ts, (*at(i), teacher))
+            return ts, jax.tree.map(jnp.add, sums, found)
+
+        _, found = jax.eval_shape(step, ts, (*at(0), teacher))
+        return jax.lax.fori_loop(0, n, body, (ts, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), found)))
+
+    return jax.jit(stretch, donate_argnums=0)
+
+
+def _objective(objective: Objective, stage: Stage, outputs: PyTree, batch: PyTree, real: Any, goal: PyTree) -> Any:
+    """The loss that is differentiated: the task's, mixed with the distance to a teacher's outputs where a stage distils."""
+    if stage.distill is None:
+        return mean_loss(objective.loss(outputs, batch), real)
+    goal = jax.lax.stop_gradient(goal)
+    if takes_teacher(objective.loss):
+        return mean_loss(objective.loss(outputs, batch, teacher=goal), real)
+    assert objective.soft is not None
+    hard, total = stage.distill.hard_weight, jnp.zeros((), jnp.float32)
+    if hard > 0:  # 0 times inf would be NaN
+        total = total + hard * mean_loss(objective.loss(outputs, batch), real)
+    if hard < 1:
+        soft = objective.soft(outputs, goal, batch, stage.distill.temperature)
+        total = total + (1 - hard) * mean_loss(soft, real)
+    return total
+
+
+class Trainer:
+    """Trains a network for the epochs of a stage; called again with as many minibatches, it compiles nothing new.
+
+    Args:
+      training: the network in training mode.
+      method: what the forward pass sees of the parameters, with its straight-through gradients.
+      stage: gives the epochs, the optimizer, and what of the loss is a teacher's.
+      objective: of the task.
+      steps: of an epoch. batch_size: of arrays in memory.
+      still: paths of leaves that are not trained.
+
+    Raises:
+      ValueError: ``stage.distill`` for a task that does not say how far outputs are from a teacher's.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        method: Transform,
+        stage: Stage,
+        objective: Objective,
+        *,
+        steps: int,
+        batch_size: int = 64,
+        still: frozenset[str] = frozenset(),
+    ):
+        if stage.distill and not (objective.soft or takes_teacher(objective.loss)):
+            raise ValueError(
+                f"stage {stage.name!r}: distill, but the task's loss takes no teacher; give it an argument `teacher`, or pass "
+                "Task(soft=...), the distance to a teacher's outputs"
+            )
+        self._stage, self._batch_size, self._still, self._steps = stage, batch_size, still, steps
+        self._method, self._objective = method, objective
+        self._optimizer = stage.updates(steps * stage.epochs)
+        self._run = make_stretch(training, method, self._optimizer, stage, objective, still=still)
+
+    def __call__(
+        self,
+        variables: PyTree,
+        state: State,
+        data: Source,
+        key: jax.Array,
+        *,
+        teacher: Network | None = None,
+        checkpoints: Checkpoints | None = None,
+        watch: Watch = nothing,
+    ) -> Trained:
+        """Trains on ``data``, from the newest checkpoint on where there is one.
+
+        Where the data fails in the middle of an epoch (a loader that ends early, NaN), the position so far is kept.
+
+        Raises:
+          FloatingPointError: the loss is NaN or Inf; names the stage and the epoch.
+          ValueError: a checkpoint of another network; data that does not fit.
+        """
+        stage = self._stage
+        total = stage.epochs * self._steps
+        if not total:
+            return Trained(variables, state, [])
+        ts = init_train_state(variables, identity(), self._optimizer, key, state=state, still=self._still)
+        done, history = 0, []
+        if checkpoints and (found := checkpoints.restore(ts)):
+            done, ts, meta = found
+            history = meta["history"]
+        ts = jax.tree.map(jnp.copy, ts)  # a stretch donates its state, and the caller keeps his arrays
+        clock = _Clock(stage, self._objective, total, self._steps, watch)
+        ts, history = self._stretches(ts, history, data, key, done, total, clock, checkpoints, teacher)
+        ts = averaged(ts, self._method, still=self._still) if stage.ema else ts
+        return Trained(ts.params, ts.state, history)
+
+    def _stretches(
+        self,
+        ts: TrainState,
+        history: list[dict[str, Any]],
+        data: Source,
+        key: jax.Array,
+        done: int,
+        total: int,
+        clock: _Clock,
+        checkpoints: Checkpoints | None,
+        teacher: Network | None,
+    ) -> tuple[TrainState, list[dict[str, Any]]]:
+        waiting: tuple[Stretch, Any] | None = None
+        taught = teacher if self._stage.distill else None
+        saved = done
+        try:
+            for part in data.stretches(self._batch_size, self._stage.epochs, key, start=done):
+                ts, sums = self._run(ts, part.batches, part.real, part.n, taught)
+                if waiting:  # one behind: the next minibatches are gathered while this stretch runs
+                    history.append(clock.entry(*waiting))
+                waiting = (part, sums)
+                if checkpoints and (checkpoints.due() or part.done == total):
+                    history.append(clock.entry(*waiting))
+                    waiting, saved = None, part.done
+                    checkpoints.save(part.done, ts, {"history": history})
+        except (TypeError, ValueError):
+            if checkpoints and waiting and waiting[0].done > saved:
+                history.append(clock.entry(*waiting))
+                checkpoints.save(waiting[0].done, ts, {"history": history})
+            raise
+        if waiting:
+            history.append(clock.entry(*waiting))
+        return ts, history
+
+
+class _Clock:
+    """Turns the sums of a stretch into an entry of the history, and says it with the time left."""
+
+    def __init__(self, stage: Stage, objective: Objective, total: int, steps: int, watch: Watch):
+        self._stage, self._total, self._steps, self._watch = stage, total, steps, watch
+        self._metrics = dict(objective.metrics)
+        self._start: tuple[int, float] | None = None
+
+    def entry(self, part: Stretch, sums: dict[str, Any]) -> dict[str, Any]:
+        sums = jax.device_get(sums)
+        loss = float(sums["loss"]) / part.n
+        epoch = part.done / self._steps
+        if not np.isfinite(loss):
+            raise FloatingPointError(
+                f"stage {self._stage.name!r}: the loss is {loss} in epoch {math.ceil(epoch)}; "
+                f"lower learning_rate={self._stage.learning_rate}"
+            )
+        numbers = {name: self._metrics[name].result(total) for name, total in sums["metrics"].items()}
+        known = {name: value for name, value in numbers.items() if np.isfinite(value)}
+        found = {"stage": self._stage.name, "step": part.done, "epoch": round(epoch, 4), "metrics": {**known, "loss": loss}}
+        if "gradient_norms" in sums:
+            found["gradient_norms"] = {path: float(norm) / part.n for path, norm in sums["gradient_norms"].items()}
+        left, now = None, time.monotonic()
+        if self._start is None:
+            self._start = part.done, now  # the first stretch holds the compilation and tells nothing of the others
+        else:
+            left = (now - self._start[1]) / (part.done - self._start[0]) * (self._total - part.done)
+        self._watch({**found, "steps": self._total, "seconds_left": left})
+        return found

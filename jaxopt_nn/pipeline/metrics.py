@@ -1,0 +1,157 @@
+"""Metrics: what is measured on a whole set, batch after batch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PyTree = Any
+
+
+def added(a: PyTree, b: PyTree) -> PyTree:
+    """Joins two accumulators of sums."""
+    return jax.tree.map(lambda x, y: x + y, a, b)
+
+
+def joined(a: PyTree, b: PyTree) -> PyTree:
+    """Joins two accumulators that keep every example, along their first axes."""
+    return jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b)
+
+
+class Metric(NamedTuple):
+    """A number over a set of examples; not a mean of numbers over batches: an F1 of a set is none.
+
+    Attributes:
+      measure: ``(outputs, batch, real) -> accumulator``, a pytree of arrays, compiled. ``real`` is float32 ``[B]``: 0 for rows
+        that only fill up a batch, which must count for nothing.
+      result: ``accumulator -> float``, on the host; NaN where nothing was counted.
+      merge: joins two accumulators, on the host in float64: ``added`` or ``joined``.
+      better: ``"higher"`` or ``"lower"``.
+      unit: ``"%"`` for shares in [0, 1], which are shown times 100; else any word, or ``""``.
+
+    Raises:
+      ValueError: another ``better``.
+    """
+
+    measure: Callable[[PyTree, PyTree, Any], PyTree]
+    result: Callable[[PyTree], float]
+    merge: Callable[[PyTree, PyTree], PyTree] = added
+    better: str = "higher"
+    unit: str = ""
+
+
+def counted(values: Any, weights: Any, real: Any) -> tuple[Any, Any]:
+    """``(sum w v, sum w)``, float32: values ``[B, ...]``, weights that broadcast against them, rows that are real ``[B]``.
+
+    A weight of 0 counts for nothing, whatever its value (0 times inf would be NaN).
+    """
+    values = values.astype(jnp.float32)
+    weights = jnp.broadcast_to(jnp.asarray(1.0 if weights is None else weights, jnp.float32), values.shape)
+    if real is not None:
+        weights = weights * real.reshape(-1, *[1] * (values.ndim - 1))
+    return jnp.sum(jnp.where(weights > 0, values * weights, 0.0)), jnp.sum(weights)
+
+
+def ratio(sums: tuple[Any, Any]) -> float:
+    """The mean of a pair of ``counted``; NaN where nothing was."""
+    total, count = map(float, sums)
+    return total / count if count else math.nan
+
+
+def mean_of(
+    values: Callable[[PyTree, PyTree], Any], *, better: str = "lower", unit: str = "", finish: Callable[[float], float] = float
+) -> Metric:
+    """The weighted mean over all examples.
+
+    Args:
+      values: ``(outputs, batch) -> values [B, ...]`` or ``(values, weights)``.
+      finish: of the mean, e.g. ``math.sqrt`` for a root of a mean square.
+    """
+    return Metric(functools.partial(_mean, values), functools.partial(_finished, finish), added, better, unit)
+
+
+def _mean(values: Callable[..., Any], outputs: PyTree, batch: PyTree, real: Any) -> tuple[Any, Any]:
+    found = values(outputs, batch)
+    value, weights = found if isinstance(found, tuple) else (found, None)
+    return counted(value, weights, real)
+
+
+def _finished(finish: Callable[[float], float], sums: tuple[Any, Any]) -> float:
+    mean = ratio(sums)
+    return mean if math.isnan(mean) else finish(mean)
+
+
+def f1(scores: Callable[[PyTree, PyTree], tuple[Any, Any, Any]]) -> Metric:
+    """The F1 of yes-or-no answers over the whole set: ``2 tp / (2 tp + fp + fn)`` (micro-averaged over labels).
+
+    Args:
+      scores: ``(outputs, batch) -> (logits [B, ...], truths 0 or 1 of that shape, weights or None)``; yes: a logit above 0.
+    """
+    return Metric(functools.partial(_confusion, scores), _f1, added, "higher", "%")
+
+
+def _confusion(scores: Callable[..., Any], outputs: PyTree, batch: PyTree, real: Any) -> tuple[Any, ...]:
+    logits, truth, weights = scores(outputs, batch)
+    said, true = logits > 0, truth > 0
+    return tuple(counted(cell, weights, real)[0] for cell in (said & true, said & ~true, ~said & true))
+
+
+def _f1(cells: tuple[Any, ...]) -> float:
+    hit, false, missed = map(float, cells)
+    return 2 * hit / (2 * hit + false + missed) if hit + false + missed else math.nan
+
+
+def auc(scores: Callable[[PyTree, PyTree], tuple[Any, Any, Any]]) -> Metric:
+    """The area under the ROC curve, over all pairs of a positive and a negative example (ties count half).
+
+    Args:
+      scores: as for ``f1``; any monotone score does. Weights of 0 leave an answer out, others count fully.
+    """
+    return Metric(functools.partial(_ranked, scores), _area, joined, "higher", "%")
+
+
+def _ranked(scores: Callable[..., Any], outputs: PyTree, batch: PyTree, real: Any) -> tuple[Any, ...]:
+    logits, truth, weights = scores(outputs, batch)
+    weights = jnp.broadcast_to(jnp.asarray(1.0 if weights is None else weights, jnp.float32), logits.shape)
+    if real is not None:
+        weights = weights * real.reshape(-1, *[1] * (logits.ndim - 1))
+    return logits.astype(jnp.float32).ravel(), truth.ravel() > 0, weights.ravel() > 0
+
+
+def _area(found: tuple[Any, ...]) -> float:
+    """By rank sums (Mann and Whitney 1947)."""
+    scores, truth, counts = (np.asarray(x) for x in found)
+    scores, truth = scores[counts], truth[counts].astype(bool)
+    positive, negative = int(truth.sum()), int((~truth).sum())
+    if not positive or not negative:
+        return math.nan
+    _, place, ties = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(ties) - (ties - 1) / 2)[place]
+    return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def explained(values: Callable[[PyTree, PyTree], tuple[Any, Any]]) -> Metric:
+    """The share of the targets' variance that is explained, ``R^2 = 1 - sum (y - f)^2 / sum (y - mean y)^2``.
+
+    Args:
+      values: ``(outputs, batch) -> (predictions, targets)``, of one shape ``[B, ...]``.
+    """
+    return Metric(functools.partial(_moments, values), _r2, added, "higher", "%")
+
+
+def _moments(values: Callable[..., Any], outputs: PyTree, batch: PyTree, real: Any) -> tuple[Any, ...]:
+    found, wanted = values(outputs, batch)
+    errors, count = counted(jnp.square(found.astype(jnp.float32) - wanted), None, real)
+    return errors, count, counted(wanted, None, real)[0], counted(jnp.square(wanted.astype(jnp.float32)), None, real)[0]
+
+
+def _r2(sums: tuple[Any, ...]) -> float:
+    errors, count, first, second = map(float, sums)
+    spread = second - first * first / count if count else 0.0
+    return 1 - errors / spread if spread > 0 else math.nan

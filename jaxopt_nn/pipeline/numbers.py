@@ -1,0 +1,86 @@
+"""Ready-made tasks whose outputs are numbers: regression and reconstruction."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_nn.pipeline import metrics as of
+from jaxopt_nn.pipeline.data import source_of
+from jaxopt_nn.pipeline.metrics import Metric
+from jaxopt_nn.pipeline.task import Part, Task, check_same, default_inputs, loss_sums, part_of, spread
+
+PyTree = Any
+
+
+@functools.cache
+def _squares(targets: Part, weights: Part | None) -> Callable[..., Any]:
+    def loss(outputs: Any, batch: PyTree) -> Any:
+        values = jnp.square(outputs.astype(jnp.float32) - part_of(targets, batch))
+        return values if weights is None else (values, spread(jnp.asarray(part_of(weights, batch)), values))
+
+    return loss
+
+
+@functools.cache
+def _number_metrics(targets: Part, weights: Part | None) -> tuple[tuple[str, Metric], ...]:
+    def distance(outputs: Any, batch: PyTree) -> Any:
+        values = jnp.abs(outputs.astype(jnp.float32) - part_of(targets, batch))
+        return values if weights is None else (values, spread(jnp.asarray(part_of(weights, batch)), values))
+
+    pair = lambda outputs, batch: (outputs, part_of(targets, batch))
+    root = Metric(functools.partial(loss_sums, _squares(targets, weights)), _root, better="lower")
+    return ("rmse", root), ("mae", of.mean_of(distance)), ("r2", of.explained(pair))
+
+
+def _root(sums: tuple[Any, Any]) -> float:
+    mean = of.ratio(sums)
+    return math.sqrt(mean) if mean >= 0 else mean
+
+
+def _nearer(outputs: Any, goal: Any, batch: PyTree, temperature: float) -> Any:
+    """Half the square of the distance to a teacher's numbers; numbers have no temperature."""
+    return jnp.square(outputs.astype(jnp.float32) - jax.lax.stop_gradient(goal))
+
+
+def regression(
+    *,
+    train: Any = None,
+    test: Any,
+    valid: Any = None,
+    inputs: Part | None = None,
+    targets: Part = 1,
+    weights: Part | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    batch_size: int = 64,
+) -> Task:
+    """Numbers: mean square error; its root, the mean absolute error, the share of variance explained.
+
+    Targets of the outputs' shape ``[B, ...]``. Arguments as for ``classification``.
+    """
+    return Task(
+        _squares(targets, weights), train, test, valid, {**dict(_number_metrics(targets, weights)), **(metrics or {})},
+        "rmse", inputs, batch_size, _nearer, functools.partial(check_same, targets),
+    )  # fmt: skip
+
+
+def reconstruction(
+    *,
+    train: Any = None,
+    test: Any,
+    valid: Any = None,
+    inputs: Part | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    batch_size: int = 64,
+) -> Task:
+    """The inputs back (an autoencoder): regression whose targets are the inputs, one array."""
+    given = source_of(test, "test").example
+    target = inputs if inputs is not None else default_inputs(given)
+    return regression(
+        train=train, test=test, valid=valid, inputs=inputs, targets=target, metrics=metrics, batch_size=batch_size
+    )

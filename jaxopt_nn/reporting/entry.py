@@ -1,0 +1,60 @@
+"""The numbers of one stage that need no data: true bytes, what became of each leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxopt_nn.core.transform import Facts
+from jaxopt_nn.reporting.leaf_table import leaf_table
+from jaxopt_nn.tensors.base import densify, nbytes
+
+PyTree = Any
+
+
+def row(name: str, stored: PyTree, prepared: PyTree, baseline: PyTree, facts: Sequence[Facts] = ()) -> dict[str, Any]:
+    """A stage's entry in the report; ``metrics`` and ``latency_ms`` are filled in by who measured them.
+
+    ``params`` and ``nonzero`` count entries of inexact dtype. ``bytes`` are those of the stored form (codes, scales,
+    masks, biases, everything), ``resident_bytes`` those of the prepared one; ``ratio`` is the baseline's float32 bytes
+    over ``bytes``, ``bits_per_weight`` divides by the baseline's parameters. ``facts`` are tables of the stage's method, when
+    the stage began.
+    """
+    size = nbytes(stored)
+    return {
+        "name": name,
+        "metrics": {},
+        "params": _entries(prepared),
+        "nonzero": int(_nonzero(prepared)),
+        "bytes": size,
+        "resident_bytes": nbytes(prepared),
+        "ratio": float32_bytes(baseline) / size,
+        "bits_per_weight": 8 * size / _entries(baseline),
+        "latency_ms": {},
+        "leaves": leaf_table(stored),
+        "facts": [{**fact._asdict(), "header": list(fact.header), "cells": list(map(list, fact.cells))} for fact in facts],
+    }
+
+
+def float32_bytes(variables: PyTree) -> int:
+    """Bytes of a tree with its floats at 4 bytes each, whatever their dtype, and complex numbers at 8."""
+    numbers = _numbers(variables)
+    others = nbytes(variables) - nbytes(numbers)
+    return others + sum(x.size * (8 if jnp.iscomplexobj(x) else 4) for x in numbers)
+
+
+def _numbers(variables: PyTree) -> list[Any]:
+    return [x for x in jax.tree.leaves(variables) if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+
+def _entries(variables: PyTree) -> int:
+    return sum(x.size for x in _numbers(jax.eval_shape(densify, variables)))
+
+
+@jax.jit
+def _nonzero(variables: PyTree) -> jax.Array:
+    counts = [jnp.count_nonzero(x) for x in _numbers(densify(variables))]
+    return sum(counts, jnp.zeros((), jnp.int32))
