@@ -150,14 +150,14 @@ def test_a_large_zero_point_cancels_exactly():
 
 @pytest.mark.parametrize(
     "shape, axes",
-    [((3, 64), (1,)), ((3, 131), (1,)), ((2, 9, 8, 1), (1, 2, 3)), ((70, 3), (0,)), ((2, 5), (1,)), ((67,), (0,))],
+    [((2, 256), (1,)), ((1, 261), (1,)), ((2, 9, 30, 1), (1, 2, 3)), ((300, 2), (0,)), ((2, 5), (1,)), ((259,), (0,))],
 )
 def test_pieces_of_a_row_give_its_largest_entry(rng, shape, axes):
     """Whole pieces, pieces that overlap, several axes, axes that do not stand last, few entries; wherever the largest lies."""
     x = rng.standard_normal(shape).astype(np.float32)
-    for at in range(x.size):
+    for at in range(0, x.size, 5):
         y = x.copy()
-        y.flat[at] = -9.0 if at % 7 else np.nan
+        y.flat[at] = -9.0 if at % 2 else np.nan
         found = integer.row_scale(jnp.asarray(y), axes, folded=True)
         np.testing.assert_array_equal(found, integer.row_scale(jnp.asarray(y), axes))
         assert found.shape == tuple(1 if a in axes else n for a, n in enumerate(shape))
