@@ -238,10 +238,10 @@ class Analysis:
             for s in sorted(tag.sources, key=lambda s: (-self._sizes.get(s.path, 0), s.path))
         ]
         first = sources[0][1] if sources else None
-        stacked = normal.stacked_axes(kind, eqn, weight, first)
+        stacked = normal.stacked_axes(kind, eqn, weight, [s for side, s in sources if side == weight])
         slots = place.layers if first is None else first.slots
         loops = tuple(n for _, n in slots)
-        uses = () if weight is None else tuple(_use(kind, eqn, s, side, weight, stacked) for side, s in sources)
+        uses = () if weight is None else tuple(_use(kind, eqn, s, side, weight, stacked, slots) for side, s in sources)
         shapes = tuple(tuple(v.aval.shape) for v in eqn.invars[:2])
         inputs, outputs, own = _lengths(kind, eqn, weight, stacked)
         draft = {
@@ -311,11 +311,13 @@ def _weight(kind: str, lhs: Tag, rhs: Tag, sizes: list[int]) -> int | None:
     return best if ranks[best][0] else None
 
 
-def _use(kind: str, eqn: Any, source: Source, side: int, weight: int, stacked: Sequence[int]) -> Use:
+def _use(
+    kind: str, eqn: Any, source: Source, side: int, weight: int, stacked: Sequence[int], slots: Sequence[Any]
+) -> Use:
     roles = None if source.axes is None else _roles(kind, eqn, source, side)
     if side != weight:
         return Use(source.path, source.exact, roles, None, f"{source.path} stands in the place of the activation", side)
-    found = normal.matrix(kind, eqn, weight, source, stacked, [n for _, n in source.slots])
+    found = normal.matrix(kind, eqn, weight, source, stacked, slots)
     if isinstance(found, str):
         return Use(source.path, source.exact, roles, None, found, side)
     return Use(source.path, source.exact, roles, found, "", side)

@@ -33,7 +33,7 @@ class Source(NamedTuple):
       exact: the value is this leaf, up to layout and casts.
       steps: from the leaf to the value; None: not known, for the reason ``lost``.
       slots: for each ``Unstack`` among the steps, in their order, the address of the equation that takes the entry and the
-        length of the axis.
+        length of the axis; kept where the steps are not known.
     """
 
     path: str
@@ -64,6 +64,10 @@ class Source(NamedTuple):
 
     def unknown(self, lost: str) -> Source:
         return self.derived(lost)._replace(axes=None)
+
+    def taken(self, *slots: tuple[Key, int]) -> Source:
+        """After loops or indices that take single entries."""
+        return self._replace(slots=(*self.slots, *slots))
 
 
 class Tag(NamedTuple):
@@ -127,7 +131,7 @@ def joined(a: Tag, b: Tag) -> Tag:
 
 def unstacked(tag: Tag, key: Key, length: int) -> Tag:
     """The tag of one entry along the leading axis, as the scan at ``key`` slices it."""
-    taken = tuple(_unstacked(s, 0, key, length) if s.axes else s for s in tag.sources)
+    taken = tuple(_unstacked(s, 0, key, length) if s.axes else s.taken((key, length)) for s in tag.sources)
     return tag._replace(sources=taken, rows=tag.rows[1:], value=None)
 
 
@@ -135,7 +139,7 @@ def _unstacked(source: Source, axis: int, key: Key, length: int, keeps: bool = F
     assert source.axes is not None
     axes = [NONE if i == axis else a for i, a in enumerate(source.axes) if keeps or i != axis]
     new = source.moved(axes, Unstack(axis, keeps))
-    return new._replace(stack=source.stack | source.axes[axis], slots=(*source.slots, (key, length)))
+    return new._replace(stack=source.stack | source.axes[axis]).taken((key, length))
 
 
 def shard(tag: Tag, spec: Sequence[Any], shape: Sequence[int], mesh: Any, key: Key) -> Tag:
@@ -150,7 +154,7 @@ def shard(tag: Tag, spec: Sequence[Any], shape: Sequence[int], mesh: Any, key: K
             count, at = mesh.shape[name], list(mesh.axis_names).index(name)
             split = Reshape((*local[:d], count, local[d] // count, *local[d + 1 :]))
             local[d] //= count
-            s = s.moved(s.known, split, Unstack(d))._replace(slots=(*s.slots, ((*key, -1 - at), count)))
+            s = s.moved(s.known, split, Unstack(d)).taken(((*key, -1 - at), count))
         sources.append(s)
     return tag._replace(sources=tuple(sources), rows=(), value=None)
 
@@ -343,7 +347,10 @@ def layout(eqn: Any, tags: Sequence[Tag], key: Key) -> list[Tag] | None:
     if not single and name not in LAYOUT:
         return None
     move = _gathered_slice if single else LAYOUT[name]
-    moved = [s if s.axes is None else move(eqn, s, key) for s in tags[0].sources]
+    shape = eqn.invars[0].aval.shape
+    probe = move(eqn, Source("", tuple(shape), (NONE,) * len(shape)), key)  # what it takes of a value, whatever lies behind it
+    slots = () if probe is None else probe.slots
+    moved = [s.taken(*slots) if s.axes is None else move(eqn, s, key) for s in tags[0].sources]
     sources = tuple(s for s in moved if s is not None)
     # a cast to whole numbers or back works entry by entry
     return [mixed(tags[:1]) if len(sources) < len(moved) else tags[0]._replace(sources=sources)]

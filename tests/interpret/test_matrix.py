@@ -169,6 +169,37 @@ def test_a_weight_that_is_doubled_before_use_keeps_its_stack_and_its_places(rng)
     assert not info.report.of("assumed")
 
 
+@pytest.mark.parametrize(
+    ("shapes", "apply", "stack", "matrices"),
+    [
+        ({"a": (3, 4, 4), "s": (3, 4, 1)}, lambda v, x: scanned(x, jnp.cumsum(v["a"], 1) * v["s"]), (3,), {"s"}),
+        ({"a": (3, 4, 4), "s": (3, 4, 1)}, lambda v, x: indexed(x, jnp.cumsum(v["a"], 1) * v["s"]), (3,), {"s"}),
+        ({"a": (3, 4, 4), "t": (4, 4)}, lambda v, x: scanned(x, v["a"], v["t"]), (3,), {"a"}),
+        ({"a": (3, 1, 4), "t": (4, 4)}, lambda v, x: scanned(x, v["a"], v["t"]), (), {"t"}),
+        ({"q": (6, 5), "w": (5, 4)}, lambda v, x: jnp.einsum("bd,bid->bi", x, shared(v["q"] @ v["w"], x)), (), set()),
+    ],
+)
+def test_all_leaves_behind_a_site_have_its_stack_or_no_matrix(rng, shapes, apply, stack, matrices):
+    """Of several leaves some are taken apart by a loop, or are known, and others not."""
+    v = {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
+    site = inspect(apply, v, jnp.ones((3, 4))).sites[-1]
+    found = {use.path: use.matrix for use in site.uses if use.matrix is not None}
+    assert site.stack == stack and set(found) == matrices
+    assert all(matrix.shape == (*stack, site.inputs, site.outputs) for matrix in found.values())
+
+
+def scanned(x, w, gain=1.0):
+    return lax.scan(lambda c, m: (c @ (m * gain), None), x, w)[0]
+
+
+def indexed(x, w):
+    return lax.fori_loop(0, 3, lambda i, c: c @ w[i], x)
+
+
+def shared(w, x):
+    return jnp.broadcast_to(w, (len(x), *w.shape))
+
+
 def test_what_is_assumed_of_a_derived_weight_is_said(rng):
     w, x = jnp.asarray(rng.standard_normal((8, 8)), jnp.float32), jnp.asarray(rng.standard_normal((5, 8)), jnp.float32)
     info = inspect(lambda w, x: x @ jnp.cumsum(w, 0), w, x)
