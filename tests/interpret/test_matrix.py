@@ -200,6 +200,14 @@ def shared(w, x):
     return jnp.broadcast_to(w, (len(x), *w.shape))
 
 
+def test_a_lookup_of_windows_has_outputs_as_long_as_they_are(rng):
+    w, ids = jnp.asarray(rng.standard_normal((12, 6)), jnp.float32), jnp.asarray([0, 5, 9])
+    apply = lambda w, ids: jax.vmap(lambda i: lax.dynamic_slice(w, (i, 0), (3, 6)))(ids)
+    total = Tap(lambda site: jnp.zeros(site.outputs), lambda acc, y, weight, site: acc + y.sum(0), jnp.add, "output")
+    out, stats = capture(apply, total)(w, ids)
+    np.testing.assert_allclose(stats[""], out.reshape(3, -1).sum(0), rtol=1e-6)
+
+
 def test_what_is_assumed_of_a_derived_weight_is_said(rng):
     w, x = jnp.asarray(rng.standard_normal((8, 8)), jnp.float32), jnp.asarray(rng.standard_normal((5, 8)), jnp.float32)
     info = inspect(lambda w, x: x @ jnp.cumsum(w, 0), w, x)
