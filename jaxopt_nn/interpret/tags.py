@@ -266,6 +266,13 @@ def _reverse(eqn: Any, s: Source, key: Key) -> Source:
     return s.moved(s.known, Reverse(tuple(eqn.params["dimensions"])))
 
 
+def _tile(eqn: Any, s: Source, key: Key) -> Source:
+    shape, reps = eqn.invars[0].aval.shape, eqn.params["reps"]
+    spread = tuple(n for pair in zip(reps, shape, strict=True) for n in pair)
+    copies = Broadcast(spread, tuple(range(1, len(spread), 2)))
+    return s.moved(s.known, copies, Reshape(tuple(eqn.outvars[0].aval.shape)))
+
+
 LAYOUT: dict[str, Callable[[Any, Source, Key], Source | None]] = {
     "convert_element_type": _cast,
     "copy": _same,
@@ -278,6 +285,7 @@ LAYOUT: dict[str, Callable[[Any, Source, Key], Source | None]] = {
     "pvary": _same,
     "pcast": _same,
     "rev": _reverse,
+    "tile": _tile,
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,
     "transpose": _transpose,
@@ -307,10 +315,10 @@ def _gathered_slice(eqn: Any, s: Source, key: Key) -> Source:
     return new._replace(steps=None, lost=lost) if lost else new
 
 
-def _split(eqn: Any, s: Source, key: Key) -> list[Source]:
-    shape, axis = eqn.invars[0].aval.shape, eqn.params["axis"]
+def _cut(s: Source, shape: Sequence[int], axis: int, sizes: Sequence[int]) -> list[Source]:
+    """The parts of a value along one axis, one behind the other."""
     parts, at = [], 0
-    for size in eqn.params["sizes"]:
+    for size in sizes:
         start, limit = [0] * len(shape), list(shape)
         start[axis], limit[axis] = at, at + size
         parts.append(s.moved(s.known, Slice(tuple(start), tuple(limit), (1,) * len(shape))))
@@ -318,16 +326,43 @@ def _split(eqn: Any, s: Source, key: Key) -> list[Source]:
     return parts
 
 
-def _concatenated(eqn: Any, tags: Sequence[Tag]) -> Tag:
-    axis, shape, at = eqn.params["dimension"], tuple(eqn.outvars[0].aval.shape), 0
+def _split(eqn: Any, s: Source) -> list[Source]:
+    return _cut(s, eqn.invars[0].aval.shape, eqn.params["axis"], eqn.params["sizes"])
+
+
+def _unstack(eqn: Any, s: Source) -> list[Source]:
+    shape, axis = eqn.invars[0].aval.shape, eqn.params["axis"]
+    kept = [a for i, a in enumerate(s.known) if i != axis]
+    parts = _cut(s, shape, axis, (1,) * shape[axis])
+    gone = s.known[axis] - frozenset().union(NONE, *kept)
+    whole = Reshape(tuple(eqn.outvars[0].aval.shape))
+    return [part.moved(kept, whole)._replace(stack=s.stack | gone) for part in parts]
+
+
+PARTS: dict[str, Callable[[Any, Source], list[Source]]] = {"split": _split, "unstack": _unstack}
+
+
+def _stacked(eqn: Any, s: Source) -> Source:
+    """One operand of ``stack``, with the new axis."""
+    axis, shape = eqn.params["axis"], eqn.invars[0].aval.shape
+    return s.moved((*s.known[:axis], NONE, *s.known[axis:]), Reshape((*shape[:axis], 1, *shape[axis:])))
+
+
+def _joined_along(eqn: Any, tags: Sequence[Tag]) -> Tag:
+    """The tag of what ``concatenate`` or ``stack`` joins."""
+    stack, shape, at = eqn.primitive.name == "stack", tuple(eqn.outvars[0].aval.shape), 0
+    axis = eqn.params["axis" if stack else "dimension"]
     found: dict[str, Source] = {}
     for tag, var in zip(tags, eqn.invars, strict=True):
         start = tuple(at if a == axis else 0 for a in range(len(shape)))
         for s in tag.sources:
-            new = s if s.axes is None else s.moved(s.axes, Embed(shape, start))
+            new = s
+            if s.axes is not None:
+                new = _stacked(eqn, s) if stack else s
+                new = new.moved(new.known, Embed(shape, start))
             twice = found.get(s.path)
             found[s.path] = new if twice is None else new._replace(steps=None, lost="is concatenated with itself before use")
-        at += var.aval.shape[axis]
+        at += 1 if stack else var.aval.shape[axis]
     return Tag(tuple(found.values()), consts=frozenset().union(*(t.consts for t in tags)))
 
 
@@ -336,12 +371,12 @@ def layout(eqn: Any, tags: Sequence[Tag], key: Key) -> list[Tag] | None:
     name = eqn.primitive.name
     if name in ("optimization_barrier", "device_put"):
         return list(tags)
-    if name == "concatenate" and not any(t.dynamic for t in tags):
-        return [_concatenated(eqn, tags)]
+    if name in ("concatenate", "stack") and not any(t.dynamic for t in tags):
+        return [_joined_along(eqn, tags)]
     if not tags or not tags[0].sources:
         return None
-    if name == "split":
-        columns = [[s] * len(eqn.outvars) if s.axes is None else _split(eqn, s, key) for s in tags[0].sources]
+    if name in PARTS:
+        columns = [[s] * len(eqn.outvars) if s.axes is None else PARTS[name](eqn, s) for s in tags[0].sources]
         return [tags[0]._replace(sources=row) for row in zip(*columns)]
     single = name == "gather" and one_slice(eqn)
     if not single and name not in LAYOUT:

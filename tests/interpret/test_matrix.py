@@ -188,8 +188,8 @@ def test_all_leaves_behind_a_site_have_its_stack_or_no_matrix(rng, shapes, apply
     assert all(matrix.shape == (*stack, site.inputs, site.outputs) for matrix in found.values())
 
 
-def scanned(x, w, gain=1.0):
-    return lax.scan(lambda c, m: (c @ (m * gain), None), x, w)[0]
+def scanned(x, w, gain=None):
+    return lax.scan(lambda c, m: (c @ (m if gain is None else m * gain), None), x, w)[0]
 
 
 def indexed(x, w):
@@ -198,6 +198,34 @@ def indexed(x, w):
 
 def shared(w, x):
     return jnp.broadcast_to(w, (len(x), *w.shape))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "apply", "densified"),
+    [
+        ({"a": (8, 8), "b": (8, 8)}, lambda v, x: scanned(x, jnp.stack([v["a"], v["b"]])), False),
+        ({"a": (8, 6), "b": (6, 8)}, lambda v, x: jnp.einsum("bi,iko->bko", x, jnp.stack([v["a"], v["b"].T], 1)), False),
+        ({"w": (2, 8, 8)}, lambda v, x: (lambda a, b: x @ a @ b)(*jnp.unstack(v["w"])), False),
+        ({"w": (8, 2, 8)}, lambda v, x: (lambda a, b: x @ a @ b)(*jnp.unstack(v["w"], axis=1)), False),
+        ({"w": (4, 6)}, lambda v, x: x @ jnp.tile(v["w"], (2, 1)), True),
+    ],
+)
+def test_stacking_unstacking_and_tiling_only_move_entries(rng, shapes, apply, densified):
+    """They are primitives of their own since JAX 0.10."""
+    v = {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
+    x = jnp.asarray(rng.standard_normal((3, 8)), jnp.float32)
+    info = inspect(apply, v, x)
+    assert not any(site.derived for site in info.sites) and all(info.matrix(path) is not None for path in v)
+    keeps = {"**": {"x": keep("input"), "y": keep("output")}}
+    stats = capture(apply, keeps)(v, x)[1]
+    for site in info.sites:
+        whole = sum(use.matrix(v[use.path]) for use in site.uses)
+        np.testing.assert_allclose(stats[site.name]["x"] @ whole, stats[site.name]["y"], rtol=1e-4, atol=1e-5)
+    method = quantize(8)
+    state = method.init(v, info)
+    stored, run = method.pack(v, state), rewrite(apply)
+    np.testing.assert_allclose(run(stored, x), apply(method.view(v, state), x), rtol=1e-4, atol=1e-4)
+    assert bool(run.explain(prepare(stored), x).of("densified")) is densified
 
 
 def test_a_lookup_of_windows_has_outputs_as_long_as_they_are(rng):
