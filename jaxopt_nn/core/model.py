@@ -163,12 +163,13 @@ class Site:
 class Leaf:
     """A leaf of ``variables`` as the model uses it: shape, dtype, its sites, and the reason where it has none.
 
-    ``stack`` holds the axes that a loop or an index takes away before the leaf is used.
+    ``stack`` holds the axes that a loop or an index takes away before the leaf is used. ``dtype`` is JAX's own: that of a PRNG
+    key has no name that NumPy knows.
     """
 
     path: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: Any
     sites: tuple[str, ...]
     reason: str | None
     stack: tuple[int, ...] = ()

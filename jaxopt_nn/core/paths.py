@@ -1,7 +1,8 @@
 """Paths of leaves, and patterns over them.
 
 A path is a leaf's full address inside ``variables``, keys joined by ``/``: ``params/encoder/mlp/kernel``. A pattern is a
-glob over whole segments: ``*`` stands for anything inside one segment, ``**`` for any number of segments.
+glob over whole segments: ``*`` stands for anything inside one segment, ``**`` for any number of segments. A path matches
+itself, also where its names hold brackets.
 """
 
 from __future__ import annotations
@@ -64,12 +65,13 @@ def map_with_path(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree
 
 def _expression(pattern: str) -> str:
     """The regular expression, without groups, of a pattern, for paths that end in ``/``."""
-    parts = []
-    for segment in pattern.split("/"):
-        parts.append(
-            "(?:[^/]*/)*" if segment == "**" else fnmatch.translate(segment)[4:-3].replace(".*", "[^/]*") + "/"
-        )
-    return "".join(parts)
+    return "".join("(?:[^/]*/)*" if segment == "**" else _of_segment(segment) + "/" for segment in pattern.split("/"))
+
+
+def _of_segment(segment: str) -> str:
+    glob = fnmatch.translate(segment)[4:-3].replace(".*", "[^/]*")
+    # names may hold brackets (`w[0,0]`): whatever a name means as a glob, it stands for itself too
+    return f"(?:{glob}|{re.escape(segment)})" if "[" in segment else glob
 
 
 @functools.lru_cache(maxsize=4096)

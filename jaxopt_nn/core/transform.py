@@ -163,13 +163,29 @@ def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
     return None
 
 
+def _judged(
+    takes: Callable[[str, Any, ModelInfo], LeafTraits | str], taps: Callable[[Site], Mapping[str, Tap]]
+) -> Callable[[str, Any, ModelInfo], LeafTraits | str]:
+    """``takes`` of a method that needs statistics: not of a leaf beside whose entries none can be laid."""
+
+    def judge(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+        verdict = takes(path, leaf, info)
+        if isinstance(verdict, str) or info.matrix(path) is not None:
+            return verdict
+        reads = [(site, use) for site in info.sites for use in site.uses if use.path == path]
+        missed = [use.reason.removeprefix(f"{path} ") for site, use in reads if taps(site)]
+        return f"what is measured can't be laid beside its entries: it {missed[0]}" if missed else verdict
+
+    return takes if taps is no_taps else judge
+
+
 def leaf_taps(
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str], taps: Callable[[Site], Mapping[str, Tap]]
 ) -> Callable[[ModelInfo], dict[StatKey, Tap]]:
     """``Traits.taps`` of a method that sees the sites of the leaves that it takes; ``taps`` says what, by site."""
 
     def lacking(info: ModelInfo) -> dict[StatKey, Tap]:
-        leaves = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(leaf.dtype)) for leaf in info.leaves}
+        leaves = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in info.leaves}
         taken = {path for path, leaf in leaves.items() if not isinstance(takes(path, leaf, info), str)}
         found: dict[StatKey, Tap] = {
             ((), site.name, name): tap
@@ -230,6 +246,7 @@ def leafwise(
       taps: ``site -> {name: Tap}``: what ``init`` must see of a site of the leaf, as ``known.stats``.
       needs, name: as in ``Traits``.
     """
+    takes = _judged(takes, taps)
 
     def init_tree(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(takes(p, x, info), str)}

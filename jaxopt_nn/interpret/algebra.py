@@ -58,6 +58,20 @@ def _split(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
     return t.split(params["sizes"], params["axis"])
 
 
+def _unstack(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
+    parts = t.split((1,) * t.shape[params["axis"]], params["axis"])
+    whole = [] if parts is NotImplemented else [part.reshape(aval.shape) for part in parts]
+    return whole if whole and not any(part is NotImplemented for part in whole) else NotImplemented
+
+
+def _stack(tensors: Sequence[Any], axis: int) -> Result:
+    shape = tensors[0].shape
+    first, *others = [t.reshape((*shape[:axis], 1, *shape[axis:])) for t in tensors]
+    if any(t is NotImplemented for t in (first, *others)) or not is_compressed(first):
+        return NotImplemented
+    return first.concatenate(others, axis)
+
+
 def _sharding_constraint(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
     sharding = params["sharding"]
     if not isinstance(sharding, jax.sharding.NamedSharding):
@@ -83,6 +97,7 @@ LAYOUT: dict[str, Callable[..., Result]] = {
     "dynamic_slice": _dynamic_slice,
     "rev": _rev,
     "split": _split,
+    "unstack": _unstack,
     "sharding_constraint": _sharding_constraint,
     "stop_gradient": _same,
     "copy": _same,
@@ -170,6 +185,8 @@ def apply(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
     elif name == "concatenate":
         first, *others = operands
         out = first.concatenate(others, eqn.params["dimension"]) if is_compressed(first) else NotImplemented
+    elif name == "stack":
+        out = _stack(operands, eqn.params["axis"])
     elif name == "optimization_barrier":
         return list(jax.lax.optimization_barrier(list(operands)))
     elif name == "device_put":

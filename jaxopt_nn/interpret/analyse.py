@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -144,7 +145,8 @@ class Analysis:
             outs = self._run(body.jaxpr, [CONSTANT] * len(body.consts), args, inside)
             return [tags.left(t, key) for t in outs]
 
-        carry = self._fixed_point(lambda c: step(c)[:n_carry], carry)
+        first, carry = carry, self._fixed_point(lambda c: step(c)[:n_carry], carry)
+        self._absorbed(eqn, first, carry, scope)
         outs = step(carry)
         return [*carry, *(_stacked(t) for t in outs[n_carry:])]
 
@@ -163,20 +165,24 @@ class Analysis:
             outs = self._run(body.jaxpr, [CONSTANT] * len(body.consts), [*body_consts, *carry], inside)
             return [tags.left(t, inside.key) for t in outs]
 
-        carry = self._fixed_point(step, carry)
+        first, carry = carry, self._fixed_point(step, carry)
+        self._absorbed(eqn, first, carry, scope)
         self._run(cond.jaxpr, [CONSTANT] * len(cond.consts), [*cond_consts, *carry], test)
         step(carry)
         return carry
 
     def _cond(self, i: int, eqn: Any, operands: list[Tag], place: Place, scope: str) -> list[Tag]:
-        outs: list[Tag] | None = None
+        branches = []
         for b, branch in enumerate(jaxprs.bodies(eqn) or ()):
             inside = place.turned(i, scope, b)
             new = self._run(branch.jaxpr, [CONSTANT] * len(branch.consts), operands[1:], inside)
-            new = [tags.left(t, inside.key) for t in new]
-            outs = new if outs is None else [tags.joined(a, b) for a, b in zip(outs, new, strict=True)]
-        chosen = outs or []
-        return [tags.mixed((t, operands[0])) if not t.dynamic else t for t in chosen] if operands[0].dynamic else chosen
+            branches.append([tags.left(t, inside.key) for t in new])
+        chosen = [functools.reduce(tags.joined, outs) for outs in zip(*branches, strict=True)]
+        if operands[0].dynamic:
+            chosen = [t if t.dynamic else tags.mixed((t, operands[0])) for t in chosen]
+        for outs in branches:
+            self._absorbed(eqn, outs, chosen, scope)
+        return chosen
 
     def _fixed_point(self, step: Any, carry: list[Tag]) -> list[Tag]:
         """The carried tags that hold in every iteration."""
@@ -220,6 +226,12 @@ class Analysis:
                 first = "" if tag.leaf is not None else "derived, then "
                 self._use(source.path, f"{first}{how} by `{eqn.primitive.name}`{where}")
 
+    def _absorbed(self, eqn: Any, before: Sequence[Tag], after: Sequence[Tag], scope: str) -> None:
+        """Notes the leaves that a loop carries on as an activation, or a branch chooses by one."""
+        for old, new in zip(before, after, strict=True):
+            if new.dynamic:
+                self._consume(eqn, [old, new], scope)
+
     def _site(self, i: int, eqn: Any, operands: list[Tag], place: Place, scope: str) -> bool:
         """Records a site; False where the equation is none (constants only, or a lookup in an activation)."""
         kind = jaxprs.SITE_PRIMITIVES[eqn.primitive.name]
@@ -238,10 +250,10 @@ class Analysis:
             for s in sorted(tag.sources, key=lambda s: (-self._sizes.get(s.path, 0), s.path))
         ]
         first = sources[0][1] if sources else None
-        stacked = normal.stacked_axes(kind, eqn, weight, first)
+        stacked = normal.stacked_axes(kind, eqn, weight, [s for side, s in sources if side == weight])
         slots = place.layers if first is None else first.slots
         loops = tuple(n for _, n in slots)
-        uses = () if weight is None else tuple(_use(kind, eqn, s, side, weight, stacked) for side, s in sources)
+        uses = () if weight is None else tuple(_use(kind, eqn, s, side, weight, stacked, slots) for side, s in sources)
         shapes = tuple(tuple(v.aval.shape) for v in eqn.invars[:2])
         inputs, outputs, own = _lengths(kind, eqn, weight, stacked)
         draft = {
@@ -311,11 +323,13 @@ def _weight(kind: str, lhs: Tag, rhs: Tag, sizes: list[int]) -> int | None:
     return best if ranks[best][0] else None
 
 
-def _use(kind: str, eqn: Any, source: Source, side: int, weight: int, stacked: Sequence[int]) -> Use:
+def _use(
+    kind: str, eqn: Any, source: Source, side: int, weight: int, stacked: Sequence[int], slots: Sequence[Any]
+) -> Use:
     roles = None if source.axes is None else _roles(kind, eqn, source, side)
     if side != weight:
         return Use(source.path, source.exact, roles, None, f"{source.path} stands in the place of the activation", side)
-    found = normal.matrix(kind, eqn, weight, source, stacked, [n for _, n in source.slots])
+    found = normal.matrix(kind, eqn, weight, source, stacked, slots)
     if isinstance(found, str):
         return Use(source.path, source.exact, roles, None, found, side)
     return Use(source.path, source.exact, roles, found, "", side)
@@ -358,8 +372,8 @@ def _lengths(kind: str, eqn: Any, weight: int | None, stacked: Sequence[int]) ->
         out = rhs[numbers.rhs_spec[0]]
         return math.prod(rhs) // out, out // count, (count,) if count > 1 else ()
     indexed, batch = normal.indexed_axes(eqn.params, lhs), numbers.operand_batching_dims
-    rest = [n for a, n in enumerate(lhs) if a not in (*indexed, *batch)]
-    return math.prod(lhs[a] for a in indexed), math.prod(rest), tuple(lhs[a] for a in batch)
+    window = math.prod(eqn.params["slice_sizes"])  # of a lookup of whole rows their length
+    return math.prod(lhs[a] for a in indexed), window, tuple(lhs[a] for a in batch)
 
 
 def _reads(site: Site, activation: Tag, place: Place) -> Any:

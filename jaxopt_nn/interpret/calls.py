@@ -322,6 +322,8 @@ CALLS: dict[str, Callable[..., Outcome]] = {
     "core_call": _inline,
     "custom_jvp_call": _inline,
     "custom_vjp_call": _inline,
+    "custom_vmap_call": _inline,
+    "composite": _inline,
     "scan": _scan,
     "while": _while,
     "cond": _cond,

@@ -21,6 +21,8 @@ DIRECT = {
     "checkpoint": "jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
+    "custom_vmap_call": "call",
+    "composite": "jaxpr",
     "shard_map": "jaxpr",
 }
 LOOPS = ("scan", "while", "cond")

@@ -51,8 +51,8 @@ def _row(leaf: Leaf, value: Any, info: ModelInfo, runs: Mapping[str, Run], said:
     reasons += [run.reason for run in own if run.reason]
     if role == "no site":
         reasons.append(str(leaf.reason))
-    form = value.describe() if is_compressed(value) else leaf.dtype
-    return LeafRow(leaf.path, leaf.shape, leaf.dtype, form, role, own, tuple(dict.fromkeys(reasons)))
+    form = value.describe() if is_compressed(value) else str(leaf.dtype)
+    return LeafRow(leaf.path, leaf.shape, str(leaf.dtype), form, role, own, tuple(dict.fromkeys(reasons)))
 
 
 def _on(message: Message, leaf: Leaf) -> bool:

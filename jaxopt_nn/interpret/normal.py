@@ -20,8 +20,12 @@ from jaxopt_nn.core.model import Site
 from jaxopt_nn.interpret.tags import Source
 
 
-def stacked_axes(kind: str, eqn: Any, weight: int | None, source: Source | None) -> tuple[int, ...]:
-    """Which batch axes of a dot or a lookup, by their place in the dimension numbers, the weight varies along."""
+def stacked_axes(kind: str, eqn: Any, weight: int | None, sources: Sequence[Source]) -> tuple[int, ...]:
+    """Which batch axes of a dot or a lookup, by their place in the dimension numbers, the weight varies along.
+
+    The first leaf whose axes are known says so. Where none is, they are rows: nothing tells the axis of a stack from one that
+    is as long as the batch, and a statistic must not change its shape with that.
+    """
     if weight is None:
         return ()
     if kind == "gather":
@@ -29,9 +33,8 @@ def stacked_axes(kind: str, eqn: Any, weight: int | None, source: Source | None)
     if kind == "conv":
         return ()
     batch = eqn.params["dimension_numbers"][1][weight]
-    if source is None or source.axes is None:
-        return tuple(range(len(batch)))
-    return tuple(n for n, a in enumerate(batch) if source.axes[a])
+    known = next((s.axes for s in sources if s.axes is not None), None)
+    return () if known is None else tuple(n for n, a in enumerate(batch) if known[a])
 
 
 def groups(params: Any) -> int:
@@ -45,20 +48,22 @@ def indexed_axes(params: Any, shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(a for a in params["dimension_numbers"].start_index_map if sizes[a] != shape[a])
 
 
-def matrix(kind: str, eqn: Any, weight: int, source: Source, stacked: Sequence[int], loops: Sequence[int]) -> Matrix | str:
+def matrix(kind: str, eqn: Any, weight: int, source: Source, stacked: Sequence[int], slots: Sequence[Any]) -> Matrix | str:
     """How a site reads the leaf ``source``, or why that can't be said.
 
     Args:
-      loops: lengths of the stack axes that loops and indices have taken.
+      stacked: batch axes that the site keeps apart. slots: of the site.
     """
     if source.steps is None:
         return f"{source.path} {source.lost}"
+    if source.slots != tuple(slots):
+        return f"{source.path} meets another leaf, of which a loop or an index takes other entries"
     shape = tuple(eqn.invars[weight].aval.shape)
     found = {"dot": _of_dot, "conv": _of_kernel, "gather": _of_table}[kind](eqn, weight, shape, stacked)
     if isinstance(found, str):
         return found
     steps, own = found
-    return Matrix(source.shape, (*source.steps, *steps), (*loops, *own), len(loops))
+    return Matrix(source.shape, (*source.steps, *steps), (*(n for _, n in slots), *own), len(slots))
 
 
 def _of_dot(eqn: Any, weight: int, shape: tuple[int, ...], stacked: Sequence[int]) -> Any:

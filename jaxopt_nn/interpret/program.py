@@ -128,7 +128,7 @@ def _model_info(found: Analysis, shapes: dict[str, Any], report: Report) -> Mode
     for path, a in shapes.items():
         reason = None if sites_of[path] else _reason(found.uses.get(path, []))
         names = tuple(dict.fromkeys(sites_of[path]))
-        leaves.append(Leaf(path, tuple(a.shape), str(a.dtype), names, reason, tuple(sorted(found.stacks[path]))))
+        leaves.append(Leaf(path, tuple(a.shape), a.dtype, names, reason, tuple(sorted(found.stacks[path]))))
         if reason is not None and leaves[-1].matrix:
             messages.append(Message("no site", path, reason))
     info = ModelInfo({**others, **roles}, {}, tuple(found.sites.values()), tuple(leaves), report + messages)

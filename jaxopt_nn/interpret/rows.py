@@ -33,6 +33,9 @@ def _single(eqn: Any, operands: Sequence[Tag]) -> Sequence[frozenset[int]] | Non
         return [a for i, a in enumerate(operands[0].rows) if i not in params["axes"]]
     if name == "concatenate":
         return _union([t.rows for t in operands if t.rows], eqn.outvars[0].aval.ndim)
+    if name == "stack":
+        axes = _union([t.rows for t in operands if t.rows], eqn.invars[0].aval.ndim)
+        return [*axes[: params["axis"]], NONE, *axes[params["axis"] :]]
     if name == "dot_general":
         return _of_dot(eqn, operands)
     if name == "conv_general_dilated" and operands[0].rows:
@@ -43,7 +46,7 @@ def _single(eqn: Any, operands: Sequence[Tag]) -> Sequence[frozenset[int]] | Non
         numbers = params["dimension_numbers"]
         ids = iter(operands[1].rows[:-1] if operands[1].rows else ())
         return [NONE if i in numbers.offset_dims else next(ids, NONE) for i in range(eqn.outvars[0].aval.ndim)]
-    if name in ("split", "pad", *tags.LAYOUT) and operands and operands[0].rows:
+    if name in ("split", "unstack", "pad", *tags.LAYOUT) and operands and operands[0].rows:
         return _moved(eqn, operands[0].rows)
     return None
 
@@ -68,6 +71,8 @@ def _moved(eqn: Any, rows: Axes) -> Sequence[frozenset[int]] | None:
         return [NONE if i in eqn.params["dimensions"] else a for i, a in enumerate(rows)]
     if eqn.primitive.name == "split":
         return rows
+    if eqn.primitive.name == "unstack":
+        return [a for i, a in enumerate(rows) if i != eqn.params["axis"]]
     if eqn.primitive.name == "pad":  # one of as many entries cut as added shifts, and keeps the length
         return [a if not any(entry) else NONE for a, entry in zip(rows, eqn.params["padding_config"], strict=True)]
     moved = tags.LAYOUT[eqn.primitive.name](eqn, Source("", (), rows), (0,))

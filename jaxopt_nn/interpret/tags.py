@@ -33,7 +33,7 @@ class Source(NamedTuple):
       exact: the value is this leaf, up to layout and casts.
       steps: from the leaf to the value; None: not known, for the reason ``lost``.
       slots: for each ``Unstack`` among the steps, in their order, the address of the equation that takes the entry and the
-        length of the axis.
+        length of the axis; kept where the steps are not known.
     """
 
     path: str
@@ -64,6 +64,10 @@ class Source(NamedTuple):
 
     def unknown(self, lost: str) -> Source:
         return self.derived(lost)._replace(axes=None)
+
+    def taken(self, *slots: tuple[Key, int]) -> Source:
+        """After loops or indices that take single entries."""
+        return self._replace(slots=(*self.slots, *slots))
 
 
 class Tag(NamedTuple):
@@ -127,7 +131,7 @@ def joined(a: Tag, b: Tag) -> Tag:
 
 def unstacked(tag: Tag, key: Key, length: int) -> Tag:
     """The tag of one entry along the leading axis, as the scan at ``key`` slices it."""
-    taken = tuple(_unstacked(s, 0, key, length) if s.axes else s for s in tag.sources)
+    taken = tuple(_unstacked(s, 0, key, length) if s.axes else s.taken((key, length)) for s in tag.sources)
     return tag._replace(sources=taken, rows=tag.rows[1:], value=None)
 
 
@@ -135,7 +139,7 @@ def _unstacked(source: Source, axis: int, key: Key, length: int, keeps: bool = F
     assert source.axes is not None
     axes = [NONE if i == axis else a for i, a in enumerate(source.axes) if keeps or i != axis]
     new = source.moved(axes, Unstack(axis, keeps))
-    return new._replace(stack=source.stack | source.axes[axis], slots=(*source.slots, (key, length)))
+    return new._replace(stack=source.stack | source.axes[axis]).taken((key, length))
 
 
 def shard(tag: Tag, spec: Sequence[Any], shape: Sequence[int], mesh: Any, key: Key) -> Tag:
@@ -150,7 +154,7 @@ def shard(tag: Tag, spec: Sequence[Any], shape: Sequence[int], mesh: Any, key: K
             count, at = mesh.shape[name], list(mesh.axis_names).index(name)
             split = Reshape((*local[:d], count, local[d] // count, *local[d + 1 :]))
             local[d] //= count
-            s = s.moved(s.known, split, Unstack(d))._replace(slots=(*s.slots, ((*key, -1 - at), count)))
+            s = s.moved(s.known, split, Unstack(d)).taken(((*key, -1 - at), count))
         sources.append(s)
     return tag._replace(sources=tuple(sources), rows=(), value=None)
 
@@ -262,6 +266,13 @@ def _reverse(eqn: Any, s: Source, key: Key) -> Source:
     return s.moved(s.known, Reverse(tuple(eqn.params["dimensions"])))
 
 
+def _tile(eqn: Any, s: Source, key: Key) -> Source:
+    shape, reps = eqn.invars[0].aval.shape, eqn.params["reps"]
+    spread = tuple(n for pair in zip(reps, shape, strict=True) for n in pair)
+    copies = Broadcast(spread, tuple(range(1, len(spread), 2)))
+    return s.moved(s.known, copies, Reshape(tuple(eqn.outvars[0].aval.shape)))
+
+
 LAYOUT: dict[str, Callable[[Any, Source, Key], Source | None]] = {
     "convert_element_type": _cast,
     "copy": _same,
@@ -274,6 +285,7 @@ LAYOUT: dict[str, Callable[[Any, Source, Key], Source | None]] = {
     "pvary": _same,
     "pcast": _same,
     "rev": _reverse,
+    "tile": _tile,
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,
     "transpose": _transpose,
@@ -303,10 +315,10 @@ def _gathered_slice(eqn: Any, s: Source, key: Key) -> Source:
     return new._replace(steps=None, lost=lost) if lost else new
 
 
-def _split(eqn: Any, s: Source, key: Key) -> list[Source]:
-    shape, axis = eqn.invars[0].aval.shape, eqn.params["axis"]
+def _cut(s: Source, shape: Sequence[int], axis: int, sizes: Sequence[int]) -> list[Source]:
+    """The parts of a value along one axis, one behind the other."""
     parts, at = [], 0
-    for size in eqn.params["sizes"]:
+    for size in sizes:
         start, limit = [0] * len(shape), list(shape)
         start[axis], limit[axis] = at, at + size
         parts.append(s.moved(s.known, Slice(tuple(start), tuple(limit), (1,) * len(shape))))
@@ -314,16 +326,43 @@ def _split(eqn: Any, s: Source, key: Key) -> list[Source]:
     return parts
 
 
-def _concatenated(eqn: Any, tags: Sequence[Tag]) -> Tag:
-    axis, shape, at = eqn.params["dimension"], tuple(eqn.outvars[0].aval.shape), 0
+def _split(eqn: Any, s: Source) -> list[Source]:
+    return _cut(s, eqn.invars[0].aval.shape, eqn.params["axis"], eqn.params["sizes"])
+
+
+def _unstack(eqn: Any, s: Source) -> list[Source]:
+    shape, axis = eqn.invars[0].aval.shape, eqn.params["axis"]
+    kept = [a for i, a in enumerate(s.known) if i != axis]
+    parts = _cut(s, shape, axis, (1,) * shape[axis])
+    gone = s.known[axis] - frozenset().union(NONE, *kept)
+    whole = Reshape(tuple(eqn.outvars[0].aval.shape))
+    return [part.moved(kept, whole)._replace(stack=s.stack | gone) for part in parts]
+
+
+PARTS: dict[str, Callable[[Any, Source], list[Source]]] = {"split": _split, "unstack": _unstack}
+
+
+def _stacked(eqn: Any, s: Source) -> Source:
+    """One operand of ``stack``, with the new axis."""
+    axis, shape = eqn.params["axis"], eqn.invars[0].aval.shape
+    return s.moved((*s.known[:axis], NONE, *s.known[axis:]), Reshape((*shape[:axis], 1, *shape[axis:])))
+
+
+def _joined_along(eqn: Any, tags: Sequence[Tag]) -> Tag:
+    """The tag of what ``concatenate`` or ``stack`` joins."""
+    stack, shape, at = eqn.primitive.name == "stack", tuple(eqn.outvars[0].aval.shape), 0
+    axis = eqn.params["axis" if stack else "dimension"]
     found: dict[str, Source] = {}
     for tag, var in zip(tags, eqn.invars, strict=True):
         start = tuple(at if a == axis else 0 for a in range(len(shape)))
         for s in tag.sources:
-            new = s if s.axes is None else s.moved(s.axes, Embed(shape, start))
+            new = s
+            if s.axes is not None:
+                new = _stacked(eqn, s) if stack else s
+                new = new.moved(new.known, Embed(shape, start))
             twice = found.get(s.path)
             found[s.path] = new if twice is None else new._replace(steps=None, lost="is concatenated with itself before use")
-        at += var.aval.shape[axis]
+        at += 1 if stack else var.aval.shape[axis]
     return Tag(tuple(found.values()), consts=frozenset().union(*(t.consts for t in tags)))
 
 
@@ -332,18 +371,21 @@ def layout(eqn: Any, tags: Sequence[Tag], key: Key) -> list[Tag] | None:
     name = eqn.primitive.name
     if name in ("optimization_barrier", "device_put"):
         return list(tags)
-    if name == "concatenate" and not any(t.dynamic for t in tags):
-        return [_concatenated(eqn, tags)]
+    if name in ("concatenate", "stack") and not any(t.dynamic for t in tags):
+        return [_joined_along(eqn, tags)]
     if not tags or not tags[0].sources:
         return None
-    if name == "split":
-        columns = [[s] * len(eqn.outvars) if s.axes is None else _split(eqn, s, key) for s in tags[0].sources]
+    if name in PARTS:
+        columns = [[s] * len(eqn.outvars) if s.axes is None else PARTS[name](eqn, s) for s in tags[0].sources]
         return [tags[0]._replace(sources=row) for row in zip(*columns)]
     single = name == "gather" and one_slice(eqn)
     if not single and name not in LAYOUT:
         return None
     move = _gathered_slice if single else LAYOUT[name]
-    moved = [s if s.axes is None else move(eqn, s, key) for s in tags[0].sources]
+    shape = eqn.invars[0].aval.shape
+    probe = move(eqn, Source("", tuple(shape), (NONE,) * len(shape)), key)  # what it takes of a value, whatever lies behind it
+    slots = () if probe is None else probe.slots
+    moved = [s.taken(*slots) if s.axes is None else move(eqn, s, key) for s in tags[0].sources]
     sources = tuple(s for s in moved if s is not None)
     # a cast to whole numbers or back works entry by entry
     return [mixed(tags[:1]) if len(sources) < len(moved) else tags[0]._replace(sources=sources)]

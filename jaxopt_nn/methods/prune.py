@@ -203,6 +203,10 @@ def prune(
     scheduled = callable(amount)
     select = _above if sparsity is None else allocation
     taps = getattr(criterion, "taps", no_taps)
+    # any criterion but magnitude may read gradients; only a schedule scores again after init
+    needs = frozenset({"roles"} | ({"grads"} if scheduled and criterion is not magnitude else set()))
+    # an allocation sees all leaves together, so init and update are no work of single leaves
+    each = leafwise(_takes, lambda path, leaf, known: ((), ()), _view, pack=_pack, needs=needs, taps=taps, name="prune")
 
     def masks(scores: dict[str, Any], roles: dict[str, Roles], step: Any) -> dict[str, Any]:
         return select(scores, roles, amount(step) if callable(amount) else amount)
@@ -213,7 +217,7 @@ def prune(
         return masks(_scores(criterion, leaves, None, known), {p: k.roles for p, k in known.items()}, 0)
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(_takes(p, x, info), str)}
+        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(each.traits.takes(p, x, info), str)}
         known = {p: known_of(p, x.ndim, info, taps) for p, x in taken.items()}
         if not taken:
             return State({}, {})
@@ -233,10 +237,6 @@ def prune(
         new = {p: made[p] if regrow else made[p] & own.mask for p, own in state.carried.items()}
         return State(state.learnt, {p: Pruned(new[p], own.known) for p, own in state.carried.items()})
 
-    # any criterion but magnitude may read gradients; only a schedule scores again after init
-    needs = frozenset({"roles"} | ({"grads"} if scheduled and criterion is not magnitude else set()))
-    # an allocation sees all leaves together, so init and update are no work of single leaves
-    each = leafwise(_takes, lambda path, leaf, known: ((), ()), _view, pack=_pack, needs=needs, taps=taps, name="prune")
     local = select in (per_leaf, _above)
     traits = each.traits._replace(leaf_local=local, pending=partial(_pending, sparsity, threshold))
     return each._replace(init=init, update=update, traits=traits)

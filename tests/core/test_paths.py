@@ -55,6 +55,9 @@ def test_two_leaves_of_one_path_are_an_error():
         ("**/Dense_[01]/kernel", "params/Dense_1/kernel", True),
         ("**/Dense_[01]/kernel", "params/Dense_2/kernel", False),
         ("a.b", "aXb", False),
+        ("linear/w[0,1] 8x0e", "linear/w[0,1] 8x0e", True),  # as e3nn names its weights
+        ("**/w[0,1] 8x0e", "linear/w[0,1] 8x0e", True),
+        ("linear/w[01]", "linear/w1", True),
     ],
 )
 def test_globs(pattern, path, expected):

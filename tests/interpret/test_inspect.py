@@ -78,6 +78,20 @@ def test_macs_count_loop_iterations():
     assert info.sites[0].stack == (3,)
 
 
+@pytest.mark.parametrize(
+    ("apply", "by"),
+    [
+        (lambda w, x: lax.scan(lambda c, u: (jnp.tanh(c + u), None), w, x[None])[0], "scan"),  # a learned initial state
+        (lambda w, x: lax.while_loop(lambda c: c.sum() < 9, lambda c: c + x, w), "while"),
+        (lambda w, x: lax.cond(x.sum() > 0, lambda: w, lambda: 2 * w) @ x.T, "cond"),
+        (lambda w, x: lax.cond(True, lambda: w, lambda: x), "cond"),
+    ],
+)
+def test_a_leaf_that_becomes_an_activation_in_a_loop_or_a_branch_is_read(apply, by):
+    (leaf,) = inspect(apply, jnp.ones((8, 8)), jnp.ones((8, 8))).leaves
+    assert f"combined with an activation by `{by}`" in leaf.reason
+
+
 def test_a_derived_weight_is_a_site_and_listed():
     info = inspect(lambda v, x: x @ (v["w"] * v["g"][None, :]), {"w": jnp.ones((8, 5)), "g": jnp.ones(5)}, X)
     (site,) = info.sites

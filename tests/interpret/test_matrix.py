@@ -169,6 +169,73 @@ def test_a_weight_that_is_doubled_before_use_keeps_its_stack_and_its_places(rng)
     assert not info.report.of("assumed")
 
 
+@pytest.mark.parametrize(
+    ("shapes", "apply", "stack", "matrices"),
+    [
+        ({"a": (3, 4, 4), "s": (3, 4, 1)}, lambda v, x: scanned(x, jnp.cumsum(v["a"], 1) * v["s"]), (3,), {"s"}),
+        ({"a": (3, 4, 4), "s": (3, 4, 1)}, lambda v, x: indexed(x, jnp.cumsum(v["a"], 1) * v["s"]), (3,), {"s"}),
+        ({"a": (3, 4, 4), "t": (4, 4)}, lambda v, x: scanned(x, v["a"], v["t"]), (3,), {"a"}),
+        ({"a": (3, 1, 4), "t": (4, 4)}, lambda v, x: scanned(x, v["a"], v["t"]), (), {"t"}),
+        ({"q": (6, 5), "w": (5, 4)}, lambda v, x: jnp.einsum("bd,bid->bi", x, shared(v["q"] @ v["w"], x)), (), set()),
+    ],
+)
+def test_all_leaves_behind_a_site_have_its_stack_or_no_matrix(rng, shapes, apply, stack, matrices):
+    """Of several leaves some are taken apart by a loop, or are known, and others not."""
+    v = {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
+    site = inspect(apply, v, jnp.ones((3, 4))).sites[-1]
+    found = {use.path: use.matrix for use in site.uses if use.matrix is not None}
+    assert site.stack == stack and set(found) == matrices
+    assert all(matrix.shape == (*stack, site.inputs, site.outputs) for matrix in found.values())
+
+
+def scanned(x, w, gain=None):
+    return lax.scan(lambda c, m: (c @ (m if gain is None else m * gain), None), x, w)[0]
+
+
+def indexed(x, w):
+    return lax.fori_loop(0, 3, lambda i, c: c @ w[i], x)
+
+
+def shared(w, x):
+    return jnp.broadcast_to(w, (len(x), *w.shape))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "apply", "densified"),
+    [
+        ({"a": (8, 8), "b": (8, 8)}, lambda v, x: scanned(x, jnp.stack([v["a"], v["b"]])), False),
+        ({"a": (8, 6), "b": (6, 8)}, lambda v, x: jnp.einsum("bi,iko->bko", x, jnp.stack([v["a"], v["b"].T], 1)), False),
+        ({"w": (2, 8, 8)}, lambda v, x: (lambda a, b: x @ a @ b)(*jnp.unstack(v["w"])), False),
+        ({"w": (8, 2, 8)}, lambda v, x: (lambda a, b: x @ a @ b)(*jnp.unstack(v["w"], axis=1)), False),
+        ({"w": (4, 6)}, lambda v, x: x @ jnp.tile(v["w"], (2, 1)), True),
+    ],
+)
+def test_stacking_unstacking_and_tiling_only_move_entries(rng, shapes, apply, densified):
+    """They are primitives of their own since JAX 0.10."""
+    v = {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in shapes.items()}
+    x = jnp.asarray(rng.standard_normal((3, 8)), jnp.float32)
+    info = inspect(apply, v, x)
+    assert not any(site.derived for site in info.sites) and all(info.matrix(path) is not None for path in v)
+    keeps = {"**": {"x": keep("input"), "y": keep("output")}}
+    stats = capture(apply, keeps)(v, x)[1]
+    for site in info.sites:
+        whole = sum(use.matrix(v[use.path]) for use in site.uses)
+        np.testing.assert_allclose(stats[site.name]["x"] @ whole, stats[site.name]["y"], rtol=1e-4, atol=1e-5)
+    method = quantize(8)
+    state = method.init(v, info)
+    stored, run = method.pack(v, state), rewrite(apply)
+    np.testing.assert_allclose(run(stored, x), apply(method.view(v, state), x), rtol=1e-4, atol=1e-4)
+    assert bool(run.explain(prepare(stored), x).of("densified")) is densified
+
+
+def test_a_lookup_of_windows_has_outputs_as_long_as_they_are(rng):
+    w, ids = jnp.asarray(rng.standard_normal((12, 6)), jnp.float32), jnp.asarray([0, 5, 9])
+    apply = lambda w, ids: jax.vmap(lambda i: lax.dynamic_slice(w, (i, 0), (3, 6)))(ids)
+    total = Tap(lambda site: jnp.zeros(site.outputs), lambda acc, y, weight, site: acc + y.sum(0), jnp.add, "output")
+    out, stats = capture(apply, total)(w, ids)
+    np.testing.assert_allclose(stats[""], out.reshape(3, -1).sum(0), rtol=1e-6)
+
+
 def test_what_is_assumed_of_a_derived_weight_is_said(rng):
     w, x = jnp.asarray(rng.standard_normal((8, 8)), jnp.float32), jnp.asarray(rng.standard_normal((5, 8)), jnp.float32)
     info = inspect(lambda w, x: x @ jnp.cumsum(w, 0), w, x)

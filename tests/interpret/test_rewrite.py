@@ -172,6 +172,17 @@ def test_a_custom_derivative_with_a_site_inside_is_reported():
     assert "custom_vjp_call" in str(jax.make_jaxpr(plain)(W, X)) and not plain.explain(W, X)
 
 
+def test_what_has_its_own_batching_or_lowering_is_entered():
+    product = lambda x, w: x @ w
+    batched = jax.custom_batching.custom_vmap(product)
+    batched.def_vmap(lambda size, axes, x, w: (jnp.matmul(x, w), True))
+    for call in (batched, jax.lax.composite(product, "my.product")):
+        apply = lambda v, x, call=call: call(x, v["a"])
+        np.testing.assert_allclose(rewrite(apply, DOUBLE)(W, X), 2 * X @ W["a"], rtol=1e-5)
+        np.testing.assert_allclose(rewrite(apply)(packed(W), X), X @ viewed(W)["a"], rtol=2e-5, atol=1e-5)
+        assert str(jax.make_jaxpr(rewrite(apply))(W, X)) == str(jax.make_jaxpr(apply)(W, X))
+
+
 def test_errors_of_the_model_itself_come_through():
     with pytest.raises(TypeError, match="dot_general"):
         rewrite(mlp)(W, X[:, :3])

@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxopt_nn.core.combine import by_path, chain, where
 from jaxopt_nn.core.model import Known
-from jaxopt_nn.core.transform import LeafTraits, leafwise, why_not_matrix
+from jaxopt_nn.core.transform import LeafTraits, explain, leafwise, why_not_matrix
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture
@@ -206,6 +206,22 @@ def test_wanda_keeps_what_its_formula_says(rng):
         assert kept.sum() == score.size // 2 and score[kept].min() >= score[~kept].max()
         x = x + np.tanh(x @ np.asarray(v["up"][layer])) @ np.asarray(v["down"][layer])
     assert (np.asarray(seen["up"]) != np.asarray(prune(sparsity=0.5).view(v, prune(sparsity=0.5).init(v))["up"])).any()
+
+
+def test_leaves_that_no_statistic_can_be_laid_beside_are_left_alone_and_named(rng):
+    """A weight that is summed up before use, a PRNG key; and batches of two sizes, with a weight spread over each."""
+    v = {k: jnp.asarray(rng.standard_normal(s), jnp.float32) for k, s in {"a": (8, 6), "b": (6, 4), "q": (5, 4)}.items()}
+    v["key"] = jax.random.key(0)
+
+    def apply(v, x):
+        spread = jnp.broadcast_to(jnp.cumsum(v["q"], 0), (len(x), 5, 4))
+        return jnp.einsum("bo,bio->bi", x @ v["a"] @ v["b"], spread)
+
+    info = calibrate(apply, v, (method := prune(wanda, sparsity=0.5)), [jnp.ones((n, 8)) for n in (4, 3)])
+    seen = method.view(v, method.init(v, info))
+    assert [float((seen[k] == 0).mean()) for k in ("a", "b", "q")] == [0.5, 0.5, 0.0]
+    reasons = {m.path: m.reason for m in explain(method, v, info)}
+    assert "`cumsum`" in reasons["q"] and "key" in reasons["key"] and set(reasons) == {"q", "key"}
 
 
 def test_members_beside_each_other_keep_their_own_statistics(rng):
