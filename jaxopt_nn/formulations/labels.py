@@ -56,6 +56,10 @@ class Labels:
     out: Names
     groups: Mapping[str, int]
 
+    def size(self, weight: Coded, letter: str) -> int:
+        """How many entries the weight has along its axes of one kind: ``b``, ``k`` or ``w``."""
+        return math.prod(n for n, name in zip(weight.shape, self.weight) if name[0] == letter)
+
     def in_turn(self, weight: Coded) -> bool:
         """Whether the codes lie as [groups, ...] of the only contracted axis with groups."""
         axis = weight.split_axis

@@ -48,13 +48,9 @@ def direct(weight: Coded, other: Array, call: Call, apart: bool = False) -> Arra
     return jnp.sum(total, tuple(range(len(batch), len(batch) + len(groups)))).astype(call.dtype)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def scaled(weight: Coded, other: Array, call: Call, apart: bool = False) -> Array:
-    """One dot on the weight's values, as the dense program: for more rows than a group has entries.
-
-    ``apart`` keeps the compiler from laying the codes out anew for what follows.
-    """
-    weight = lax.optimization_barrier(weight) if apart else weight
+@partial(jax.jit, static_argnums=2)
+def scaled(weight: Coded, other: Array, call: Call) -> Array:
+    """One dot on the weight's values, as the dense program: for more rows than a group has entries."""
     names = labels.of(call, weight, other)
     codes, order = names.codes(weight, weight.codes)
     values = _centred(weight, names, codes, order).astype(jnp.float32) * _scale(weight, names, order)

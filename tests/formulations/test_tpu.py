@@ -63,6 +63,16 @@ def test_a_lookup_of_columns_and_in_a_bfloat16_weight():
     np.testing.assert_array_equal(rows, q.densify()[:, ids])
 
 
+def test_a_large_table_is_looked_up_in_blocks(monkeypatch):
+    monkeypatch.setattr(tpu, "BLOCK", 2**10)  # 16 rows
+    q = stored((90, 64), (90, 1), 8)
+    ids = np.random.default_rng(1).integers(-100, 190, 40)
+    look = lambda w, i: densify(products.take(w, i, 0))
+    np.testing.assert_array_equal(jax.jit(look)(prepare(q, "tpu"), ids), np.asarray(q.densify())[np.clip(ids, 0, 89)])
+    dots = [e for e in jax.make_jaxpr(tpu._looked_up, static_argnums=2)(prepare(q, "tpu"), ids, 0).eqns]
+    assert str(dots).count("dot_general") == 6
+
+
 @pytest.mark.parametrize("activations", [8, 32])
 @pytest.mark.parametrize("scales", [(1, 6), (2, 6)])
 @pytest.mark.parametrize("shape", [(64,), (1, 64), (3, 64), (2, 1, 64), (1, 9, 64)])
@@ -97,6 +107,13 @@ def test_one_row_costs_what_eight_do(scales, bits, activations):
     run = lambda w, x: products.dot(x, w, LAST, activations=activations)
     one, eight = (compile_for(run, weight, [S((n, 2048), jnp.bfloat16)]).estimated_cycles for n in (1, 8))
     assert one <= 1.2 * eight
+
+
+@pytest.mark.parametrize(("shape", "barriers"), [((64, 128), 1), ((128, 64), 0), ((64, 64), 0)])
+def test_a_widening_product_stands_apart_from_its_scale(shape, barriers):
+    w = prepare(stored(shape, (1, shape[1]), 8), "tpu")
+    run = jax.make_jaxpr(lambda x: products.dot(x, w, LAST))(jnp.ones((9, shape[0])))
+    assert str(run).count("optimization_barrier") == barriers
 
 
 @needs_compiler
