@@ -217,7 +217,7 @@ def test_leaves_that_no_statistic_can_be_laid_beside_are_left_alone_and_named(rn
         spread = jnp.broadcast_to(jnp.cumsum(v["q"], 0), (len(x), 5, 4))
         return jnp.einsum("bo,bio->bi", x @ v["a"] @ v["b"], spread)
 
-    info = calibrate(apply, v, (method := prune(wanda, sparsity=0.5)), [jnp.ones((n, 8)) for n in (4, 3)])
+    info = calibrate(Network(apply, v), (method := prune(wanda, sparsity=0.5)), [jnp.ones((n, 8)) for n in (4, 3)])
     seen = method.view(v, method.init(v, info))
     assert [float((seen[k] == 0).mean()) for k in ("a", "b", "q")] == [0.5, 0.5, 0.0]
     reasons = {m.path: m.reason for m in explain(method, v, info)}
