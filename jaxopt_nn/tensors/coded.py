@@ -263,7 +263,7 @@ class Coded(Tensor):
 
     def take(self, indices: ArrayLike, axis: int) -> Self:
         """Reads the bytes of the entries asked for, along the packed axis too: the rest stays packed."""
-        indices, axis, shape = jnp.asarray(indices), axis % self.ndim, self.shape
+        indices, axis, shape = wide_indices(indices), axis % self.ndim, self.shape
         if self.split_axis == axis:
             return self.expand().take(indices, axis)
         indices = jnp.clip(indices, 0, shape[axis] - 1)
@@ -366,3 +366,9 @@ class Coded(Tensor):
             return NotImplemented
         codes = lax.concatenate([t.codes for t in wide], axis)
         return dataclasses.replace(wide[0], codes=codes, scale=scale, zero=zero)
+
+
+def wide_indices(indices: ArrayLike) -> Array:
+    """Indices of at least 32 bits: a bound such as the length of a table need not fit into 8 or 16."""
+    indices = jnp.asarray(indices)
+    return indices.astype(jnp.int32) if indices.dtype.itemsize < 4 else indices

@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxopt_nn.formulations import products
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.numerics import affine
 from jaxopt_nn.tensors import layout
@@ -410,3 +411,19 @@ def test_concatenate():
     assert make().concatenate([make(bits=3)], 1) is NotImplemented
     whole, half = make(zero=True), QTensor.quantize(x, jnp.ones((1, 8)), jnp.full((1, 8), 0.5), bits=4)
     assert whole.concatenate([half], 1) is NotImplemented
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16"])
+@pytest.mark.parametrize("platform", [None, "cpu", "gpu", "tpu"])
+def test_narrow_ids_reach_every_row_of_a_long_table(kind, platform):
+    """300 rows: the last index fits into no 8 bits."""
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((300, 4)), jnp.float32)
+    q = QTensor.quantize(w, jnp.full((1, 4), 0.02), bits=8)
+    ids = np.array([3, 100, 127], kind)
+    held = q if platform is None else prepare({"w": q, "large": large()}, platform)["w"]
+    np.testing.assert_array_equal(densify(products.take(held, ids, 0)), np.asarray(q.densify())[ids])
+
+
+def large():
+    """Beside it no network counts as small."""
+    return QTensor.quantize(jnp.zeros((2048, 1025)), jnp.ones((1, 1025)), bits=8)
