@@ -41,7 +41,8 @@ pytest: $(VENV)/installed-test
 	XLA_FLAGS="$$XLA_FLAGS $(EXACT)" $(BIN)/python -m pytest -m "exact and not slow" $(PYTEST_FLAGS) $(TESTS) || test $$? -eq 5
 
 slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow $(SLOW_FLAGS) $(TESTS) || test $$? -eq 5
+	$(BIN)/python -m pytest -m "slow and not exact" $(SLOW_FLAGS) $(TESTS) || test $$? -eq 5
+	XLA_FLAGS="$$XLA_FLAGS $(EXACT)" $(BIN)/python -m pytest -m "exact and slow" $(SLOW_FLAGS) $(TESTS) || test $$? -eq 5
 
 readme: $(VENV)/installed-test
 	$(BIN)/python -m experiments.readme

@@ -51,6 +51,7 @@ def derivative(model):
     return jax.jit(forward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_a_model_runs_and_differentiates(name):
     model = ZOO[name]()

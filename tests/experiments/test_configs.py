@@ -81,6 +81,7 @@ def test_a_config_runs(name, images, tmp_path):
     assert (tmp_path / "report.html").exists() and (tmp_path / "artifact" / "manifest.json").exists()
 
 
+@pytest.mark.slow
 def test_the_study_of_gradients_finds_where_they_vanish(images, tmp_path, monkeypatch):
     monkeypatch.setattr(gradients, "BITS", (4,))
     cases = [c for c in gradients.CASES if c.bits in (0, 4)]
