@@ -10,21 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-#: Higher-order primitives whose operands are their body's, one to one, and the parameter that holds the body.
-DIRECT = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "checkpoint": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vmap_call": "call",
-    "composite": "jaxpr",
-    "shard_map": "jaxpr",
-}
+#: Higher-order primitives whose operands are their body's, one to one.
+DIRECT = frozenset(
+    "jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vmap_call composite "
+    "shard_map".split()
+)
+#: Parameters that hold such a body; which one differs by primitive, and between versions of JAX.
+BODIES = ("jaxpr", "call_jaxpr", "call")
 LOOPS = ("scan", "while", "cond")
 CUSTOM_DERIVATIVES = ("custom_jvp_call", "custom_vjp_call")
 SITE_PRIMITIVES = {"dot_general": "dot", "conv_general_dilated": "conv", "gather": "gather"}
@@ -51,7 +43,7 @@ def bodies(eqn: Any) -> tuple[Body, ...] | None:
     """
     name, params = eqn.primitive.name, eqn.params
     if name in DIRECT:
-        return (opened(params[DIRECT[name]]),)
+        return (opened(next(params[key] for key in BODIES if key in params)),)
     if name == "scan":
         return (opened(params["jaxpr"]),)
     if name == "while":
