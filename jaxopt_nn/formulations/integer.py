@@ -30,7 +30,7 @@ LONGEST = 2**17 - 1
 #: Largest activation of 16 bits whose high and low byte are both within int8.
 _LARGEST16 = 127 * 256 + 127
 #: Pieces of a row that are compared side by side; a power of two.
-FOLDS = 8
+FOLDS = 16
 
 
 def row_scale(x: Array, axes: Sequence[int], bits: int = 8, folded: bool = False) -> Array:
@@ -49,14 +49,14 @@ def _row_scale(x: Array, axes: Sequence[int], qmax: int, folded: bool) -> Array:
 
 
 def _folded(x: Array, axes: Sequence[int]) -> Array:
-    """An array whose maxima over ``axes`` are those of ``x``, with an eighth of the entries; ``x`` where that can't be.
+    """An array whose maxima over ``axes`` are those of ``x``, with a sixteenth of the entries; ``x`` where that can't be.
 
     XLA on CPU takes the largest of a row entry after entry (without its reduce fusion, which gives wrong numbers), and the
     largest of several rows for many entries at a time: the pieces of a row are compared as if they were rows. They may
     overlap, since what is compared twice is no larger.
     """
     lead, size = x.ndim - len(axes), math.prod(x.shape[a] for a in axes)
-    if sorted(axes) != list(range(lead, x.ndim)) or size < 32 * FOLDS:
+    if sorted(axes) != list(range(lead, x.ndim)) or size < 16 * FOLDS:
         return x
     rows, length = x.reshape(*x.shape[:lead], size), -(-size // FOLDS)
     starts = [min(i * length, size - length) for i in range(FOLDS)]
