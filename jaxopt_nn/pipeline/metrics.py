@@ -163,26 +163,29 @@ def explained(values: Callable[[PyTree, PyTree], tuple[Any, Any, Any]]) -> Metri
 
 
 def _moments(values: Callable[..., Any], outputs: PyTree, batch: PyTree, real: Any) -> tuple[Any, ...]:
-    """``(sum of squared errors, sum of weights, mean, sum of squares around it)``: those around 0 would lose all digits to a
-    mean that is far from it.
+    """``sum w e^2`` of the errors, ``sum w``, a centre ``c``, ``sum w (y - c)`` and ``sum w (y - c)^2`` of the targets.
+
+    Around 0 instead of a centre, targets whose mean is far from it would lose all digits.
     """
     found, wanted, weights = _alike(values(outputs, batch))
     found, wanted = found.astype(jnp.float32), wanted.astype(jnp.float32)
     errors, count = counted(jnp.square(found - wanted), weights, real)
-    mean = counted(wanted, weights, real)[0] / jnp.maximum(count, jnp.finfo(jnp.float32).tiny)
-    return errors, count, mean, counted(jnp.square(wanted - mean), weights, real)[0]
+    centre = counted(wanted, weights, real)[0] / jnp.maximum(count, jnp.finfo(jnp.float32).tiny)
+    around = [counted((wanted - centre) ** k, weights, real)[0] for k in (1, 2)]
+    return errors, count, centre, *around
 
 
 def _pooled(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The moments of two parts as those of the whole (Chan et al. 1983, eq. 1.5)."""
-    count = a[1] + b[1]
-    share, gap = b[1] / max(count, 1e-300), b[2] - a[2]
-    return a[0] + b[0], count, a[2] + gap * share, a[3] + b[3] + gap**2 * a[1] * share
+    """The moments of two parts, those of the second around the centre of the first."""
+    (errors, count, _, first, second), gap = b, b[2] - a[2]
+    moved = errors, count, 0.0, first + gap * count, second + 2 * gap * first + gap**2 * count
+    return tuple(x + y for x, y in zip(a, moved))
 
 
 def _r2(moments: tuple[Any, ...]) -> float:
-    errors, _, _, around = map(float, moments)
-    return 1 - errors / around if around > 0 else math.nan
+    errors, count, _, first, second = map(float, moments)
+    variance = second - first**2 / count if count else 0.0
+    return 1 - errors / variance if variance > 1e-6 * second else math.nan  # of constants rounding alone is left
 
 
 def _alike(found: tuple[Any, ...]) -> tuple[Any, ...]:
