@@ -39,7 +39,7 @@ from jaxopt_nn.pipeline.data import Arrays, Stream
 from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.metrics import Metric
 from jaxopt_nn.pipeline.numbers import reconstruction, regression
-from jaxopt_nn.pipeline.recipe import Distill, Stage
+from jaxopt_nn.pipeline.recipe import Distill, Stage, control
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
@@ -92,6 +92,7 @@ __all__ = [
     "clipping",
     "compile_for",
     "compress",
+    "control",
     "cubic",
     "dead_units",
     "densify",

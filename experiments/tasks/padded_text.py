@@ -42,13 +42,13 @@ def network(seed: int = 0) -> Network:
     return of_module(Reader(), seed, 1, 2, dtype=jnp.int32)
 
 
-def task(batches: int = 32, rows: int = 64) -> Task:
-    """Lines int32 ``[rows, 44]`` of ``$`` and a number below ten thousand in words, padded behind its end."""
+def task(batches: int = 32, batch_size: int = 64) -> Task:
+    """Lines int32 ``[batch_size, 44]`` of ``$`` and a number below ten thousand in words, padded behind its end."""
 
     def lines(seed: int, count: int = batches) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(seed)
         for _ in range(count):
-            texts = [f"${words(n)}.".ljust(LENGTH, "_") for n in rng.integers(0, 10_000, rows)]
+            texts = [f"${words(n)}.".ljust(LENGTH, "_") for n in rng.integers(0, 10_000, batch_size)]
             yield np.array([[LETTERS.index(c) for c in text] for text in texts], np.int32)
 
     return language_model(train=lines, test=lambda: lines(seed=2**32, count=8), ignore=LETTERS.index("_"))

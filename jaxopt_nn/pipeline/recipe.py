@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.train import averaging
-from jaxopt_nn.core.transform import Transform
+from jaxopt_nn.core.transform import Transform, identity
 
 if TYPE_CHECKING:
     import optax
@@ -198,6 +198,17 @@ def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
                 )
         earlier.append(stage.name)
     return tuple(recipe)
+
+
+def control(recipe: Recipe) -> tuple[Stage, ...]:
+    """The training of a recipe without what it does to the network: an equal-training control.
+
+    Stages keep their epochs, learning rates, optimizers, averages and teacher; transforms and rules go.
+    ``compress(network, control(recipe), task)`` with the same seed trains the float network as long, on the same minibatches:
+    what its last stage gained over the baseline is the training's share of what the recipe's gained.
+    """
+    plain = {"transform": identity(), "rule": None, "training_rule": None, "thaw": ()}
+    return tuple(dataclasses.replace(stage, **plain) for stage in check_recipe(recipe))
 
 
 def described(recipe: Recipe) -> list[dict[str, Any]]:
