@@ -1,5 +1,6 @@
 """Six tasks of a user's own, from a config and from Python: pruned, in 4 bits, reported, shipped, killed and resumed."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -52,12 +53,12 @@ def shrunk(name: str) -> dict:
     config["float"]["epochs"] = 0
     for stage in config["stages"]:
         stage["epochs"] = 1
-    small = SMALL.get(name, {})
-    changes = {"control": False, "batch_size": small.get("batch_size", 64)}
-    return checked({**config, **changes, "data": config["data"] | small.get("data", {})})
+    less = SMALL.get(name, {})
+    changes = {"control": False, "batch_size": less.get("batch_size", 64)}
+    return checked({**config, **changes, "data": config["data"] | less.get("data", {})})
 
 
-@pytest.fixture(scope="module")
+@contextlib.contextmanager
 def small():
     """400 of the images; two stretches an epoch, with a position between them in the last stage alone; no plots."""
     images, labels = datasets.load_digits(return_X_y=True)
@@ -79,7 +80,7 @@ class Ran:
     report: dict
 
     def again(self, folder: pathlib.Path) -> dict:
-        with pytest.MonkeyPatch.context() as patch:
+        with small(), pytest.MonkeyPatch.context() as patch:
             patch.setattr(compress, "Experiment", lambda config: self.experiment)
             return compress.run(self.experiment.config, str(folder), latency=False)
 
@@ -100,7 +101,7 @@ OFTEN = ("padded_text", "two_heads")
 
 
 @pytest.fixture(scope="module", params=[n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
-def ran(request, tmp_path_factory, small):
+def ran(request, tmp_path_factory):
     done = Ran(request.param, compress.Experiment(shrunk(request.param)), tmp_path_factory.mktemp(request.param), {})
     done.report = done.again(done.folder)
     return done
@@ -215,10 +216,11 @@ def test_python_gives_the_numbers_of_the_config_also_when_killed(ran, tmp_path, 
     recipe = registry.stages(config["stages"])
     places = lambda name: jn.Checkpoints(tmp_path / name)
     go = lambda **more: jn.compress(network, recipe, ran.task, latency=False, checkpoints=places, **more)
-    with pytest.raises(Killed):
-        go(watch=killing(lambda entry: None))
     told = []
-    result = go(workdir=tmp_path / "run", watch=told.append)
+    with small():
+        with pytest.raises(Killed):
+            go(watch=killing(lambda entry: None))
+        result = go(workdir=tmp_path / "run", watch=told.append)
     assert {entry["stage"] for entry in told} == {"quantize"} and len(told) < len([
         entry for entry in result.report["history"] if entry["stage"] == "quantize"])  # fmt: skip
     for name in ("baseline", "stages", "metrics", "headline", "skipped"):
