@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxopt_nn.methods.distill import divergence
 from jaxopt_nn.pipeline import metrics as of
-from jaxopt_nn.pipeline.data import Arrays, Source, source_of
+from jaxopt_nn.pipeline.data import Source, source_of
 from jaxopt_nn.pipeline.metrics import Metric
 from jaxopt_nn.pipeline.task import Part, Task, check_same, given_outputs, is_logits, loss_sums, part_of
 
@@ -49,6 +49,10 @@ def _one_logit(logits: Any, y: Any) -> bool:
     return logits.ndim == y.ndim and jnp.issubdtype(y.dtype, jnp.integer)
 
 
+def _weighted(values: Any, weights: Any) -> Any:
+    return values if weights is None else (values, weights)
+
+
 @functools.cache
 def _cross_entropy(classes: Classes) -> Callable[..., Any]:
     def loss(outputs: Any, batch: PyTree) -> Any:
@@ -60,8 +64,8 @@ def _cross_entropy(classes: Classes) -> Callable[..., Any]:
         elif jnp.issubdtype(y.dtype, jnp.integer):
             values = optax.softmax_cross_entropy_with_integer_labels(logits, y)
         else:  # one-hot or soft labels
-            values = optax.softmax_cross_entropy(logits, y)
-        return values if weights is None else (values, weights)
+            return _weighted(optax.softmax_cross_entropy(logits, y), weights)
+        return _weighted(jnp.where(y < 0, jnp.nan, values), weights)  # else -1 would be the last class
 
     return loss
 
@@ -91,7 +95,7 @@ def _softened(classes: Classes) -> Callable[..., Any]:
         if _one_logit(logits, y):
             logits, goal = (jnp.stack([jnp.zeros_like(x), x], -1) for x in (logits, goal))
         values = _softer(goal, logits, temperature)
-        return values if weights is None else (values, weights)
+        return _weighted(values, weights)
 
     return soft
 
@@ -190,7 +194,7 @@ def _but_last(batch: PyTree) -> Any:
 
 
 def _check_classes(classes: Classes, outputs: PyTree, source: Source) -> None:
-    """Raises ValueError where outputs are no logits for these labels, or a label in memory has no logit."""
+    """Raises ValueError where outputs are no logits for these labels, or a label has no logit (of a loader's first batch)."""
     labels = np.asarray(part_of(classes.labels, source.example))
     places = (2, *labels.shape[1:])
     if labels.dtype.kind == "f":
@@ -207,15 +211,12 @@ def _check_classes(classes: Classes, outputs: PyTree, source: Source) -> None:
             f"{source.name}: for 2 inputs with labels {list(places)} {given_outputs(outputs)}; needed are logits, float "
             f"[{', '.join(map(str, places))}, classes]: wrap apply so that it returns them, or name the labels (labels=)"
         )
-    if isinstance(source, Arrays):
-        whole = np.asarray(part_of(classes.labels, source.tree))
-        if single and whole.ndim > 1 and whole.shape[-1] > 1 and (whole.sum(-1) == 1).all():
-            raise ValueError(
-                f"{source.name}: labels are one-hot in {whole.dtype}; pass them as floats, or class numbers {list(places[:-1])}"
-            )
-        count = 2 if single else outputs.shape[-1]
-        _check_labels(whole, count, classes.ignore, source.name)
-
+    held = np.asarray(part_of(classes.labels, source.sample))
+    if single and held.ndim > 1 and held.shape[-1] > 1 and (held.sum(-1) == 1).all():
+        raise ValueError(
+            f"{source.name}: labels are one-hot in {held.dtype}; pass them as floats, or class numbers {list(places[:-1])}"
+        )
+    _check_labels(held, 2 if single else outputs.shape[-1], classes.ignore, source.name)
 
 
 def _check_labels(y: np.ndarray, classes: int, ignore: int | None, name: str) -> None:
@@ -237,7 +238,7 @@ def _binary_cross_entropy(classes: Classes) -> Callable[..., Any]:
 
         y, weights = classes.of(batch)
         values = optax.sigmoid_binary_cross_entropy(outputs.astype(jnp.float32), y)
-        return values if weights is None else (values, weights)
+        return _weighted(values, weights)
 
     return loss
 
@@ -267,7 +268,7 @@ def _bernoulli(classes: Classes) -> Callable[..., Any]:
         pair = lambda x: jnp.stack([jnp.zeros_like(x), x], -1).astype(jnp.float32)
         values = _softer(pair(jax.lax.stop_gradient(goal)), pair(outputs), temperature)
         weights = classes.of(batch)[1]
-        return values if weights is None else (values, weights)
+        return _weighted(values, weights)
 
     return soft
 

@@ -94,6 +94,11 @@ class Arrays:
         """A batch of one."""
         return self.rows(slice(0, 1))
 
+    @property
+    def sample(self) -> PyTree:
+        """The examples that can be looked at before the work begins: all."""
+        return self.tree
+
     def rows(self, at: Any) -> PyTree:
         return jax.tree.map(lambda x: x[at], self.tree)
 
@@ -163,7 +168,7 @@ class Stream:
                     "give it a length that holds"
                 )
             batch = _numbers(batch, where)
-            like = like or _described(self._first if "_first" in self.__dict__ else batch)
+            like = like or _described(self.sample if "sample" in self.__dict__ else batch)
             _check_batch(batch, like, where)
             done, examples = done + 1, examples + len(jax.tree.leaves(batch)[0])
             yield batch
@@ -190,7 +195,8 @@ class Stream:
         raise ValueError(f"{self.name}: gives the same iterator again, {ONCE}")
 
     @functools.cached_property
-    def _first(self) -> PyTree:
+    def sample(self) -> PyTree:
+        """The examples that can be looked at before the work begins: the first batch."""
         batch = next(self._pass(0, None), None)
         if batch is None:
             raise ValueError(f"{self.name}: gives no batch; pass at least one")
@@ -198,7 +204,7 @@ class Stream:
 
     @property
     def example(self) -> PyTree:
-        return jax.tree.map(lambda x: x[:1], self._first)
+        return jax.tree.map(lambda x: x[:1], self.sample)
 
     @property
     def size(self) -> int:
@@ -212,7 +218,7 @@ class Stream:
             pass
 
     def batch_rows(self, batch_size: int) -> int:
-        return len(jax.tree.leaves(self._first)[0])
+        return len(jax.tree.leaves(self.sample)[0])
 
     def steps(self, batch_size: int) -> int:
         if self._length is None:

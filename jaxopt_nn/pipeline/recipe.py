@@ -207,8 +207,8 @@ def control(recipe: Recipe) -> tuple[Stage, ...]:
     ``compress(network, control(recipe), task)`` with the same seed trains the float network as long, on the same minibatches:
     what its last stage gained over the baseline is the training's share of what the recipe's gained.
     """
-    plain = {"transform": identity(), "rule": None, "training_rule": None, "thaw": ()}
-    return tuple(dataclasses.replace(stage, **plain) for stage in check_recipe(recipe))
+    plain = functools.partial(dataclasses.replace, transform=identity(), rule=None, training_rule=None, thaw=())
+    return tuple(plain(stage) for stage in check_recipe(recipe))
 
 
 def described(recipe: Recipe) -> list[dict[str, Any]]:

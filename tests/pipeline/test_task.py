@@ -72,6 +72,12 @@ def test_weights_and_ignored_labels_count_as_they_say():
         np.testing.assert_allclose(found["loss"], losses[kept].mean(), rtol=1e-5)
 
 
+def test_a_label_that_is_no_class_in_a_later_batch_of_a_loader_gives_no_number():
+    for label in (-1, 5):
+        batches = [(LOGITS[:16], LABELS[:16]), (LOGITS[16:32], np.where(np.arange(16) == 3, label, LABELS[16:32]))]
+        assert math.isnan(graded(jn.classification(test=batches))["loss"])
+
+
 def test_a_weight_of_an_example_holds_for_all_its_values():
     """Also where an example has as many values as a batch has rows."""
     weights = RNG.uniform(0, 2, 37).astype(np.float32)
@@ -211,6 +217,7 @@ def test_two_values_an_example_are_not_two_examples():
     [
         (jn.classification(test=(LOGITS, LABELS + 1)), "test: label 5 at .* but there are 5 classes: allowed are 0 to 4"),
         (jn.classification(test=(LOGITS, LABELS - 1)), "test: label -1 at"),
+        (jn.classification(test=[(LOGITS, LABELS - 1)]), "test: label -1 at"),
         (jn.classification(test=(LOGITS, LOGITS[:, :3])), r"labels are floats \[2, 3\], one for each class, but apply gives"),
         (jn.classification(test={"x": LOGITS, "y": LABELS}, inputs="x"), "the batch is keys .*'x', 'y'.* no entry 1; name"),
         (jn.regression(test=(LOGITS, LABELS.astype(np.float32))), r"targets are \['B'\], but apply gives float32\[2, 5\]"),
