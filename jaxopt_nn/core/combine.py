@@ -51,10 +51,12 @@ def chain(*members: Transform) -> Transform:
             params = member.view(params, new)
         return State(state.learnt, tuple(carried))
 
-    def project(params: PyTree, state: State) -> PyTree:
+    def project(params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+        learnt = []
         for member, own in zip(members, _apart(state), strict=True):
-            params = member.project(params, own)
-        return params
+            params, new = member.project(params, own)
+            learnt.append(new)
+        return params, tuple(learnt)
 
     def pack(params: PyTree, state: State) -> PyTree:
         packed = None
@@ -227,6 +229,11 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
 
         return run
 
+    def project(params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+        parts = zip(methods, split(params), _apart(state), strict=True)
+        made = [t.project(part, own) for t, part, own in parts]
+        return merged(params, (part for part, _ in made)), tuple(learnt for _, learnt in made)
+
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
         i = case_of(path)
         return "matches no pattern of the recipe" if i is None else methods[i].traits.takes(path, leaf, info)
@@ -237,7 +244,7 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
 
     passes = max(t.traits.passes for t in methods)
     traits = _traits(takes, methods)._replace(taps=taps, seen=seen, passes=passes, facts=facts)
-    return Transform(init, update, each("view"), each("project"), each("pack"), traits)
+    return Transform(init, update, each("view"), project, each("pack"), traits)
 
 
 def _traits(takes: Callable[[str, Any, ModelInfo], LeafTraits | str], members: Sequence[Transform]) -> Traits:
@@ -314,7 +321,7 @@ def frozen(method: Transform) -> Transform:
     """``method`` whose state no longer changes: an earlier stage of a recipe.
 
     All of its state is ``carried``, as a state of ``method``: ``State(learnt=(), carried=State(learnt, carried))``. So no
-    optimizer sees what was learnt, and weight decay can't move it either.
+    optimizer sees what was learnt, and neither weight decay nor a projection can move it.
     """
 
     def thawed(fn: Callable[[PyTree, State], Any]) -> Callable[[PyTree, State], Any]:
@@ -326,4 +333,5 @@ def frozen(method: Transform) -> Transform:
     traits = method.traits._replace(
         needs=method.traits.needs - {"grads"}, pending=lambda step: None, facts=thawed(method.traits.facts)
     )
-    return Transform(init, keep_state, thawed(method.view), thawed(method.project), thawed(method.pack), traits)
+    project = lambda params, state: (method.project(params, state.carried)[0], ())
+    return Transform(init, keep_state, thawed(method.view), project, thawed(method.pack), traits)

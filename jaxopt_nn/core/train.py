@@ -116,8 +116,8 @@ def averaged(ts: TrainState, method: Transform, *, still: Collection[str] = ()) 
     moved, rest = _split(ts.params, trained(ts.params, still))
     narrow = lambda old, new: new.astype(old.dtype)
     mean = jax.tree.map(narrow, {"params": moved, "learnt": ts.learnt}, ts.opt.average)
-    params = method.project(_join(mean["params"], rest), State(mean["learnt"], ts.carried))
-    return ts._replace(params=params, learnt=mean["learnt"])
+    params, learnt = method.project(_join(mean["params"], rest), State(mean["learnt"], ts.carried))
+    return ts._replace(params=params, learnt=learnt)
 
 
 def make_step(
@@ -171,8 +171,8 @@ def make_step(
         both = {"params": moved, "learnt": ts.learnt}
         updates, opt = optimizer.update({"params": grad_params, "learnt": grad_learnt}, ts.opt, both)
         both = optax.apply_updates(both, updates)
-        state = State(both["learnt"], ts.carried)
-        params = method.project(_join(both["params"], rest), state)
+        params, learnt = method.project(_join(both["params"], rest), State(both["learnt"], ts.carried))
+        state = State(learnt, ts.carried)
         at_view = _join(dense, jax.tree.map(jnp.zeros_like, rest))
         state = method.update(params, state, step=ts.step, grads=at_view)
         params = map_with_path(lambda path, x: changed.get(path, x), params) if changed else params

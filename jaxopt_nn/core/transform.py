@@ -100,7 +100,7 @@ class Transform(NamedTuple):
       update: ``(params, state, *, step, grads=None) -> State``; touches ``carried`` only. ``grads`` is the dense gradient
         at ``view(params, state)``.
       view: ``(params, state) -> params`` that the forward pass sees; differentiable in ``params`` and ``state.learnt``.
-      project: ``(params, state) -> params``, after the optimizer's step.
+      project: ``(params, state) -> (params, learnt)``, after the optimizer's step: back to where they are allowed.
       pack: ``(params, state) -> params`` with compressed tensors; host code over jitted functions.
         Law: ``densify(pack(p, s)) == view(p, s)``.
       traits: static facts.
@@ -109,7 +109,7 @@ class Transform(NamedTuple):
     init: Callable[..., State]
     update: Callable[..., State]
     view: Callable[[PyTree, State], PyTree]
-    project: Callable[[PyTree, State], PyTree]
+    project: Callable[[PyTree, State], tuple[PyTree, PyTree]]
     pack: Callable[[PyTree, State], PyTree]
     traits: Traits
 
@@ -120,8 +120,13 @@ def keep_state(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | N
 
 
 def keep_params(params: PyTree, state: State) -> PyTree:
-    """A ``view``, ``project`` or ``pack`` that changes nothing."""
+    """A ``view`` or ``pack`` that changes nothing."""
     return params
+
+
+def keep_both(params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+    """A ``project`` that changes nothing."""
+    return params, state.learnt
 
 
 #: What ``identity`` says of each leaf: no remark beside what other members of a chain do.
@@ -131,7 +136,7 @@ IDLE = "identity changes nothing"
 def identity() -> Transform:
     """The transform that changes nothing, and so takes no leaf: plain training."""
     return Transform(
-        lambda params, info=ModelInfo(): State(), keep_state, keep_params, keep_params, keep_params,
+        lambda params, info=ModelInfo(): State(), keep_state, keep_params, keep_both, keep_params,
         Traits(lambda path, leaf, info: IDLE, name="identity"),
     )  # fmt: skip
 
@@ -228,7 +233,7 @@ def leafwise(
     view: Callable[[Any, Any, Any], Any],
     *,
     update: Callable[..., Any] | None = None,
-    project: Callable[[Any, Any, Any], Any] | None = None,
+    project: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None,
     pack: Callable[[str, Any, Any, Any], Any] | None = None,
     needs: frozenset[str] = frozenset(),
     taps: Callable[[Site], Mapping[str, Tap]] = no_taps,
@@ -241,7 +246,7 @@ def leafwise(
       init: ``(path, leaf, known) -> (learnt, carried)`` of that leaf; works on abstract leaves.
       view: ``(leaf, learnt, carried) -> leaf``.
       update: ``(leaf, learnt, carried, step, grad) -> carried``.
-      project: ``(leaf, learnt, carried) -> leaf``.
+      project: ``(leaf, learnt, carried) -> (leaf, learnt)``.
       pack: ``(path, leaf, learnt, carried) -> compressed tensor``; the view, uncompressed, if None.
       taps: ``site -> {name: Tap}``: what ``init`` must see of a site of the leaf, as ``known.stats``.
       needs, name: as in ``Traits``.
@@ -270,17 +275,24 @@ def leafwise(
         }
         return State(state.learnt, carried)
 
-    def lift(fn: Callable[[Any, Any, Any], Any] | None) -> Callable[[PyTree, State], PyTree]:
-        if fn is None:
-            return keep_params
-        return lambda params, state: on_taken(lambda path, *args: fn(*args), params, state)
+    def project_tree(params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+        assert project is not None
+        leaves = leaves_by_path(params)
+        made = {path: project(leaves[path], state.learnt[path], own) for path, own in state.carried.items()}
+        return (
+            map_with_path(lambda path, leaf: made[path][0] if path in made else leaf, params),
+            {path: learnt for path, (_, learnt) in made.items()},
+        )
+
+    def view_tree(params: PyTree, state: State) -> PyTree:
+        return on_taken(lambda path, *args: view(*args), params, state)
 
     return Transform(
         init=init_tree,
         update=update_tree,
-        view=lift(view),
-        project=lift(project),
-        pack=lift(view) if pack is None else lambda params, state: on_taken(pack, params, state),
+        view=view_tree,
+        project=project_tree if project else keep_both,
+        pack=view_tree if pack is None else lambda params, state: on_taken(pack, params, state),
         traits=Traits(takes, True, needs, leaf_taps(takes, taps), passes=0 if taps is no_taps else 1, name=name),
     )
 

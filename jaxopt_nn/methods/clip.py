@@ -176,9 +176,8 @@ def _box_transform(
             )
         return seen
 
-    made = leafwise(
-        takes, init, view, project=view if project else None, pack=pack, needs=frozenset({"roles"}), name=name
-    )
+    projected = (lambda leaf, learnt, carried: (view(leaf, learnt, carried), learnt)) if project else None
+    made = leafwise(takes, init, view, project=projected, pack=pack, needs=frozenset({"roles"}), name=name)
     return made._replace(traits=made.traits._replace(facts=_told))
 
 
