@@ -31,7 +31,7 @@ from experiments.progress import Progress
 from jaxopt_nn.core.files import open_workdir
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.transfer import transfer_weights
-from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.compress import Compressor, Result

@@ -19,10 +19,10 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, explain, identity, leafwise, why_not_matrix
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
-from jaxopt_nn.methods.neurons import mask_units
 from jaxopt_nn.methods.prune import erk, global_budget, magnitude, prune, saliency
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.schedules import cubic, staircase
+from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.tensors.base import densify, is_compressed
 from jaxopt_nn.tensors.masked import Masked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from jaxopt_nn.core.rows import LeafRow, Run, summary, table
+from jaxopt_nn.core.leaf_rows import LeafRow, Run, summary, table
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxopt_nn.interpret.rewrite import capture
 from jaxopt_nn.methods import taps
 from jaxopt_nn.methods.prune import global_budget, prune
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.passes.neurons import dead_units, prune_neurons
+from jaxopt_nn.passes.activity import dead_units, prune_neurons
 from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from tests.interpret.test_matrix import keep

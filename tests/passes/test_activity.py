@@ -12,9 +12,9 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.methods.neurons import mask_units
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.passes.neurons import dead_units, prune_neurons, unit_activity, weak_units
+from jaxopt_nn.methods.unit_masks import mask_units
+from jaxopt_nn.passes.activity import dead_units, prune_neurons, unit_activity, weak_units
 from jaxopt_nn.tensors.base import densify
 from tests.zoo.base import draw
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,10 +15,10 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import Recorder, Report
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import LeafTraits, State, Traits, Transform
-from jaxopt_nn.interpret.groups import couplings
+from jaxopt_nn.interpret.groups import couplings, group_names
 from jaxopt_nn.interpret.rewrite import capture
-from jaxopt_nn.methods.neurons import mask_units, unit_norms
 from jaxopt_nn.methods.taps import activity
+from jaxopt_nn.methods.unit_masks import mask_units, unit_norms
 from jaxopt_nn.tensors.base import densify
 
 PyTree = Any
@@ -80,13 +79,6 @@ def check_share(share: float) -> None:
     """Raises ValueError for one outside [0, 1)."""
     if not 0 <= share < 1:
         raise ValueError(f"share={share}: of a layer's units, in [0, 1); it can't be left with fewer units than one")
-
-
-def group_names(groups: Sequence[AxisGroup]) -> list[str]:
-    """A name for each group: the path of its first producer, with the axis where two groups share it."""
-    first = [g.members[0] for g in groups]
-    count = Counter(m.path for m in first)
-    return [m.path if count[m.path] == 1 else f"{m.path} axis {m.axis}" for m in first]
 
 
 def unit_activity(

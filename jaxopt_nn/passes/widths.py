@@ -11,9 +11,8 @@ import numpy as np
 from jaxopt_nn.core.model import AxisGroup
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches, require_match
 from jaxopt_nn.core.report import Recorder, Report
-from jaxopt_nn.interpret.groups import axis_groups
-from jaxopt_nn.methods.neurons import unit_norms
-from jaxopt_nn.passes.neurons import group_names
+from jaxopt_nn.interpret.groups import axis_groups, group_names
+from jaxopt_nn.methods.unit_masks import unit_norms
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any

@@ -12,8 +12,8 @@ from experiments.models.resnet import ResNet
 from experiments.models.vit import ViT
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.frameworks.linen import linen
-from jaxopt_nn.passes.neurons import unit_activity, weak_units
-from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.passes.activity import unit_activity, weak_units
+from jaxopt_nn.passes.widths import shrink_widths
 from tests.zoo.base import draw
 
 

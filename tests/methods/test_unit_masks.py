@@ -7,7 +7,7 @@ import pytest
 
 from jaxopt_nn.core.model import AxisGroup, Member, ModelInfo, Roles
 from jaxopt_nn.core.transform import explain
-from jaxopt_nn.methods.neurons import mask_units, unit_norms
+from jaxopt_nn.methods.unit_masks import mask_units, unit_norms
 from jaxopt_nn.tensors.base import densify
 from jaxopt_nn.tensors.masked import Masked
 
