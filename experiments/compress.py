@@ -29,6 +29,8 @@ from experiments.config import checked, parsed
 from experiments.model import Model, check_replaceable, check_same_tree, save_variables
 from experiments.progress import Progress
 from jaxopt_nn.core.files import open_workdir
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.passes.widths import shrink_widths
@@ -188,7 +190,8 @@ class Experiment:
             arguments["rename"] = [tuple(pair) for pair in arguments.get("rename", ())]
             begun, said = transfer_weights(taught.variables, fresh.variables, **arguments)
         else:
-            begun, said = shrink_widths(taught.apply, taught.variables, task.example, **arguments)
+            said = shrink_widths(**arguments).plan(taught, ModelInfo(), *task.example)
+            begun = Remap(said).params(taught.variables)  # the student's module takes the tree
             check_same_tree(begun, fresh.variables, "start.widths")
         say(f"start from the teacher's {how}:\n{said}")
         return fresh.replace(variables=begun)

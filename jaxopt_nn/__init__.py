@@ -4,8 +4,10 @@ from jaxopt_nn.coding.artifact import load_artifact, save_artifact
 from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
 from jaxopt_nn.core.matrix import Matrix
 from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Site
+from jaxopt_nn.core.passes import Pass, Plan
+from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.core.rule import Pass, Rule, identity_rule
+from jaxopt_nn.core.rule import Rule, identity_rule
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity, leafwise
@@ -28,7 +30,10 @@ from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, m
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.parallel.infer import predictor
-from jaxopt_nn.passes.activity import Units, dead_units, prune_neurons, unit_activity, weak_units
+from jaxopt_nn.passes.activity import unit_activity
+from jaxopt_nn.passes.choice import dead_units, weak_units
+from jaxopt_nn.passes.cutting import cut_neurons
+from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import metrics
 from jaxopt_nn.pipeline.calibrate import calibrate
@@ -62,7 +67,9 @@ __all__ = [
     "ModelInfo",
     "Network",
     "Pass",
+    "Plan",
     "QTensor",
+    "Remap",
     "Report",
     "Roles",
     "Rule",
@@ -75,7 +82,6 @@ __all__ = [
     "TrainState",
     "Traits",
     "Transform",
-    "Units",
     "abs_max",
     "activity",
     "arithmetic",
@@ -93,6 +99,7 @@ __all__ = [
     "compile_for",
     "compress",
     "cubic",
+    "cut_neurons",
     "dead_units",
     "densify",
     "distillation_loss",

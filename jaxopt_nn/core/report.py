@@ -34,6 +34,7 @@ KINDS = {
     "derivative": "a custom derivative that is not used because its body was entered",
     "opaque": "an operation that can't be looked into",
     "constant": "an array closed over by apply that feeds a site",
+    "anew": "a state that could not be carried over to a network that was cut, and was made anew",
     "moved": "a leaf that took its values from a leaf of another tree",
     "note": "anything else worth knowing",
 }

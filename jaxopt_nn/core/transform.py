@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.cuts import Cut, Cuts, by_shape
 from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.report import Message, Report
@@ -79,6 +80,8 @@ class Traits(NamedTuple):
       pending: ``step -> str | None``: what is left of its schedules after the update of that step, in words; None: nothing.
       name: what messages call it.
       facts: ``(params, state) -> (Facts, ...)``: what a report says of it, beside numbers that all methods have.
+      follows: ``(state, cuts) -> State`` for a network that a pass has cut: each array of the state is cut as the leaf that it
+        lies beside, or made anew and reported (groups that the cut breaks). None: it has no state, or does not say.
     """
 
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
@@ -90,6 +93,7 @@ class Traits(NamedTuple):
     pending: Callable[[int], str | None] = lambda step: None
     name: str = "a transform"
     facts: Callable[[PyTree, State], tuple[Facts, ...]] = no_facts
+    follows: Callable[[State, Cuts], State] | None = None
 
 
 class Transform(NamedTuple):
@@ -127,6 +131,22 @@ def keep_params(params: PyTree, state: State) -> PyTree:
 def keep_both(params: PyTree, state: State) -> tuple[PyTree, PyTree]:
     """A ``project`` that changes nothing."""
     return params, state.learnt
+
+
+def followed(method: Transform, state: State, cuts: Cuts) -> State:
+    """The state of ``method`` for a network that a pass has cut.
+
+    Raises:
+      ValueError: it holds arrays, and the method does not say how they follow.
+    """
+    if method.traits.follows is not None:
+        return method.traits.follows(state, cuts)
+    if jax.tree.leaves(state):
+        raise ValueError(
+            f"{method.traits.name}: does not say how its state follows the leaves that a pass cuts; give it "
+            "Traits(follows=(state, cuts) -> State), or make it with leafwise"
+        )
+    return state
 
 
 #: What ``identity`` says of each leaf: no remark beside what other members of a chain do.
@@ -237,6 +257,7 @@ def leafwise(
     pack: Callable[[str, Any, Any, Any], Any] | None = None,
     needs: frozenset[str] = frozenset(),
     taps: Callable[[Site], Mapping[str, Tap]] = no_taps,
+    follows: Callable[[Any, Any, Cut], tuple[Any, Any] | str] | None = None,
     name: str = "a transform",
 ) -> Transform:
     """Lifts a method for single leaves to a transform.
@@ -249,6 +270,8 @@ def leafwise(
       project: ``(leaf, learnt, carried) -> (leaf, learnt)``.
       pack: ``(path, leaf, learnt, carried) -> compressed tensor``; the view, uncompressed, if None.
       taps: ``site -> {name: Tap}``: what ``init`` must see of a site of the leaf, as ``known.stats``.
+      follows: ``(learnt, carried, cut) -> (learnt, carried) | str`` of a leaf that a pass has cut; a str is the reason why it
+        is made anew. By the shapes of its arrays (``by_shape``) if None.
       needs, name: as in ``Traits``.
     """
     takes = _judged(takes, taps)
@@ -287,13 +310,45 @@ def leafwise(
     def view_tree(params: PyTree, state: State) -> PyTree:
         return on_taken(lambda path, *args: view(*args), params, state)
 
+    def follow_tree(state: State, cuts: Cuts) -> State:
+        leaves = leaves_by_path(cuts.params)
+
+        def anew(path: str) -> tuple[Any, Any]:
+            if cuts.moments is not None:
+                return cuts.moments[path], state.carried[path]
+            return init(path, leaves[path], known_of(path, leaves[path].ndim, cuts.info, taps))
+
+        def carried_over(path: str, cut: Cut) -> tuple[Any, Any] | str:
+            learnt, carried = state.learnt[path], state.carried[path]
+            if follows is not None:
+                return follows(learnt, carried, cut)
+            if cuts.moments is None:
+                return by_shape((learnt, carried), anew(path), cut)
+            made = by_shape(learnt, cuts.moments[path], cut)
+            return made if isinstance(made, str) else (made, carried)
+
+        def one(path: str) -> tuple[Any, Any]:
+            if path not in cuts.leaves:
+                return state.learnt[path], state.carried[path]
+            made = carried_over(path, cuts.leaves[path])
+            if isinstance(made, str):
+                what = "state" if cuts.moments is None else "optimizer's moments"
+                cuts.recorder.add("anew", path, f"{name}: its {what} made anew, since {made}")
+                return anew(path)
+            return made
+
+        found = {path: one(path) for path in state.carried}
+        return State({path: own[0] for path, own in found.items()}, {path: own[1] for path, own in found.items()})
+
     return Transform(
         init=init_tree,
         update=update_tree,
         view=view_tree,
         project=project_tree if project else keep_both,
         pack=view_tree if pack is None else lambda params, state: on_taken(pack, params, state),
-        traits=Traits(takes, True, needs, leaf_taps(takes, taps), passes=0 if taps is no_taps else 1, name=name),
+        traits=Traits(
+            takes, True, needs, leaf_taps(takes, taps), passes=0 if taps is no_taps else 1, name=name, follows=follow_tree
+        ),
     )
 
 

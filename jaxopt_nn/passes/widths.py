@@ -1,93 +1,73 @@
-"""Structure transfer: a student of smaller widths, started from slices of its teacher."""
+"""Smaller widths: a network is cut to fewer units a layer, the most important ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import AxisGroup
-from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches, require_match
-from jaxopt_nn.core.report import Recorder, Report
-from jaxopt_nn.interpret.groups import axis_groups, group_names
-from jaxopt_nn.methods.unit_masks import unit_norms
-from jaxopt_nn.tensors.base import is_compressed
+from jaxopt_nn.core.model import AxisGroup, Coupling, ModelInfo
+from jaxopt_nn.core.passes import Layer, Pass, Plan, layer_of
+from jaxopt_nn.core.paths import matches, require_match
+from jaxopt_nn.interpret.network import Network, like
+from jaxopt_nn.passes.cutting import Rebuild, cutting, layers_of, leaves_of
+from jaxopt_nn.passes.scores import Importance, checked, norm_product
 
 PyTree = Any
-#: ``(group, {path: array}) -> importance [size]``; the highest stay.
-Importance = Callable[[AxisGroup, Mapping[str, Any]], np.ndarray]
-
-
-def norm_product(group: AxisGroup, leaves: Mapping[str, Any]) -> np.ndarray:
-    """L2 norm of the fan-in times that of the fan-out; zero where either is."""
-    return unit_norms(group, leaves, "producer") * unit_norms(group, leaves, "consumer")
 
 
 def shrink_widths(
-    apply: Callable[..., PyTree],
-    variables: PyTree,
-    inputs: Any,
-    widths: float | Mapping[str, float | int],
-    importance: Importance = norm_product,
-) -> tuple[PyTree, Report]:
-    """The teacher's ``variables``, cut to fewer units a layer: where the student of these widths starts from.
+    widths: float | Mapping[str, float | int], importance: Importance = norm_product, *, rebuild: Rebuild | None = None
+) -> Pass:
+    """Cuts a network to fewer units a layer.
 
     Of each layer the units of the highest importance stay, in their order; every leaf of the layer's axis group is cut
     with them (the next layer's rows, biases, a norm's scale and statistics, the features of a flattened convolution).
-    All else is copied. The student's module, built with the widths that the report gives, takes the tree.
+    All else is kept. The plan needs no data: ``plan(network, ModelInfo(), *inputs)``, where inputs may be abstract.
 
     Args:
-      apply: the teacher, ``(variables, *inputs)``; traced, not run.
-      variables: its pytree of arrays.
-      inputs: an array or ``jax.ShapeDtypeStruct``, or a tuple of them.
       widths: the share of units that stay in every layer that may be cut, or ``{pattern: share (float) or units (int)}``
         over the paths of the layers' weights; other layers stay. A share of n units is ``round(share * n)`` of them.
       importance: any callable of the signature ``Importance``; ties by position.
-
-    Returns:
-      ``(small_variables, report)``: a ``note`` for each layer that was cut, ``skipped`` with the reason for the others.
+      rebuild: for a model whose code holds its widths (Flax Linen), ``plan -> Network``, the smaller module; ``plan.widths``
+        says how many units each layer keeps. A function that reads its widths off its variables needs none.
 
     Raises:
-      ValueError: a share outside (0, 1]; fewer units than one, or more than there are; a pattern that matches no layer or
-        pinned layers only, or a layer matched by two; compressed tensors; an importance of another shape.
+      ValueError: widths that are no share and no dict. At ``plan``: a share outside (0, 1]; fewer units than one, or more than
+        there are; a pattern that matches no layer or pinned layers only, or a layer matched by two; compressed tensors; an
+        importance of another shape. At ``execute``: as ``cut_neurons``.
     """
-    leaves = leaves_by_path(variables)
-    if packed := [path for path, x in leaves.items() if is_compressed(x)]:
+    name = "shrink_widths"
+    if not isinstance(widths, Mapping) and (isinstance(widths, bool) or not isinstance(widths, float)):
         raise ValueError(
-            f"{packed[0]}: is a compressed tensor; shrink first, compress then (or pass densify(variables))"
+            f"{name}(widths={widths!r}): a share (float) in (0, 1], or {{pattern: share or units}}"
         )
-    groups = axis_groups(apply, variables, *(inputs if isinstance(inputs, tuple) else (inputs,)))
-    names = group_names(groups)
-    wanted = _wanted(groups, names, widths)
-    recorder = Recorder()
-    keep: dict[str, dict[int, np.ndarray]] = {}
-    for i, (name, group) in enumerate(zip(names, groups, strict=True)):
-        if group.pinned is not None:
-            recorder.add("skipped", name, f"keeps its {group.size} units: {group.pinned}")
-        elif wanted.get(i, group.size) == group.size:
-            recorder.add(
-                "skipped",
-                name,
-                f"keeps its {group.size} units: {'all were asked for' if i in wanted else 'no pattern'}",
-            )
-        else:
-            stay = _most_important(name, group, importance(group, leaves), wanted[i])
-            for member in group.members:
-                keep.setdefault(member.path, {})[member.axis] = stay[member.units]
-            cut = ", ".join(f"{m.path} axis {m.axis}" for m in group.members)
-            recorder.add("note", name, f"{wanted[i]} of {group.size} units stay; cut: {cut}")
-    return map_with_path(lambda path, leaf: _cut(leaf, keep.get(path, {})), variables), recorder.report()
+
+    def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
+        leaves = leaves_of(network, info, name)
+        layers = layers_of(network, info, *inputs)
+        wanted = _wanted(tuple(c.group for c in layers.values()), list(layers), widths)
+
+        def layer(i: int, own: str, coupling: Coupling) -> Layer:
+            group = coupling.group
+            if group.pinned is not None:
+                return layer_of(own, coupling, pinned=group.pinned)
+            if wanted.get(i, group.size) == group.size:
+                return layer_of(own, coupling, note="all were asked for" if i in wanted else "no pattern")
+            scores = checked(own, importance(group, leaves), group.size)
+            return layer_of(own, coupling, np.argsort(-scores, kind="stable")[: wanted[i]])
+
+        shapes = {path: tuple(x.shape) for path, x in leaves.items()}
+        made = tuple(layer(i, own, coupling) for i, (own, coupling) in enumerate(layers.items()))
+        return Plan(name, shapes, like(inputs), made)
+
+    return cutting(name, plan, rebuild)
 
 
 def _wanted(groups: tuple[AxisGroup, ...], names: list[str], widths: Any) -> dict[int, int]:
     """``{index of the group: units that stay}``."""
     if not isinstance(widths, Mapping):
-        if isinstance(widths, bool) or not isinstance(widths, float):
-            raise ValueError(
-                f"shrink_widths(widths={widths!r}): a share (float) in (0, 1], or {{pattern: share or units}}"
-            )
         free = [i for i, g in enumerate(groups) if g.pinned is None]
         return {i: _units(widths, groups[i].size, names[i]) for i in free}
     producers = [[m.path for m in g.members if m.role == "producer"] for g in groups]
@@ -124,19 +104,3 @@ def _units(width: Any, size: int, name: str) -> int:
             f"{name}: share {width} of {size} units is fewer units than one; pass at least {1 / size:.3g}, or 1"
         )
     return units
-
-
-def _most_important(name: str, group: AxisGroup, importance: Any, units: int) -> np.ndarray:
-    """Bool ``[size]``: the ``units`` units of the highest importance."""
-    scores = np.asarray(importance)
-    if scores.shape != (group.size,):
-        raise ValueError(f"{name}: importance has shape {scores.shape}; one number for each of {group.size} units")
-    stay = np.zeros(group.size, bool)
-    stay[np.argsort(-scores, kind="stable")[:units]] = True
-    return stay
-
-
-def _cut(leaf: Any, axes: Mapping[int, np.ndarray]) -> Any:
-    for axis, stay in axes.items():
-        leaf = jnp.take(leaf, np.flatnonzero(stay), axis=axis)
-    return leaf
