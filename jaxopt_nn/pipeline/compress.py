@@ -12,32 +12,30 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxopt_nn.coding.artifact import load_artifact, save_artifact, versions
+from jaxopt_nn.coding.artifact import versions
 from jaxopt_nn.core.files import open_workdir
-from jaxopt_nn.core.memory import call_bytes, fitting
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.transform import Facts, State, Transform, explain
 from jaxopt_nn.cost.latency import devices, latencies
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.interpret.network import Network, like, network_of
-from jaxopt_nn.pipeline.calibrate import calibrate
+from jaxopt_nn.interpret.network import Network, Rules, network_of
+from jaxopt_nn.pipeline.calibrate import calibrate, calibration_inputs
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.checks import check_network, check_outputs, check_task
-from jaxopt_nn.pipeline.data import Arrays
-from jaxopt_nn.pipeline.fit import Trainer, Watch
+from jaxopt_nn.pipeline.fit import Trained, Trainer, Watch
 from jaxopt_nn.pipeline.grade import accumulated
 from jaxopt_nn.pipeline.recipe import Recipe, check_recipe, described
 from jaxopt_nn.pipeline.stages import accumulate
+from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Objective, Task
+from jaxopt_nn.pipeline.twins import twin, with_states
 from jaxopt_nn.reporting import entry, tables, write
 from jaxopt_nn.reporting.leaf_table import histograms
 
 PyTree = Any
 #: Where the positions of a stage's training lie, by its name.
 Places = Callable[[str], Checkpoints]
-#: Most examples in a batch of what a method sees of the training data.
-CALIBRATION_BATCH = 512
 #: Batch sizes whose latency is reported.
 BATCHES = (1, 32, 1024)
 
@@ -47,7 +45,7 @@ class Result:
     """A compressed network and what it cost; prints as a table, and called it answers: ``result(*inputs) -> outputs``.
 
     Attributes:
-      network: in stored form, compressed tensors in the place of weights, with the last stage's rule.
+      network: in stored form, compressed tensors in the place of weights, with the last stage's rule and its states.
       params, state: the float variables behind it, and the state of the chain of the recipe's transforms.
       report: as in ``report.json``.
       sums: the accumulators of the task's metrics on the test data, of the baseline and of the last stage.
@@ -148,14 +146,13 @@ class Compressor:
         self.recipe = check_recipe(recipe)
         self._network = network_of(network)
         self._accumulated = functools.lru_cache(maxsize=4)(functools.partial(accumulate, self.recipe))
-        self._trainers = functools.lru_cache(maxsize=4)(self._made_trainers)
+        self._trainer = functools.lru_cache(maxsize=4 * len(self.recipe))(self._made_trainer)
 
-    def _made_trainers(self, objective: Objective, steps: int, batch_size: int) -> list[Trainer]:
-        methods = self._accumulated(steps).methods
-        make = functools.partial(
-            Trainer, self._network.trained, objective=objective, steps=steps, batch_size=batch_size, still=self._network.still
-        )
-        return [make(method=method, stage=stage) for method, stage in zip(methods, self.recipe, strict=True)]
+    def _made_trainer(self, k: int, objective: Objective, steps: int, batch_size: int, rules: Rules) -> Trainer:
+        return Trainer(
+            self._network.trained, self._accumulated(steps).methods[k], self.recipe[k], objective,
+            steps=steps, batch_size=batch_size, rules=rules, still=self._network.still,
+        )  # fmt: skip
 
     def __call__(
         self,
@@ -210,8 +207,9 @@ class Compressor:
         """
         check_outputs(network, task, teacher, trains=any(stage.epochs for stage in self.recipe))
         info = inspect(network.apply, network.variables, *task.example)
-        if any(stage.epochs for stage in self.recipe):
-            self._trainers(task.objective, self._steps(task), task.batch_size)
+        for k, stage in enumerate(self.recipe):
+            if stage.epochs:
+                self._trainer(k, task.objective, self._steps(task), task.batch_size, ())
         for method in self._accumulated(self._steps(task)).methods:
             known = self._calibrated(method, network, info, task, few=True)
             jax.eval_shape(lambda v, method=method, known=known: method.init(v, known), network.variables)
@@ -226,13 +224,11 @@ class Compressor:
           OSError: ``workdir`` can't be written, or the disk is full.
         """
         directory = open_workdir(workdir, write.FOLDERS, write.FILES)
-        config, rule = result.report["config"], self.recipe[-1].rule
-        artifact = save_artifact(
-            directory / "artifact", result.network.variables, recipe=config.get("stages", config),
-            extra={"config": config, "rule": rule.name if rule else None}, overwrite=True,
-        )  # fmt: skip
-        loaded, _ = load_artifact(artifact)
-        found = task.result(accumulated(result.network.replace(variables=prepare(loaded)), task, task.test))
+        config = result.report["config"]
+        recipe = config.get("stages", config)
+        artifact = save(directory / "artifact", result.network, recipe=recipe, extra={"config": config}, overwrite=True)
+        loaded = load(artifact, result.network.apply, result.network.rules)
+        found = task.result(accumulated(loaded.replace(variables=prepare(loaded.variables)), task, task.test))
         held = task.result(result.sums[1])
         result.report["artifact"] = {
             "path": os.path.join(workdir, "artifact"), "bytes": artifact.bytes, "metrics_reloaded": found,
@@ -259,18 +255,33 @@ class Compressor:
             info = self._calibrated(plan.added[k], network.replace(variables=seen), info, run.task)
             states.append(plan.added[k].init(seen, info))
             facts = plan.added[k].traits.facts(seen, states[k])
+            ruled: Mapping[str, State] | None = None
             if stage.epochs:
-                trainer = self._trainers(run.task.objective, self._steps(run.task), run.task.batch_size)[k]
-                params, state, entries = trainer(
-                    params, part.state(states), run.task.train, jax.random.fold_in(run.key, k), teacher=run.teacher,
-                    checkpoints=run.checkpoints and run.checkpoints(stage.name), watch=run.watch,
-                )  # fmt: skip
-                history, states = history + entries, part.own(state)
+                done, ruled = self._trained(k, network, params, part.state(states), run)
+                params, states, history = done.variables, part.own(done.state), history + done.history
+            method, state = plan.methods[k], part.state(states)
+            if ruled is None:
+                shown = network.replace(variables=method.view(params, state), rules=stage.rule or ())
+                ruled = with_states(shown, run.task).states
             stored = network.replace(
-                variables=plan.methods[k].pack(params, part.state(states)), rules=stage.rule or (), training=None
+                variables=method.pack(params, state), rules=stage.rule or (), states=ruled, training=None
             )
             forms.append(_Form(stage.name, stored, stored.replace(variables=prepare(stored.variables)), facts))
         return forms, params, states, history, info
+
+    def _trained(
+        self, k: int, network: Network, params: PyTree, state: State, run: _Run
+    ) -> tuple[Trained, Mapping[str, State] | None]:
+        """Stage ``k``'s training, and the states of its deployed rule where its twin was trained."""
+        stage, task, steps = self.recipe[k], run.task, self._steps(run.task)
+        method = self._accumulated(steps).methods[k]
+        ready = twin(stage, network.replace(variables=method.view(params, state)), lambda: method.pack(params, state), task)
+        trainer = self._trainer(k, task.objective, steps, task.batch_size, ready.rules)
+        done = trainer(
+            params, state, task.train, jax.random.fold_in(run.key, k), rules=ready.states, teacher=run.teacher,
+            checkpoints=run.checkpoints and run.checkpoints(stage.name), watch=run.watch,
+        )  # fmt: skip
+        return done, ready.deployed(done.rules)
 
     def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Any]:
         """The report's entry of each form; accumulators on the test data of the first and the last."""
@@ -293,18 +304,7 @@ class Compressor:
         """``info`` with what ``method`` must see of the model on inputs of the training data."""
         if not method.traits.passes:
             return info
-        source = task.train or task.test
-        inputs = lambda batch: task.objective.inputs_of(batch)
-        if isinstance(source, Arrays):
-            run = jax.jit(network.apply)
-            need = lambda n: call_bytes(run, network.variables, *inputs(like(source.tree, n)))
-            size = fitting(need, min(task.batch_size if few else CALIBRATION_BATCH, source.size))
-            count = min(task.batch_size, source.size) if few else source.size
-            batches: Any = [inputs(source.rows(slice(i, min(i + size, count)))) for i in range(0, count, size)]
-        else:
-            whole = lambda: (inputs(batch) for batch, _ in source.batches(0))
-            batches = [next(whole())] if few else whole
-        return calibrate(network, method, batches)
+        return calibrate(network, method, calibration_inputs(network, task, few))
 
     def _skipped(
         self, method: Transform, forms: Sequence[_Form], info: ModelInfo, task: Task
@@ -312,7 +312,7 @@ class Compressor:
         """What is to be said of leaves: left alone, assumed of, or not used as they are packed."""
         messages = explain(method, forms[0].stored.variables, info) + info.report
         for form in forms[1:]:
-            messages = messages + form.ready.run.explain(form.ready.variables, *task.example)
+            messages = messages + form.ready.run.explain(form.ready.variables, *task.example, states=form.ready.states)
         said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]
         return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
 

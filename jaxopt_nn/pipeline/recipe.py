@@ -55,7 +55,7 @@ class Stage:
         function of the stage's number of training steps that gives one.
       optimizer: in Adam's place, any optax transformation, or a function of the stage's number of training steps that gives
         one; then ``learning_rate`` and ``weight_decay`` are its own.
-      learnt_optimizer: likewise, of what methods learn (steps, codebooks); None: that of the weights, without decay.
+      learnt_optimizer: likewise, of what methods and rules learn (steps, codebooks); None: that of the weights, without decay.
       weight_decay: decoupled from the gradient, times the learning rate (AdamW, Loshchilov and Hutter 2019); 0: plain Adam.
         Leaves without any gradient (running statistics) do not decay.
       ema: decay of an exponential moving average of all that is trained, e.g. 0.999; the stage ends with the average, while
@@ -64,7 +64,8 @@ class Stage:
       rule: what the deployed network's sites compute, e.g. ``arithmetic("w4a8")``; None evaluates the codes with float
         activations. Holds for this stage, not for later ones.
       thaw: names of earlier stages whose ``carried`` (masks, say) goes on changing, their schedules from where they were.
-      training_rule: what the sites compute in training, e.g. ``fake_quant_activations(8)``; None: as they stand.
+      training_rule: what the sites compute in training, e.g. ``fake_quant_activations(8)``, or ``identity_rule()`` for float;
+        None: the twin of ``rule``, at the sites that ``rule`` takes.
       distill: trains towards the teacher's outputs; None: towards the labels alone.
       gradient_norms: keeps each leaf's gradient norm in the history.
 
@@ -139,7 +140,7 @@ class Stage:
         return made
 
     def updates(self, steps: int) -> optax.GradientTransformation:
-        """The optimizer over ``{"params", "learnt"}`` for ``steps`` steps, with an average of what it moves if ``ema`` asks."""
+        """The optimizer over ``{"params", "learnt", "rules"}`` for so many steps, with an average if ``ema`` asks."""
         import optax
 
         made = _made(self.optimizer, steps)
@@ -148,7 +149,7 @@ class Stage:
             decay = [optax.stateless(functools.partial(_decayed, self.weight_decay))] if self.weight_decay else []
             made = optax.chain(optax.scale_by_adam(), *decay, rate)
         if (own := _made(self.learnt_optimizer, steps)) is not None:
-            made = optax.multi_transform({"params": made, "learnt": own}, {"params": "params", "learnt": "learnt"})
+            made = optax.multi_transform({"weights": made, "learnt": own}, _labels)
         return averaging(made, self.ema) if self.ema else made
 
     def _schedule(self, steps: int) -> Callable[[Any], Any]:
@@ -164,6 +165,11 @@ class Stage:
 def _made(given: Any, steps: int) -> Any:
     """A transformation, or what a function of the number of steps gives."""
     return given(max(steps, 1)) if callable(given) and not hasattr(given, "init") else given
+
+
+def _labels(tree: Any) -> dict[str, str]:
+    """Which optimizer moves what: what methods and rules learn is not weights."""
+    return {part: "weights" if part == "params" else "learnt" for part in tree}
 
 
 def _decayed(rate: float, updates: Any, params: Any) -> Any:

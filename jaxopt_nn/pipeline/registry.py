@@ -17,12 +17,13 @@ import optax
 
 from jaxopt_nn.core.combine import every, where
 from jaxopt_nn.core.paths import near_misses
-from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.rule import Rule, identity_rule
 from jaxopt_nn.core.transform import Transform, identity
 from jaxopt_nn.methods import clip, schedules
 from jaxopt_nn.methods import prune as pruning
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.passes.neurons import prune_neurons
 from jaxopt_nn.pipeline.recipe import Distill, Stage
 
@@ -49,6 +50,8 @@ SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "polynomial": optax.polynomial_schedule,
     "staircase": schedules.staircase,
 }
+#: Where a rule's activation ranges come from, behind its name.
+RANGES: dict[str, Callable[[str], Rule]] = {"static": static_ranges, "moving": moving_ranges}
 #: Arguments of schedules that count steps; a config may give them as a share of the stage. 1.0 is the last step of a method's
 #: schedule, so that its end is reached, and the end of the training for a learning rate, whose zero would waste a step.
 STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
@@ -118,28 +121,37 @@ def transform(
 
 
 def rule(name: str | None) -> Rule | None:
-    """A rule from its name, e.g. ``"w4a8"``; None, or ``""``, is weight-only."""
+    """A rule from its name: ``"w4a8"``, with one range a site ``"w4a8-static"`` or ``"w4a8-moving"``; None, or ``""``, is
+    weight-only."""
     if not name:
         return None
-    return imported(name)() if ":" in name else arithmetic(name)
+    if ":" in name:
+        return imported(name)()
+    base, dash, kind = name.partition("-")
+    if dash and kind not in RANGES:
+        raise ValueError(f"rule={name!r}: allowed are {base!r}, {', '.join(repr(f'{base}-{kind}') for kind in RANGES)}")
+    return RANGES[kind](base) if dash else arithmetic(base)
 
 
 def training_rule(name: str | None) -> Rule | None:
     """What sites compute in training: ``"a8"`` rounds activations to 8 bits, ``"a8-none"`` with the true derivative of
-    rounding (``-pass`` and ``-clip`` straight through); None, or ``""``, leaves them in float.
+    rounding (``-pass`` and ``-clip`` straight through), ``"float"`` leaves them in float; None, or ``""``, is what the
+    stage's ``rule`` says.
 
     Raises:
       ValueError: another name.
     """
     if not name:
         return None
+    if name == "float":
+        return identity_rule()
     if ":" in name:
         return imported(name)()
     found = re.fullmatch(r"a([2-8])(?:-(clip|pass|none))?", name)
     if not found:
         raise ValueError(
-            f"training_rule={name!r}: allowed are 'a2' to 'a8', with '-pass' or '-none' for another derivative, or your own "
-            "as package.module:name"
+            f"training_rule={name!r}: allowed are 'a2' to 'a8', with '-pass' or '-none' for another derivative, 'float', or "
+            "your own as package.module:name"
         )
     return fake_quant_activations(int(found[1]), found[2] or "clip")
 

@@ -12,13 +12,13 @@ import pytest
 
 from experiments import compress, predict
 from experiments.models import digits
-from jaxopt_nn.coding.artifact import save_artifact
 from jaxopt_nn.core.combine import where
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.pipeline.classes import classification
+from jaxopt_nn.pipeline.store import save
 
 FEATURES, CLASSES = 16, 4
 REPOSITORY = pathlib.Path(predict.__file__).parent.parent
@@ -68,18 +68,19 @@ def tiny(**changes):
     }  # fmt: skip
 
 
-def saved(directory, extra, bits=8):
-    apply, variables = own_model(0).apply, own_model(0).variables
+def saved(directory, extra, bits=8, rules=()):
+    network = own_model(0)
     method = where("w", quantize(bits))
-    info = inspect(apply, variables, inputs())
-    save_artifact(directory, method.pack(variables, method.init(variables, info)), extra=extra)
+    info = inspect(network.apply, network.variables, inputs())
+    stored = method.pack(network.variables, method.init(network.variables, info))
+    save(directory, network.replace(variables=stored, rules=rules), extra=extra)
     return str(directory)
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     config = tiny(stages=[{"name": "q", "method": "quantize", "bits": 8, "rule": "w8a16"}])
-    return saved(tmp_path_factory.mktemp("run") / "artifact", {"config": config, "rule": "w8a16"})
+    return saved(tmp_path_factory.mktemp("run") / "artifact", {"config": config}, rules=arithmetic("w8a16"))
 
 
 def test_what_compress_ships_is_what_predict_runs(tmp_path):
@@ -134,7 +135,7 @@ def test_the_rule_and_the_model_arguments_are_those_of_the_config(tmp_path):
         [({}, None), ({"model_args": {"scale": 2.0}}, None), ({}, "w8a8"),
          ({"stages": [{"name": "q", "method": "quantize", "bits": 8, "rule": f"{__name__}:own_rule"}]}, "w8a8")]
     ):  # fmt: skip
-        where_ = saved(tmp_path / str(i), {"config": tiny(**changes), "rule": rule})
+        where_ = saved(tmp_path / str(i), {"config": tiny(**changes)}, rules=arithmetic(rule) if rule else ())
         found = predict.run(where_, str(tmp_path / "x.npz"), repeats=1, output=str(tmp_path / "out.npz"))
         assert found["rule"] == rule
         outs.append(np.load(tmp_path / "out.npz")["outputs"])
@@ -233,9 +234,9 @@ def test_arguments_out_of_range(artifact, arguments, said):
         predict.run(artifact, **arguments)
 
 
-@pytest.mark.parametrize("extra", [None, {"note": "mine"}, {"config": {"stages": []}, "rule": None}])
+@pytest.mark.parametrize("extra", [None, {"note": "mine"}, {"config": {"stages": []}}])
 def test_an_artifact_without_its_config_says_what_to_do(tmp_path, extra):
-    with pytest.raises(ValueError, match=r"does not name the model .* jaxopt_nn.load_artifact"):
+    with pytest.raises(ValueError, match=r"does not name the model .* jaxopt_nn.load, "):
         predict.run(saved(tmp_path / "a", extra))
 
 
@@ -249,7 +250,7 @@ def test_the_command(tmp_path):
     config = {**tiny(), "model": "experiments.models.digits:build", "data": {"source": "experiments.data.digits:digits"}}
     from experiments.models.digits import build
 
-    save_artifact(tmp_path / "artifact", build(0).variables, extra={"config": config, "rule": None})
+    save(tmp_path / "artifact", build(0), extra={"config": config})
     x = np.random.default_rng(0).random((10, 8, 8, 1)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x, y=np.zeros(10, int))
     flags = [f"--artifact={tmp_path / 'artifact'}", f"--data={tmp_path / 'x.npz'}", "--repeats=2", "--batch_size=4"]

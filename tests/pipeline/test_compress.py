@@ -228,9 +228,10 @@ def test_the_schedule_of_a_thawed_stage_goes_on_where_it_was():
 
 def test_the_artifact_is_the_network(run):
     result, workdir = run
-    loaded, manifest = jn.load_artifact(workdir / "artifact")
-    chex.assert_trees_all_equal(loaded, result.network.variables)
-    assert jax.tree.structure(loaded) == jax.tree.structure(result.network.variables)
+    loaded, (_, manifest) = jn.load(workdir / "artifact", apply), jn.load_artifact(workdir / "artifact")
+    chex.assert_trees_all_equal(loaded.variables, result.network.variables)
+    assert jax.tree.structure(loaded.variables) == jax.tree.structure(result.network.variables)
+    assert loaded.rules == (("**", jn.arithmetic("w4a8")),) == result.network.rules
     assert [s["name"] for s in manifest["recipe"]] == ["clip", "prune", "quantize"]
     entry = result.report["artifact"]
     assert entry["bytes"] == sum(p.stat().st_size for p in (workdir / "artifact").rglob("*") if p.is_file())
@@ -244,9 +245,8 @@ def test_a_fresh_process_gets_the_same_accuracy(run, tmp_path):
         import jax.numpy as jnp, numpy as np, jaxopt_nn as jn
         def apply(v, x):
             return jnp.maximum(x @ v["up"]["w"] + v["up"]["b"][None], 0) @ v["down"]["w"]
-        variables, _ = jn.load_artifact({str(workdir / "artifact")!r})
+        network = jn.load({str(workdir / "artifact")!r}, apply)
         data = np.load({str(tmp_path / "data.npz")!r})
-        network = jn.Network(apply, variables, rules=jn.arithmetic("w4a8"))
         print(np.mean(np.argmax(network(data["x"]), 1) == data["y"]))
     """
     out = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
@@ -430,4 +430,4 @@ def test_a_full_disk_leaves_no_half_written_file(cheap, tmp_path, monkeypatch, f
     left = {p.name for p in tmp_path.iterdir()}
     assert left <= WRITTEN
     assert ("report.json" in left) == (full == "arrays"), "a report stands only where all else belongs to it"
-    chex.assert_trees_all_equal(jn.load_artifact(tmp_path / "artifact")[0], result.network.variables)
+    chex.assert_trees_all_equal(jn.load(tmp_path / "artifact", apply).variables, result.network.variables)
