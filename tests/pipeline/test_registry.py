@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxopt_nn.core.rule import identity_rule
 from jaxopt_nn.methods.prune import magnitude
+from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.pipeline import registry
 
 PARAMS = {"a": {"kernel": jnp.arange(-6.0, 6.0).reshape(4, 3)}, "b": {"kernel": jnp.ones((3, 2))}}
@@ -150,3 +152,11 @@ def test_objects_by_address(name, said):
 def test_no_rule_is_weight_only():
     assert registry.rule("") is None and registry.rule(None) is None
     assert registry.rule("jaxopt_nn.core.rule:identity_rule").name == "identity"
+
+
+def test_names_of_rules_with_ranges_and_of_training_in_float():
+    assert registry.rule("w4a8-static") is static_ranges("w4a8")
+    assert registry.rule("w8a8-moving") is moving_ranges("w8a8")
+    assert registry.training_rule("float") is identity_rule()
+    with pytest.raises(ValueError, match=r"rule='w8a8-fixed': allowed are 'w8a8', 'w8a8-static', 'w8a8-moving'"):
+        registry.rule("w8a8-fixed")
