@@ -291,7 +291,7 @@ class Compressor:
             ends = accumulated(forms[0].ready, task, task.test), accumulated(forms[-1].ready, task, task.test)
         rows = []
         for form, sums in zip(forms, found, strict=True):
-            row = entry.row(form.name, form.stored.variables, form.ready.variables, forms[0].stored.variables, form.facts)
+            row = entry.row(form.name, form.stored, form.ready, forms[0].stored.variables, form.facts)
             rows.append({**row, "metrics": task.result(sums)})
         if task.valid is not None:
             for row, sums in zip((rows[0], rows[-1]), ends, strict=True):

@@ -52,6 +52,8 @@ def test_moving_ranges_are_trained_and_deployed(compressor):
     assert abs(float(moved - first["head"].carried)) > 1e-3
     seen = jax.jit(lambda x: jax.lax.scan(lambda h, w: (h + jnp.tanh(h @ w),) * 2, x, result.params["layers"])[0])(X[:64])
     assert 0.6 < float(moved) / np.abs(seen).max() <= 1.05, "it follows the network as it is at the end"
+    ranges = 4 * (2 + 1)  # of two layers and the head, float32
+    assert result.stages[-1]["bytes"] == jn.nbytes(result.network.variables) + ranges
     answers = np.argmax(result.network(X[64:]), 1)
     assert result.stages[-1]["metrics"]["accuracy"] == np.mean(answers == Y[64:])
 
