@@ -27,7 +27,6 @@ from experiments import common
 from experiments.common import load_task
 from experiments.config import checked, parsed
 from experiments.model import Model, check_replaceable, check_same_tree, save_variables
-from experiments.progress import Progress
 from jaxopt_nn.core.files import open_workdir
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.transfer import transfer_weights
@@ -38,6 +37,7 @@ from jaxopt_nn.pipeline.compress import Compressor, Result
 from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import tables
+from jaxopt_nn.reporting.progress import Progress
 from jaxopt_nn.reporting.write import FILES, FOLDERS
 
 PyTree = Any

@@ -18,10 +18,11 @@ from jaxopt_nn.interpret.network import Network, Rules
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checks import check_network, check_outputs
 from jaxopt_nn.pipeline.compress import Places
-from jaxopt_nn.pipeline.fit import Trainer, Watch
+from jaxopt_nn.pipeline.fit import Trainer
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Objective, Task
 from jaxopt_nn.pipeline.twins import twin
+from jaxopt_nn.reporting.progress import Watch
 
 PyTree = Any
 #: What Orbax writes into a checkpoint; a run that was killed while it replaced one leaves any part of it.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,9 +23,10 @@ from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network, Rules, network_of
 from jaxopt_nn.pipeline.calibrate import calibrate, calibration_inputs
-from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.checks import check_network, check_outputs, check_task
-from jaxopt_nn.pipeline.fit import Trained, Trainer, Watch
+from jaxopt_nn.pipeline.fingerprint import fingerprint
+from jaxopt_nn.pipeline.fit import Trained, Trainer
 from jaxopt_nn.pipeline.grade import accumulated
 from jaxopt_nn.pipeline.recipe import Recipe, check_recipe, described
 from jaxopt_nn.pipeline.stages import accumulate
@@ -32,6 +35,7 @@ from jaxopt_nn.pipeline.task import Objective, Task
 from jaxopt_nn.pipeline.twins import twin, with_states
 from jaxopt_nn.reporting import entry, tables, write
 from jaxopt_nn.reporting.leaf_table import histograms
+from jaxopt_nn.reporting.progress import Progress, Watch
 
 PyTree = Any
 #: Where the positions of a stage's training lie, by its name.
@@ -80,7 +84,7 @@ def compress(
     latency: bool | Sequence[int] = True,
     config: Mapping[str, Any] | None = None,
     checkpoints: Places | None = None,
-    watch: Watch = nothing,
+    watch: Watch | None = None,
 ) -> Result:
     """Takes a trained network through a recipe; after each stage, evaluates the network that would be deployed.
 
@@ -94,30 +98,44 @@ def compress(
         and the last stage alone.
       teacher: what stages with ``distill`` train towards; None: the given network itself.
       seed: of the order of the minibatches.
-      workdir: where the report, its plots and ``artifact/`` go; None writes nothing.
+      workdir: where the report, its plots, ``artifact/`` and ``checkpoints/`` go; None writes nothing. A run that was
+        interrupted goes on from there, to the same numbers.
       latency: whether to measure it, at batches of 1, 32 and 1024; or the batches. One that would not fit into memory is
         left out, and named in the report.
       config: kept in the report; the recipe in words if None.
-      checkpoints: ``name of a stage -> Checkpoints``: training goes on from what lies there. It must be of the same recipe.
-      watch: is told of each stretch of training.
+      checkpoints: ``name of a stage -> Checkpoints``: other places of positions than below ``workdir``. What lies there must
+        be of the same run.
+      watch: is told of each stretch of training; None shows a bar on a terminal, a line now and then elsewhere.
 
     Raises:
       TypeError: ``network`` or ``task`` is something else.
       ValueError: variables without a leaf, with NaN or Inf, or compressed already; outputs that don't fit the task; weights
         closed over by ``apply``; a pattern that matches nothing; running statistics that were never computed; a schedule
-        that does not reach its end; data that fails in the middle of an epoch.
+        that does not reach its end; data that fails in the middle of an epoch; a ``workdir`` with positions of another run.
       FloatingPointError: the loss of a stage is NaN or Inf.
-      OSError: ``workdir`` can't be written, or the disk is full; no file is left half-written.
+      OSError: ``workdir`` can't be written, another run is using it, or the disk is full; no file is left half-written.
     """
-    if workdir is not None:
-        open_workdir(workdir, write.FOLDERS, write.FILES)  # what can't be written shows before any training
     compressor = Compressor(network, recipe)
-    result = compressor(
-        network, task, teacher=teacher, seed=seed, latency=latency, config=config, checkpoints=checkpoints, watch=watch
-    )
-    if workdir is not None:
-        compressor.ship(result, task, workdir)
+    run = functools.partial(
+        compressor, network, task, teacher=teacher, seed=seed, latency=latency, config=config,
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        if workdir is not None:  # what can't be written, or is another run's, shows before any training
+            directory = open_workdir(workdir, write.FOLDERS, write.FILES)
+            stack.enter_context(locked(directory))
+            if checkpoints is None:
+                claim(directory / "checkpoints", compressor.fingerprint(network, task, seed), what="run")
+                checkpoints = lambda name: Checkpoints(directory / "checkpoints" / name, say=_say)
+        if watch is None:
+            watch = stack.enter_context(Progress(_say).live()).watch()
+        result = run(checkpoints=checkpoints, watch=watch)
+        if workdir is not None:
+            compressor.ship(result, task, workdir)
     return result
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class _Form(NamedTuple):
@@ -178,12 +196,13 @@ class Compressor:
         timed, left_out = latencies([(f.ready.run, (f.ready.variables, f.ready.states)) for f in forms], task.example, batches)
         rows = [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
         told = [{"path": f"latency, batch {n}", "reason": f"not measured: {why}"} for n, why in left_out.items()]
-        method = self._accumulated(self._steps(task)).methods[-1]
-        seen = method.view(params, self._accumulated(self._steps(task)).state(state))
+        plan = self._accumulated(self._steps(task))
+        method = plan.methods[-1]
+        seen = method.view(params, plan.state(state))
         matrices = [leaf.path for leaf in info.leaves if leaf.matrix and leaf.path in info.roles]
         report = {
             "schema": write.SCHEMA,
-            "config": {"stages": described(self.recipe)} if config is None else dict(config),
+            "config": {"stages": described(self.recipe, plan.added)} if config is None else dict(config),
             "seed": seed,
             "devices": devices(),
             "versions": versions(),
@@ -197,7 +216,7 @@ class Compressor:
             "histograms": histograms(network.variables, seen, matrices),
             "seconds": time.monotonic() - start,
         }
-        return Result(forms[-1].stored, params, self._accumulated(self._steps(task)).joined(state), report, sums)
+        return Result(forms[-1].stored, params, plan.joined(state), report, sums)
 
     def check(self, network: Network, task: Task, teacher: Network | None = None) -> ModelInfo:
         """Tries the recipe on a network, e.g. a fresh one, without training; gives what is known of its structure.
@@ -214,6 +233,14 @@ class Compressor:
             known = self._calibrated(method, network, info, task, few=True)
             jax.eval_shape(lambda v, method=method, known=known: method.init(v, known), network.variables)
         return info
+
+    def fingerprint(self, network: Network, task: Task, seed: int) -> dict[str, Any]:
+        """What tells this run from others; nothing is trained."""
+        check_task(task)
+        info = inspect(network.apply, network.variables, *task.example)
+        added = self._accumulated(self._steps(task)).added
+        infos = [self._calibrated(method, network, info, task, few=True) for method in added]
+        return fingerprint(network_of(network), self.recipe, added, infos, task, seed)
 
     def ship(self, result: Result, task: Task, workdir: str | os.PathLike[str]) -> None:
         """Writes the artifact, reads it back and evaluates what was read, then writes the report, with both in it.

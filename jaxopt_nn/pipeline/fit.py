@@ -21,13 +21,12 @@ from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.data import Source, Stretch
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Objective, mean_loss, takes_teacher
+from jaxopt_nn.reporting.progress import Watch
 
 if TYPE_CHECKING:
     import optax
 
 PyTree = Any
-#: What is said after each stretch: the history's entry, and ``steps`` and ``seconds_left`` (None at first) beside.
-Watch = Callable[[dict[str, Any]], None]
 
 
 class Trained(NamedTuple):

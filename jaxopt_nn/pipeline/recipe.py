@@ -206,12 +206,12 @@ def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(recipe)
 
 
-def described(recipe: Recipe) -> list[dict[str, Any]]:
-    """The recipe in words, for reports."""
+def described(recipe: Recipe, methods: Sequence[Transform]) -> list[dict[str, Any]]:
+    """The recipe in words, for reports; ``methods`` are the transforms that its stages add."""
     return [
         {
             "name": stage.name,
-            "method": stage.transform.traits.name if isinstance(stage.transform, Transform) else "a function of the steps",
+            "method": method.traits.name,
             "epochs": stage.epochs,
             "learning_rate": "schedule" if callable(stage.learning_rate) else stage.learning_rate,
             "weight_decay": stage.weight_decay,
@@ -221,5 +221,5 @@ def described(recipe: Recipe) -> list[dict[str, Any]]:
             "training_rule": stage.training_rule.name if stage.training_rule else None,
             "distill": dataclasses.asdict(stage.distill) if stage.distill else None,
         }
-        for stage in recipe
+        for stage, method in zip(recipe, methods, strict=True)
     ]

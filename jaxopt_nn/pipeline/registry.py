@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxopt_nn.core.combine import every, where
+from jaxopt_nn.core.combine import by_path, every, where
 from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.core.rule import Rule, identity_rule
 from jaxopt_nn.core.transform import Transform, identity
@@ -58,8 +58,8 @@ STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
 NAMED: dict[str, Mapping[str, Any]] = {"criterion": CRITERIA, "allocation": ALLOCATIONS}
 STAGE_FIELDS = (
-    "name", "method", "where", "epochs", "learning_rate", "weight_decay", "ema", "rule", "thaw", "every", "training_rule",
-    "distill", "gradient_norms",
+    "name", "method", "where", "cases", "epochs", "learning_rate", "weight_decay", "ema", "rule", "thaw", "every",
+    "training_rule", "distill", "gradient_norms",
 )  # fmt: skip
 
 
@@ -161,7 +161,8 @@ def stages(config: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Stage]:
 
     Each has ``name``, ``method`` and the method's own arguments, and may have ``where`` (a pattern of paths), ``every``
     (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``weight_decay``, ``ema``, ``rule``,
-    ``thaw``, ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``.
+    ``thaw``, ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``. In the place of ``method`` and its arguments
+    ``cases`` may stand, a list of mappings with ``where``, ``method`` and arguments: a leaf gets the first that matches.
 
     Args:
       seed: of what methods draw at random; each stage folds in its number.
@@ -174,18 +175,40 @@ def stages(config: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Stage]:
 
 
 def _stage(i: int, entry: dict[str, Any], key: jax.Array) -> Stage:
-    for field in ("name", "method"):
-        if not isinstance(entry.get(field), str):
-            raise ValueError(f"stages[{i}]: needs {field!r}, a string; has {', '.join(sorted(entry)) or 'nothing'}")
     own = {name: entry.pop(name) for name in STAGE_FIELDS if name in entry}
-    make = functools.partial(
-        transform, own["method"], pattern=own.get("where"), interval=own.get("every", 1), key=key, **entry
-    )
     try:
+        if not isinstance(own.get("name"), str):
+            raise ValueError("needs 'name', a string")
+        make = _cases(own, entry, key) if "cases" in own else _single(own, entry, key)
         make(steps=100)  # what is wrong with the arguments shows here, before the number of steps is known
         return Stage(own["name"], lambda steps: make(steps=steps), **stage_fields(own))
     except ValueError as error:
-        raise ValueError(f"stages[{i}] ({own['name']}): {error}") from error
+        raise ValueError(f"stages[{i}] ({own.get('name', 'no name')}): {error}") from error
+
+
+def _single(own: Mapping[str, Any], arguments: Mapping[str, Any], key: jax.Array) -> Callable[..., Transform]:
+    """The transform of ``method`` and its arguments, of the number of steps."""
+    if not isinstance(own.get("method"), str):
+        held = ", ".join(sorted({*own, *arguments}))
+        raise ValueError(f"needs 'method', a string, or 'cases', a list; has {held or 'nothing'}")
+    return functools.partial(
+        transform, own["method"], pattern=own.get("where"), interval=own.get("every", 1), key=key, **arguments
+    )
+
+
+def _cases(own: Mapping[str, Any], arguments: Mapping[str, Any], key: jax.Array) -> Callable[..., Transform]:
+    """The transform that gives each leaf to the first of ``cases`` whose pattern matches it."""
+    if beside := sorted({"method", "where"} & own.keys() | arguments.keys()):
+        raise ValueError(f"'cases' stand beside {', '.join(beside)}; give each case its own method and arguments")
+    makes = []
+    for n, case in enumerate(own["cases"]):
+        fields = dict(case)
+        pattern, method = fields.pop("where", None), fields.pop("method", None)
+        if not (isinstance(pattern, str) and isinstance(method, str)):
+            raise ValueError(f"cases[{n}]: needs 'where' and 'method', strings; has {', '.join(sorted(case)) or 'nothing'}")
+        alone = {"method": method, "every": own.get("every", 1)}
+        makes.append((pattern, _single(alone, fields, jax.random.fold_in(key, n))))
+    return lambda steps: by_path([(pattern, make(steps=steps)) for pattern, make in makes])
 
 
 def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """Configs name things; what is mistyped is answered with the nearest names."""
 
+import json
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxopt_nn.core.combine import by_path
 from jaxopt_nn.core.rule import identity_rule
 from jaxopt_nn.methods.prune import magnitude
+from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.pipeline import registry
 
@@ -56,6 +61,20 @@ def test_stages_from_a_config():
     assert (made[0].epochs, made[0].learning_rate, made[0].rule) == (3, 0.5, None)
     assert made[1].rule.name == "w4a8" and made[1].thaw == ("p",)
     np.testing.assert_allclose([made[2].learning_rate(9)(t) for t in (0, 1, 2)], [1, 0.5, 0], atol=1e-7)
+
+
+def test_a_mixed_recipe_gives_each_leaf_the_first_case_that_matches():
+    cases = [
+        {"where": "**/head/kernel", "method": "quantize", "bits": 8},
+        {"where": "**/kernel", "method": "quantize", "bits": 4, "group": 2},
+    ]
+    (stage,) = registry.stages([{"name": "mixed", "cases": cases, "epochs": 1}])
+    params = {"up": {"kernel": jnp.ones((4, 3))}, "head": {"kernel": jnp.ones((4, 2))}}
+    by_hand = by_path([("**/head/kernel", quantize(8)), ("**/kernel", quantize(4, group=2))])
+    packed = [method.pack(params, method.init(params)) for method in (stage.method(1), by_hand)]
+    chex.assert_trees_all_equal(*packed)
+    assert [packed[0][k]["kernel"].bits for k in ("head", "up")] == [8, 4]
+    assert json.loads(json.dumps(cases)) == cases
 
 
 def test_a_learning_rate_over_a_share_of_the_stage():
@@ -126,8 +145,11 @@ def test_random_codes_differ_by_seed_and_stage():
             {"name": "x", "method": "prune", "sparsity": {"schedule": "cubic", "final": 0.9, "begin": 0.8, "end": 0.4}},
             "0 <= begin <= end .sparsity: begin=0.8, end=0.4 as shares of",
         ),
-        ({"name": "x"}, r"stages\[0\]: needs 'method'"),
-        ({}, r"stages\[0\]: needs 'name', a string; has nothing"),
+        ({"name": "x"}, r"stages\[0\] \(x\): needs 'method', a string, or 'cases', a list; has name"),
+        ({}, r"stages\[0\] \(no name\): needs 'name', a string"),
+        ({"name": "x", "cases": [{"where": "a", "method": "identity"}], "bits": 4}, "'cases' stand beside bits;"),
+        ({"name": "x", "cases": [{"method": "clip"}]}, r"cases\[0\]: needs 'where' and 'method', strings; has method"),
+        ({"name": "x", "cases": [{"where": "a", "method": "clap"}]}, "method 'clap' is unknown; nearest: clip"),
     ],
 )
 def test_what_is_mistyped_is_answered_with_the_nearest_names(entry, said):
