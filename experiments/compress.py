@@ -28,9 +28,11 @@ from experiments.common import load_task
 from experiments.config import checked, parsed
 from experiments.model import Model, check_replaceable, check_same_tree, save_variables
 from jaxopt_nn.core.files import open_workdir
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.transfer import transfer_weights
-from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.compress import Compressor, Result
@@ -188,7 +190,8 @@ class Experiment:
             arguments["rename"] = [tuple(pair) for pair in arguments.get("rename", ())]
             begun, said = transfer_weights(taught.variables, fresh.variables, **arguments)
         else:
-            begun, said = shrink_widths(taught.apply, taught.variables, task.example, **arguments)
+            said = shrink_widths(**arguments).plan(taught, ModelInfo(), *task.example)
+            begun = Remap(said).params(taught.variables)  # the student's module takes the tree
             check_same_tree(begun, fresh.variables, "start.widths")
         say(f"start from the teacher's {how}:\n{said}")
         return fresh.replace(variables=begun)

@@ -2,10 +2,12 @@
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
 from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
-from jaxopt_nn.core.layout import Matrix
+from jaxopt_nn.core.matrix import Matrix
 from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Site
+from jaxopt_nn.core.passes import Pass, Plan
+from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.core.rule import Pass, Rule, identity_rule, rule_factory
+from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity, leafwise
@@ -21,16 +23,19 @@ from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
 from jaxopt_nn.methods.distill import distillation_loss
-from jaxopt_nn.methods.neurons import mask_units
 from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments
 from jaxopt_nn.methods.transfer import transfer_weights
+from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.parallel.infer import predictor
-from jaxopt_nn.passes.neurons import Units, dead_units, prune_neurons, unit_activity, weak_units
-from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.passes.activity import unit_activity
+from jaxopt_nn.passes.choice import dead_units, weak_units
+from jaxopt_nn.passes.cutting import cut_neurons
+from jaxopt_nn.passes.masking import prune_neurons
+from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import metrics
 from jaxopt_nn.pipeline.calibrate import calibrate, calibrated
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
@@ -64,7 +69,9 @@ __all__ = [
     "ModelInfo",
     "Network",
     "Pass",
+    "Plan",
     "QTensor",
+    "Remap",
     "Report",
     "Roles",
     "Rule",
@@ -77,7 +84,6 @@ __all__ = [
     "TrainState",
     "Traits",
     "Transform",
-    "Units",
     "abs_max",
     "activity",
     "arithmetic",
@@ -96,6 +102,7 @@ __all__ = [
     "compile_for",
     "compress",
     "cubic",
+    "cut_neurons",
     "dead_units",
     "densify",
     "distillation_loss",

@@ -19,10 +19,10 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, explain, identity, leafwise, why_not_matrix
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
-from jaxopt_nn.methods.neurons import mask_units
 from jaxopt_nn.methods.prune import erk, global_budget, magnitude, prune, saliency
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.schedules import cubic, staircase
+from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.tensors.base import densify, is_compressed
 from jaxopt_nn.tensors.masked import Masked
@@ -53,6 +53,17 @@ def learnt_range():
     )
 
 
+def learnt_step():
+    """A learnt step that the projection keeps above a floor, and its leaf inside a box of so many steps."""
+    box = lambda leaf, step: jnp.clip(leaf.astype(jnp.float32), -4 * step, 4 * step).astype(leaf.dtype)
+    return leafwise(
+        matrices,
+        lambda path, leaf, known: (jnp.float32(0.25), ()),
+        lambda leaf, step, _: box(leaf, step),
+        project=lambda leaf, step, _: (box(leaf, jnp.maximum(step, 0.125)), jnp.maximum(step, 0.125)),
+    )
+
+
 #: With learnt state; the package has no such method yet.
 LEARNT = {
     "learnt gain": learnt_gain(),
@@ -60,6 +71,8 @@ LEARNT = {
     "learnt range and a mask": chain(learnt_range(), prune(sparsity=0.5)),
     "learnt gain of some": by_path([("**/a/kernel", learnt_gain()), ("**/kernel", quantize(4))]),
     "learnt gain, every other step": every(2, learnt_gain()),
+    "learnt step": learnt_step(),
+    "learnt steps of some, masked": chain(by_path([("**/a/*", learnt_step()), ("**", learnt_gain())]), prune(sparsity=0.5)),
 }
 TABLE = {
     "identity": identity(),
@@ -101,6 +114,7 @@ TABLE = {
     "every": every(2, prune(magnitude, sparsity=RAMP)),
     "later": later(3, prune(magnitude, sparsity=RAMP)),
     "frozen": frozen(prune(magnitude, sparsity=RAMP)),
+    "frozen learnt step": later(2, frozen(learnt_step())),
     **LEARNT,
 }
 #: No gradient passes: by the derivative of rounding, or because nothing is left.
@@ -185,9 +199,9 @@ def obeys_the_pack_law(method, seen, packed):
 
 
 def projects_once(view, project, state):
-    once = project(PARAMS, state)
-    chex.assert_trees_all_equal(once, project(once, state))
-    chex.assert_trees_all_equal_shapes_and_dtypes(once, PARAMS)
+    once, learnt = project(PARAMS, state)
+    chex.assert_trees_all_equal((once, learnt), project(once, State(learnt, state.carried)))
+    chex.assert_trees_all_equal_shapes_and_dtypes((once, learnt), (PARAMS, state.learnt))
 
 
 @pytest.mark.exact
@@ -270,7 +284,7 @@ def a_training_step_moves_what_is_trained(name, before, after):
     method, state, _, project, _, packed = case(name)
     was, now, slopes = (leaves_by_path(tree) for tree in (before.params, after.params, GRADS))
     taken = {path for path, verdict in verdicts(method).items() if not isinstance(verdict, str)}
-    projected = leaves_by_path(project(PARAMS, state))
+    projected = leaves_by_path(project(PARAMS, state)[0])
     for path, old in was.items():
         if path == HELD or not jnp.issubdtype(old.dtype, jnp.floating):
             chex.assert_trees_all_equal(now[path], projected[path])
@@ -280,16 +294,17 @@ def a_training_step_moves_what_is_trained(name, before, after):
             chex.assert_trees_all_close(now[path], (old - RATE * slopes[path]).astype(old.dtype), rtol=1e-6, atol=1e-7)
     pulled, pulled_learnt = jax.jit(pull_back(method))(PARAMS, state)
     stepped = jax.tree.map(lambda p, g: p - jnp.asarray(RATE * g, p.dtype), PARAMS, pulled)
-    wanted = leaves_by_path(project(stepped, State(after.learnt, state.carried)))
+    stepped_learnt = jax.tree.map(lambda x, g: x - RATE * g, state.learnt, pulled_learnt)
+    wanted, wanted_learnt = project(stepped, State(stepped_learnt, state.carried))
+    wanted = leaves_by_path(wanted)
     for path in taken - {HELD}:
         tolerance = 1e-2 if was[path].dtype == jnp.bfloat16 else 1e-6
         chex.assert_trees_all_close(now[path], wanted[path], rtol=tolerance, atol=tolerance)
     masked_entries_stay(packed, projected, now)
     assert bool(jax.tree.leaves(state.learnt)) == (name in LEARNT)
-    slopes = jax.tree.leaves(pulled_learnt)
-    for (keys, old), new, slope in zip(*pairs(state.learnt, after.learnt), slopes, strict=True):
+    for (keys, old), new in zip(*pairs(state.learnt, after.learnt), strict=True):
         assert jnp.any(new != old) != (HELD in jax.tree_util.keystr(keys)), "what belongs to a held leaf is held"
-        chex.assert_trees_all_close(new, old - RATE * slope, rtol=1e-5)
+    chex.assert_trees_all_close(after.learnt, wanted_learnt, rtol=1e-5)
 
 
 def pairs(before, after):

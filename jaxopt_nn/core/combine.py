@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.paths import first_match, leaves_by_path, map_with_path, require_match
 from jaxopt_nn.core.tap import Tap
-from jaxopt_nn.core.transform import IDLE, Facts, LeafTraits, PyTree, State, Traits, Transform, keep_state
+from jaxopt_nn.core.transform import IDLE, Facts, LeafTraits, PyTree, State, Traits, Transform, followed, keep_state
 from jaxopt_nn.tensors.base import is_compressed
 
 
@@ -51,10 +52,12 @@ def chain(*members: Transform) -> Transform:
             params = member.view(params, new)
         return State(state.learnt, tuple(carried))
 
-    def project(params: PyTree, state: State) -> PyTree:
+    def project(params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+        learnt = []
         for member, own in zip(members, _apart(state), strict=True):
-            params = member.project(params, own)
-        return params
+            params, new = member.project(params, own)
+            learnt.append(new)
+        return params, tuple(learnt)
 
     def pack(params: PyTree, state: State) -> PyTree:
         packed = None
@@ -99,8 +102,16 @@ def chain(*members: Transform) -> Transform:
         parts = zip(members, views(params, state), _apart(state))
         return tuple(fact for member, seen, own in parts for fact in member.traits.facts(seen, own))
 
+    def follows(state: State, cuts: Cuts) -> State:
+        made, params = [], cuts.params
+        for i, (member, own) in enumerate(zip(members, _apart(state), strict=True)):
+            made.append(followed(member, own, cuts.of_member(i, params)))
+            if cuts.moments is None and i + 1 < len(members):
+                params = _like(member.view, params, made[-1])
+        return _together(made)
+
     passes = sum(m.traits.passes for m in members)
-    traits = _traits(takes, members)._replace(taps=taps, seen=seen, passes=passes, facts=facts)
+    traits = _traits(takes, members)._replace(taps=taps, seen=seen, passes=passes, facts=facts, follows=follows)
     return Transform(init, update, lambda p, s: views(p, s)[-1], project, pack, traits)
 
 
@@ -227,6 +238,11 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
 
         return run
 
+    def project(params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+        parts = zip(methods, split(params), _apart(state), strict=True)
+        made = [t.project(part, own) for t, part, own in parts]
+        return merged(params, (part for part, _ in made)), tuple(learnt for _, learnt in made)
+
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
         i = case_of(path)
         return "matches no pattern of the recipe" if i is None else methods[i].traits.takes(path, leaf, info)
@@ -235,9 +251,13 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
         parts = zip(methods, split(params), _apart(state), strict=True)
         return tuple(fact for t, part, own in parts for fact in t.traits.facts(part, own))
 
+    def follows(state: State, cuts: Cuts) -> State:
+        parts = enumerate(zip(methods, split(cuts.params), _apart(state), strict=True))
+        return _together([followed(t, own, cuts.of_member(i, part)) for i, (t, part, own) in parts])
+
     passes = max(t.traits.passes for t in methods)
-    traits = _traits(takes, methods)._replace(taps=taps, seen=seen, passes=passes, facts=facts)
-    return Transform(init, update, each("view"), each("project"), each("pack"), traits)
+    traits = _traits(takes, methods)._replace(taps=taps, seen=seen, passes=passes, facts=facts, follows=follows)
+    return Transform(init, update, each("view"), project, each("pack"), traits)
 
 
 def _traits(takes: Callable[[str, Any, ModelInfo], LeafTraits | str], members: Sequence[Transform]) -> Traits:
@@ -314,7 +334,7 @@ def frozen(method: Transform) -> Transform:
     """``method`` whose state no longer changes: an earlier stage of a recipe.
 
     All of its state is ``carried``, as a state of ``method``: ``State(learnt=(), carried=State(learnt, carried))``. So no
-    optimizer sees what was learnt, and weight decay can't move it either.
+    optimizer sees what was learnt, and neither weight decay nor a projection can move it.
     """
 
     def thawed(fn: Callable[[PyTree, State], Any]) -> Callable[[PyTree, State], Any]:
@@ -323,7 +343,11 @@ def frozen(method: Transform) -> Transform:
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         return State((), method.init(params, info))
 
+    def follows(state: State, cuts: Cuts) -> State:
+        return state if cuts.moments is not None else State((), followed(method, state.carried, cuts))
+
     traits = method.traits._replace(
-        needs=method.traits.needs - {"grads"}, pending=lambda step: None, facts=thawed(method.traits.facts)
+        needs=method.traits.needs - {"grads"}, pending=lambda step: None, facts=thawed(method.traits.facts), follows=follows
     )
-    return Transform(init, keep_state, thawed(method.view), thawed(method.project), thawed(method.pack), traits)
+    project = lambda params, state: (method.project(params, state.carried)[0], ())
+    return Transform(init, keep_state, thawed(method.view), project, thawed(method.pack), traits)

@@ -1,4 +1,4 @@
-"""Rules (what a site computes) and passes (what changes ``apply`` or shapes)."""
+"""Rules: what a site computes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxopt_nn.core.model import ModelInfo, Site
+from jaxopt_nn.core.model import Site
 from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.core.transform import State, no_taps
-
-PyTree = Any
 
 
 def _stateless(site: Site, stats: Any = None) -> State:
@@ -109,18 +107,3 @@ def rule_of(said: Mapping[str, Any]) -> Rule:
 def identity_rule() -> Rule:
     """The rule that evaluates every site as it stands."""
     return Rule(lambda site, state, lhs, rhs: site.run(lhs, rhs), name="identity", activations=True)
-
-
-class Pass(NamedTuple):
-    """What changes ``apply``, or shapes.
-
-    Attributes:
-      run: ``(apply, variables, info) -> (apply', variables', remap)``. ``remap(tree)`` carries any pytree of the structure
-        and shapes of ``variables`` (gradients, optimizer moments, masks) over to that of ``variables'``.
-      name: for reports.
-    """
-
-    run: Callable[
-        [Callable[..., Any], PyTree, ModelInfo], tuple[Callable[..., Any], PyTree, Callable[[PyTree], PyTree]]
-    ]
-    name: str = "pass"

@@ -130,8 +130,8 @@ def averaged(ts: TrainState, method: Transform, *, still: Collection[str] = ()) 
     narrow = lambda old, new: new.astype(old.dtype)
     now = {"params": moved, "learnt": ts.learnt, "rules": _learnt(ts.rules)}
     mean = jax.tree.map(narrow, now, ts.opt.average)
-    params = method.project(_join(mean["params"], rest), State(mean["learnt"], ts.carried))
-    return ts._replace(params=params, learnt=mean["learnt"], rules=_with_learnt(ts.rules, mean["rules"]))
+    params, learnt = method.project(_join(mean["params"], rest), State(mean["learnt"], ts.carried))
+    return ts._replace(params=params, learnt=learnt, rules=_with_learnt(ts.rules, mean["rules"]))
 
 
 def make_step(
@@ -188,8 +188,8 @@ def make_step(
         slopes = {"params": grad_params, "learnt": grad_learnt, "rules": grad_rules}
         updates, opt = optimizer.update(slopes, ts.opt, now)
         new = optax.apply_updates(now, updates)
-        state = State(new["learnt"], ts.carried)
-        params = method.project(_join(new["params"], rest), state)
+        params, learnt = method.project(_join(new["params"], rest), State(new["learnt"], ts.carried))
+        state = State(learnt, ts.carried)
         at_view = _join(dense, jax.tree.map(jnp.zeros_like, rest))
         state = method.update(params, state, step=ts.step, grads=at_view)
         rules = _with_learnt(ts.rules, new["rules"])

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, known_of, leafwise, no_taps, why_not_matrix
@@ -237,8 +238,19 @@ def prune(
         new = {p: made[p] if regrow else made[p] & own.mask for p, own in state.carried.items()}
         return State(state.learnt, {p: Pruned(new[p], own.known) for p, own in state.carried.items()})
 
+    def follows(state: State, cuts: Cuts) -> State:
+        def one(path: str, own: Pruned) -> Pruned:
+            if path not in cuts.leaves or cuts.moments is not None:
+                return own
+            cut = cuts.leaves[path]
+            # what its criterion knows is of another leaf now; without a schedule it is not asked again
+            known = known_of(path, len(cut.shape), cuts.info, taps) if scheduled else Known(own.roles)
+            return Pruned(cut.leaf(own.mask), dataclasses.replace(known, roles=own.roles))
+
+        return State(state.learnt, {path: one(path, own) for path, own in state.carried.items()})
+
     local = select in (per_leaf, _above)
-    traits = each.traits._replace(leaf_local=local, pending=partial(_pending, sparsity, threshold))
+    traits = each.traits._replace(leaf_local=local, pending=partial(_pending, sparsity, threshold), follows=follows)
     return each._replace(init=init, update=update, traits=traits)
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxopt_nn.core.memory import call_bytes, fitting
 from jaxopt_nn.core.model import ModelInfo, Site, StatKey
+from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.report import Message
 from jaxopt_nn.core.tap import Tap
@@ -38,7 +39,7 @@ EXAMPLES = 512
 
 def calibrate(
     network: Network,
-    method: Transform,
+    method: Transform | Pass,
     batches: Batches,
     *,
     sequential: bool = False,
@@ -47,7 +48,7 @@ def calibrate(
     checkpoints: Callable[[str], Checkpoints] | None = None,
     say: Callable[[str], None] = nothing,
 ) -> ModelInfo:
-    """Streams the data through the model and collects what ``method`` declares (``traits.taps``), for ``method.init``.
+    """Streams the data through the model and collects what ``method`` declares (``traits.taps``), for its ``init`` or ``plan``.
 
     Each member of a chain sees the model with the views of the members before it, so that the data is passed over as often
     as there are members whose statistics wait for another's; ``say`` is told how often before it starts, and of each batch.
@@ -55,7 +56,7 @@ def calibrate(
 
     Args:
       network: in float; measured in evaluation mode, without its rules.
-      method: any transform; one that needs nothing gives the ``ModelInfo`` of ``inspect``.
+      method: any transform or pass; one that needs nothing gives the ``ModelInfo`` of ``inspect``.
       batches: what can be gone over again: a list, a dataset, or a function that returns an iterator.
       sequential: layer by layer, in order of evaluation: each sees the inputs that the layers before it give once all members
         have changed them; of a scanned stack, the layers in turn. One more pass for each layer. For methods whose leaves are
@@ -86,7 +87,7 @@ def calibrate(
     if not sequential:
         say(f"calibration: {method.traits.passes} passes over the data")
         return run.filled(method, leaves_by_path(variables), variables, info, info.sites)
-    if not method.traits.leaf_local:
+    if isinstance(method, Pass) or not method.traits.leaf_local:
         raise ValueError(
             f"calibrate(sequential=True): {method.traits.name} weighs leaves against each other, so no layer can be finished "
             "before the next; pass sequential=False, or an allocation by leaf"
@@ -168,7 +169,7 @@ class _Run:
 
     def filled(
         self,
-        method: Transform,
+        method: Transform | Pass,
         part: dict[str, Any],
         variables: PyTree,
         info: ModelInfo,

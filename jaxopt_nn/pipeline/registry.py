@@ -24,7 +24,7 @@ from jaxopt_nn.methods import prune as pruning
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
-from jaxopt_nn.passes.neurons import prune_neurons
+from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.pipeline.recipe import Distill, Stage
 
 METHODS: dict[str, Callable[..., Transform]] = {
