@@ -126,7 +126,7 @@ class Experiment:
         for stage in config["stages"]:
             if stage.get("name") in RESERVED:
                 raise ValueError(f"config.stages: {stage['name']!r} is the name of the training before the recipe")
-        self._compressor = Compressor(self._model.network, registry.stages(config["stages"], config["seed"]))
+        self._compressor = Compressor(registry.stages(config["stages"], config["seed"]))
         self.tested = 0
         self.task = functools.lru_cache(maxsize=1)(functools.partial(load_task, config))
 

@@ -17,7 +17,7 @@ from jaxopt_nn.core.transform import State, identity
 from jaxopt_nn.interpret.network import Network, Rules
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checks import check_network, check_outputs
-from jaxopt_nn.pipeline.compress import Places
+from jaxopt_nn.pipeline.course import Places
 from jaxopt_nn.pipeline.fit import Trainer
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Objective, Task

@@ -17,7 +17,7 @@ from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
-from jaxopt_nn.passes.activity import dead_units, weak_units
+from jaxopt_nn.passes.choice import dead_units, weak_units
 from jaxopt_nn.passes.widths import shrink_widths
 
 RNG = np.random.default_rng(0)

@@ -75,7 +75,7 @@ class Remap:
     def opt(
         self, opt: PyTree, fresh: PyTree, method: Transform = identity(), state: State = State()
     ) -> tuple[PyTree, Report]:
-        """The state of an optimizer, of any optax transformation over ``{"params", "learnt"}`` or over parameters alone.
+        """The state of an optimizer, of any optax transformation over ``{"params", "learnt", "rules"}`` or parameters alone.
 
         A part that ends in a parameter's path and has its shape is cut. What lies there in another shape is made anew: a
         factored moment is a mean over what was cut. All else (counts, rates) stays where it has the shape that it has in
@@ -102,7 +102,8 @@ class Remap:
                 continue
             part = lambda path, x, y, place=place: self._part(f"{place}/params/{path}", x, y, recorder)
             params = map_with_path(part, old["params"], new["params"])
-            made.append({"params": params, "learnt": self._learnt(place, old, new, method, state, recorder)})
+            learnt = self._learnt(place, old, new, method, state, recorder)
+            made.append({**old, "params": params, "learnt": learnt})  # what a rule learns has no axis that is cut
         return jax.tree.unflatten(structure, made), recorder.report()
 
     def _part(self, place: str, old: Any, new: Any, recorder: Recorder) -> Any:
@@ -133,7 +134,7 @@ class Remap:
 
 def _is_moved(tree: PyTree) -> bool:
     """Whether it is what an optimizer of ``init_train_state`` keeps of all that it moves."""
-    return isinstance(tree, dict) and tree.keys() == {"params", "learnt"}
+    return isinstance(tree, dict) and tree.keys() == {"params", "learnt", "rules"}
 
 
 def _parameter(place: str, leaves: Mapping[str, Any]) -> tuple[str, list[str]]:

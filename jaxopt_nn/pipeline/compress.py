@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,30 +16,24 @@ import numpy as np
 
 from jaxopt_nn.coding.artifact import versions
 from jaxopt_nn.core.files import open_workdir
-from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.transform import Facts, State, Transform, explain
 from jaxopt_nn.cost.latency import devices, latencies
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.interpret.network import Network, Rules, network_of
-from jaxopt_nn.pipeline.calibrate import calibrate, calibration_inputs
+from jaxopt_nn.interpret.network import Network, network_of
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.checks import check_network, check_outputs, check_task
-from jaxopt_nn.pipeline.fingerprint import fingerprint
-from jaxopt_nn.pipeline.fit import Trained, Trainer
+from jaxopt_nn.pipeline.course import Course, Places, Position, Run
+from jaxopt_nn.pipeline.fingerprint import fingerprint, stage_prints
 from jaxopt_nn.pipeline.grade import accumulated
-from jaxopt_nn.pipeline.recipe import Recipe, check_recipe, described
-from jaxopt_nn.pipeline.stages import accumulate
+from jaxopt_nn.pipeline.recipe import Recipe, described
 from jaxopt_nn.pipeline.store import load, save
-from jaxopt_nn.pipeline.task import Objective, Task
-from jaxopt_nn.pipeline.twins import twin, with_states
+from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import entry, tables, write
 from jaxopt_nn.reporting.leaf_table import histograms
 from jaxopt_nn.reporting.progress import Progress, Watch
 
 PyTree = Any
-#: Where the positions of a stage's training lie, by its name.
-Places = Callable[[str], Checkpoints]
 #: Batch sizes whose latency is reported.
 BATCHES = (1, 32, 1024)
 
@@ -115,7 +109,7 @@ def compress(
       FloatingPointError: the loss of a stage is NaN or Inf.
       OSError: ``workdir`` can't be written, another run is using it, or the disk is full; no file is left half-written.
     """
-    compressor = Compressor(network, recipe)
+    compressor = Compressor(recipe)
     run = functools.partial(
         compressor, network, task, teacher=teacher, seed=seed, latency=latency, config=config,
     )  # fmt: skip
@@ -147,30 +141,11 @@ class _Form(NamedTuple):
     facts: tuple[Facts, ...] = ()
 
 
-class _Run(NamedTuple):
-    """What the stages of one run share."""
-
-    task: Task
-    teacher: Network
-    key: jax.Array
-    checkpoints: Places | None
-    watch: Watch
-
-
 class Compressor:
     """``compress`` for several runs of one recipe (folds, seeds): the second run compiles hardly anything."""
 
-    def __init__(self, network: Network, recipe: Recipe):
-        self.recipe = check_recipe(recipe)
-        self._network = network_of(network)
-        self._accumulated = functools.lru_cache(maxsize=4)(functools.partial(accumulate, self.recipe))
-        self._trainer = functools.lru_cache(maxsize=4 * len(self.recipe))(self._made_trainer)
-
-    def _made_trainer(self, k: int, objective: Objective, steps: int, batch_size: int, rules: Rules) -> Trainer:
-        return Trainer(
-            self._network.trained, self._accumulated(steps).methods[k], self.recipe[k], objective,
-            steps=steps, batch_size=batch_size, rules=rules, still=self._network.still,
-        )  # fmt: skip
+    def __init__(self, recipe: Recipe):
+        self._course = Course(recipe)
 
     def __call__(
         self,
@@ -188,21 +163,20 @@ class Compressor:
         start = time.monotonic()
         check_task(task)
         network = check_network(network)
-        info = self.check(network, task, teacher)  # what is wrong with a recipe shows before any training
-        run = _Run(task, teacher or network, jax.random.key(seed), checkpoints, watch)
-        forms, params, state, history, info = self._stages(network, info, run)
+        self.check(network, task, teacher)  # what is wrong with a recipe shows before any training
+        run = Run(task, teacher or network, jax.random.key(seed), checkpoints, watch)
+        forms, now, history = self._stages(network, run)
         rows, sums = self._judged(forms, task)
         batches = (BATCHES if latency else ()) if isinstance(latency, bool) else tuple(latency)
         timed, left_out = latencies([(f.ready.run, (f.ready.variables, f.ready.states)) for f in forms], task.example, batches)
         rows = [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
         told = [{"path": f"latency, batch {n}", "reason": f"not measured: {why}"} for n, why in left_out.items()]
-        plan = self._accumulated(self._steps(task))
-        method = plan.methods[-1]
-        seen = method.view(params, plan.state(state))
-        matrices = [leaf.path for leaf in info.leaves if leaf.matrix and leaf.path in info.roles]
+        plan = self._course.accumulated(task.steps)
+        seen = self._course.seen(len(plan.stages) - 1, now, task)
+        matrices = [leaf.path for leaf in now.info.leaves if leaf.matrix and leaf.path in now.info.roles]
         report = {
             "schema": write.SCHEMA,
-            "config": {"stages": described(self.recipe, plan.added)} if config is None else dict(config),
+            "config": {"stages": described(plan.stages, plan.added)} if config is None else dict(config),
             "seed": seed,
             "devices": devices(),
             "versions": versions(),
@@ -211,36 +185,29 @@ class Compressor:
             "baseline": rows[0],
             "stages": rows[1:],
             "artifact": None,
-            "skipped": [*self._skipped(method, forms, info, task), *told],
+            "skipped": [*self._skipped(plan.methods[-1], forms, now, task), *told],
             "history": history,
             "histograms": histograms(network.variables, seen, matrices),
             "seconds": time.monotonic() - start,
         }
-        return Result(forms[-1].stored, params, plan.joined(state), report, sums)
+        return Result(forms[-1].stored, now.network.variables, plan.joined(now.states), report, sums)
 
-    def check(self, network: Network, task: Task, teacher: Network | None = None) -> ModelInfo:
-        """Tries the recipe on a network, e.g. a fresh one, without training; gives what is known of its structure.
+    def check(self, network: Network, task: Task, teacher: Network | None = None) -> None:
+        """Tries the recipe on a network, e.g. a fresh one, without training.
 
         Raises:
           ValueError: as ``compress``, for what depends on paths, shapes, dtypes, labels and numbers of steps.
         """
-        check_outputs(network, task, teacher, trains=any(stage.epochs for stage in self.recipe))
-        info = inspect(network.apply, network.variables, *task.example)
-        for k, stage in enumerate(self.recipe):
-            if stage.epochs:
-                self._trainer(k, task.objective, self._steps(task), task.batch_size, ())
-        for method in self._accumulated(self._steps(task)).methods:
-            known = self._calibrated(method, network, info, task, few=True)
-            jax.eval_shape(lambda v, method=method, known=known: method.init(v, known), network.variables)
-        return info
+        check_outputs(network, task, teacher, trains=any(stage.epochs for stage in self._course.recipe))
+        for _ in self._course.tried(network, task):
+            pass
 
     def fingerprint(self, network: Network, task: Task, seed: int) -> dict[str, Any]:
         """What tells this run from others; nothing is trained."""
         check_task(task)
-        info = inspect(network.apply, network.variables, *task.example)
-        added = self._accumulated(self._steps(task)).added
-        infos = [self._calibrated(method, network, info, task, few=True) for method in added]
-        return fingerprint(network_of(network), self.recipe, added, infos, task, seed)
+        plan = self._course.accumulated(task.steps)
+        tried = list(self._course.tried(network_of(network), task))
+        return {**fingerprint(network, task, seed), "stages": stage_prints(plan, tried, task)}
 
     def ship(self, result: Result, task: Task, workdir: str | os.PathLike[str]) -> None:
         """Writes the artifact, reads it back and evaluates what was read, then writes the report, with both in it.
@@ -267,48 +234,18 @@ class Compressor:
                 "artifact were written: if evaluating twice agrees in this process, the artifact can't be trusted"
             )
 
-    def _steps(self, task: Task) -> int:
-        return 1 if task.train is None else task.train.steps(task.batch_size)
-
-    def _stages(
-        self, network: Network, info: ModelInfo, run: _Run
-    ) -> tuple[list[_Form], PyTree, list[State], list[dict[str, Any]], ModelInfo]:
-        """The network after each stage, the baseline first; float variables, each stage's own state, history, what is known."""
-        plan, params, states = self._accumulated(self._steps(run.task)), network.variables, list[State]()
-        forms, history = [_Form("baseline", network, network)], list[dict[str, Any]]()
-        for k, stage in enumerate(self.recipe):
-            part = plan.upto(k)
-            seen = plan.methods[k - 1].view(params, plan.upto(k - 1).state(states)) if k else params
-            info = self._calibrated(plan.added[k], network.replace(variables=seen), info, run.task)
-            states.append(plan.added[k].init(seen, info))
-            facts = plan.added[k].traits.facts(seen, states[k])
-            ruled: Mapping[str, State] | None = None
-            if stage.epochs:
-                done, ruled = self._trained(k, network, params, part.state(states), run)
-                params, states, history = done.variables, part.own(done.state), history + done.history
-            method, state = plan.methods[k], part.state(states)
-            if ruled is None:
-                shown = network.replace(variables=method.view(params, state), rules=stage.rule or ())
-                ruled = with_states(shown, run.task).states
-            stored = network.replace(
-                variables=method.pack(params, state), rules=stage.rule or (), states=ruled, training=None
-            )
+    def _stages(self, network: Network, run: Run) -> tuple[list[_Form], Position, list[dict[str, Any]]]:
+        """The network after each stage, the baseline first; where it is at the end; the history."""
+        course, history = self._course, list[dict[str, Any]]()
+        now = Position(network, inspect(network.apply, network.variables, *run.task.example))
+        forms = [_Form("baseline", network, network)]
+        for k, stage in enumerate(course.recipe):
+            now, facts = course.begun(k, now, run.task)
+            now, entries = course.trained(k, now, run)
+            stored = course.deployed(k, now, run.task)
             forms.append(_Form(stage.name, stored, stored.replace(variables=prepare(stored.variables)), facts))
-        return forms, params, states, history, info
-
-    def _trained(
-        self, k: int, network: Network, params: PyTree, state: State, run: _Run
-    ) -> tuple[Trained, Mapping[str, State] | None]:
-        """Stage ``k``'s training, and the states of its deployed rule where its twin was trained."""
-        stage, task, steps = self.recipe[k], run.task, self._steps(run.task)
-        method = self._accumulated(steps).methods[k]
-        ready = twin(stage, network.replace(variables=method.view(params, state)), lambda: method.pack(params, state), task)
-        trainer = self._trainer(k, task.objective, steps, task.batch_size, ready.rules)
-        done = trainer(
-            params, state, task.train, jax.random.fold_in(run.key, k), rules=ready.states, teacher=run.teacher,
-            checkpoints=run.checkpoints and run.checkpoints(stage.name), watch=run.watch,
-        )  # fmt: skip
-        return done, ready.deployed(done.rules)
+            history += entries
+        return forms, now, history
 
     def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Any]:
         """The report's entry of each form; accumulators on the test data of the first and the last."""
@@ -325,22 +262,10 @@ class Compressor:
                 row["test"] = task.result(sums)
         return rows, ends
 
-    def _calibrated(
-        self, method: Transform, network: Network, info: ModelInfo, task: Task, few: bool = False
-    ) -> ModelInfo:
-        """``info`` with what ``method`` must see of the model on inputs of the training data."""
-        if not method.traits.passes:
-            return info
-        return calibrate(network, method, calibration_inputs(network, task, few))
-
-    def _skipped(
-        self, method: Transform, forms: Sequence[_Form], info: ModelInfo, task: Task
-    ) -> list[dict[str, str]]:
-        """What is to be said of leaves: left alone, assumed of, or not used as they are packed."""
-        messages = explain(method, forms[0].stored.variables, info) + info.report
+    def _skipped(self, method: Transform, forms: Sequence[_Form], now: Position, task: Task) -> list[dict[str, str]]:
+        """What is to be said of leaves: left alone, assumed of, made anew, or not used as they are packed."""
+        messages = explain(method, now.network.variables, now.info) + now.info.report + now.said
         for form in forms[1:]:
             messages = messages + form.ready.run.explain(form.ready.variables, *task.example, states=form.ready.states)
         said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]
         return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
-
-

@@ -13,40 +13,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.train import init_train_state, make_step
-from jaxopt_nn.core.transform import Transform
+from jaxopt_nn.core.transform import Transform, identity
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.data import Arrays
 from jaxopt_nn.pipeline.recipe import Stage, described
+from jaxopt_nn.pipeline.stages import Accumulated
 from jaxopt_nn.pipeline.task import Task
 
 PyTree = Any
 
 
-def fingerprint(
-    network: Network, recipe: Sequence[Stage], methods: Sequence[Transform], infos: Sequence[ModelInfo], task: Task, seed: int
-) -> dict[str, Any]:
-    """What the numbers of a run depend on, as data: the network's bytes, each stage, the data's size, the seed.
-
-    A method written in Python has arguments that nobody can read off it; they show in the programs that it traces to, of which
-    each stage has a digest. Another version of JAX traces other programs.
-
-    Args:
-      methods: of the stages. infos: what each is told of the network.
-    """
-    steps = 1 if task.train is None else task.train.steps(task.batch_size)
-    known = described(recipe, methods)
-    for stage, said, method, info in zip(recipe, known, methods, infos, strict=True):
-        said["programs"] = _digest(method, stage, steps * stage.epochs, network, info)
-    held = leaves_by_path(network.variables).values()
+def fingerprint(network: Network, task: Task, seed: int) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its stages: the network's bytes, the data's size, the seed."""
     return {
-        "stages": known,
-        "network": [f"{zlib.crc32(_bytes(x)):08x}" for x in held],
+        "network": [f"{zlib.crc32(_bytes(x)):08x}" for x in leaves_by_path(network.variables).values()],
         "batch_size": task.batch_size,
-        "train": {"steps": steps, "examples": task.train.size if isinstance(task.train, Arrays) else None},
+        "train": {"steps": task.steps, "examples": task.train.size if isinstance(task.train, Arrays) else None},
         "seed": seed,
     }
+
+
+def stage_prints(
+    plan: Accumulated, tried: Sequence[tuple[Network, Transform | Plan, ModelInfo]], task: Task
+) -> list[dict[str, Any]]:
+    """The stages in words, each with a digest of what it does.
+
+    A method written in Python has arguments that nobody can read off it; they show in the programs that it traces to, those of
+    a pass in its plan. Another version of JAX traces other programs.
+
+    Args:
+      tried: as ``Course.tried`` gives it.
+    """
+    found = described(plan.stages, plan.added)
+    for stage, said, (network, change, info) in zip(plan.stages, found, tried, strict=True):
+        method = identity() if isinstance(change, Plan) else change
+        said["programs"] = _digest(method, stage, task.steps * stage.epochs, network, info)
+        if isinstance(change, Plan):
+            said["plan"] = hashlib.sha256(change.to_json().encode()).hexdigest()[:16]
+    return found
 
 
 def _digest(method: Transform, stage: Stage, steps: int, network: Network, info: ModelInfo) -> str:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.train import averaging
-from jaxopt_nn.core.transform import Transform
+from jaxopt_nn.core.transform import Transform, identity
 
 if TYPE_CHECKING:
     import optax
@@ -45,11 +46,12 @@ class Distill:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage: a transform joins those of the earlier stages, and the network is trained with all of them.
+    """One stage: a transform joins those of the earlier stages, or a pass changes the network; then it is trained.
 
     Attributes:
       name: in reports; unique within a recipe.
-      transform: what this stage adds; or a function of the stage's number of training steps that gives it, for schedules.
+      transform: what this stage adds; or a function of the stage's number of training steps that gives it, for schedules. Or a
+        pass: what the transforms so far make of the weights is committed, the network is cut, and their states go with it.
       epochs: passes over the training data; 0 for none.
       learning_rate: Adam's, decayed to zero over the stage by half a cosine; or an optax schedule of the stage's step; or a
         function of the stage's number of training steps that gives one.
@@ -75,7 +77,7 @@ class Stage:
     """
 
     name: str
-    transform: Transform | Callable[[int], Transform]
+    transform: Transform | Pass | Callable[[int], Transform]
     epochs: int = 0
     learning_rate: float | Callable[[Any], Any] = 1e-3
     weight_decay: float = 0.0
@@ -94,10 +96,10 @@ class Stage:
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
             raise ValueError(f"Stage(name={self.name!r}): a stage needs a name that a folder can have")
         where = f"stage {self.name!r}"
-        if not (isinstance(self.transform, Transform) or callable(self.transform)):
+        if not (isinstance(self.transform, Transform | Pass) or callable(self.transform)):
             raise TypeError(
-                f"{where}: transform is {type(self.transform).__name__}; pass a Transform, e.g. quantize(4), or a function "
-                "of the number of steps that returns one"
+                f"{where}: transform is {type(self.transform).__name__}; pass a Transform, e.g. quantize(4), a function "
+                "of the number of steps that returns one, or a Pass, e.g. cut_neurons(share=0.5)"
             )
         for field, kind, hint in (
             ("rule", Rule, "a Rule, e.g. arithmetic('w4a8')"),
@@ -127,13 +129,13 @@ class Stage:
             raise ValueError(f"{where}: ema={self.ema}; a decay from 0 (no average) to below 1, e.g. 0.999")
 
     def method(self, steps: int) -> Transform:
-        """What this stage adds, trained for ``steps`` steps.
+        """What this stage adds, trained for ``steps`` steps: nothing where it holds a pass.
 
         Raises:
           TypeError: the function of the number of steps gives something else.
         """
-        if isinstance(self.transform, Transform):
-            return self.transform
+        if isinstance(self.transform, Transform | Pass):
+            return self.transform if isinstance(self.transform, Transform) else identity()
         made = self.transform(steps)
         if not isinstance(made, Transform):
             raise TypeError(f"stage {self.name!r}: transform(steps={steps}) gave {type(made).__name__}, no Transform")
@@ -211,7 +213,7 @@ def described(recipe: Recipe, methods: Sequence[Transform]) -> list[dict[str, An
     return [
         {
             "name": stage.name,
-            "method": method.traits.name,
+            "method": (stage.transform if isinstance(stage.transform, Pass) else method).traits.name,
             "epochs": stage.epochs,
             "learning_rate": "schedule" if callable(stage.learning_rate) else stage.learning_rate,
             "weight_decay": stage.weight_decay,

@@ -16,6 +16,7 @@ import jax
 import optax
 
 from jaxopt_nn.core.combine import by_path, every, where
+from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.core.rule import Rule, identity_rule
 from jaxopt_nn.core.transform import Transform, identity
@@ -24,7 +25,9 @@ from jaxopt_nn.methods import prune as pruning
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.passes.cutting import cut_neurons
 from jaxopt_nn.passes.masking import prune_neurons
+from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline.recipe import Distill, Stage
 
 METHODS: dict[str, Callable[..., Transform]] = {
@@ -36,6 +39,7 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "prune_neurons": prune_neurons,
     "quantize": quantize,
 }
+PASSES: dict[str, Callable[..., Pass]] = {"cut_neurons": cut_neurons, "shrink_widths": shrink_widths}
 CRITERIA: dict[str, pruning.Criterion] = {"magnitude": pruning.magnitude, "saliency": pruning.saliency}
 ALLOCATIONS: dict[str, pruning.Allocation] = {
     "erk": pruning.erk,
@@ -56,7 +60,11 @@ RANGES: dict[str, Callable[[str], Rule]] = {"static": static_ranges, "moving": m
 #: schedule, so that its end is reached, and the end of the training for a learning rate, whose zero would waste a step.
 STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
-NAMED: dict[str, Mapping[str, Any]] = {"criterion": CRITERIA, "allocation": ALLOCATIONS}
+NAMED: dict[str, Mapping[str, Any]] = {
+    "criterion": CRITERIA, "allocation": ALLOCATIONS, "score": {}, "importance": {}, "rebuild": {},
+}  # fmt: skip
+#: Arguments that are mappings themselves, and no schedule.
+MAPPINGS = ("widths",)
 STAGE_FIELDS = (
     "name", "method", "where", "cases", "epochs", "learning_rate", "weight_decay", "ema", "rule", "thaw", "every",
     "training_rule", "distill", "gradient_norms",
@@ -98,8 +106,8 @@ def imported(name: str) -> Any:
 
 def transform(
     method: str, *, pattern: str | None = None, steps: int = 0, interval: int = 1, key: Any = None, **arguments: Any
-) -> Transform:
-    """A transform from names: ``transform("prune", pattern="**/kernel", criterion="magnitude", sparsity=0.9)``.
+) -> Transform | Pass:
+    """A transform from names: ``transform("prune", pattern="**/kernel", criterion="magnitude", sparsity=0.9)``; or a pass.
 
     An argument ``{"schedule": "cubic", "final": 0.9, "end": 0.7}`` becomes that schedule; a float among its steps is a share
     of ``steps``. A method with stochastic rounding gets the ``key``.
@@ -111,11 +119,15 @@ def transform(
     Raises:
       ValueError: an unknown method, criterion, allocation or schedule, or an argument that the method does not have.
     """
-    factory = lookup(method, METHODS, "method")
+    factory = lookup(method, {**METHODS, **PASSES}, "method")
     built = {name: _argument(name, value, max(steps - 1, 0)) for name, value in arguments.items()}
     if built.get("rounding") == "stochastic":
         built["key"] = key
     made = called(factory, f"method {method!r}", built)
+    if isinstance(made, Pass):
+        if pattern is not None or interval != 1:
+            raise ValueError(f"{method!r} is a pass, which changes the whole network once; leave out 'where' and 'every'")
+        return made
     made = made if pattern is None else where(pattern, made)
     return made if interval == 1 else every(interval, made, last=max(steps - 1, 0))
 
@@ -180,14 +192,14 @@ def _stage(i: int, entry: dict[str, Any], key: jax.Array) -> Stage:
         if not isinstance(own.get("name"), str):
             raise ValueError("needs 'name', a string")
         make = _cases(own, entry, key) if "cases" in own else _single(own, entry, key)
-        make(steps=100)  # what is wrong with the arguments shows here, before the number of steps is known
-        return Stage(own["name"], lambda steps: make(steps=steps), **stage_fields(own))
+        made = make(steps=100)  # what is wrong with the arguments shows here, before the number of steps is known
+        return Stage(own["name"], made if isinstance(made, Pass) else lambda steps: make(steps=steps), **stage_fields(own))
     except ValueError as error:
         raise ValueError(f"stages[{i}] ({own.get('name', 'no name')}): {error}") from error
 
 
-def _single(own: Mapping[str, Any], arguments: Mapping[str, Any], key: jax.Array) -> Callable[..., Transform]:
-    """The transform of ``method`` and its arguments, of the number of steps."""
+def _single(own: Mapping[str, Any], arguments: Mapping[str, Any], key: jax.Array) -> Callable[..., Any]:
+    """The transform or pass of ``method`` and its arguments, of the number of steps."""
     if not isinstance(own.get("method"), str):
         held = ", ".join(sorted({*own, *arguments}))
         raise ValueError(f"needs 'method', a string, or 'cases', a list; has {held or 'nothing'}")
@@ -207,6 +219,8 @@ def _cases(own: Mapping[str, Any], arguments: Mapping[str, Any], key: jax.Array)
         if not (isinstance(pattern, str) and isinstance(method, str)):
             raise ValueError(f"cases[{n}]: needs 'where' and 'method', strings; has {', '.join(sorted(case)) or 'nothing'}")
         alone = {"method": method, "every": own.get("every", 1)}
+        if method in PASSES:
+            raise ValueError(f"cases[{n}]: {method!r} is a pass, which changes the whole network; give it a stage of its own")
         makes.append((pattern, _single(alone, fields, jax.random.fold_in(key, n))))
     return lambda steps: by_path([(pattern, make(steps=steps)) for pattern, make in makes])
 
@@ -232,7 +246,7 @@ def _argument(key: str, value: Any, last: int) -> Any:
     """What a config's value stands for; the step ``last`` is the share 1.0."""
     if isinstance(value, str) and key in NAMED:
         return lookup(value, NAMED[key], key)
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or key in MAPPINGS:
         return value
     fields = dict(value)
     name = fields.pop("schedule", None)

@@ -207,7 +207,7 @@ def test_the_mask_of_a_stage_is_frozen_in_later_ones_and_a_second_run_traces_not
         return apply(variables, x)
 
     network = jn.Network(counted, VARIABLES)
-    compressor = Compressor(network, ramped())
+    compressor = Compressor(ramped())
     first = compressor(network, task((X[:32], Y[:32])), latency=False)
     assert kept(first) == [n - round(0.3 * n) for n in (32 * 3, 8 * 32)]  # the last of 4 steps is step 3
     before = len(traces)
@@ -387,13 +387,13 @@ def test_a_workdir_that_can_not_be_written_is_refused_before_any_work(tmp_path):
 
 @pytest.fixture(scope="module")
 def cheap():
-    compressor = Compressor(NETWORK, CHEAP)
+    compressor = Compressor(CHEAP)
     return compressor, compressor(NETWORK, TASK, latency=False)
 
 
 def test_a_loss_that_is_nan_is_shipped_and_another_number_is_said_after_writing(tmp_path):
     endless = jn.Network(lambda v, x: apply(v, x) + jnp.where(x[:, :1] > 0, jnp.inf, 0.0), VARIABLES)
-    compressor = Compressor(endless, CHEAP)
+    compressor = Compressor(CHEAP)
     result = compressor(endless, TASK, latency=False)
     compressor.ship(result, TASK, tmp_path)
     assert np.isnan(result.stages[-1]["metrics"]["loss"])

@@ -41,7 +41,7 @@ def moving(compressor):
 
 @pytest.fixture(scope="module")
 def compressor():
-    return Compressor(NETWORK, recipe(jn.moving_ranges(decay=0.5)))
+    return Compressor(recipe(jn.moving_ranges(decay=0.5)))
 
 
 def test_moving_ranges_are_trained_and_deployed(compressor):
