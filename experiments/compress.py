@@ -27,7 +27,6 @@ from experiments import common
 from experiments.common import load_task
 from experiments.config import checked, parsed
 from experiments.model import Model, check_replaceable, check_same_tree, save_variables
-from experiments.progress import Progress
 from jaxopt_nn.core.files import open_workdir
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.remap import Remap
@@ -40,6 +39,7 @@ from jaxopt_nn.pipeline.compress import Compressor, Result
 from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import tables
+from jaxopt_nn.reporting.progress import Progress
 from jaxopt_nn.reporting.write import FILES, FOLDERS
 
 PyTree = Any
@@ -126,7 +126,7 @@ class Experiment:
         for stage in config["stages"]:
             if stage.get("name") in RESERVED:
                 raise ValueError(f"config.stages: {stage['name']!r} is the name of the training before the recipe")
-        self._compressor = Compressor(self._model.network, registry.stages(config["stages"], config["seed"]))
+        self._compressor = Compressor(registry.stages(config["stages"], config["seed"]))
         self.tested = 0
         self.task = functools.lru_cache(maxsize=1)(functools.partial(load_task, config))
 

@@ -7,7 +7,7 @@ from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Sit
 from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.core.rule import Rule, identity_rule
+from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity, leafwise
@@ -25,6 +25,7 @@ from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
 from jaxopt_nn.methods.distill import distillation_loss
 from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments
 from jaxopt_nn.methods.transfer import transfer_weights
@@ -36,7 +37,7 @@ from jaxopt_nn.passes.cutting import cut_neurons
 from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import metrics
-from jaxopt_nn.pipeline.calibrate import calibrate
+from jaxopt_nn.pipeline.calibrate import calibrate, calibrated
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.pipeline.classes import classification, language_model, multilabel
 from jaxopt_nn.pipeline.compress import compress
@@ -45,6 +46,7 @@ from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.metrics import Metric
 from jaxopt_nn.pipeline.numbers import reconstruction, regression
 from jaxopt_nn.pipeline.recipe import Distill, Stage
+from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
@@ -89,6 +91,7 @@ __all__ = [
     "between",
     "by_path",
     "calibrate",
+    "calibrated",
     "capture",
     "chain",
     "classification",
@@ -122,6 +125,7 @@ __all__ = [
     "later",
     "leafwise",
     "linen",
+    "load",
     "load_artifact",
     "magnitude",
     "make_step",
@@ -129,6 +133,7 @@ __all__ = [
     "metrics",
     "minmax",
     "moments",
+    "moving_ranges",
     "multilabel",
     "nbytes",
     "nnx",
@@ -141,10 +146,13 @@ __all__ = [
     "reconstruction",
     "regression",
     "rewrite",
+    "rule_factory",
     "saliency",
+    "save",
     "save_artifact",
     "shrink_widths",
     "staircase",
+    "static_ranges",
     "transfer_weights",
     "unit_activity",
     "weak_units",

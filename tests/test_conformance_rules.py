@@ -17,10 +17,11 @@ from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
-from jaxopt_nn.interpret.rewrite import rewrite
+from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.passes.cutting import cut_neurons
 from jaxopt_nn.passes.widths import shrink_widths
@@ -58,6 +59,9 @@ RULES = {
     **{name: arithmetic(name) for name in ("w8a8", "w4a8", "w4a4", "w8a16", "w4a16", "w8a32")},
     "fake_quant_activations(8)": fake_quant_activations(8),
     "fake_quant_activations(4, pass)": fake_quant_activations(4, ste="pass"),
+    "w8a8, static ranges": static_ranges("w8a8"),
+    "w4a8, moving ranges": moving_ranges("w4a8"),
+    "w8a8, static ranges, in float": static_ranges("w8a8").training,
 }
 #: Of the largest output, how far a rule's may lie from the float network of the same weights: activations of 8 and 4 bits.
 NEAR = {
@@ -66,6 +70,9 @@ NEAR = {
     "w4a4": 0.6,
     "fake_quant_activations(8)": 0.05,
     "fake_quant_activations(4, pass)": 0.6,
+    "w8a8, static ranges": 0.05,
+    "w4a8, moving ranges": 0.05,
+    "w8a8, static ranges, in float": 0.05,
 }
 
 
@@ -78,16 +85,18 @@ def stored(bits):
 
 @pytest.mark.parametrize("name", RULES)
 def test_laws_of_a_rule(name):
-    rule = RULES[name]
+    rule, trains = RULES[name], "fake" in name or "in float" in name
     view, packed = stored(4 if name.startswith("w4") else 8)
-    variables = prepare(packed) if name.startswith("w") else view
-    run = rewrite(apply, rule)
+    variables = prepare(packed) if name.startswith("w") and not trains else view
+    plain = rewrite(apply, rule)
     assert rule.name in (name, name.replace(", pass", ""))
+    states = inits_alike_on_abstract_leaves(plain, variables, view)
+    assert bool(states) == ("ranges" in name)
+    run = functools.partial(plain, states=states)
     keeps_the_outputs_near(name, run, variables, view)
-    inits_alike_on_abstract_leaves(run, variables)
     runs_mapped_and_compiles_once(run, variables)
-    names_every_site_it_leaves(rule, run, variables)
-    if not name.startswith("w"):
+    names_every_site_it_leaves(rule, plain, variables, states)
+    if not name.startswith("w") or trains:
         has_gradients(run, view)
 
 
@@ -100,11 +109,14 @@ def keeps_the_outputs_near(name, run, variables, view):
     assert (name in NEAR) == bool(jnp.abs(out - plain).max() > 1e-4 * jnp.abs(plain).max()), "it rounds, or it doesn't"
 
 
-def inits_alike_on_abstract_leaves(run, variables):
-    concrete = run.init(variables, IDS)
-    abstract = jax.eval_shape(lambda: run.init(variables, IDS))
+def inits_alike_on_abstract_leaves(run, variables, view):
+    """The states, from the statistics that the rule asks for."""
+    taps = run.taps(variables, IDS)
+    stats = capture(apply, lambda site: taps.get(site.name, {}))(view, IDS)[1] if taps else {}
+    concrete = run.init(variables, IDS, stats=stats)
+    abstract = jax.eval_shape(lambda stats: run.init(variables, IDS, stats=stats), stats)
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract, concrete)
-    chex.assert_trees_all_equal(run(variables, IDS, states=concrete), run(variables, IDS))
+    return concrete
 
 
 def runs_mapped_and_compiles_once(run, variables):
@@ -116,9 +128,9 @@ def runs_mapped_and_compiles_once(run, variables):
         np.testing.assert_allclose(mapped[i], expected, rtol=1e-5, atol=1e-5)
 
 
-def names_every_site_it_leaves(rule, run, variables):
+def names_every_site_it_leaves(rule, run, variables, states):
     info = inspect(apply, VARIABLES, IDS)
-    report = run.explain(variables, IDS)
+    report = run.explain(variables, IDS, states=states)
     mixed = {site.name for site in info.sites if site.weight is None}
     assert mixed and {run.site for run in report.activations if run.reason} == (set() if rule.activations else mixed)
     assert not report.of("float")

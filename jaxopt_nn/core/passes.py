@@ -17,7 +17,7 @@ from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.model import Coupling, Member
 from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.core.transform import Traits
+from jaxopt_nn.core.transform import Facts, Traits
 
 PyTree = Any
 SCHEMA = "jaxopt_nn.plan/1"
@@ -149,6 +149,14 @@ class Plan:
             note = f"{layer.note}; " if layer.note else ""
             found.append(Message("note", layer.name, f"{len(layer.kept)} of {layer.size} units stay; {note}cut: {cut}"))
         return Report(tuple(found))
+
+    @property
+    def facts(self) -> Facts:
+        """The plan as a table of a report."""
+        before, after = self.sizes
+        cells = tuple((each.name, each.size, len(each.kept), _why(each) if not each.cut else each.note) for each in self.layers)
+        note = f"{self.name}: {after:,} of {before:,} parameters stay."
+        return Facts("Units that stay", note, ("layer", "units", "stay", "note"), cells)
 
     def replace(self, kept: Mapping[str, Iterable[int] | None]) -> Plan:
         """The plan with other units for some layers: ``{layer: the units that stay}``; None: all of them.

@@ -76,7 +76,7 @@ class Remap:
     def opt(
         self, opt: PyTree, fresh: PyTree, method: Transform = identity(), state: State = State()
     ) -> tuple[PyTree, Report]:
-        """The state of an optimizer, of any optax transformation over ``{"params", "learnt"}`` or over parameters alone.
+        """The state of an optimizer, of any optax transformation over ``{"params", "learnt", "rules"}`` or parameters alone.
 
         A part that ends in a parameter's path and has its shape is cut. What lies there in another shape is made anew: a
         factored moment is a mean over what was cut. All else (counts, rates) stays where it has the shape that it has in
@@ -103,7 +103,8 @@ class Remap:
                 part = lambda path, x, y, place=place: self._part(f"{place}/params/{path}", x, y, recorder)
                 params = map_with_path(part, old["params"], new["params"])
                 learnt = self._learnt(old["learnt"], new["learnt"], method, state, recorder)
-                made.append({"params": params, "learnt": learnt})
+                rules = jax.tree.map(partial(self._ruled, place, recorder), old["rules"], new["rules"])
+                made.append({"params": params, "learnt": learnt, "rules": rules})
             else:
                 made.append(self._part(place, old, new, recorder))
         return jax.tree.unflatten(structure, made), recorder.report()
@@ -128,10 +129,18 @@ class Remap:
         cuts = Cuts(self.plan.cuts, (), ModelInfo(), recorder, moments=new)
         return followed(method, State(old, state.carried), cuts).learnt
 
+    def _ruled(self, place: str, recorder: Recorder, old: Any, new: Any) -> Any:
+        """An optimizer's moment of what a rule learns: along no leaf."""
+        if old.shape == new.shape:
+            return old
+        shapes = f"{list(old.shape)}, on the network that was cut {list(new.shape)}"
+        recorder.add("anew", place, f"the optimizer's moment of what a rule learns has shape {shapes}: made anew")
+        return new
+
 
 def _is_moved(tree: PyTree, leaves: Mapping[str, Any], learnt: Collection[str]) -> bool:
     """Whether it is what an optimizer keeps of all that it moves: by parameters, and by what a method learns."""
-    if not (isinstance(tree, dict) and tree.keys() == {"params", "learnt"}):
+    if not (isinstance(tree, dict) and tree.keys() == {"params", "learnt", "rules"}):
         return False
     own = leaves_by_path(tree["learnt"]).keys()
     starts = lambda path: any("/".join(path.split("/")[: n + 1]) in leaves for n in range(path.count("/") + 1))

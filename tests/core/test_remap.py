@@ -108,7 +108,8 @@ OPTIMIZERS = {
     "momentum": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.05, momentum=0.9)),
     "average of adamw": averaging(optax.adamw(0.02), 0.9),
     "two optimizers": optax.multi_transform(
-        {"params": optax.adam(0.02), "learnt": optax.sgd(0.1, momentum=0.5)}, {"params": "params", "learnt": "learnt"}
+        {"params": optax.adam(0.02), "learnt": optax.sgd(0.1, momentum=0.5), "rules": optax.sgd(0.1)},
+        {part: part for part in ("params", "learnt", "rules")},
     ),
 }
 

@@ -19,12 +19,12 @@ from ml_collections import config_flags
 from configs.digits_quickstart import get_config
 from experiments import common, compress
 from experiments import config as configs
-from experiments.progress import Progress
 from jaxopt_nn.coding.artifact import load_artifact
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.checkpoints import locked
 from jaxopt_nn.pipeline.classes import classification
 from jaxopt_nn.pipeline.compress import Compressor
+from jaxopt_nn.reporting.progress import Progress
 
 TRACES = []
 ROOT = pathlib.Path(compress.__file__).parent.parent

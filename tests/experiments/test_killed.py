@@ -19,10 +19,10 @@ TIMES = ("latency_ms", "seconds")
 
 
 def shrunk():
-    """Two folds of the quickstart, few epochs, a position after every stretch of steps."""
+    """Two folds of the quickstart, few epochs, trained ranges, a position after every stretch of steps."""
     config = get_config().to_dict()
     config["stages"] = [dict(stage, epochs=6) for stage in config["stages"]]
-    config["stages"][2]["rounding"] = "stochastic"
+    config["stages"][2] |= {"rounding": "stochastic", "rule": "w4a8-moving"}
     config["data"]["folds"] = 2
     return {**config, "float": {"epochs": 10, "learning_rate": 1e-3}, "checkpoint_seconds": 0.0}
 
