@@ -54,6 +54,27 @@ def make_stretch(
     nothing. The state is donated. With ``stage.distill`` the loss is mixed with the distance to the outputs of the network
     ``teacher``, which gets no gradient. ``rules`` stand at the sites, their states in the train state.
     """
+    loss, update = _losses(training, stage, objective, rules)
+    step = make_step(
+        loss, method, optimizer, still=still, gradient_norms=stage.gradient_norms, update_rules=update if rules else None
+    )
+
+    def stretch(ts: TrainState, batches: Any, real: Any, n: Any, teacher: Network | None) -> Any:
+        at = lambda i: jax.tree.map(lambda x: x[i], (batches, real))
+
+        def body(i: Any, carry: Any) -> Any:
+            ts, sums = carry
+            ts, found = step(ts, (*at(i), teacher))
+            return ts, jax.tree.map(jnp.add, sums, found)
+
+        _, found = jax.eval_shape(step, ts, (*at(0), teacher))
+        return jax.lax.fori_loop(0, n, body, (ts, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), found)))
+
+    return jax.jit(stretch, donate_argnums=0)
+
+
+def _losses(training: Training, stage: Stage, objective: Objective, rules: Rules) -> tuple[Callable[..., Any], ...]:
+    """The loss, and the update of the rules' states, as ``make_step`` takes them."""
     forward = lambda variables, *given: training(variables, *given[:-1], key=given[-1])
     run = rewrite(forward, rules)
     counted = {name: metric for name, metric in objective.metrics if metric.merge is metrics.added}
@@ -75,22 +96,7 @@ def make_stretch(
         inputs = (*objective.inputs_of(given[0]), jax.random.key(0))
         return run.update(variables, *inputs, states=states, measured=measured, step=step)
 
-    step = make_step(
-        loss, method, optimizer, still=still, gradient_norms=stage.gradient_norms, update_rules=update if rules else None
-    )
-
-    def stretch(ts: TrainState, batches: Any, real: Any, n: Any, teacher: Network | None) -> Any:
-        at = lambda i: jax.tree.map(lambda x: x[i], (batches, real))
-
-        def body(i: Any, carry: Any) -> Any:
-            ts, sums = carry
-            ts, found = step(ts, (*at(i), teacher))
-            return ts, jax.tree.map(jnp.add, sums, found)
-
-        _, found = jax.eval_shape(step, ts, (*at(0), teacher))
-        return jax.lax.fori_loop(0, n, body, (ts, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), found)))
-
-    return jax.jit(stretch, donate_argnums=0)
+    return loss, update
 
 
 def _objective(objective: Objective, stage: Stage, outputs: PyTree, batch: PyTree, real: Any, goal: PyTree) -> Any:
