@@ -192,7 +192,8 @@ def make_step(
         state = method.update(params, state, step=ts.step, grads=at_view)
         rules = update(_join(seen, seen_rest), batch, _with_learnt(ts.rules, new["rules"]), measured, ts.step)
         params = map_with_path(lambda path, x: changed.get(path, x), params) if changed else params
-        return TrainState(params, state.learnt, state.carried, opt, ts.step + 1, ts.key, dict(rules)), {**metrics, "loss": value}
+        after = TrainState(params, state.learnt, state.carried, opt, ts.step + 1, ts.key, dict(rules))
+        return after, {**metrics, "loss": value}
 
     return step
 
