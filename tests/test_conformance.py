@@ -3,6 +3,7 @@
 Two tests a transform, each computing init, view and pack once: the laws that hold to the bit, and those of training.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -14,8 +15,10 @@ import optax
 import pytest
 
 from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
-from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.model import Member, ModelInfo, Roles
+from jaxopt_nn.core.passes import Layer, Plan
 from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, explain, identity, leafwise, why_not_matrix
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
@@ -244,6 +247,31 @@ def keeps_shardings(method, state, view, seen):
     chex.assert_trees_all_close(got, seen, rtol=1e-6)
     for path, leaf in leaves_by_path(got).items():
         assert leaf.sharding.is_equivalent_to(shardings[path], leaf.ndim)
+
+
+#: One of each kind of state: each leaf's view can be told from its own entries and state.
+FOLLOWING = (
+    "clip_percentile(channel)", "quantize(4, group)", "prune for good", "mask_units", "chain", "by_path", "every",
+    "frozen learnt step", "learnt steps of some, masked",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_the_state_follows_a_cut(name):
+    """The view of what was cut is what was cut of the view; arrays are laid out as on a network that starts so."""
+    method, state, *_, seen, _ = case(name)
+    entries = {path: np.arange(0, n, 2) for path, n in (("params/a/kernel", 6), ("params/stack/kernel", 7))}
+    members = [Member(path, x.ndim - 1, "producer", np.arange(x.shape[-1])) for path, x in leaves_by_path(PARAMS).items()]
+    layers = [Layer(m.path, len(m.units), entries[m.path], (m,)) for m in members if m.path in entries]
+    layers[0] = dataclasses.replace(layers[0], members=(*layers[0].members, Member("params/a/bias", 0, "vector", np.arange(6))))
+    shapes = {path: x.shape for path, x in leaves_by_path(PARAMS).items()}
+    remap = Remap(Plan("by hand", shapes, (), tuple(layers)))
+    small = remap.params(PARAMS)
+    made, report = remap.state(method, state, small, INFO)
+    assert not report
+    chex.assert_trees_all_close(jax.jit(method.view)(small, made), remap.params(seen), rtol=1e-6)
+    if name != "mask_units":  # made for the large one
+        chex.assert_trees_all_equal_shapes_and_dtypes(made, jax.eval_shape(lambda: method.init(small, INFO)))
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -6,19 +6,26 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.rule import identity_rule
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
-from jaxopt_nn.passes.choice import dead_units, weak_units
+from jaxopt_nn.methods.unit_masks import mask_units
+from jaxopt_nn.passes.cutting import cut_neurons
 from jaxopt_nn.passes.widths import shrink_widths
+from jaxopt_nn.pipeline.calibrate import calibrate
 
 RNG = np.random.default_rng(0)
 
@@ -135,34 +142,70 @@ def has_gradients(run, view):
         assert jnp.all(jnp.isfinite(slope)) and jnp.any(slope != 0), path
 
 
-#: ``(apply, variables, inputs) -> (variables of the pass, report)``, and whether it keeps shapes.
+NETWORK = Network(apply, VARIABLES)
 PASSES = {
-    "shrink_widths": (lambda *args: shrink_widths(*args, 0.5), False),
-    "shrink_widths, by layer": (lambda *args: shrink_widths(*args, {"up": 4}), False),
-    "shrink_widths, all stay": (lambda *args: shrink_widths(*args, 1.0), True),
-    "dead_units": (lambda *args: masked(dead_units, *args), True),
-    "weak_units": (lambda *args: masked(functools.partial(weak_units, share=0.5), *args), True),
+    "shrink_widths": shrink_widths(0.5),
+    "shrink_widths, by layer": shrink_widths({"up": 4}),
+    "shrink_widths, all stay": shrink_widths(1.0),
+    "cut_neurons": cut_neurons(),
+    "cut_neurons, a share": cut_neurons(share=0.5),
 }
-
-
-def masked(choose, apply, variables, inputs):
-    units = choose(apply, variables, inputs)
-    return units.masked(variables), units.report
+#: What changes no output; a unit of the model is dead on these ids.
+EXACT = {"shrink_widths, all stay", "cut_neurons"}
 
 
 @pytest.mark.parametrize("name", PASSES)
 def test_laws_of_a_pass(name):
-    run, keeps = PASSES[name]
+    cut = PASSES[name]
+    info = calibrate(NETWORK, cut, [IDS]) if cut.traits.passes else ModelInfo()
     before = jax.tree.map(np.asarray, VARIABLES)
-    after, report = run(apply, VARIABLES, (IDS,))
+    plan = cut.plan(NETWORK, info, IDS)
+    small, remap = cut.execute(NETWORK, plan)
     chex.assert_trees_all_equal(VARIABLES, before)
-    assert jax.tree.structure(after) == jax.tree.structure(VARIABLES)
-    chex.assert_trees_all_equal(run(apply, VARIABLES, (IDS,))[0], after)
-    touched = {m.path for g in axis_groups(apply, VARIABLES, IDS) for m in g.members if g.pinned is None}
-    for path, leaf in leaves_by_path(after).items():
-        old = leaves_by_path(VARIABLES)[path]
-        assert leaf.dtype == old.dtype and (leaf.shape == old.shape or not keeps), path
-        assert path in touched or leaf is old, path
-    assert jax.eval_shape(apply, after, IDS) == jax.eval_shape(apply, VARIABLES, IDS)
-    pinned = [g for g in axis_groups(apply, VARIABLES, IDS) if g.pinned is not None]
-    assert "shrink" not in name or len(report.of("skipped")) >= len(pinned) > 0
+    assert cut.traits.name == plan.name and name.startswith(plan.name)
+    is_data(cut, plan, info, small)
+    touches_what_it_says(name, plan, small, remap)
+    gives_the_network_with_these_units_at_zero(name, plan, small)
+    carries_what_lies_beside(plan, small, remap)
+
+
+def is_data(cut, plan, info, small):
+    """The same each time; written, read and carried out again it gives the same; another network is refused."""
+    assert cut.plan(NETWORK, info, jax.ShapeDtypeStruct(IDS.shape, IDS.dtype)).to_json() == plan.to_json()
+    again = cut.execute(NETWORK, Plan.from_json(plan.to_json()))[0]
+    chex.assert_trees_all_equal(again.variables, small.variables)
+    with pytest.raises(ValueError, match="a plan of another network"):
+        cut.execute(NETWORK.replace(variables={**VARIABLES, "bias": jnp.zeros(11)}), plan)
+
+
+def touches_what_it_says(name, plan, small, remap):
+    groups = axis_groups(apply, VARIABLES, IDS)
+    pinned = [g for g in groups if g.pinned is not None]
+    assert len(plan.layers) == len(groups) and len(plan.report.of("skipped")) >= len(pinned) > 0
+    assert bool(plan.cuts) == (name != "shrink_widths, all stay") and plan.cuts.keys() <= {"up", "bias", "down", "conv"}
+    for path, leaf in small.variables.items():
+        old = VARIABLES[path]
+        assert leaf.dtype == old.dtype and leaf.shape == (plan.cuts[path].small if path in plan.cuts else old.shape)
+        assert path in plan.cuts or leaf is old
+    chex.assert_trees_all_equal(remap.params(VARIABLES), small.variables)
+
+
+def gives_the_network_with_these_units_at_zero(name, plan, small):
+    method = mask_units(plan.masks)
+    zeroed = method.view(VARIABLES, method.init(VARIABLES))
+    np.testing.assert_allclose(small(IDS), NETWORK.replace(variables=zeroed)(IDS), rtol=1e-5, atol=1e-5)
+    assert np.allclose(small(IDS), NETWORK(IDS), rtol=1e-5, atol=1e-5) == (name in EXACT)
+
+
+def carries_what_lies_beside(plan, small, remap):
+    """A mask, and the moments of a step: as the small network's own."""
+    method, optimizer = prune(threshold=0.1), optax.adam(0.1)
+    state, report = remap.state(method, method.init(VARIABLES), small.variables)
+    chex.assert_trees_all_equal(
+        {path: own.mask for path, own in state.carried.items()},
+        {path: own.mask for path, own in method.init(small.variables).carried.items()},
+    )
+    moments = lambda slopes: optimizer.update(slopes, optimizer.init(slopes))[1]
+    made, more = remap.opt(moments(VARIABLES), optimizer.init(small.variables))
+    chex.assert_trees_all_equal(made, moments(small.variables))
+    assert not report + more

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Plan
-from jaxopt_nn.core.paths import map_with_path, near_misses, path_of
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path, near_misses, path_of
 from jaxopt_nn.core.report import Recorder, Report
 from jaxopt_nn.core.transform import PyTree, State, Transform, followed, identity
 
@@ -90,20 +91,22 @@ class Remap:
           ValueError: ``fresh`` is of another optimizer.
         """
         recorder = Recorder()
-        olds, shape = jax.tree_util.tree_flatten_with_path(opt, is_leaf=_is_moved)
-        news, structure = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=_is_moved)
+        moved = partial(_is_moved, leaves=self.plan.leaves, learnt=leaves_by_path(state.learnt).keys())
+        olds, shape = jax.tree_util.tree_flatten_with_path(opt, is_leaf=moved)
+        news, structure = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=moved)
         if [keys for keys, _ in olds] != [keys for keys, _ in news]:
             raise ValueError(f"remap: fresh is the state of another optimizer: {structure} where {shape} is to be carried")
         made = []
         for (keys, old), (_, new) in zip(olds, news, strict=True):
             place = path_of(keys)
-            if not _is_moved(old):
+            if moved(old):
+                part = lambda path, x, y, place=place: self._part(f"{place}/params/{path}", x, y, recorder)
+                params = map_with_path(part, old["params"], new["params"])
+                learnt = self._learnt(old["learnt"], new["learnt"], method, state, recorder)
+                rules = jax.tree.map(partial(self._ruled, place, recorder), old["rules"], new["rules"])
+                made.append({"params": params, "learnt": learnt, "rules": rules})
+            else:
                 made.append(self._part(place, old, new, recorder))
-                continue
-            part = lambda path, x, y, place=place: self._part(f"{place}/params/{path}", x, y, recorder)
-            params = map_with_path(part, old["params"], new["params"])
-            learnt = self._learnt(place, old, new, method, state, recorder)
-            made.append({**old, "params": params, "learnt": learnt})  # what a rule learns has no axis that is cut
         return jax.tree.unflatten(structure, made), recorder.report()
 
     def _part(self, place: str, old: Any, new: Any, recorder: Recorder) -> Any:
@@ -119,22 +122,29 @@ class Remap:
             recorder.add("anew", path or place, f"the optimizer's {place} has shape {list(old.shape)}, not {shape}: made anew")
         return new
 
-    def _learnt(
-        self, place: str, old: PyTree, new: PyTree, method: Transform, state: State, recorder: Recorder
-    ) -> PyTree:
+    def _learnt(self, old: PyTree, new: PyTree, method: Transform, state: State, recorder: Recorder) -> PyTree:
         """An optimizer's moments of what a method learns."""
-        structures: list[Any] = [jax.tree.structure(old["learnt"]), jax.tree.structure(state.learnt)]
-        if structures[0] == structures[1]:
-            cuts = Cuts(self.plan.cuts, (), ModelInfo(), recorder, moments=new["learnt"])
-            return followed(method, State(old["learnt"], state.carried), cuts).learnt
-        if jax.tree.leaves(old["learnt"]):
-            recorder.add("anew", place, f"the optimizer's {place}/learnt is not laid out as state.learnt: made anew")
-        return new["learnt"]
+        if not jax.tree.leaves(old):
+            return new
+        cuts = Cuts(self.plan.cuts, (), ModelInfo(), recorder, moments=new)
+        return followed(method, State(old, state.carried), cuts).learnt
+
+    def _ruled(self, place: str, recorder: Recorder, old: Any, new: Any) -> Any:
+        """An optimizer's moment of what a rule learns: along no leaf."""
+        if old.shape == new.shape:
+            return old
+        shapes = f"{list(old.shape)}, on the network that was cut {list(new.shape)}"
+        recorder.add("anew", place, f"the optimizer's moment of what a rule learns has shape {shapes}: made anew")
+        return new
 
 
-def _is_moved(tree: PyTree) -> bool:
-    """Whether it is what an optimizer of ``init_train_state`` keeps of all that it moves."""
-    return isinstance(tree, dict) and tree.keys() == {"params", "learnt", "rules"}
+def _is_moved(tree: PyTree, leaves: Mapping[str, Any], learnt: Collection[str]) -> bool:
+    """Whether it is what an optimizer keeps of all that it moves: by parameters, and by what a method learns."""
+    if not (isinstance(tree, dict) and tree.keys() == {"params", "learnt", "rules"}):
+        return False
+    own = leaves_by_path(tree["learnt"]).keys()
+    starts = lambda path: any("/".join(path.split("/")[: n + 1]) in leaves for n in range(path.count("/") + 1))
+    return (not own or own == learnt) and all(map(starts, leaves_by_path(tree["params"])))
 
 
 def _parameter(place: str, leaves: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -55,9 +55,7 @@ def cut_neurons(
         layers, seen = of_info(name, info, leaves)
         return planned(name, layers, leaves, inputs, seen, choose)
 
-    traits = Traits(
-        _takes, leaf_local=False, needs=frozenset({"couplings"}), taps=lacking, passes=1, name=name
-    )  # fmt: skip
+    traits = Traits(_takes, leaf_local=False, needs=frozenset({"couplings"}), taps=lacking, passes=1, name=name)
     return Pass(plan, partial(execute, rebuild=rebuild), traits)
 
 
@@ -165,6 +163,6 @@ def _check_states(network: Network, small: Network, plan: Plan) -> None:
         slots = old.stack[: len(old.slots)]
         if any(x.shape != slots for x in jax.tree.leaves(state)):
             raise ValueError(
-                f"{plan.name}: the rule at {name} has a state for each of the units that are cut; take the rules off "
-                "(network.replace(rules=(), states={})), cut, and calibrate them again"
+                f"{plan.name}: the rule at {name} has a state of more than a number, and the units that it is of may go; take "
+                "the rules off (network.replace(rules=(), states={})), cut, and calibrate them again"
             )
