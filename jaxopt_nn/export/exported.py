@@ -48,27 +48,29 @@ def exported(
     for path, leaf in leaves_by_path(network.variables).items():
         if is_compressed(leaf) and (ready := getattr(leaf, "platform", None)) is not None:
             raise ValueError(
-                f"{path}: is prepared for {ready}, and an exported network holds its weights as stored: pass the variables that "
-                "`pack` or `compress` gave, before jaxopt_nn.prepare"
+                f"{path}: is prepared for {ready}, and an exported network holds its weights as stored: pass the variables "
+                "that `pack` or `compress` gave, before jaxopt_nn.prepare"
             )
     network = network.replace(variables=abstract(network.variables), states=abstract(dict(network.states)))
-    try:
-        with _without_places():
-            return {platform: Programs(*map(serialized, _traced(network, shapes, platform))) for platform in platforms}
-    except _Untraceable as error:
-        abstract_outputs(network, *abstract(tuple(inputs)))  # says so if the example's own shapes are at fault
-        cause = complaint(error.__cause__ or error)
-        if batch is not None:
-            raise ValueError(f"the network can't be exported for a batch of {batch}: {cause}") from error.__cause__
-        raise ValueError(
-            f"the network can't be exported for a batch of any size: {cause}. Pass batch=, a number of rows, to export it for "
-            "that many; or write what depends on the batch's length so that it may be a symbol (see JAX's page on shape "
-            "polymorphism)"
-        ) from error.__cause__
+    found = {}
+    for platform in platforms:
+        try:
+            with _without_places():
+                made = _traced(network, shapes, platform)
+        except Exception as error:
+            abstract_outputs(network, *abstract(tuple(inputs)))  # says so if the example's own shapes are at fault
+            raise ValueError(_refused(error, batch)) from error
+        found[platform] = Programs(*map(serialized, made))
+    return found
 
 
-class _Untraceable(Exception):
-    """The cause is what a model or JAX said."""
+def _refused(error: Exception, batch: int | None) -> str:
+    what = "any size" if batch is None else f"{batch} rows"
+    advice = (
+        "Pass batch=, a number of rows, to export it for that many; or write what depends on the batch's length so that it may "
+        "be a symbol (see JAX's page on shape polymorphism)"
+    )
+    return f"the network can't be exported for a batch of {what}: {complaint(error)}. {advice if batch is None else ''}".strip()
 
 
 def _traced(network: Network, inputs: tuple[PyTree, ...], platform: str) -> tuple[jax.export.Exported, ...]:
@@ -86,10 +88,7 @@ def _traced(network: Network, inputs: tuple[PyTree, ...], platform: str) -> tupl
         return densify(network.run(variables, *inputs, states=closed(states, state_arrays)))
 
     made = lambda fun: jax.export.export(jax.jit(fun), platforms=PLATFORMS[platform])
-    try:
-        return made(prepared)(opened(stored)), made(run)(opened(leaves), opened(states), inputs)
-    except Exception as error:
-        raise _Untraceable from error
+    return made(prepared)(opened(stored)), made(run)(opened(leaves), opened(states), inputs)
 
 
 def _shapes(inputs: tuple[PyTree, ...], batch: int | None) -> tuple[PyTree, ...]:
@@ -120,9 +119,10 @@ def _any_batch() -> Any:
 @contextlib.contextmanager
 def _without_places() -> Iterator[None]:
     """Programs without the files and lines that they were traced from: these name this machine's folders."""
-    before = jax.config.jax_traceback_in_locations_limit
-    jax.config.update("jax_traceback_in_locations_limit", 0)
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
     try:
         yield
     finally:
-        jax.config.update("jax_traceback_in_locations_limit", before)
+        jax.config.update(name, before)

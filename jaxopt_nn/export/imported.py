@@ -101,6 +101,6 @@ def _check_names(given: Mapping[str, list[Any]], wanted: Mapping[str, list[Any]]
         own, like = abstract(given.get(name)), wanted.get(name)
         if own is None or like is None or list(map(shown, own)) != list(map(shown, like)):
             raise ValueError(
-                f"{what} {name}: is {told(own)}, the exported program takes {told(like)}; programs and variables are not of one "
-                "network"
+                f"{what} {name}: is {told(own)}, the exported program takes {told(like)}; programs and variables are not of "
+                "one network"
             )

@@ -40,7 +40,7 @@ def serialized(program: jax.export.Exported) -> bytes:
         return zlib.compress(bytes(program.serialize()), 9)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"the inputs or outputs of the network hold a container that an exported program can't: {error}. Wrap apply so that "
+            f"the inputs or outputs of the network hold a container that an exported program can't: {error} Wrap apply so that "
             "it takes and gives dicts with strings as keys, lists and tuples; or register the container, then also where the "
             "program is loaded"
         ) from error
