@@ -1,5 +1,6 @@
 """Exported programs answer as the network does, without its code; they hold no weights and unpack nothing when they run."""
 
+import dataclasses
 import functools
 import importlib.util
 import subprocess
@@ -19,9 +20,11 @@ from jaxopt_nn.core.transform import State, identity
 from jaxopt_nn.cost.aot import compile_for
 from jaxopt_nn.export.exported import exported
 from jaxopt_nn.export.imported import imported
-from jaxopt_nn.export.programs import Programs, as_files, deserialized, of_files
+from jaxopt_nn.export.programs import Programs, as_files, deserialized, of_files, serialized
 from jaxopt_nn.formulations import cpu
+from jaxopt_nn.formulations.labels import MANY
 from jaxopt_nn.formulations.prepare import prepare
+from jaxopt_nn.formulations.table import choices
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.arithmetic import arithmetic
@@ -200,6 +203,27 @@ def test_on_a_tpu_the_arguments_have_the_stored_width():
     codes, scales = layers * rows * columns // 2, 4 * layers * columns
     assert codes <= compiled.argument_bytes - 4 * 8 * rows <= codes + 8 * scales + 4096
     assert compiled.fits and not compiled.float_copies()
+
+
+@pytest.mark.parametrize(("apply", "name"), [(mlp, "w4a16 in groups"), (text, "w8a8")])
+def test_a_program_for_a_tpu_holds_for_any_batch(apply, name):
+    """The same operations, as this machine runs them."""
+    own = net(apply, name)
+    moved = [dataclasses.replace(deserialized(data), platforms=("cpu",)) for data in programs(apply, name)["tpu"]]
+    back = imported({"cpu": Programs(*map(serialized, moved))}, own.variables)
+    ready = own.replace(variables=prepare(own.variables, "tpu"))
+    for rows in (1, 32):
+        x = inputs(apply, rows)
+        same(back(*x), jax.jit(lambda network, x: network(*x))(ready, x), 1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_the_program_is_chosen_for_many_rows(platform):
+    own = net(mlp, "w4a16 in groups").replace(apply=lambda v, x: mlp(v, x))  # not traced before
+    with choices() as chosen:
+        exported(own, inputs(mlp), (platform,))
+    assert {choice.rows for choice in chosen} == {MANY} and "any number of rows" in str(chosen[0])
+    assert {c.program for c in chosen} == {{"cpu": "float32, groups in turn", "tpu": "float, scaled weight"}[platform]}
 
 
 def test_many_devices_share_a_batch():
