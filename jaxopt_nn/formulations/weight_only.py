@@ -122,10 +122,13 @@ def turns(weight: Coded, other: Array, call: Call, kind: str = "float32") -> Arr
 
 
 def two_rows(x: Array, xs: Names) -> tuple[Array, Names]:
-    """The operand with a row of zeros where it is a single row, which misses the fast path of XLA on CPU; two rows don't.
+    """The operand with a row of zeros where it is a single one: of int8 or bfloat16 it misses the fast path of XLA on CPU.
 
-    Rows of an open number get an axis of as many zeros as they may need: none, once they are known to be two or more.
+    Two rows don't, nor does one of float32. Rows of an open number get an axis of as many zeros as they may need: none, once
+    they are known to be two or more.
     """
+    if x.dtype == jnp.float32:
+        return x, xs
     rows = math.prod(n for n, name in zip(x.shape, xs) if name[0] == "x")
     further = jax.core.max_dim(2 - rows, 0)
     if isinstance(further, int) and further != 1:
