@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import re
 import subprocess
 import sys
 import textwrap
@@ -215,6 +216,16 @@ def test_a_program_for_a_tpu_holds_for_any_batch(apply, name):
     for rows in (1, 32):
         x = inputs(apply, rows)
         same(back(*x), jax.jit(lambda network, x: network(*x))(ready, x), 1e-6)
+
+
+def test_a_single_row_of_integers_is_padded_on_a_cpu_and_more_are_not():
+    """As the network's own programs do: by themselves, once the compiler knows the batch."""
+    run = deserialized(programs(mlp, "w8a8")["cpu"].run)
+    for rows, padded in ((1, 2), (3, 3)):
+        like = [S([n if isinstance(n, int) else rows for n in a.shape], a.dtype) for a in run.in_avals]
+        args, _ = jax.tree.unflatten(run.in_tree, like)
+        found = re.findall(r"s32\[(\d+),\d+\]\S* dot\(", jax.jit(run.call).lower(*args).compile().as_text())
+        assert found == [str(padded)] * 2
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
