@@ -174,7 +174,7 @@ class Experiment:
 
     def ship(self, result: Result, workdir: str) -> None:
         """Writes everything about fold 0."""
-        self._compressor.ship(result, self.task(0), workdir)
+        self._compressor.ship(result, self.task(0), workdir, self.config["export"])
 
     def _started(
         self, seed: int, taught: Network | None, task: Task, say: Callable[[str], None]
@@ -205,7 +205,7 @@ def _place(
 
 def _digest(config: dict[str, Any], fold: int) -> str:
     """A name for all that the float network of a fold depends on."""
-    fields = {k: v for k, v in config.items() if k not in ("stages", "latency", "checkpoint_seconds")}
+    fields = {k: v for k, v in config.items() if k not in ("stages", "latency", "checkpoint_seconds", "export")}
     return hashlib.sha256(json.dumps({**fields, "fold": fold}, sort_keys=True).encode()).hexdigest()[:16]
 
 

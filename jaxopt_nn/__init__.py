@@ -12,6 +12,8 @@ from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity, leafwise
 from jaxopt_nn.cost.aot import compile_for
+from jaxopt_nn.export.exported import exported
+from jaxopt_nn.export.imported import imported
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.frameworks.nnx import nnx
@@ -110,6 +112,7 @@ __all__ = [
     "evaluate",
     "every",
     "explain",
+    "exported",
     "fake_quant_activations",
     "frozen",
     "global_budget",
@@ -117,6 +120,7 @@ __all__ = [
     "histogram",
     "identity",
     "identity_rule",
+    "imported",
     "init_train_state",
     "inspect",
     "is_compressed",
