@@ -46,12 +46,14 @@ def mean_activation(group: AxisGroup, leaves: Mapping[str, Any], activity: np.nd
 
 
 def checked(name: str, scores: Any, size: int) -> np.ndarray:
-    """The scores of a layer's units.
+    """The scores of a layer's units, float64.
 
     Raises:
-      ValueError: another shape than ``[size]``.
+      ValueError: another shape than ``[size]``, or NaN.
     """
-    scores = np.asarray(scores)
+    scores = np.asarray(scores).astype(np.float64)
     if scores.shape != (size,):
         raise ValueError(f"{name}: scores of shape {scores.shape}; pass one for each of {size} units")
+    if bad := int(np.isnan(scores).sum()):
+        raise ValueError(f"{name}: {bad} of {size} scores are NaN; clean the weights, or mend the score")
     return scores

@@ -135,6 +135,12 @@ def test_importance_of_ones_own_and_ties():
     teacher, variables, x = made(MLP((6, 3)), 4, 5)
     last = shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: np.arange(group.size))[0]
     np.testing.assert_array_equal(last["params"]["Dense_0"]["bias"], variables["params"]["Dense_0"]["bias"][3:])
+    for kind in (np.uint8, bool):  # which NumPy can't negate, or turns round
+        some = shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves, kind=kind: np.arange(6).astype(kind))[0]
+        first = 3 if kind is np.uint8 else 1
+        np.testing.assert_array_equal(
+            some["params"]["Dense_0"]["bias"], variables["params"]["Dense_0"]["bias"][first : first + 3]
+        )
     ties = shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: np.ones(group.size))[0]
     np.testing.assert_array_equal(ties["params"]["Dense_0"]["bias"], variables["params"]["Dense_0"]["bias"][:3])
 
@@ -165,6 +171,8 @@ def test_bad_widths(widths, message):
 
 def test_bad_trees_and_scores():
     teacher, variables, x = made(MLP((8, 6, 3)), 4, 5)
+    with pytest.raises(ValueError, match="1 of 8 scores are NaN"):
+        shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: [np.nan, *range(group.size - 1)])
     with pytest.raises(ValueError, match="pass one for each of 8 units"):
         shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: np.ones(3))
     method = mask_units(weak_units(teacher, variables, x, share=0.5).masks)
