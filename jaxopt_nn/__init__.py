@@ -47,7 +47,7 @@ from jaxopt_nn.pipeline.data import Arrays, Stream
 from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.metrics import Metric
 from jaxopt_nn.pipeline.numbers import reconstruction, regression
-from jaxopt_nn.pipeline.recipe import Distill, Stage
+from jaxopt_nn.pipeline.recipe import Distill, Stage, control
 from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
@@ -103,6 +103,7 @@ __all__ = [
     "clipping",
     "compile_for",
     "compress",
+    "control",
     "cubic",
     "cut_neurons",
     "dead_units",
