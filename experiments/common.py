@@ -31,7 +31,8 @@ def load_task(config: Mapping[str, Any], fold: int = 0) -> Task:
     load = registry.imported(source)
     arguments = {k: v for k, v in config["data"].items() if k not in ("source", "cross_validate")}
     known = inspect.signature(load).parameters
-    arguments |= {k: v for k, v in {"fold": fold, "seed": config["seed"]}.items() if k in known}
+    told = {"fold": fold, "seed": config["seed"], "batch_size": config["batch_size"]}
+    arguments |= {name: value for name, value in told.items() if name in known}
     task = registry.called(load, f"data.source {source}", arguments)
     if not isinstance(task, Task):
         raise ValueError(

@@ -6,7 +6,10 @@ A run that was killed goes on where it was: give the same command again.
 
 Your own model: ``--config.model=package.module:build``, a function that returns a ``Network``; it gets ``config.model_args``,
 and ``seed`` if it has such an argument. Your own data, loss and metrics: ``--config.data.source=package.module:load``, which
-returns a ``Task``, called with the other fields of ``config.data``, and with ``fold`` and ``seed`` if it has such arguments.
+returns a ``Task``, called with the other fields of ``config.data``, and with ``fold``, ``seed`` and ``batch_size`` if it has
+such arguments.
+
+``--config.control=True`` trains the float network as long as the recipe does, without its methods, and says what that gives.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.compress import Compressor, Result
 from jaxopt_nn.pipeline.grade import evaluate
+from jaxopt_nn.pipeline.recipe import control
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import tables
 from jaxopt_nn.reporting.progress import Progress
@@ -44,7 +48,7 @@ from jaxopt_nn.reporting.write import FILES, FOLDERS
 
 PyTree = Any
 #: Names of trainings that are no stage of the recipe.
-RESERVED = ("float", "teacher")
+RESERVED = ("float", "teacher", "control")
 
 
 def run(
@@ -108,7 +112,7 @@ def _carried_out(
                 f"fold {fold + 1} of {len(folds)}: baseline {said[0]}, {last['name']} {said[1]} at {last['ratio']:.1f}x"
             )
     if len(folds) > 1:
-        results[0].report["cross_validation"] = pooled(experiment.task(0), results, experiment.tested)
+        results[0].report["cross_validation"] = pooled(experiment.task(0), results, experiment.tested, experiment.controls)
     return results[0]
 
 
@@ -126,8 +130,10 @@ class Experiment:
         for stage in config["stages"]:
             if stage.get("name") in RESERVED:
                 raise ValueError(f"config.stages: {stage['name']!r} is the name of the training before the recipe")
-        self._compressor = Compressor(registry.stages(config["stages"], config["seed"]))
-        self.tested = 0
+        recipe = registry.stages(config["stages"], config["seed"])
+        self._compressor = Compressor(recipe)
+        self._control = Compressor(control(recipe)) if config["control"] else None
+        self.tested, self.controls = 0, list[dict[str, PyTree]]()
         self.task = functools.lru_cache(maxsize=1)(functools.partial(load_task, config))
 
     def check(self) -> None:
@@ -144,7 +150,7 @@ class Experiment:
         """The float network of this fold, and what the recipe makes of it."""
         config = self.config
         seed, task = seed_of(config["seed"], fold), self.task(fold)
-        self.tested += getattr(task.test, "size", 0)
+        self.tested += task.test.size
         own = directory / "checkpoints" / f"fold_{fold}"
         places = functools.partial(_place, own, config["checkpoint_seconds"], progress.say)
         shared = functools.partial(places, folder=floats / _digest(config, fold)) if floats else places
@@ -170,11 +176,18 @@ class Experiment:
         if taught is not None:
             size = sum(x.size for x in jax.tree.leaves(taught.variables))
             result.report["teacher"] = {"metrics": evaluate(taught, task), "params": size}
+        if self._control:
+            done = self._control(
+                network, task, seed=seed, latency=False, teacher=taught, watch=progress.watch("control", record=False),
+                checkpoints=functools.partial(_place, own / "control", config["checkpoint_seconds"], progress.say),
+            )  # fmt: skip
+            self.controls.append(done.sums[1])
+            result.report["control"] = {name: done.stages[-1][name] for name in ("metrics", "test") if name in done.stages[-1]}
         return result
 
     def ship(self, result: Result, workdir: str) -> None:
         """Writes everything about fold 0."""
-        self._compressor.ship(result, self.task(0), workdir)
+        self._compressor.ship(result, self.task(0), workdir, self.config["export"])
 
     def _started(
         self, seed: int, taught: Network | None, task: Task, say: Callable[[str], None]
@@ -205,7 +218,8 @@ def _place(
 
 def _digest(config: dict[str, Any], fold: int) -> str:
     """A name for all that the float network of a fold depends on."""
-    fields = {k: v for k, v in config.items() if k not in ("stages", "latency", "checkpoint_seconds")}
+    without = ("stages", "latency", "checkpoint_seconds", "export", "control")
+    fields = {k: v for k, v in config.items() if k not in without}
     return hashlib.sha256(json.dumps({**fields, "fold": fold}, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -217,8 +231,10 @@ def seed_of(seed: int, fold: int) -> int:
     return int(hashlib.sha256(f"{seed}/{fold}".encode()).hexdigest()[:8], 16) >> 1 if fold else seed
 
 
-def pooled(task: Task, results: Sequence[Result], examples: int) -> dict[str, Any]:
-    """The metrics over the test data of all folds together, and of each."""
+def pooled(
+    task: Task, results: Sequence[Result], examples: int, controls: Sequence[dict[str, PyTree]] = ()
+) -> dict[str, Any]:
+    """The metrics over the test data of all folds together, and of each; of ``controls``, their accumulators, together."""
     before, after = [r.sums[0] for r in results], [r.sums[1] for r in results]
     whole = [task.result(functools.reduce(task.merged, sums)) for sums in (before, after)]
     each = [list(map(task.result, sums)) for sums in (before, after)]
@@ -226,6 +242,7 @@ def pooled(task: Task, results: Sequence[Result], examples: int) -> dict[str, An
     return {
         "folds": len(results), "examples": examples, "baseline": whole[0], "final": whole[1],
         "of_folds": {"baseline": each[0], "final": each[1], "ratio": ratios},
+        **({"control": task.result(functools.reduce(task.merged, controls))} if controls else {}),
     }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from jaxopt_nn.interpret.network import Network, abstract_outputs, like
 from jaxopt_nn.parallel.infer import Predictor, predictor
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.data import Arrays
-from jaxopt_nn.pipeline.store import network_from
+from jaxopt_nn.pipeline.store import load, network_from
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import tables
 
@@ -142,8 +142,14 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task]:
     network = Model(config["model"], config["model_args"], config["float"], "float").network
     own = registry.rule(asked) if ":" in asked else None
     saved = network_from(tree, manifest, network.apply, own, str(artifact))
+    if shapes(saved.variables) != shapes(network.variables):  # a pass has cut it, and the model's code may hold other widths
+        return load(artifact), common.load_task(config)
     ready = network.replace(variables=prepare(saved.variables), rules=saved.rules, states=saved.states, training=None)
     return ready, common.load_task(config)
+
+
+def shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(x.shape) for path, x in leaves_by_path(variables).items()}
 
 
 def given(data: str, task: Task) -> Examples:

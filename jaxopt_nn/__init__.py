@@ -12,6 +12,8 @@ from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity, leafwise
 from jaxopt_nn.cost.aot import compile_for
+from jaxopt_nn.export.exported import exported
+from jaxopt_nn.export.imported import imported
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.frameworks.nnx import nnx
@@ -45,7 +47,7 @@ from jaxopt_nn.pipeline.data import Arrays, Stream
 from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.metrics import Metric
 from jaxopt_nn.pipeline.numbers import reconstruction, regression
-from jaxopt_nn.pipeline.recipe import Distill, Stage
+from jaxopt_nn.pipeline.recipe import Distill, Stage, control
 from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
@@ -101,6 +103,7 @@ __all__ = [
     "clipping",
     "compile_for",
     "compress",
+    "control",
     "cubic",
     "cut_neurons",
     "dead_units",
@@ -110,6 +113,7 @@ __all__ = [
     "evaluate",
     "every",
     "explain",
+    "exported",
     "fake_quant_activations",
     "frozen",
     "global_budget",
@@ -117,6 +121,7 @@ __all__ = [
     "histogram",
     "identity",
     "identity_rule",
+    "imported",
     "init_train_state",
     "inspect",
     "is_compressed",

@@ -162,6 +162,8 @@ def make_step(
     """
     import optax  # the package imports without it
 
+    told, update = (_without_rules(loss), _keep_rules) if update_rules is None else (loss, update_rules)
+
     def step(ts: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         mask = trained(ts.params, still)
         moved, rest = _split(ts.params, mask)
@@ -172,16 +174,12 @@ def make_step(
         (seen, seen_rest), pull = jax.vjp(view_moved, moved, ts.learnt)
 
         def objective(seen: PyTree, learnt: Any) -> tuple[jax.Array, tuple[Any, ...]]:
-            given = (_join(seen, seen_rest), batch, jax.random.fold_in(ts.key, ts.step))
-            if update_rules is not None:
-                return loss(*given, _with_learnt(ts.rules, learnt))
-            value, found = loss(*given)
-            return value, (*found, {})
+            key, rules = jax.random.fold_in(ts.key, ts.step), _with_learnt(ts.rules, learnt)
+            return told(_join(seen, seen_rest), batch, key, rules)
 
         gradient = jax.value_and_grad(objective, (0, 1), has_aux=True)
         (value, (metrics, changed, measured)), (dense, grad_rules) = gradient(seen, _learnt(ts.rules))
-        flat_zero = jax.tree.map(_zero_cotangent, seen_rest)
-        grad_params, grad_learnt = pull((dense, flat_zero))
+        grad_params, grad_learnt = pull((dense, jax.tree.map(_zero_cotangent, seen_rest)))
         if gradient_norms:
             metrics = {**metrics, "gradient_norms": _norms(grad_params)}
         now = {"params": moved, "learnt": ts.learnt, "rules": _learnt(ts.rules)}
@@ -192,13 +190,26 @@ def make_step(
         state = State(learnt, ts.carried)
         at_view = _join(dense, jax.tree.map(jnp.zeros_like, rest))
         state = method.update(params, state, step=ts.step, grads=at_view)
-        rules = _with_learnt(ts.rules, new["rules"])
-        if update_rules is not None:
-            rules = dict(update_rules(_join(seen, seen_rest), batch, rules, measured, ts.step))
+        rules = update(_join(seen, seen_rest), batch, _with_learnt(ts.rules, new["rules"]), measured, ts.step)
         params = map_with_path(lambda path, x: changed.get(path, x), params) if changed else params
-        return TrainState(params, state.learnt, state.carried, opt, ts.step + 1, ts.key, rules), {**metrics, "loss": value}
+        after = TrainState(params, state.learnt, state.carried, opt, ts.step + 1, ts.key, dict(rules))
+        return after, {**metrics, "loss": value}
 
     return step
+
+
+def _keep_rules(variables: PyTree, batch: Any, rules: Mapping[str, State], measured: Any, step: Any) -> Mapping[str, State]:
+    return rules
+
+
+def _without_rules(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss that knows of no rules, as one that measures nothing for them."""
+
+    def told(variables: PyTree, batch: Any, key: Any, rules: Any) -> tuple[Any, tuple[Any, ...]]:
+        value, found = loss(variables, batch, key)
+        return value, (*found, {})
+
+    return told
 
 
 def _norms(slopes: PyTree) -> dict[str, jax.Array]:

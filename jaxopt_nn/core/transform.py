@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -274,54 +275,77 @@ def leafwise(
         is made anew. By the shapes of its arrays (``by_shape``) if None.
       needs, name: as in ``Traits``.
     """
-    takes = _judged(takes, taps)
+    own = _Leafwise(_judged(takes, taps), init, view, update, project, pack, taps, follows, name)
+    passes = 0 if taps is no_taps else 1
+    traits = Traits(own.takes, True, needs, leaf_taps(own.takes, taps), passes=passes, name=name, follows=own.follow_all)
+    return Transform(
+        own.init_all, own.update_all, own.view_all, own.project_all if project else keep_both, own.pack_all, traits
+    )
 
-    def init_tree(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(takes(p, x, info), str)}
-        states = {p: init(p, x, known_of(p, x.ndim, info, taps)) for p, x in taken.items()}
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Leafwise:
+    """A method for single leaves on all leaves that it takes; fields as in ``leafwise``."""
+
+    takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
+    init: Callable[[str, Any, Known], tuple[Any, Any]]
+    view: Callable[[Any, Any, Any], Any]
+    update: Callable[..., Any] | None
+    project: Callable[[Any, Any, Any], tuple[Any, Any]] | None
+    pack: Callable[[str, Any, Any, Any], Any] | None
+    taps: Callable[[Site], Mapping[str, Tap]]
+    follows: Callable[[Any, Any, Cut], tuple[Any, Any] | str] | None
+    name: str
+
+    def init_all(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(self.takes(p, x, info), str)}
+        states = {p: self.init(p, x, known_of(p, x.ndim, info, self.taps)) for p, x in taken.items()}
         return State({p: s[0] for p, s in states.items()}, {p: s[1] for p, s in states.items()})
 
-    def on_taken(fn: Callable[..., Any], params: PyTree, state: State) -> PyTree:
+    def on_taken(self, fn: Callable[..., Any], params: PyTree, state: State) -> PyTree:
         def visit(path: str, leaf: Any) -> Any:
             return fn(path, leaf, state.learnt[path], state.carried[path]) if path in state.carried else leaf
 
         return map_with_path(visit, params)
 
-    def update_tree(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        if update is None:
+    def update_all(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        if self.update is None:
             return state
         slopes = {} if grads is None else leaves_by_path(grads)
         carried = {
-            path: update(leaf, state.learnt[path], state.carried[path], step, slopes.get(path))
+            path: self.update(leaf, state.learnt[path], state.carried[path], step, slopes.get(path))
             for path, leaf in leaves_by_path(params).items()
             if path in state.carried
         }
         return State(state.learnt, carried)
 
-    def project_tree(params: PyTree, state: State) -> tuple[PyTree, PyTree]:
-        assert project is not None
+    def project_all(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+        assert self.project is not None
         leaves = leaves_by_path(params)
-        made = {path: project(leaves[path], state.learnt[path], own) for path, own in state.carried.items()}
+        made = {path: self.project(leaves[path], state.learnt[path], own) for path, own in state.carried.items()}
         return (
             map_with_path(lambda path, leaf: made[path][0] if path in made else leaf, params),
             {path: learnt for path, (_, learnt) in made.items()},
         )
 
-    def view_tree(params: PyTree, state: State) -> PyTree:
-        return on_taken(lambda path, *args: view(*args), params, state)
+    def view_all(self, params: PyTree, state: State) -> PyTree:
+        return self.on_taken(lambda path, *args: self.view(*args), params, state)
 
-    def follow_tree(state: State, cuts: Cuts) -> State:
+    def pack_all(self, params: PyTree, state: State) -> PyTree:
+        return self.view_all(params, state) if self.pack is None else self.on_taken(self.pack, params, state)
+
+    def follow_all(self, state: State, cuts: Cuts) -> State:
         leaves = leaves_by_path(cuts.params)
 
         def anew(path: str) -> tuple[Any, Any]:
             if cuts.moments is not None:
                 return cuts.moments[path], state.carried[path]
-            return init(path, leaves[path], known_of(path, leaves[path].ndim, cuts.info, taps))
+            return self.init(path, leaves[path], known_of(path, leaves[path].ndim, cuts.info, self.taps))
 
         def carried_over(path: str, cut: Cut) -> tuple[Any, Any] | str:
             learnt, carried = state.learnt[path], state.carried[path]
-            if follows is not None:
-                return follows(learnt, carried, cut)
+            if self.follows is not None:
+                return self.follows(learnt, carried, cut)
             if cuts.moments is None:
                 return by_shape((learnt, carried), anew(path), cut)
             made = by_shape(learnt, cuts.moments[path], cut)
@@ -333,23 +357,12 @@ def leafwise(
             made = carried_over(path, cuts.leaves[path])
             if isinstance(made, str):
                 what = "state" if cuts.moments is None else "optimizer's moments"
-                cuts.recorder.add("anew", path, f"{name}: its {what} made anew, since {made}")
+                cuts.recorder.add("anew", path, f"{self.name}: its {what} made anew, since {made}")
                 return anew(path)
             return made
 
         found = {path: one(path) for path in state.carried}
         return State({path: own[0] for path, own in found.items()}, {path: own[1] for path, own in found.items()})
-
-    return Transform(
-        init=init_tree,
-        update=update_tree,
-        view=view_tree,
-        project=project_tree if project else keep_both,
-        pack=view_tree if pack is None else lambda params, state: on_taken(pack, params, state),
-        traits=Traits(
-            takes, True, needs, leaf_taps(takes, taps), passes=0 if taps is no_taps else 1, name=name, follows=follow_tree
-        ),
-    )
 
 
 def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo()) -> Report:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxopt_nn.formulations import integer, table, tpu, weight_only
-from jaxopt_nn.formulations.labels import Call
+from jaxopt_nn.formulations.labels import Call, counted
 from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.coded import Coded
 
@@ -59,7 +59,7 @@ def conv(
         return NotImplemented
     dtype = dtype or params.get("preferred_element_type") or jnp.result_type(lhs.dtype, kernel.dtype)
     numbers = lax.conv_dimension_numbers(lhs.shape, kernel.shape, params.get("dimension_numbers"))
-    batch = lhs.shape[numbers.lhs_spec[0]]
+    batch = counted(lhs.shape[numbers.lhs_spec[0]])
     if activations <= 8:
         table.note(
             kernel, "integer convolution" if kernel.integral else "float on rounded activations", batch, activations

@@ -138,11 +138,17 @@ def abstract_outputs(network: Network, *inputs: PyTree, what: str = "apply") -> 
     try:
         return jax.eval_shape(lambda n, x: n(*x), network, inputs)
     except Exception as error:
-        each = ", ".join(f"{x.dtype}[{', '.join(map(str, ('B', *x.shape[1:])))}]" for x in jax.tree.leaves(inputs))
+        each = ", ".join(_said(path, x) for path, x in leaves_by_path(inputs).items())
         raise ValueError(
             f"{what} fails on inputs {each}: {complaint(error)}; it is called as apply(variables, *inputs), with inputs as in "
             "its training"
         ) from error
+
+
+def _said(path: str, x: Any) -> str:
+    """``float32[B, 4]`` of an input that is an array, ``image float32[B, 4]`` of one within a dict."""
+    name = path.partition("/")[2]
+    return f"{name}{' ' if name else ''}{x.dtype}[{', '.join(map(str, ('B', *x.shape[1:])))}]"
 
 
 def complaint(error: Exception) -> str:

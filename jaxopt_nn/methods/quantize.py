@@ -152,14 +152,7 @@ def quantize(
       ValueError: a value outside the above, stochastic rounding without a key or a key without it; at ``init``, a leaf
         that ``group`` does not divide; at ``pack``, NaN or Inf.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-        raise ValueError(f"quantize(bits={bits!r}): allowed are the whole numbers 1 to 8")
-    if granularity not in ("channel", "tensor"):
-        raise ValueError(f"quantize(granularity={granularity!r}): allowed are 'channel' and 'tensor'")
-    if ste not in ("clip", "pass", "none"):
-        raise ValueError(f"quantize(ste={ste!r}): allowed are 'clip', 'pass' and 'none'")
-    if group != -1 and (group < 1 or granularity != "channel"):
-        raise ValueError(f"quantize(group={group}): a positive number with granularity='channel', or -1 for none")
+    _check(bits, granularity, group, ste)
     root, generator = _root_key(rounding, key)
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
@@ -188,6 +181,18 @@ def quantize(
         takes, init, _view, update=None if root is None else _fold_in, pack=_pack, needs=frozenset({"roles"}),
         follows=_followed, name=f"quantize({bits})",
     )  # fmt: skip
+
+
+def _check(bits: Any, granularity: str, group: int, ste: str) -> None:
+    """Raises ValueError where an argument of ``quantize`` is not allowed."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise ValueError(f"quantize(bits={bits!r}): allowed are the whole numbers 1 to 8")
+    if granularity not in ("channel", "tensor"):
+        raise ValueError(f"quantize(granularity={granularity!r}): allowed are 'channel' and 'tensor'")
+    if ste not in ("clip", "pass", "none"):
+        raise ValueError(f"quantize(ste={ste!r}): allowed are 'clip', 'pass' and 'none'")
+    if group != -1 and (group < 1 or granularity != "channel"):
+        raise ValueError(f"quantize(group={group}): a positive number with granularity='channel', or -1 for none")
 
 
 def _root_key(rounding: str, key: jax.Array | int | None) -> tuple[jax.Array | None, str | None]:

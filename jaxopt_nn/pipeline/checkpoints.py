@@ -43,10 +43,10 @@ class Checkpoints:
       say: gets a line where a position is damaged.
     """
 
-    def __init__(self, directory: Path, seconds: float = 10.0, say: Callable[[str], None] = nothing):
+    def __init__(self, directory: str | os.PathLike[str], seconds: float = 10.0, say: Callable[[str], None] = nothing):
         if not seconds >= 0:
             raise ValueError(f"checkpoint_seconds={seconds}: allowed are 0 (after every stretch of steps) and more")
-        self._directory, self._seconds, self._say = directory, seconds, say
+        self._directory, self._seconds, self._say = Path(directory), seconds, say
         self._last = time.monotonic()
 
     def _manager(self) -> Any:

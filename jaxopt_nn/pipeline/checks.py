@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,8 +11,8 @@ import numpy as np
 
 from jaxopt_nn.coding.structure import check_storable
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
-from jaxopt_nn.interpret.network import Network, abstract_outputs, like, network_of, untrained
-from jaxopt_nn.pipeline.task import Task
+from jaxopt_nn.interpret.network import Network, abstract_outputs, complaint, like, network_of, untrained
+from jaxopt_nn.pipeline.task import Task, summed
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
@@ -66,8 +67,9 @@ def check_outputs(network: Network, task: Task, teacher: Network | None = None, 
     """Tries the network, its teacher and the loss on abstract inputs.
 
     Raises:
-      ValueError: ``apply`` can't take the inputs, its outputs don't fit the task, the loss fails on them or gives nothing that
-        can be averaged, a teacher gives other outputs, nothing to train on, or statistics that were never computed.
+      ValueError: ``apply`` can't take the inputs, its outputs don't fit the task, the loss or a metric fails on them, mixes
+        examples, or gives nothing that can be averaged, a teacher gives other outputs, nothing to train on, or statistics that
+        were never computed.
     """
     outputs = _outputs(network, task, "apply")
     if teacher is not None:
@@ -81,7 +83,8 @@ def check_outputs(network: Network, task: Task, teacher: Network | None = None, 
     if task.check is not None:
         for source in sources:
             task.check(outputs, source)
-    _check_loss(task, outputs)
+    _check_loss(network, task, outputs)
+    _check_metrics(network, task, outputs)
     if not trains:
         return
     if task.train is None:
@@ -94,26 +97,56 @@ def check_outputs(network: Network, task: Task, teacher: Network | None = None, 
         )
 
 
-def _outputs(network: Network, task: Task, what: str) -> PyTree:
-    return abstract_outputs(network, *like(task.example, 2), what=what)
+def _outputs(network: Network, task: Task, what: str, rows: int = 2) -> PyTree:
+    return abstract_outputs(network, *like(task.example, rows), what=what)
 
 
-def _check_loss(task: Task, outputs: PyTree) -> None:
-    batch = like(task.test.example, 2)
+def _tried(what: str, function: Callable[..., Any], outputs: PyTree, batch: PyTree, *others: Any) -> Any:
+    """What a function of outputs and a batch gives, abstractly."""
     try:
-        found = jax.eval_shape(task.loss, outputs, batch)
+        return jax.eval_shape(function, outputs, batch, *others)
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(
-            f"the loss fails on outputs {_said(outputs)} and a batch {_said(batch)}: {type(error).__name__}: {first:.300}"
-        ) from error
-    values = found[0] if isinstance(found, tuple) and len(found) == 2 else found
+        raise ValueError(f"{what} fails on outputs {_said(outputs)} and a batch {_said(batch)}: {complaint(error)}") from error
+
+
+def _check_apart(what: str, values: Callable[..., Any], network: Network, task: Task, outputs: PyTree) -> None:
+    """Raises ValueError where another axis than the first grows with the batch: ``[B, 1] - [B]`` is ``[B, B]``."""
+    shape = lambda outputs, rows: _first(_tried(what, values, outputs, like(task.test.example, rows))).shape
+    if 2 in (held := shape(outputs, 2))[1:]:
+        more = shape(_outputs(network, task, "apply", rows=3), 3)
+        if more[1:] != held[1:]:
+            raise ValueError(
+                f"{what} gives {list(held)} for 2 examples and {list(more)} for 3: it mixes examples; outputs are "
+                f"{_said(outputs)}: bring them, or the targets, to one shape"
+            )
+
+
+def _first(found: Any) -> Any:
+    """The values of what may come with weights."""
+    return found[0] if isinstance(found, tuple) and len(found) == 2 else found
+
+
+def _check_metrics(network: Network, task: Task, outputs: PyTree) -> None:
+    """Raises ValueError where a metric fails on these outputs, or mixes examples."""
+    for name, metric in task.metrics.items():
+        what = f"the metric {name!r}"
+        _tried(what, metric.measure, outputs, like(task.test.example, 2), like(np.zeros(2, np.float32)))
+        if metric.values is not None:
+            _check_apart(what, metric.values, network, task, outputs)
+
+
+def _check_loss(network: Network, task: Task, outputs: PyTree) -> None:
+    batch = like(task.test.example, 2)
+    found = _tried("the loss", task.loss, outputs, batch)
+    values = _first(found)
     if not isinstance(values, jax.ShapeDtypeStruct) or (values.ndim and values.shape[0] != 2):
         raise ValueError(
             f"the loss gives {_said(found)} for 2 examples; it must give values [2, ...], (values, weights), or a scalar"
         )
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise ValueError(f"the loss gives {values.dtype}; it must give floats")
+    _tried("the loss", lambda outputs, batch, found: summed(found, None), outputs, batch, found)
+    _check_apart("the loss", task.loss, network, task, outputs)
 
 
 def _said(tree: PyTree) -> str:

@@ -15,7 +15,7 @@ from jaxopt_nn.methods.distill import divergence
 from jaxopt_nn.pipeline import metrics as of
 from jaxopt_nn.pipeline.data import Arrays, Source, source_of
 from jaxopt_nn.pipeline.metrics import Metric
-from jaxopt_nn.pipeline.task import Part, Task, check_same, given_outputs, is_logits, loss_sums, part_of, spread
+from jaxopt_nn.pipeline.task import Part, Task, check_same, given_outputs, is_logits, loss_sums, part_of
 
 PyTree = Any
 
@@ -28,24 +28,21 @@ class Classes(NamedTuple):
     ignore: int | None
 
     def of(self, batch: PyTree) -> tuple[Any, Any]:
-        """``(labels, weights or None)``; ignored labels become class 0 of weight 0."""
+        """``(labels, weights or None)``; ignored labels become class 0 of weight 0, booleans 0 and 1."""
         y = part_of(self.labels, batch)
+        y = y.astype(jnp.int32) if y.dtype == bool else y
         weights = None if self.weights is None else jnp.asarray(part_of(self.weights, batch), jnp.float32)
         if self.ignore is None or not jnp.issubdtype(y.dtype, jnp.integer):
             return y, weights
         kept = y != self.ignore
-        weights = kept.astype(jnp.float32) if weights is None else kept * weights.reshape(-1, *[1] * (y.ndim - 1))
-        return jnp.where(kept, y, 0), weights
+        return jnp.where(kept, y, 0), of.spread(weights, y) * kept
 
     def aligned(self, logits: Any, batch: PyTree) -> tuple[Any, Any, Any]:
         """``(logits float32, labels, weights)``, with one logit as its axis gone."""
         y, weights = self.of(batch)
         logits = logits.astype(jnp.float32)
         single = logits.ndim == y.ndim + 1 and logits.shape[-1] == 1
-        logits = logits[..., 0] if single else logits
-        if weights is not None and weights.ndim < y.ndim - (logits.ndim == y.ndim and not single):
-            weights = weights.reshape(*weights.shape, *[1] * (y.ndim - weights.ndim))
-        return logits, y, weights
+        return logits[..., 0] if single else logits, y, weights
 
 
 def _one_logit(logits: Any, y: Any) -> bool:
@@ -240,7 +237,7 @@ def _binary_cross_entropy(classes: Classes) -> Callable[..., Any]:
 
         y, weights = classes.of(batch)
         values = optax.sigmoid_binary_cross_entropy(outputs.astype(jnp.float32), y)
-        return values if weights is None else (values, spread(weights, values))
+        return values if weights is None else (values, weights)
 
     return loss
 
@@ -249,7 +246,7 @@ def _binary_cross_entropy(classes: Classes) -> Callable[..., Any]:
 def _answers(classes: Classes) -> Callable[..., Any]:
     def scores(outputs: Any, batch: PyTree) -> Any:
         y, weights = classes.of(batch)
-        return outputs, y, None if weights is None else spread(weights, outputs)
+        return outputs, y, weights
 
     return scores
 
@@ -270,7 +267,7 @@ def _bernoulli(classes: Classes) -> Callable[..., Any]:
         pair = lambda x: jnp.stack([jnp.zeros_like(x), x], -1).astype(jnp.float32)
         values = _softer(pair(jax.lax.stop_gradient(goal)), pair(outputs), temperature)
         weights = classes.of(batch)[1]
-        return values if weights is None else (values, spread(weights, values))
+        return values if weights is None else (values, weights)
 
     return soft
 

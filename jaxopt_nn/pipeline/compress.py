@@ -18,6 +18,8 @@ from jaxopt_nn.coding.artifact import versions
 from jaxopt_nn.core.files import open_workdir
 from jaxopt_nn.core.transform import Facts, State, Transform, explain
 from jaxopt_nn.cost.latency import devices, latencies
+from jaxopt_nn.export.exported import exported
+from jaxopt_nn.export.programs import Programs
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network, network_of
@@ -76,6 +78,7 @@ def compress(
     seed: int = 0,
     workdir: str | os.PathLike[str] | None = None,
     latency: bool | Sequence[int] = True,
+    export: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     checkpoints: Places | None = None,
     watch: Watch | None = None,
@@ -96,6 +99,8 @@ def compress(
         interrupted goes on from there, to the same numbers.
       latency: whether to measure it, at batches of 1, 32 and 1024; or the batches. One that would not fit into memory is
         left out, and named in the report.
+      export: platforms (``"cpu"``, ``"gpu"``, ``"tpu"``) for which the artifact holds the network's program too, so that it
+        runs without the model's code (``exported``). Where that can't be, the report says why.
       config: kept in the report; the recipe in words if None.
       checkpoints: ``name of a stage -> Checkpoints``: other places of positions than below ``workdir``. What lies there must
         be of the same run.
@@ -124,8 +129,19 @@ def compress(
             watch = stack.enter_context(Progress(_say).live()).watch()
         result = run(checkpoints=checkpoints, watch=watch)
         if workdir is not None:
-            compressor.ship(result, task, workdir)
+            compressor.ship(result, task, workdir, export)
     return result
+
+
+def _programs(result: Result, task: Task, platforms: Sequence[str]) -> dict[str, Programs]:
+    """The network's programs; where one can't be exported, the report says why, and no other work is lost."""
+    found: dict[str, Programs] = {}
+    for platform in platforms:
+        try:
+            found |= exported(result.network, task.example, [platform])
+        except ValueError as error:
+            result.report["skipped"].append({"path": f"export for {platform}", "reason": f"not exported: {error}"})
+    return found
 
 
 def _say(line: str) -> None:
@@ -209,7 +225,9 @@ class Compressor:
         tried = list(self._course.tried(network_of(network), task))
         return {**fingerprint(network, task, seed), "stages": stage_prints(plan, tried, task)}
 
-    def ship(self, result: Result, task: Task, workdir: str | os.PathLike[str]) -> None:
+    def ship(
+        self, result: Result, task: Task, workdir: str | os.PathLike[str], export: Sequence[str] = ()
+    ) -> None:
         """Writes the artifact, reads it back and evaluates what was read, then writes the report, with both in it.
 
         Raises:
@@ -219,8 +237,10 @@ class Compressor:
         """
         directory = open_workdir(workdir, write.FOLDERS, write.FILES)
         config = result.report["config"]
-        recipe = config.get("stages", config)
-        artifact = save(directory / "artifact", result.network, recipe=recipe, extra={"config": config}, overwrite=True)
+        programs, recipe = _programs(result, task, export), config.get("stages", config)
+        artifact = save(
+            directory / "artifact", result.network, programs=programs, recipe=recipe, extra={"config": config}, overwrite=True
+        )
         loaded = load(artifact, result.network.apply, result.network.rules)
         found = task.result(accumulated(loaded.replace(variables=prepare(loaded.variables)), task, task.test))
         held = task.result(result.sums[1])

@@ -18,6 +18,8 @@ PyTree = Any
 #: Most steps, and bytes of minibatches, of one call of the compiled training.
 STRETCH = 100
 STRETCH_BYTES = 64e6
+#: What is said of an iterator.
+ONCE = "which can be gone over once only; pass a list, a dataset, or a function that returns a new iterator at each call"
 
 
 class Stretch(NamedTuple):
@@ -131,33 +133,61 @@ class Stream:
     A function that has an argument ``epoch`` or ``seed`` is told the epoch's number, and a seed drawn for it: then a run that
     was interrupted goes on to the same numbers. Of what shuffles by itself only the position is known: a resumed run sees its
     own order. All batches have the shapes and dtypes of the first; one with fewer rows is filled up, and these rows count for
-    nothing. The number of batches of an epoch is its length, or counted once.
+    nothing. The number of batches of an epoch is its length, or counted once, and the same ever after: what never ends has
+    none, and is to be cut.
 
     Raises:
-      ValueError: an iterator, which can be gone over once only.
+      ValueError: an iterator, which can be gone over once only. Where batches are asked for: what gives the same iterator
+        again; a batch that does not fit, or that the data fails to give; fewer or more batches than an epoch has.
     """
 
     def __init__(self, given: Any, name: str):
         if isinstance(given, Iterator):
-            raise ValueError(
-                f"{name}: is an iterator, which can be gone over once only; pass a list, a dataset, or a function that returns "
-                "an iterator"
-            )
+            raise ValueError(f"{name}: is an iterator, {ONCE}")
         self._given, self.name = given, name
         known = inspect.signature(given).parameters if callable(given) else {}
         self._asks = [argument for argument in ("epoch", "seed") if argument in known]
+        self._last: Iterator[PyTree] | None = None
+        self._length, self._examples = _known_length(given), 0
 
     def _pass(self, epoch: int, key: jax.Array | None) -> Iterator[PyTree]:
         """The batches of an epoch, checked; ``key`` None: of an evaluation."""
         draw = 0 if key is None else int(jax.random.bits(jax.random.fold_in(key, epoch)))
         known = {"epoch": epoch, "seed": draw}
-        source = self._given(**{a: known[a] for a in self._asks}) if callable(self._given) else self._given
-        like = None
-        for i, batch in enumerate(source):
-            batch = _numbers(batch, f"{self.name}, batch {i} of epoch {epoch}")
+        like, done, examples = None, 0, 0
+        for batch in self._iterated({argument: known[argument] for argument in self._asks}, epoch):
+            where = f"{self.name}, batch {done} of epoch {epoch}"
+            if done == self._length:
+                raise ValueError(
+                    f"{self.name}: epoch {epoch} has more than {done} batches, of which its length, or its first pass, told; "
+                    "give it a length that holds"
+                )
+            batch = _numbers(batch, where)
             like = like or _described(self._first if "_first" in self.__dict__ else batch)
-            _check_batch(batch, like, f"{self.name}, batch {i} of epoch {epoch}")
+            _check_batch(batch, like, where)
+            done, examples = done + 1, examples + len(jax.tree.leaves(batch)[0])
             yield batch
+        if done != (done if self._length is None else self._length):
+            raise ValueError(
+                f"{self.name}: epoch {epoch} ended after {done} batches, an epoch has {self._length}; pass data that can be "
+                "gone over again and gives as many batches each time"
+            )
+        self._length, self._examples = done, examples
+
+    def _iterated(self, arguments: dict[str, int], epoch: int) -> Iterator[PyTree]:
+        """What the data gives; an error of its own names the batch."""
+        done = 0
+        try:
+            found = iter(self._given(**arguments) if callable(self._given) else self._given)
+            again, self._last = found is self._last, found
+            while not again:
+                yield next(found)
+                done += 1
+        except StopIteration:
+            return
+        except Exception as error:
+            raise ValueError(f"{self.name}, batch {done} of epoch {epoch}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{self.name}: gives the same iterator again, {ONCE}")
 
     @functools.cached_property
     def _first(self) -> PyTree:
@@ -170,38 +200,37 @@ class Stream:
     def example(self) -> PyTree:
         return jax.tree.map(lambda x: x[:1], self._first)
 
+    @property
+    def size(self) -> int:
+        """Examples of an epoch, as its last pass counted them."""
+        if not self._examples:
+            self._count()
+        return self._examples
+
+    def _count(self) -> None:
+        for _ in self._pass(0, None):
+            pass
+
     def batch_rows(self, batch_size: int) -> int:
         return len(jax.tree.leaves(self._first)[0])
 
-    @functools.cached_property
-    def _steps(self) -> int:
-        length = len(self._given) if hasattr(self._given, "__len__") else sum(1 for _ in self._pass(0, None))
-        if not length:
-            raise ValueError(f"{self.name}: gives no batch; pass at least one")
-        return length
-
     def steps(self, batch_size: int) -> int:
-        return self._steps
+        if self._length is None:
+            self._count()
+        if not self._length:
+            raise ValueError(f"{self.name}: gives no batch; pass at least one")
+        return self._length
 
     def stretches(self, batch_size: int, epochs: int, key: jax.Array, start: int = 0) -> Iterator[Stretch]:
-        steps, rows = self._steps, self.batch_rows(0)
+        steps, rows = self.steps(0), self.batch_rows(0)
         length = _length(self.example, rows, steps)
         for epoch in range(start // steps, epochs):
-            batches = enumerate(self._pass(epoch, key))
+            batches = self._pass(epoch, key)
             for at in range(0, steps, length):
-                part = [batch for _, batch in itertools.islice(batches, min(length, steps - at))]
-                if len(part) < min(length, steps - at):
-                    raise ValueError(
-                        f"{self.name}: epoch {epoch} ended after {at + len(part)} batches, an epoch has {steps}; pass data "
-                        "that can be gone over again and gives as many batches each time"
-                    )
+                part = list(itertools.islice(batches, min(length, steps - at)))
                 if epoch * steps + at >= start:
                     yield self._stacked(part, length, rows, epoch * steps + at + len(part))
-            if next(batches, None) is not None:
-                raise ValueError(
-                    f"{self.name}: epoch {epoch} has more than {steps} batches, of which its length, or its first pass, told; "
-                    "give it a length that holds"
-                )
+            next(batches, None)  # an epoch that goes on is an error
 
     def _stacked(self, part: list[PyTree], length: int, rows: int, done: int) -> Stretch:
         filled = [_filled(batch, len(jax.tree.leaves(batch)[0]), rows) for batch in part]
@@ -280,6 +309,14 @@ def _check_batch(batch: PyTree, like: dict[str, tuple[Any, ...]], where: str) ->
                 f"{_at(where, path)}: {dtype}{[rows, *shape]}, the first batch has {dtype_of_first}{[first, *shape_of_first]}; "
                 "all batches need its shapes and dtypes, and no more rows"
             )
+
+
+def _known_length(given: Any) -> int | None:
+    """The length that a loader tells; of some, such as an endless dataset, Python's ``len`` fails."""
+    try:
+        return len(given)
+    except TypeError:
+        return None
 
 
 def _is_numbers(x: Any) -> bool:

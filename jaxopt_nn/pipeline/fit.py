@@ -54,27 +54,7 @@ def make_stretch(
     nothing. The state is donated. With ``stage.distill`` the loss is mixed with the distance to the outputs of the network
     ``teacher``, which gets no gradient. ``rules`` stand at the sites, their states in the train state.
     """
-    forward = lambda variables, *given: training(variables, *given[:-1], key=given[-1])
-    run = rewrite(forward, rules)
-    counted = {name: metric for name, metric in objective.metrics if metric.merge is metrics.added}
-
-    def loss(variables: PyTree, given: Any, key: jax.Array, states: Any = None) -> Any:
-        batch, real, teacher = given
-        inputs = objective.inputs_of(batch)
-        measured = []
-        if states is None:
-            outputs, changed = forward(variables, *inputs, key)
-        else:
-            (outputs, changed), found = run.measure(variables, *inputs, key, states=states, weights=real)
-            measured = [found]
-        value = _objective(objective, stage, outputs, batch, real, teacher and teacher(*inputs))
-        sums = {name: metric.measure(outputs, batch, real) for name, metric in counted.items()}
-        return value, ({"metrics": jax.lax.stop_gradient(sums)}, changed, *measured)
-
-    def update(variables: PyTree, given: Any, states: Any, measured: Any, step: Any) -> Any:
-        inputs = (*objective.inputs_of(given[0]), jax.random.key(0))
-        return run.update(variables, *inputs, states=states, measured=measured, step=step)
-
+    loss, update = _losses(training, stage, objective, rules)
     step = make_step(
         loss, method, optimizer, still=still, gradient_norms=stage.gradient_norms, update_rules=update if rules else None
     )
@@ -93,21 +73,52 @@ def make_stretch(
     return jax.jit(stretch, donate_argnums=0)
 
 
-def _objective(objective: Objective, stage: Stage, outputs: PyTree, batch: PyTree, real: Any, goal: PyTree) -> Any:
-    """The loss that is differentiated: the task's, mixed with the distance to a teacher's outputs where a stage distils."""
+def _losses(training: Training, stage: Stage, objective: Objective, rules: Rules) -> tuple[Callable[..., Any], ...]:
+    """The loss, and the update of the rules' states, as ``make_step`` takes them."""
+    forward = lambda variables, *given: training(variables, *given[:-1], key=given[-1])
+    run = rewrite(forward, rules)
+    counted = {name: metric for name, metric in objective.metrics if metric.merge is metrics.added}
+
+    def loss(variables: PyTree, given: Any, key: jax.Array, states: Any = None) -> Any:
+        batch, real, teacher = given
+        inputs = objective.inputs_of(batch)
+        measured = []
+        if states is None:
+            outputs, changed = forward(variables, *inputs, key)
+        else:
+            (outputs, changed), found = run.measure(variables, *inputs, key, states=states, weights=real)
+            measured = [found]
+        value, counts = _objective(objective, stage, outputs, batch, real, teacher and teacher(*inputs))
+        sums = {name: metric.measure(outputs, batch, real) for name, metric in counted.items()}
+        return value, (jax.lax.stop_gradient({"metrics": sums, "counted": counts}), changed, *measured)
+
+    def update(variables: PyTree, given: Any, states: Any, measured: Any, step: Any) -> Any:
+        inputs = (*objective.inputs_of(given[0]), jax.random.key(0))
+        return run.update(variables, *inputs, states=states, measured=measured, step=step)
+
+    return loss, update
+
+
+def _objective(
+    objective: Objective, stage: Stage, outputs: PyTree, batch: PyTree, real: Any, goal: PyTree
+) -> tuple[Any, Any]:
+    """The loss that is differentiated: the task's, mixed with the distance to a teacher's outputs where a stage distils.
+
+    Beside it 1, or 0 where nothing of the batch counts.
+    """
     if stage.distill is None:
         return mean_loss(objective.loss(outputs, batch), real)
     goal = jax.lax.stop_gradient(goal)
     if takes_teacher(objective.loss):
         return mean_loss(objective.loss(outputs, batch, teacher=goal), real)
     assert objective.soft is not None
-    hard, total = stage.distill.hard_weight, jnp.zeros((), jnp.float32)
+    hard, parts = stage.distill.hard_weight, list[tuple[float, tuple[Any, Any]]]()
     if hard > 0:  # 0 times inf would be NaN
-        total = total + hard * mean_loss(objective.loss(outputs, batch), real)
+        parts.append((hard, mean_loss(objective.loss(outputs, batch), real)))
     if hard < 1:
         soft = objective.soft(outputs, goal, batch, stage.distill.temperature)
-        total = total + (1 - hard) * mean_loss(soft, real)
-    return total
+        parts.append((1 - hard, mean_loss(soft, real)))
+    return sum(share * value for share, (value, _) in parts), jnp.max(jnp.stack([counts for _, (_, counts) in parts]))
 
 
 class Trainer:
@@ -166,7 +177,7 @@ class Trainer:
 
         Raises:
           FloatingPointError: the loss is NaN or Inf; names the stage and the epoch.
-          ValueError: a checkpoint of another network; data that does not fit.
+          ValueError: a checkpoint of another network; data that does not fit, or of which in a whole epoch nothing counts.
         """
         stage = self._stage
         total = stage.epochs * self._steps
@@ -180,7 +191,7 @@ class Trainer:
             done, ts, meta = found
             history = meta["history"]
         ts = jax.tree.map(jnp.copy, ts)  # a stretch donates its state, and the caller keeps his arrays
-        clock = _Clock(stage, self._objective, total, self._steps, watch)
+        clock = _Clock(stage, self._objective, done, total, self._steps, watch)
         ts, history = self._stretches(ts, history, data, key, done, total, clock, checkpoints, teacher)
         ts = averaged(ts, self._method, still=self._still) if stage.ema else ts
         return Trained(ts.params, ts.state, ts.rules, history)
@@ -199,22 +210,25 @@ class Trainer:
     ) -> tuple[TrainState, list[dict[str, Any]]]:
         waiting: tuple[Stretch, Any] | None = None
         taught = teacher if self._stage.distill else None
-        saved = done
-        try:
-            for part in data.stretches(self._batch_size, self._stage.epochs, key, start=done):
-                ts, sums = self._run(ts, part.batches, part.real, part.n, taught)
-                if waiting:  # one behind: the next minibatches are gathered while this stretch runs
+        parts = data.stretches(self._batch_size, self._stage.epochs, key, start=done)
+        while True:
+            try:
+                part = next(parts, None)
+            except (TypeError, ValueError):
+                if checkpoints and waiting:
                     history.append(clock.entry(*waiting))
-                waiting = (part, sums)
-                if checkpoints and (checkpoints.due() or part.done == total):
-                    history.append(clock.entry(*waiting))
-                    waiting, saved = None, part.done
-                    checkpoints.save(part.done, ts, {"history": history})
-        except (TypeError, ValueError):
-            if checkpoints and waiting and waiting[0].done > saved:
+                    checkpoints.save(waiting[0].done, ts, {"history": history})
+                raise
+            if part is None:
+                break
+            ts, sums = self._run(ts, part.batches, part.real, part.n, taught)
+            if waiting:  # one behind: the next minibatches are gathered while this stretch runs
                 history.append(clock.entry(*waiting))
-                checkpoints.save(waiting[0].done, ts, {"history": history})
-            raise
+            waiting = (part, sums)
+            if checkpoints and (checkpoints.due() or part.done == total):
+                history.append(clock.entry(*waiting))
+                waiting = None
+                checkpoints.save(part.done, ts, {"history": history})
         if waiting:
             history.append(clock.entry(*waiting))
         return ts, history
@@ -223,23 +237,33 @@ class Trainer:
 class _Clock:
     """Turns the sums of a stretch into an entry of the history, and says it with the time left."""
 
-    def __init__(self, stage: Stage, objective: Objective, total: int, steps: int, watch: Watch):
+    def __init__(self, stage: Stage, objective: Objective, done: int, total: int, steps: int, watch: Watch):
         self._stage, self._total, self._steps, self._watch = stage, total, steps, watch
         self._metrics = dict(objective.metrics)
+        self._counted = float(done % steps)  # of an epoch that was begun before a kill, the beginning is not known
         self._start: tuple[int, float] | None = None
 
     def entry(self, part: Stretch, sums: dict[str, Any]) -> dict[str, Any]:
         sums = jax.device_get(sums)
-        loss = float(sums["loss"]) / part.n
-        epoch = part.done / self._steps
+        counted, epoch = float(sums["counted"]), part.done / self._steps
+        loss = float(sums["loss"]) / max(counted, 1)
         if not np.isfinite(loss):
             raise FloatingPointError(
                 f"stage {self._stage.name!r}: the loss is {loss} in epoch {math.ceil(epoch)}; "
                 f"lower learning_rate={self._stage.learning_rate}"
             )
+        self._counted += counted
+        if part.done % self._steps == 0:
+            if not self._counted:
+                raise ValueError(
+                    f"stage {self._stage.name!r}: nothing counts in epoch {round(epoch)}: all its weights are 0, or all labels "
+                    "are ignored; pass data in which some examples count"
+                )
+            self._counted = 0.0
         numbers = {name: self._metrics[name].result(total) for name, total in sums["metrics"].items()}
+        numbers["loss"] = loss if counted else math.nan
         known = {name: value for name, value in numbers.items() if np.isfinite(value)}
-        found = {"stage": self._stage.name, "step": part.done, "epoch": round(epoch, 4), "metrics": {**known, "loss": loss}}
+        found = {"stage": self._stage.name, "step": part.done, "epoch": round(epoch, 4), "metrics": known}
         if "gradient_norms" in sums:
             found["gradient_norms"] = {path: float(norm) / part.n for path, norm in sums["gradient_norms"].items()}
         left, now = None, time.monotonic()

@@ -45,17 +45,37 @@ class Metric(NamedTuple):
     better: str = "higher"
     unit: str = ""
 
+    @property
+    def values(self) -> Callable[[PyTree, PyTree], Any] | None:
+        """What ``mean_of`` takes the mean of; None for another metric."""
+        measure = self.measure
+        return measure.args[0] if isinstance(measure, functools.partial) and measure.func is _mean else None
+
+
+def spread(weights: Any, values: Any, real: Any = None) -> Any:
+    """The weight of each value ``[B, ...]``, float32 of their shape; 0 in rows that are not real.
+
+    Args:
+      weights: of examples ``[B]``, or with more of the values' axes; None: 1.
+      real: ``[B]``; None: all rows are.
+
+    Raises:
+      ValueError: weights of another shape.
+    """
+    weights = jnp.asarray(1.0 if weights is None else weights, jnp.float32)
+    if weights.ndim > values.ndim or any(w not in (1, v) for w, v in zip(weights.shape, values.shape)):
+        raise ValueError(f"weights {list(weights.shape)} of values {list(values.shape)}: pass one for each example or value")
+    weights = jnp.broadcast_to(weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim)), values.shape)
+    return weights if real is None else weights * real.reshape(-1, *[1] * (values.ndim - 1))
+
 
 def counted(values: Any, weights: Any, real: Any) -> tuple[Any, Any]:
-    """``(sum w v, sum w)``, float32: values ``[B, ...]``, weights that broadcast against them, rows that are real ``[B]``.
+    """``(sum w v, sum w)``, float32: values ``[B, ...]``, weights and rows that are real as for ``spread``.
 
     A weight of 0 counts for nothing, whatever its value (0 times inf would be NaN).
     """
-    values = values.astype(jnp.float32)
-    weights = jnp.broadcast_to(jnp.asarray(1.0 if weights is None else weights, jnp.float32), values.shape)
-    if real is not None:
-        weights = weights * real.reshape(-1, *[1] * (values.ndim - 1))
-    return jnp.sum(jnp.where(weights > 0, values * weights, 0.0)), jnp.sum(weights)
+    weights = spread(weights, values, real)
+    return jnp.sum(jnp.where(weights > 0, values.astype(jnp.float32) * weights, 0.0)), jnp.sum(weights)
 
 
 def ratio(sums: tuple[Any, Any]) -> float:
@@ -97,7 +117,7 @@ def f1(scores: Callable[[PyTree, PyTree], tuple[Any, Any, Any]]) -> Metric:
 
 
 def _confusion(scores: Callable[..., Any], outputs: PyTree, batch: PyTree, real: Any) -> tuple[Any, ...]:
-    logits, truth, weights = scores(outputs, batch)
+    logits, truth, weights = _alike(scores(outputs, batch))
     said, true = logits > 0, truth > 0
     return tuple(counted(cell, weights, real)[0] for cell in (said & true, said & ~true, ~said & true))
 
@@ -117,11 +137,8 @@ def auc(scores: Callable[[PyTree, PyTree], tuple[Any, Any, Any]]) -> Metric:
 
 
 def _ranked(scores: Callable[..., Any], outputs: PyTree, batch: PyTree, real: Any) -> tuple[Any, ...]:
-    logits, truth, weights = scores(outputs, batch)
-    weights = jnp.broadcast_to(jnp.asarray(1.0 if weights is None else weights, jnp.float32), logits.shape)
-    if real is not None:
-        weights = weights * real.reshape(-1, *[1] * (logits.ndim - 1))
-    return logits.astype(jnp.float32).ravel(), truth.ravel() > 0, weights.ravel() > 0
+    logits, truth, weights = _alike(scores(outputs, batch))
+    return logits.astype(jnp.float32).ravel(), truth.ravel() > 0, spread(weights, logits, real).ravel() > 0
 
 
 def _area(found: tuple[Any, ...]) -> float:
@@ -136,22 +153,43 @@ def _area(found: tuple[Any, ...]) -> float:
     return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
-def explained(values: Callable[[PyTree, PyTree], tuple[Any, Any]]) -> Metric:
-    """The share of the targets' variance that is explained, ``R^2 = 1 - sum (y - f)^2 / sum (y - mean y)^2``.
+def explained(values: Callable[[PyTree, PyTree], tuple[Any, Any, Any]]) -> Metric:
+    """The share of the targets' variance that is explained, ``R^2 = 1 - sum w (y - f)^2 / sum w (y - mean y)^2``.
 
     Args:
-      values: ``(outputs, batch) -> (predictions, targets)``, of one shape ``[B, ...]``.
+      values: ``(outputs, batch) -> (predictions [B, ...], targets of that shape, weights or None)``.
     """
-    return Metric(functools.partial(_moments, values), _r2, added, "higher", "%")
+    return Metric(functools.partial(_moments, values), _r2, _pooled, "higher", "%")
 
 
 def _moments(values: Callable[..., Any], outputs: PyTree, batch: PyTree, real: Any) -> tuple[Any, ...]:
-    found, wanted = values(outputs, batch)
-    errors, count = counted(jnp.square(found.astype(jnp.float32) - wanted), None, real)
-    return errors, count, counted(wanted, None, real)[0], counted(jnp.square(wanted.astype(jnp.float32)), None, real)[0]
+    """``sum w e^2`` of the errors, ``sum w``, a centre ``c``, ``sum w (y - c)`` and ``sum w (y - c)^2`` of the targets.
+
+    Around 0 instead of a centre, targets whose mean is far from it would lose all digits.
+    """
+    found, wanted, weights = _alike(values(outputs, batch))
+    found, wanted = found.astype(jnp.float32), wanted.astype(jnp.float32)
+    errors, count = counted(jnp.square(found - wanted), weights, real)
+    centre = counted(wanted, weights, real)[0] / jnp.maximum(count, jnp.finfo(jnp.float32).tiny)
+    around = [counted((wanted - centre) ** k, weights, real)[0] for k in (1, 2)]
+    return errors, count, centre, *around
 
 
-def _r2(sums: tuple[Any, ...]) -> float:
-    errors, count, first, second = map(float, sums)
-    spread = second - first * first / count if count else 0.0
-    return 1 - errors / spread if spread > 0 else math.nan
+def _pooled(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The moments of two parts, those of the second around the centre of the first."""
+    (errors, count, _, first, second), gap = b, b[2] - a[2]
+    moved = errors, count, 0.0, first + gap * count, second + 2 * gap * first + gap**2 * count
+    return tuple(x + y for x, y in zip(a, moved))
+
+
+def _r2(moments: tuple[Any, ...]) -> float:
+    errors, count, _, first, second = map(float, moments)
+    variance = second - first**2 / count if count else 0.0
+    return 1 - errors / variance if variance > 1e-6 * second else math.nan  # of constants rounding alone is left
+
+
+def _alike(found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Raises ValueError where predictions have another shape than what is wanted, which NumPy's rules might broadcast."""
+    if found[0].shape != found[1].shape:
+        raise ValueError(f"predictions are {list(found[0].shape)}, what is wanted {list(found[1].shape)}; make them alike")
+    return found

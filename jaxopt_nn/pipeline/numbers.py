@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxopt_nn.pipeline import metrics as of
 from jaxopt_nn.pipeline.data import source_of
 from jaxopt_nn.pipeline.metrics import Metric
-from jaxopt_nn.pipeline.task import Part, Task, check_same, default_inputs, loss_sums, part_of, spread
+from jaxopt_nn.pipeline.task import Part, Task, check_same, default_inputs, loss_sums, part_of
 
 PyTree = Any
 
@@ -22,7 +22,7 @@ PyTree = Any
 def _squares(targets: Part, weights: Part | None) -> Callable[..., Any]:
     def loss(outputs: Any, batch: PyTree) -> Any:
         values = jnp.square(outputs.astype(jnp.float32) - part_of(targets, batch))
-        return values if weights is None else (values, spread(jnp.asarray(part_of(weights, batch)), values))
+        return values if weights is None else (values, part_of(weights, batch))
 
     return loss
 
@@ -31,11 +31,11 @@ def _squares(targets: Part, weights: Part | None) -> Callable[..., Any]:
 def _number_metrics(targets: Part, weights: Part | None) -> tuple[tuple[str, Metric], ...]:
     def distance(outputs: Any, batch: PyTree) -> Any:
         values = jnp.abs(outputs.astype(jnp.float32) - part_of(targets, batch))
-        return values if weights is None else (values, spread(jnp.asarray(part_of(weights, batch)), values))
+        return values if weights is None else (values, part_of(weights, batch))
 
-    pair = lambda outputs, batch: (outputs, part_of(targets, batch))
+    given = lambda outputs, batch: (outputs, part_of(targets, batch), None if weights is None else part_of(weights, batch))
     root = Metric(functools.partial(loss_sums, _squares(targets, weights)), _root, better="lower")
-    return ("rmse", root), ("mae", of.mean_of(distance)), ("r2", of.explained(pair))
+    return ("rmse", root), ("mae", of.mean_of(distance)), ("r2", of.explained(given))
 
 
 def _root(sums: tuple[Any, Any]) -> float:

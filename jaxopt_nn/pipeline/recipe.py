@@ -208,6 +208,17 @@ def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(recipe)
 
 
+def control(recipe: Recipe) -> tuple[Stage, ...]:
+    """The training of a recipe without what it does to the network: an equal-training control.
+
+    Stages keep their epochs, learning rates, optimizers, averages and teacher; transforms and rules go.
+    ``compress(network, control(recipe), task)`` with the same seed trains the float network as long, on the same minibatches:
+    what its last stage gained over the baseline is the training's share of what the recipe's gained.
+    """
+    plain = functools.partial(dataclasses.replace, transform=identity(), rule=None, training_rule=None, thaw=())
+    return tuple(map(plain, check_recipe(recipe)))
+
+
 def described(recipe: Recipe, methods: Sequence[Transform]) -> list[dict[str, Any]]:
     """The recipe in words, for reports; ``methods`` are the transforms that its stages add."""
     return [

@@ -51,13 +51,13 @@ def summed(found: Any, real: Any) -> tuple[Any, Any]:
     return metrics.counted(values, weights, real)
 
 
-def mean_loss(found: Any, real: Any) -> Any:
-    """The scalar that training differentiates."""
+def mean_loss(found: Any, real: Any) -> tuple[Any, Any]:
+    """The scalar that training differentiates, and 1; 0 without a gradient, and 0, where nothing counts."""
     values, weights = found if isinstance(found, tuple) else (found, None)
     if weights is None and real is None:
-        return jnp.mean(values.astype(jnp.float32))
+        return jnp.mean(values.astype(jnp.float32)), jnp.ones((), jnp.float32)
     total, count = summed(found, real)
-    return total / jnp.maximum(count, jnp.finfo(jnp.float32).tiny)
+    return total / jnp.maximum(count, jnp.finfo(jnp.float32).tiny), (count > 0).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,10 +232,6 @@ def is_logits(outputs: PyTree) -> bool:
 def given_outputs(outputs: PyTree) -> str:
     one = isinstance(outputs, jax.ShapeDtypeStruct)
     return f"apply gives {f'{outputs.dtype}{list(outputs.shape)}' if one else jax.tree.structure(outputs)}"
-
-
-def spread(weights: Any, values: Any) -> Any:
-    return weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim))
 
 
 def check_same(targets: Part, outputs: PyTree, source: Source) -> None:

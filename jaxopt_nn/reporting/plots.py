@@ -262,7 +262,7 @@ def training_curves(report: Report) -> Figure | None:
             values = [entry["metrics"].get(name, math.nan) * (100 if share else 1) for entry in logged]
             axes.plot(places, values, color=BLUE, marker="o" if len(places) < 3 else "", markersize=3)
         axes.set_ylabel(f"training {_names([name], 30)[0]}{', %' if share else ''}")
-    losses = [entry["metrics"]["loss"] for entry in history if math.isfinite(entry["metrics"]["loss"])] or [0.0]
+    losses = [x for entry in history if math.isfinite(x := entry["metrics"].get("loss", math.nan))] or [0.0]
     if min(losses) > 0 and max(losses) > 10 * min(losses):
         _logarithmic(panels[0], "y", "{:g}".format)
     panels[-1].set_xlabel("steps")

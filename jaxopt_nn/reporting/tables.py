@@ -181,6 +181,10 @@ def sentences(report: dict[str, Any]) -> list[str]:
             f"teacher: {name} {shown(report, name, teacher['metrics'].get(name))}, {params:,} parameters, "
             f"{_times(params, report['baseline']['params'])}"
         )
+    if control := report.get("control"):
+        found = (report.get("cross_validation") or {}).get("control") or control.get("test", control["metrics"])
+        without, within = (shown(report, name, numbers.get(name)) for numbers in (found, scores(report)[1]))
+        out.append(f"control: trained as long in float, without the recipe's methods, {name} is {without}; with them {within}")
     if cv := report.get("cross_validation"):
         change, each = better_by(report, cv["baseline"], cv["final"]), cv["of_folds"]["final"]
         of_folds: list[float] = [value for fold in each if (value := fold.get(name)) is not None]

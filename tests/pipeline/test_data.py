@@ -7,6 +7,7 @@ import pytest
 import jaxopt_nn as jn
 from jaxopt_nn.pipeline import data as sources
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
+from jaxopt_nn.pipeline.compress import Compressor
 from jaxopt_nn.pipeline.data import Arrays, Stream, source_of
 
 X, Y = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([0, 1, 2, 1])
@@ -111,6 +112,21 @@ def once_short():
     return batches
 
 
+def generator(*batches):
+    yield from batches
+
+
+def breaking():
+    yield X, Y
+    raise RuntimeError("the disk is gone")
+
+
+def one_iterator(*batches):
+    """The same iterator at each call."""
+    held = generator(*batches)
+    return lambda: held
+
+
 @pytest.mark.parametrize(
     ("batches", "said"),
     [
@@ -123,8 +139,11 @@ def once_short():
         (loader((X, Y), (X * np.nan, Y)), "train, batch 1 of epoch 0, 0: NaN or Inf"),
         (loader((X, Y), (X[:0], Y[:0])), "batch 1 of epoch 0, 0: has no row; leave empty batches out"),
         (loader(), "train: gives no batch; pass at least one"),
+        (breaking, "train, batch 1 of epoch 0: RuntimeError: the disk is gone"),
+        (one_iterator((X, Y), (X, Y)), "train: gives the same iterator again, which can be gone over once only; pass a list"),
+        (one_iterator((X, Y)), "train: gives the same iterator again"),
     ],
-    ids=["ends early", "shape", "dtype", "rows", "rows of parts", "structure", "NaN", "empty", "nothing"],
+    ids=["early", "shape", "dtype", "rows", "rows of parts", "structure", "NaN", "empty", "nothing", "raises", "once", "one"],
 )
 def test_a_loader_that_fails_is_named_with_its_batch(batches, said):
     with pytest.raises(ValueError, match=said):
@@ -140,28 +159,88 @@ def test_more_batches_than_an_epoch_has_are_named():
         taken(Stream(Loader([(X, Y)] * 3), "train"))
 
 
-def test_training_that_its_data_stops_keeps_what_was_done(tmp_path, monkeypatch):
-    """NaN in the third batch of the second epoch; with mended data the run goes on to the numbers of an undisturbed one."""
+def test_a_loader_without_a_length_it_could_tell_is_counted():
+    class Loader(list):
+        def __len__(self):
+            raise TypeError("unknown")
+
+    source = Stream(Loader([(X, Y)] * 3), "train")
+    assert source.steps(0) == 3 and source.size == 12
+
+
+def test_an_evaluation_of_fewer_batches_than_before_is_refused():
+    """A metric over a part of the data would look like one over all of it."""
+    network = jn.Network(lambda v, x: x @ v["w"], {"w": np.eye(3, dtype=np.float32)})
+    task = jn.classification(test=once_short())
+    first = jn.evaluate(network, task)
+    assert first["accuracy"] == np.mean(X.argmax(1) == Y)
+    with pytest.raises(ValueError, match="test: epoch 0 ended after 2 batches, an epoch has 3"):
+        jn.evaluate(network, task)
+    with pytest.raises(ValueError, match="test: gives the same iterator again"):
+        jn.evaluate(network, jn.classification(test=one_iterator((X, Y), (X, Y))))
+
+
+RNG = np.random.default_rng(0)
+GOOD = [(RNG.standard_normal((8, 3)).astype(np.float32), RNG.integers(0, 2, 8)) for _ in range(4)]
+SPOILT = {
+    "NaN": ((GOOD[2][0] * np.nan, GOOD[2][1]), "batch 2 of epoch 1, 0: NaN or Inf"),
+    "shape": ((GOOD[2][0][:, :2], GOOD[2][1]), r"batch 2 of epoch 1, 0: float32\[8, 2\], the first batch has"),
+    "empty": ((GOOD[2][0][:0], GOOD[2][1][:0]), "batch 2 of epoch 1, 0: has no row"),
+    "early": (None, "train: epoch 1 ended after 2 batches, an epoch has 4"),
+    "error": (OSError("no such disk"), "batch 2 of epoch 1: OSError: no such disk"),
+}
+NETWORK = jn.Network(lambda v, x: x @ v["w"], {"w": np.zeros((3, 2), np.float32)})
+
+
+@pytest.fixture(scope="module")
+def compressor():
+    """Three epochs of four steps, compiled once; and the run that nothing stops."""
+    made = Compressor(NETWORK, [jn.Stage("float", jn.identity(), epochs=3, learning_rate=0.1)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "STRETCH", 1)
+        return made, made(NETWORK, jn.classification(train=lambda: iter(GOOD), test=GOOD[0]), latency=False)
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_training_that_its_data_stops_keeps_what_was_done(tmp_path, monkeypatch, compressor, kind):
+    """The third batch of the second epoch is bad; with mended data the run goes on to the numbers of an undisturbed one."""
     monkeypatch.setattr(sources, "STRETCH", 1)
-    rng = np.random.default_rng(0)
-    good = [(rng.standard_normal((8, 3)).astype(np.float32), rng.integers(0, 2, 8)) for _ in range(4)]
+    bad, said = SPOILT[kind]
     spoilt = {"now": True}
 
     def batches(epoch):
-        for i, (x, y) in enumerate(good):
-            yield (x * np.nan if spoilt["now"] and (epoch, i) == (1, 2) else x), y
+        for i, batch in enumerate(GOOD):
+            if not spoilt["now"] or (epoch, i) != (1, 2):
+                yield batch
+            elif isinstance(bad, Exception):
+                raise bad
+            elif bad is None:
+                return
+            else:
+                yield bad
 
-    network = jn.Network(lambda v, x: x @ v["w"], {"w": np.zeros((3, 2), np.float32)})
-    task = jn.classification(train=batches, test=good[0])
-    recipe = [jn.Stage("float", jn.identity(), epochs=3, learning_rate=0.1)]
-    places = lambda name: Checkpoints(tmp_path / name, 1e9)
-    with pytest.raises(ValueError, match="batch 2 of epoch 1, 0: NaN or Inf"):
-        jn.compress(network, recipe, task, latency=False, checkpoints=places)
+    run, whole = compressor
+    task = jn.classification(train=batches, test=GOOD[0])
+    places = lambda name: Checkpoints(str(tmp_path / name), 1e9)
+    with pytest.raises(ValueError, match=said):
+        run(NETWORK, task, latency=False, checkpoints=places)
     assert [int(p.name) for p in (tmp_path / "float").iterdir() if p.name.isdigit()] == [6]
     spoilt["now"] = False
     told = []
-    resumed = jn.compress(network, recipe, task, latency=False, checkpoints=places, watch=told.append)
+    resumed = run(NETWORK, task, latency=False, checkpoints=places, watch=told.append)
     assert [entry["step"] for entry in told] == list(range(7, 13))
-    whole = jn.compress(network, recipe, task, latency=False)
     np.testing.assert_array_equal(resumed.params["w"], whole.params["w"])
     assert resumed.report["history"] == whole.report["history"]
+
+
+def test_test_data_that_fails_after_training_costs_no_training(tmp_path, monkeypatch, compressor):
+    monkeypatch.setattr(sources, "STRETCH", 1)
+    (bad, said), spoilt = SPOILT["NaN"], {"now": True}
+    tested = lambda: iter([*GOOD[:2], bad if spoilt["now"] else GOOD[2]])
+    task = jn.classification(train=lambda: iter(GOOD), test=tested)
+    places, told = lambda name: Checkpoints(tmp_path / name, 1e9), []
+    with pytest.raises(ValueError, match=said.replace("epoch 1", "epoch 0")):
+        compressor[0](NETWORK, task, latency=False, checkpoints=places)
+    spoilt["now"] = False
+    found = compressor[0](NETWORK, task, latency=False, checkpoints=places, watch=told.append)
+    assert not told and np.isfinite(found.stages[-1]["metrics"]["loss"])

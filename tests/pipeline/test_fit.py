@@ -327,6 +327,30 @@ def test_no_epochs_change_nothing():
     assert done.variables is PARAMS and done.history == []
 
 
+def weighted(weights):
+    return classification(train=(X[:48], Y[:48], weights), test=(X, Y, np.ones(50, np.float32)), weights=2, batch_size=16)
+
+
+def test_a_batch_in_which_nothing_counts_moves_nothing_and_is_not_in_the_loss(monkeypatch):
+    """The second of three batches, under plain descent: as if it were not there."""
+    monkeypatch.setattr(sources, "order_of", lambda n, size, key: np.arange(n).reshape(-1, size))
+    weights = np.repeat(np.float32([1, 0, 1]), 16)
+    done = trained(identity(), task=weighted(weights), optimizer=optax.sgd(0.1), epochs=1)
+    rest = np.flatnonzero(weights)
+    fewer = classification(train=(X[rest], Y[rest]), test=(X, Y), batch_size=16)
+    expected = trained(identity(), task=fewer, optimizer=optax.sgd(0.1), epochs=1)
+    np.testing.assert_allclose(done.variables["w"], expected.variables["w"], rtol=1e-5, atol=1e-6)
+    (found,), (wanted,) = done.history, expected.history
+    assert found["metrics"] == pytest.approx(wanted["metrics"], rel=1e-5)
+
+
+def test_an_epoch_in_which_nothing_counts_is_an_error(monkeypatch):
+    for most in (1, 100):
+        monkeypatch.setattr(sources, "STRETCH", most)
+        with pytest.raises(ValueError, match="stage 'p': nothing counts in epoch 1: all its weights are 0, or all labels are"):
+            trained(identity(), task=weighted(np.zeros(48, np.float32)))
+
+
 def test_a_diverging_loss_names_stage_and_epoch():
     trainer = trainer_of(identity(), learning_rate=1e38)
     with pytest.raises(FloatingPointError, match=r"stage 'p': the loss is .* in epoch [12]; lower learning_rate=1e"):

@@ -118,16 +118,3 @@ def test_without_training_ranges_are_those_of_the_compressed_network():
     view = method.view(WEIGHTS, method.init(WEIGHTS, jn.inspect(apply, WEIGHTS, X)))
     own = jn.calibrated(jn.Network(apply, view, jn.static_ranges("w2a8")), [X[:64]]).states
     chex.assert_trees_all_close(result.network.states, own, rtol=1e-5)
-
-
-def test_what_is_no_network_or_needs_code_is_named(tmp_path):
-    jn.save_artifact(tmp_path / "tree", WEIGHTS)
-    with pytest.raises(ValueError, match=r"tree: holds a tree of arrays and no network; read it with jaxopt_nn.load_artifact"):
-        jn.load(tmp_path / "tree", apply)
-    by_hand = jn.Rule(lambda site, state, lhs, rhs: site.run(lhs, rhs), name="mine")
-    jn.save(tmp_path / "mine", NETWORK.replace(rules=by_hand))
-    with pytest.raises(ValueError, match=r"mine: rule 'mine' was made by hand; pass rules=, or decorate the function"):
-        jn.load(tmp_path / "mine", apply)
-    np.testing.assert_array_equal(jn.load(tmp_path / "mine", apply, rules=by_hand)(X), NETWORK(X))
-    with pytest.raises(TypeError, match="network is a dict; pass a Network"):
-        jn.save(tmp_path / "none", WEIGHTS)

@@ -72,9 +72,28 @@ def test_weights_and_ignored_labels_count_as_they_say():
         np.testing.assert_allclose(found["loss"], losses[kept].mean(), rtol=1e-5)
 
 
+def test_a_weight_of_an_example_holds_for_all_its_values():
+    """Also where an example has as many values as a batch has rows."""
+    weights = RNG.uniform(0, 2, 37).astype(np.float32)
+    loss = lambda outputs, batch: (jnp.square(outputs), batch["w"])
+    wide = RNG.standard_normal((37, 16)).astype(np.float32)
+    for values in (LOGITS, wide):
+        found = graded(jn.Task(loss, test={"x": values, "w": weights}, inputs="x"))
+        np.testing.assert_allclose(found["loss"], np.average(np.mean(values**2, 1), weights=weights), rtol=1e-5)
+
+
+def test_booleans_are_labels():
+    several = np.eye(5, dtype=int)[LABELS]
+    for make, outputs, y in ((jn.classification, LOGITS[:, 0], LABELS % 2), (jn.multilabel, LOGITS, several)):
+        assert graded(make(test=(outputs, y.astype(bool)))) == graded(make(test=(outputs, y)))
+
+
 def test_a_metric_that_never_gets_a_sample_is_no_number():
     found = graded(jn.classification(test=(LOGITS, np.full(37, -1)), ignore=-1))
     assert math.isnan(found["loss"]) and math.isnan(found["accuracy"])
+    nothing = np.zeros(37, np.float32)
+    for make, y in ((jn.classification, LABELS), (jn.multilabel, LOGITS > 0), (jn.regression, LOGITS)):
+        assert all(map(math.isnan, graded(make(test=(LOGITS, y, nothing), weights=2)).values()))
     single = jn.multilabel(test=(LOGITS, np.zeros((37, 5), np.int32)))
     assert math.isnan(graded(single)["auc"])
 
@@ -99,6 +118,9 @@ def test_a_language_model_of_tokens_alone_and_of_padded_batches():
         jn.language_model(test={"x": x, "y": y, "m": mask}, inputs="x", labels="y", weights="m"),
     ):
         np.testing.assert_allclose(graded(given, network)["loss"], losses[mask].mean(), rtol=1e-5)
+    weights, kept = RNG.uniform(0, 2, (21, 5)).astype(np.float32), y != 3
+    both = jn.language_model(test=(x, y, weights), weights=2, ignore=3)
+    np.testing.assert_allclose(graded(both, network)["loss"], np.average(losses[kept], weights=weights[kept]), rtol=1e-5)
     with pytest.raises(ValueError, match="allowed are 'token' and 'byte'"):
         jn.language_model(test=tokens, per="word")
 
@@ -127,6 +149,12 @@ def test_numbers_by_scikit_learn():
     weights = RNG.uniform(0, 2, 37).astype(np.float32)
     found = graded(jn.regression(test=(LOGITS, y, weights), weights=2))
     np.testing.assert_allclose(found["loss"], oracle.mean_squared_error(y, LOGITS, sample_weight=weights), rtol=1e-5)
+    each = oracle.r2_score(y.ravel(), LOGITS.ravel(), sample_weight=np.repeat(weights, 5))
+    np.testing.assert_allclose(found["r2"], each, rtol=1e-5)
+    far = [(x + 2e5).astype(np.float32) for x in (LOGITS, y)]  # a price, say: its variance is far below the square of its mean
+    expected = oracle.r2_score(far[1].astype(np.float64).ravel(), far[0].astype(np.float64).ravel())
+    np.testing.assert_allclose(graded(jn.regression(test=tuple(far)))["r2"], expected, rtol=1e-4)
+    assert math.isnan(graded(jn.regression(test=(LOGITS, np.full_like(LOGITS, 0.1))))["r2"]), "nothing to explain"
 
 
 def test_inputs_come_back():
@@ -171,6 +199,13 @@ def test_bad_tasks(make, error, said):
         make()
 
 
+LOSS, MEAN = (lambda o, b: jnp.square(o[:, 0])), jn.metrics.mean_of
+
+
+def test_two_values_an_example_are_not_two_examples():
+    check_outputs(SAME, jn.Task(lambda o, b: o[:, :2], test=LOGITS, metrics={"m": MEAN(lambda o, b: b[:, :2])}), trains=False)
+
+
 @pytest.mark.parametrize(
     ("task", "said"),
     [
@@ -184,6 +219,23 @@ def test_bad_tasks(make, error, said):
         (jn.Task(lambda o, b: o.sum(0), test=LOGITS), r"the loss gives float32\[5\] for 2 examples; it must give values"),
         (jn.Task(lambda o, b: o > 0, test=LOGITS), "the loss gives bool; it must give floats"),
         (jn.Task(lambda o, b: o[:, 0], test=LOGITS, inputs=3), "no entry 3"),
+        (
+            jn.Task(lambda o, b: o[:, :1] - b[:, 0][None], test=LOGITS),
+            r"the loss gives \[2, 2\] for 2 examples and \[3, 3\] for 3: it mixes examples; outputs are float32\[2, 5\]",
+        ),
+        (
+            jn.Task(lambda o, b: (o, b[:, :3]), test=LOGITS),
+            r"the loss fails on .*weights \[2, 3\] of values \[2, 5\]: pass one for each example or value",
+        ),
+        (jn.Task(LOSS, test=LOGITS, metrics={"m": MEAN(lambda o, b: b["y"])}), "the metric 'm' fails on outputs"),
+        (
+            jn.Task(LOSS, test=LOGITS, metrics={"m": MEAN(lambda o, b: o[:, :1] - b[:, 0][None])}),
+            r"the metric 'm' gives \[2, 2\] for 2 examples and \[3, 3\] for 3",
+        ),
+        (
+            jn.Task(LOSS, test=LOGITS, metrics={"m": jn.metrics.auc(lambda o, b: (o[:, :1], b[:, 0], None))}),
+            r"the metric 'm' fails on .*predictions are \[2, 1\], what is wanted \[2\]; make them alike",
+        ),
     ],
 )
 def test_outputs_that_do_not_fit_are_named(task, said):
