@@ -52,7 +52,7 @@ class _Chain:
         return self.views(params, state)[-1]
 
     def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        _check_order(self.members, params, info)
+        check_order(self.members, params, info)
         states = []
         for i, member in enumerate(self.members):
             states.append(member.init(params, info.of_member(i)))
@@ -163,7 +163,8 @@ def _nested(path: str, outer: Any, seen: Any, inner: Any) -> Any:
     return outer.nest(inner) if is_compressed(outer) and inner is not seen else (outer if inner is seen else inner)
 
 
-def _check_order(members: Sequence[Transform], params: PyTree, info: ModelInfo) -> None:
+def check_order(members: Sequence[Transform], params: PyTree, info: ModelInfo) -> None:
+    """Raises ValueError where members can't follow each other on a leaf, as ``chain``."""
     for path, leaf in leaves_by_path(params).items():
         packed = None
         for i, member in enumerate(members):

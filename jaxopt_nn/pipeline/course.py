@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxopt_nn.core.combine import check_order
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.remap import Remap
@@ -91,18 +92,22 @@ class Course:
           ValueError: for what depends on paths, shapes, dtypes and numbers of steps.
         """
         info = inspect(network.apply, network.variables, *task.example)
-        plan = self.accumulated(task.steps)
+        plan, states = self.accumulated(task.steps), list[State]()
         for k, stage in enumerate(self.recipe):
-            before, change, added = network, stage.transform, plan.added[k]
+            change, added = stage.transform, plan.added[k]
             if isinstance(change, Pass):
-                network, remap, info = cut(change, network, info, task, few=True)
-            method = plan.methods[k]  # also after a pass: groups of earlier stages may no longer divide an axis
-            known = _calibrated(method, network, info, task, few=True)
-            jax.eval_shape(lambda v, method=method, known=known: method.init(v, known), network.variables)
-            if isinstance(change, Pass):
+                before, (network, remap, info) = network, cut(change, network, info, task, few=True)
+                for i, state in enumerate(states):  # groups of earlier stages may no longer divide an axis
+                    known = _calibrated(plan.added[i], network, info, task, few=True)
+                    carry = lambda s, v, i=i, r=remap, known=known: r.state(plan.added[i], s, v, known)[0]
+                    states[i] = jax.eval_shape(carry, state, network.variables)
+                states.append(State())
                 yield before, remap.plan, info
             else:
-                yield network, added, _calibrated(added, network, info, task, few=True)
+                known = _calibrated(added, network, info, task, few=True)
+                states.append(jax.eval_shape(lambda v, added=added, known=known: added.init(v, known), network.variables))
+                check_order(plan.added[: k + 1], network.variables, info)
+                yield network, added, known
             if stage.epochs:
                 self.trainer(k, network, task)
 

@@ -125,3 +125,16 @@ def test_groups_that_a_cut_breaks_show_before_any_training():
     with pytest.raises(ValueError, match=r"down: axis 0 has 6 entries, not a multiple of group=4"):
         jn.compress(NETWORK, stages, TASK, latency=False, watch=told.append)
     assert not told
+
+
+def test_masks_that_were_made_for_the_large_network_go_with_it():
+    """They could not be made for the small one, which has other lengths."""
+    masks = {"up": {1: np.arange(12) != 5}, "bias": {0: np.arange(12) != 5}}
+    importance = lambda group, leaves: np.arange(group.size) >= 4
+    stages = [
+        jn.Stage("mask", jn.mask_units(masks), epochs=1),
+        jn.Stage("cut", jn.shrink_widths({"up": 8}, importance), epochs=1),
+    ]
+    result = jn.compress(NETWORK, stages, TASK, latency=False)
+    zero = np.flatnonzero((np.asarray(jn.densify(result.network.variables["up"])) == 0).all(0))
+    assert result.params["up"].shape == (8, 8) and 1 in zero, "unit 5 is the second of 4 to 11"
