@@ -57,7 +57,9 @@ def deserialized(data: bytes, name: str = "program") -> jax.export.Exported:
     except zlib.error as error:
         raise ValueError(f"{name}: {len(data)} bytes that are no exported program, or a damaged one ({error})") from error
     try:
-        return jax.export.deserialize(bytearray(plain))
+        program = jax.export.deserialize(bytearray(plain))
+        program.mlir_module()  # read here, since JAX would read it at the first call
+        return program
     except Exception as error:
         raise ValueError(
             f"{name}: JAX {jax.__version__} can't read it ({type(error).__name__}: {error}); a program is read by JAX of its "

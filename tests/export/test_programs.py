@@ -4,9 +4,6 @@ import dataclasses
 import functools
 import importlib.util
 import re
-import subprocess
-import sys
-import textwrap
 import zlib
 
 import jax
@@ -14,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_nn.coding.artifact import save_artifact
 from jaxopt_nn.core.combine import chain
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import State, identity
@@ -143,25 +139,6 @@ def test_models_of_the_zoo(model, rule):
     for rows in (1, 3, 32):
         x = jax.tree.map(lambda a, rows=rows: jnp.resize(a, (rows, *a.shape[1:])) if a.shape else a, own.inputs)
         same(back(*x), ready(*x), 1e-4)
-
-
-def test_a_fresh_process_needs_no_model(tmp_path):
-    own, (x,) = net(mlp, "w4a16 in groups"), inputs(mlp, 3)
-    files = as_files(programs(mlp, "w4a16 in groups"))
-    artifact = save_artifact(tmp_path / "net", own.variables, files=files)
-    assert artifact.bytes < 20_000
-    np.save(tmp_path / "x.npy", x)
-    code = f"""
-        import numpy as np
-        from jaxopt_nn.coding.artifact import load_artifact, read_files
-        from jaxopt_nn.export.imported import imported
-        from jaxopt_nn.export.programs import of_files
-        variables, manifest = load_artifact({str(tmp_path / "net")!r})
-        network = imported(of_files(read_files({str(tmp_path / "net")!r}, manifest)), variables)
-        np.save({str(tmp_path / "y.npy")!r}, network(np.load({str(tmp_path / "x.npy")!r}))["logits"])
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True)
-    same(np.load(tmp_path / "y.npy"), np.asarray(own.replace(variables=prepare(own.variables))(x)["logits"]), 1e-6)
 
 
 def test_files_are_named_by_platform():
@@ -337,6 +314,13 @@ def test_damaged_programs_are_refused(damage):
         broken = {"cpu": made._replace(**{name: damage(getattr(made, name))})}
         with pytest.raises(ValueError, match=rf"cpu.{name}: .*(damaged|can't read)"):
             imported(broken, variables)
+
+
+def test_a_program_of_a_newer_jax_is_refused():
+    """Its operations are unknown here."""
+    newer = dataclasses.replace(deserialized(programs(mlp, "float")["cpu"].run), mlir_module_serialized=b"MLxR?")
+    with pytest.raises(ValueError, match=r"cpu.run: JAX .* can't read it \(.*by newer ones"):
+        imported({"cpu": programs(mlp, "float")["cpu"]._replace(run=serialized(newer))}, net(mlp, "float").variables)
 
 
 def test_programs_of_another_network_are_refused():
