@@ -10,7 +10,6 @@ import chex
 import jax
 import numpy as np
 import pytest
-from experiments.progress import Progress
 
 import configs
 import jaxopt_nn as jn
@@ -20,6 +19,7 @@ from experiments.model import restored
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.pipeline import data as sources
 from jaxopt_nn.pipeline import registry
+from jaxopt_nn.reporting.progress import Progress
 
 NAMES = sorted(p.stem.removeprefix("task_") for p in pathlib.Path(configs.__file__).parent.glob("task_*.py"))
 #: Less data, where digits are not all of it.
@@ -70,7 +70,11 @@ class Ran:
         return self.experiment._model.network.replace(variables=variables, **fields)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+#: The others take half a minute each to compile.
+FAST = ("two_heads", "two_inputs")
+
+
+@pytest.fixture(scope="module", params=[n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def ran(request, tmp_path_factory):
     folder, experiment = tmp_path_factory.mktemp(request.param), compress.Experiment(shrunk(request.param))
     with pytest.MonkeyPatch.context() as patch:
@@ -121,9 +125,9 @@ def test_a_config_reports_and_ships_what_numpy_finds(ran):
     assert [stage["name"] for stage in report["stages"]] == ["prune", "quantize"]
     assert report["metrics"] == task.described() and set(task.metrics) <= set(report["metrics"])
     assert all(kind["better"] in ("higher", "lower") for kind in report["metrics"].values())
-    variables, manifest = jn.load_artifact(report["artifact"]["path"])
-    assert manifest["recipe"] == report["config"]["stages"]
-    loaded = ran.network(variables, rules=jn.arithmetic("w4a8"), training=None)
+    loaded = jn.load(report["artifact"]["path"], ran.network({}).apply)
+    assert loaded.rules == (("**", jn.arithmetic("w4a8")),)
+    assert jn.load_artifact(report["artifact"]["path"])[1]["recipe"] == report["config"]["stages"]
     batch = whole(task.test)
     outputs = jax.device_get(loaded(*task.objective.inputs_of(batch)))
     metrics, headline = report["stages"][-1]["metrics"], report["headline"]
@@ -133,7 +137,7 @@ def test_a_config_reports_and_ships_what_numpy_finds(ran):
 
 
 def test_its_weights_are_sparse_and_have_codes_of_four_bits(ran):
-    variables, _ = jn.load_artifact(ran.folder / "artifact")
+    variables = jn.load(ran.folder / "artifact", ran.network({}).apply).variables
     packed = {path: leaf for path, leaf in leaves_by_path(variables).items() if jn.is_compressed(leaf)}
     kernels = {path for path in leaves_by_path(variables) if path.endswith(("kernel", "embedding"))}
     assert packed.keys() == kernels
@@ -200,10 +204,10 @@ def test_python_gives_the_numbers_of_the_config_also_when_killed(ran, tmp_path, 
     for name in ("baseline", "stages", "metrics", "headline", "skipped"):
         assert result.report[name] == ran.report[name], name
     assert result.report["history"] == [e for e in ran.report["history"] if e["stage"] != "float"]
-    variables, _ = jn.load_artifact(tmp_path / "run" / "artifact")
-    chex.assert_trees_all_equal(variables, result.network.variables, jn.load_artifact(ran.folder / "artifact")[0])
+    loaded, of_config = (jn.load(folder / "artifact", network.apply) for folder in (tmp_path / "run", ran.folder))
+    chex.assert_trees_all_equal(loaded.variables, result.network.variables, of_config.variables)
     inputs = ran.task.objective.inputs_of(whole(ran.task.test))
-    chex.assert_trees_all_equal(result(*inputs), result.network.replace(variables=variables)(*inputs))
+    chex.assert_trees_all_equal(result(*inputs), loaded(*inputs))
 
 
 @pytest.mark.slow
