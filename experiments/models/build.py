@@ -17,8 +17,13 @@ PyTree = Any
 
 
 def of_module(model: nn.Module, seed: int, *shape: int, dtype: Any = jnp.float32) -> Network:
-    """A Linen module on inputs ``[shape]``; equal modules share one compiled initializer."""
-    return linen(model, _initializer(model)(jax.random.key(seed), jnp.zeros(shape, dtype)))
+    """A Linen module on inputs ``[shape]``."""
+    return of_inputs(model, seed, jnp.zeros(shape, dtype))
+
+
+def of_inputs(model: nn.Module, seed: int, *inputs: jax.Array) -> Network:
+    """A Linen module on inputs of any number; equal modules share one compiled initializer."""
+    return linen(model, _initializer(model)(jax.random.key(seed), *inputs))
 
 
 def of_nnx_class(make: Callable[..., nnx.Module], features: tuple[int, ...], seed: int) -> Network:

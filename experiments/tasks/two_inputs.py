@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.digits import digits
-from experiments.models.build import Network
-from jaxopt_nn.frameworks.linen import linen
+from experiments.models.build import Network, of_inputs
 from jaxopt_nn.pipeline.numbers import regression
 from jaxopt_nn.pipeline.task import Task
 
@@ -25,7 +24,7 @@ class Adder(nn.Module):
 
 def network(seed: int = 0) -> Network:
     image = jnp.zeros((1, 8, 8, 1))
-    return linen(Adder(), jax.jit(Adder().init)(jax.random.key(seed), image, image))
+    return of_inputs(Adder(), seed, image, image)
 
 
 def task(pairs: int = 8192, fold: int = 0) -> Task:

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_nn.coding.artifact import check_files, list_files
 from jaxopt_nn.core.files import write_file
@@ -172,7 +173,7 @@ def _restored(arrays: Mapping[str, Any], like: PyTree) -> PyTree:
     leaves, tree = jax.tree.flatten(like)
 
     def leaf(i: int, x: Any) -> Any:
-        array = jnp.asarray(arrays[f"{i:04d}"])
+        array = jnp.asarray(np.asarray(arrays[f"{i:04d}"]))
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(array, impl=jax.random.key_impl(x))
         return array

@@ -85,12 +85,11 @@ def _finite(report: dict[str, Any]) -> dict[str, Any]:
     plain = lambda numbers: {k: x if x is None or math.isfinite(x) else None for k, x in numbers.items()}
     metrics = lambda held: {**held, **{k: plain(held[k]) for k in ("metrics", "test") if k in held}}
     found = {**report, "baseline": metrics(report["baseline"]), "stages": list(map(metrics, report["stages"]))}
-    if report.get("teacher"):
-        found["teacher"] = metrics(report["teacher"])
+    found |= {name: metrics(report[name]) for name in ("teacher", "control") if report.get(name)}
     if report["artifact"]:
         found["artifact"] = {**report["artifact"], "metrics_reloaded": plain(report["artifact"]["metrics_reloaded"])}
     if cv := report.get("cross_validation"):
         folds = {key: list(map(plain, cv["of_folds"][key])) for key in ("baseline", "final")}
-        ends = {key: plain(cv[key]) for key in ("baseline", "final")}
+        ends = {key: plain(cv[key]) for key in ("baseline", "final", "control") if key in cv}
         found["cross_validation"] = {**cv, **ends, "of_folds": {**cv["of_folds"], **folds}}
     return found

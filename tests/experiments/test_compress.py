@@ -16,9 +16,11 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import config_flags
 
+import jaxopt_nn as jn
 from configs.digits_quickstart import get_config
 from experiments import common, compress
 from experiments import config as configs
+from experiments.model import restored
 from jaxopt_nn.coding.artifact import load_artifact
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.checkpoints import locked
@@ -295,6 +297,23 @@ def test_two_runs_do_not_share_a_workdir_and_files_of_the_user_stay(tmp_path):
     with pytest.raises(OSError, match=r"float: .*; move it away, or pass another --workdir"):
         compress.run(tiny(), str(tmp_path))
     assert (tmp_path / "float").read_text() == "mine" and not list(tmp_path.glob("checkpoints/*/*"))
+
+
+def test_a_control_is_the_float_network_trained_as_long(tmp_path):
+    """By one plain stage of as many epochs, from the float weights; of two folds with the same data, the mean of both."""
+    data = {**tiny()["data"], "cross_validate": True}
+    stages = [{**QUANTIZE, "epochs": 3, "learning_rate": 0.1, "rule": "w8a8"}]
+    report = compress.run(tiny(control=True, stages=stages, data=data), str(tmp_path), latency=False)
+    floats = own_model(0).replace(variables={"w": np.asarray(restored(str(tmp_path / "float"), own_model(0).variables)["w"])})
+    plain = [jn.Stage("control", jn.identity(), epochs=3, learning_rate=0.1)]
+    result = jn.compress(floats, plain, own_data(0, 2, 0).replace(batch_size=8), latency=False)
+    assert report["control"] == {"metrics": result.stages[-1]["metrics"]}
+    assert result.report["history"][-1]["step"] == 3 * 4
+    assert not np.array_equal(result.params["w"], floats.variables["w"])
+    np.testing.assert_array_equal(result.network.variables["w"], result.params["w"])
+    pooled = report["cross_validation"]["control"]
+    assert 0 < pooled["loss"] and pooled["accuracy"] * 16 == round(pooled["accuracy"] * 16), "eight examples in each fold"
+    assert len(list(tmp_path.glob("checkpoints/fold_*/control/q/12"))) == 2
 
 
 def test_own_model_own_data_and_a_seed(tmp_path):

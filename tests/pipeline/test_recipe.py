@@ -5,11 +5,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_nn.methods.arithmetic import arithmetic
+from jaxopt_nn.core.transform import identity
+from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip
-from jaxopt_nn.pipeline.recipe import Stage, check_recipe
+from jaxopt_nn.pipeline.recipe import Distill, Stage, check_recipe, control
 
-CLIP = clip(-1.0, 1.0)
+CLIP, RULE = clip(-1.0, 1.0), fake_quant_activations(8)
 
 
 def test_the_learning_rate_falls_to_zero_by_half_a_cosine():
@@ -62,6 +63,14 @@ def test_weights_decay_as_adamw_s_and_what_is_learnt_or_gets_no_gradient_does_no
 def test_bad_stages(arguments, error, said):
     with pytest.raises(error, match=said):
         Stage(**{"name": "s", "transform": CLIP, **arguments})
+
+
+def test_a_control_trains_alike_and_does_nothing_else():
+    fields = {"epochs": 3, "learning_rate": 0.1, "weight_decay": 0.01, "ema": 0.9, "distill": Distill(2.0)}
+    stages = [Stage("a", CLIP), Stage("b", CLIP, rule=arithmetic("w8a8"), training_rule=RULE, thaw=("a",), **fields)]
+    plain = [Stage("a", identity()), Stage("b", identity(), **fields)]
+    shown = lambda recipe: [{**vars(stage), "transform": stage.transform.traits.name} for stage in recipe]
+    assert shown(control(stages)) == shown(plain)
 
 
 def test_good_recipes():

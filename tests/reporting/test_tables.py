@@ -52,6 +52,17 @@ def test_all_batches_are_told_and_what_is_noise(after, size, said):
     ]
 
 
+def test_a_control_stands_beside_the_last_stage():
+    made = report(entry(0.97), control={"metrics": {"accuracy": 0.99, "loss": 0.1}})
+    said = "control: trained as long in float, without the recipe's methods, accuracy is {}; with them {}"
+    assert tables.sentences(made) == [said.format("99.00%", "97.00%")]
+    tested = report(entry(0.97, test={"accuracy": 0.96}), control={**made["control"], "test": {"accuracy": 0.985}})
+    assert said.format("98.50%", "96.00%") in tables.sentences(tested)
+    before, after, alike = ({"accuracy": x} for x in (0.9, 0.8, 0.95))
+    cross = {"folds": 2, "examples": 9, "baseline": before, "final": after, "control": alike, "of_folds": {"final": []}}
+    assert said.format("95.00%", "80.00%") in tables.sentences({**made, "cross_validation": cross})
+
+
 def test_nothing_is_said_of_latency_that_was_not_measured():
     assert tables.sentences(report(entry())) == []
 

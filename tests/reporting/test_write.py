@@ -197,13 +197,15 @@ def test_metrics_that_are_no_numbers_are_null_in_json(tmp_path):
     bad = {"accuracy": 0.9, "loss": nan}
     report = {
         **REPORT, "baseline": {**REPORT["baseline"], "metrics": {"accuracy": nan, "loss": inf}},
-        "teacher": {"metrics": bad, "params": 9}, "stages": [*REPORT["stages"][:-1], {**REPORT["stages"][-1], "metrics": bad}],
+        "teacher": {"metrics": bad, "params": 9}, "control": {"metrics": bad},
+        "stages": [*REPORT["stages"][:-1], {**REPORT["stages"][-1], "metrics": bad}],
         "cross_validation": {**CROSS, "final": bad, "of_folds": {**CROSS["of_folds"], "final": [bad, bad]}},
     }  # fmt: skip
     reports.write(report, tmp_path)
     found, null = json.loads((tmp_path / "report.json").read_text()), {"accuracy": 0.9, "loss": None}
     assert found["baseline"]["metrics"] == {"accuracy": None, "loss": None}
     assert found["teacher"]["metrics"] == found["stages"][-1]["metrics"] == found["cross_validation"]["final"] == null
+    assert found["control"] == {"metrics": null}
     assert found["cross_validation"]["of_folds"]["final"] == [null, null]
     assert found["stages"][:-1] == REPORT["stages"][:-1] and list(found) == list(report)
     assert "| nan |" in (tmp_path / "report.md").read_text()
