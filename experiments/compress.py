@@ -30,11 +30,12 @@ from experiments import common
 from experiments.common import load_task
 from experiments.config import checked, parsed
 from experiments.model import Model, check_replaceable, check_same_tree, save_variables
-from experiments.progress import Progress
 from jaxopt_nn.core.files import open_workdir
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.transfer import transfer_weights
-from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.compress import Compressor, Result
@@ -42,6 +43,7 @@ from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.recipe import control
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import tables
+from jaxopt_nn.reporting.progress import Progress
 from jaxopt_nn.reporting.write import FILES, FOLDERS
 
 PyTree = Any
@@ -129,8 +131,8 @@ class Experiment:
             if stage.get("name") in RESERVED:
                 raise ValueError(f"config.stages: {stage['name']!r} is the name of the training before the recipe")
         recipe = registry.stages(config["stages"], config["seed"])
-        self._compressor = Compressor(self._model.network, recipe)
-        self._control = Compressor(self._model.network, control(recipe)) if config["control"] else None
+        self._compressor = Compressor(recipe)
+        self._control = Compressor(control(recipe)) if config["control"] else None
         self.tested, self.controls = 0, list[dict[str, PyTree]]()
         self.task = functools.lru_cache(maxsize=1)(functools.partial(load_task, config))
 
@@ -185,7 +187,7 @@ class Experiment:
 
     def ship(self, result: Result, workdir: str) -> None:
         """Writes everything about fold 0."""
-        self._compressor.ship(result, self.task(0), workdir)
+        self._compressor.ship(result, self.task(0), workdir, self.config["export"])
 
     def _started(
         self, seed: int, taught: Network | None, task: Task, say: Callable[[str], None]
@@ -201,7 +203,8 @@ class Experiment:
             arguments["rename"] = [tuple(pair) for pair in arguments.get("rename", ())]
             begun, said = transfer_weights(taught.variables, fresh.variables, **arguments)
         else:
-            begun, said = shrink_widths(taught.apply, taught.variables, task.example, **arguments)
+            said = shrink_widths(**arguments).plan(taught, ModelInfo(), *task.example)
+            begun = Remap(said).params(taught.variables)  # the student's module takes the tree
             check_same_tree(begun, fresh.variables, "start.widths")
         say(f"start from the teacher's {how}:\n{said}")
         return fresh.replace(variables=begun)
@@ -215,7 +218,8 @@ def _place(
 
 def _digest(config: dict[str, Any], fold: int) -> str:
     """A name for all that the float network of a fold depends on."""
-    fields = {k: v for k, v in config.items() if k not in ("stages", "latency", "checkpoint_seconds", "control")}
+    without = ("stages", "latency", "checkpoint_seconds", "export", "control")
+    fields = {k: v for k, v in config.items() if k not in without}
     return hashlib.sha256(json.dumps({**fields, "fold": fold}, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -14,13 +14,15 @@ import jax
 from jaxopt_nn.core.files import MOVE, check_place
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import State, identity
-from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.interpret.network import Network, Rules
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checks import check_network, check_outputs
-from jaxopt_nn.pipeline.compress import Places
-from jaxopt_nn.pipeline.fit import Trainer, Watch
+from jaxopt_nn.pipeline.course import Places
+from jaxopt_nn.pipeline.fit import Trainer
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Objective, Task
+from jaxopt_nn.pipeline.twins import twin
+from jaxopt_nn.reporting.progress import Watch
 
 PyTree = Any
 #: What Orbax writes into a checkpoint; a run that was killed while it replaced one leaves any part of it.
@@ -64,17 +66,18 @@ class Model:
         if checkpoint:
             return network.replace(variables=restored(checkpoint, network.variables)), []
         assert task.train is not None
-        done = self._trainer(task.objective, task.train.steps(task.batch_size), task.batch_size)(
-            network.variables, State(), task.train, jax.random.key(seed), teacher=teacher,
+        ready = twin(self._stage, network, lambda: network.variables, task)
+        done = self._trainer(task.objective, task.train.steps(task.batch_size), task.batch_size, ready.rules)(
+            network.variables, State(), task.train, jax.random.key(seed), rules=ready.states, teacher=teacher,
             checkpoints=places(self._stage.name), watch=watch,
         )  # fmt: skip
         return network.replace(variables=done.variables), done.history
 
-    def _compiled(self, objective: Objective, steps: int, batch_size: int) -> Trainer:
-        network = self.network
+    def _compiled(self, objective: Objective, steps: int, batch_size: int, rules: Rules) -> Trainer:
         return Trainer(
-            network.trained, identity(), self._stage, objective, steps=steps, batch_size=batch_size, still=network.still
-        )
+            self.network.trained, identity(), self._stage, objective,
+            steps=steps, batch_size=batch_size, rules=rules, still=self.network.still,
+        )  # fmt: skip
 
     def _built(self, seed: int) -> Network:
         seeded = {"seed": seed} if "seed" in inspect.signature(self._build).parameters else {}

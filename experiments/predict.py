@@ -36,6 +36,7 @@ from jaxopt_nn.interpret.network import Network, abstract_outputs, like
 from jaxopt_nn.parallel.infer import Predictor, predictor
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.data import Arrays
+from jaxopt_nn.pipeline.store import load, network_from
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import tables
 
@@ -127,20 +128,28 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task]:
     """
     if (Path(artifact) / "artifact" / "manifest.json").is_file():
         raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / 'artifact'}")
-    variables, manifest = load_artifact(artifact)
+    tree, manifest = load_artifact(artifact)
     extra = manifest.get("extra")
     extra = extra if isinstance(extra, Mapping) else {}
     config = extra.get("config")
     if not isinstance(config, Mapping) or "model" not in config:
         raise ValueError(
             f"{artifact}: the manifest does not name the model (extra.config.model); artifacts of experiments.compress do. "
-            "Load another one in Python: jaxopt_nn.load_artifact, jaxopt_nn.Network, jaxopt_nn.predictor"
+            "Load another one in Python: jaxopt_nn.load, jaxopt_nn.predictor"
         )
     config = checked(config)
     asked = config["stages"][-1].get("rule") or ""
-    rule = registry.rule(asked if ":" in asked else extra.get("rule"))
     network = Model(config["model"], config["model_args"], config["float"], "float").network
-    return network.replace(variables=prepare(variables), rules=rule or (), training=None), common.load_task(config)
+    own = registry.rule(asked) if ":" in asked else None
+    saved = network_from(tree, manifest, network.apply, own, str(artifact))
+    if shapes(saved.variables) != shapes(network.variables):  # a pass has cut it, and the model's code may hold other widths
+        return load(artifact), common.load_task(config)
+    ready = network.replace(variables=prepare(saved.variables), rules=saved.rules, states=saved.states, training=None)
+    return ready, common.load_task(config)
+
+
+def shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(x.shape) for path, x in leaves_by_path(variables).items()}
 
 
 def given(data: str, task: Task) -> Examples:

@@ -2,14 +2,18 @@
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
 from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
-from jaxopt_nn.core.layout import Matrix
+from jaxopt_nn.core.matrix import Matrix
 from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Site
+from jaxopt_nn.core.passes import Pass, Plan
+from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.core.rule import Pass, Rule, identity_rule
+from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity, leafwise
 from jaxopt_nn.cost.aot import compile_for
+from jaxopt_nn.export.exported import exported
+from jaxopt_nn.export.imported import imported
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.frameworks.nnx import nnx
@@ -21,17 +25,21 @@ from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
 from jaxopt_nn.methods.distill import distillation_loss
-from jaxopt_nn.methods.neurons import mask_units
 from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments
 from jaxopt_nn.methods.transfer import transfer_weights
+from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.parallel.infer import predictor
-from jaxopt_nn.passes.neurons import Units, dead_units, prune_neurons, unit_activity, weak_units
-from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.passes.activity import unit_activity
+from jaxopt_nn.passes.choice import dead_units, weak_units
+from jaxopt_nn.passes.cutting import cut_neurons
+from jaxopt_nn.passes.masking import prune_neurons
+from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import metrics
-from jaxopt_nn.pipeline.calibrate import calibrate
+from jaxopt_nn.pipeline.calibrate import calibrate, calibrated
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.pipeline.classes import classification, language_model, multilabel
 from jaxopt_nn.pipeline.compress import compress
@@ -40,6 +48,7 @@ from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.metrics import Metric
 from jaxopt_nn.pipeline.numbers import reconstruction, regression
 from jaxopt_nn.pipeline.recipe import Distill, Stage, control
+from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
@@ -62,7 +71,9 @@ __all__ = [
     "ModelInfo",
     "Network",
     "Pass",
+    "Plan",
     "QTensor",
+    "Remap",
     "Report",
     "Roles",
     "Rule",
@@ -75,7 +86,6 @@ __all__ = [
     "TrainState",
     "Traits",
     "Transform",
-    "Units",
     "abs_max",
     "activity",
     "arithmetic",
@@ -83,6 +93,7 @@ __all__ = [
     "between",
     "by_path",
     "calibrate",
+    "calibrated",
     "capture",
     "chain",
     "classification",
@@ -94,6 +105,7 @@ __all__ = [
     "compress",
     "control",
     "cubic",
+    "cut_neurons",
     "dead_units",
     "densify",
     "distillation_loss",
@@ -101,6 +113,7 @@ __all__ = [
     "evaluate",
     "every",
     "explain",
+    "exported",
     "fake_quant_activations",
     "frozen",
     "global_budget",
@@ -108,6 +121,7 @@ __all__ = [
     "histogram",
     "identity",
     "identity_rule",
+    "imported",
     "init_train_state",
     "inspect",
     "is_compressed",
@@ -116,6 +130,7 @@ __all__ = [
     "later",
     "leafwise",
     "linen",
+    "load",
     "load_artifact",
     "magnitude",
     "make_step",
@@ -123,6 +138,7 @@ __all__ = [
     "metrics",
     "minmax",
     "moments",
+    "moving_ranges",
     "multilabel",
     "nbytes",
     "nnx",
@@ -135,10 +151,13 @@ __all__ = [
     "reconstruction",
     "regression",
     "rewrite",
+    "rule_factory",
     "saliency",
+    "save",
     "save_artifact",
     "shrink_widths",
     "staircase",
+    "static_ranges",
     "transfer_weights",
     "unit_activity",
     "weak_units",

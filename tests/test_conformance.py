@@ -3,6 +3,7 @@
 Two tests a transform, each computing init, view and pack once: the laws that hold to the bit, and those of training.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -14,15 +15,17 @@ import optax
 import pytest
 
 from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
-from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.model import Member, ModelInfo, Roles
+from jaxopt_nn.core.passes import Layer, Plan
 from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, explain, identity, leafwise, why_not_matrix
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
-from jaxopt_nn.methods.neurons import mask_units
 from jaxopt_nn.methods.prune import erk, global_budget, magnitude, prune, saliency
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.schedules import cubic, staircase
+from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.tensors.base import densify, is_compressed
 from jaxopt_nn.tensors.masked import Masked
@@ -53,6 +56,17 @@ def learnt_range():
     )
 
 
+def learnt_step():
+    """A learnt step that the projection keeps above a floor, and its leaf inside a box of so many steps."""
+    box = lambda leaf, step: jnp.clip(leaf.astype(jnp.float32), -4 * step, 4 * step).astype(leaf.dtype)
+    return leafwise(
+        matrices,
+        lambda path, leaf, known: (jnp.float32(0.25), ()),
+        lambda leaf, step, _: box(leaf, step),
+        project=lambda leaf, step, _: (box(leaf, jnp.maximum(step, 0.125)), jnp.maximum(step, 0.125)),
+    )
+
+
 #: With learnt state; the package has no such method yet.
 LEARNT = {
     "learnt gain": learnt_gain(),
@@ -60,6 +74,8 @@ LEARNT = {
     "learnt range and a mask": chain(learnt_range(), prune(sparsity=0.5)),
     "learnt gain of some": by_path([("**/a/kernel", learnt_gain()), ("**/kernel", quantize(4))]),
     "learnt gain, every other step": every(2, learnt_gain()),
+    "learnt step": learnt_step(),
+    "learnt steps of some, masked": chain(by_path([("**/a/*", learnt_step()), ("**", learnt_gain())]), prune(sparsity=0.5)),
 }
 TABLE = {
     "identity": identity(),
@@ -101,6 +117,7 @@ TABLE = {
     "every": every(2, prune(magnitude, sparsity=RAMP)),
     "later": later(3, prune(magnitude, sparsity=RAMP)),
     "frozen": frozen(prune(magnitude, sparsity=RAMP)),
+    "frozen learnt step": later(2, frozen(learnt_step())),
     **LEARNT,
 }
 #: No gradient passes: by the derivative of rounding, or because nothing is left.
@@ -185,9 +202,9 @@ def obeys_the_pack_law(method, seen, packed):
 
 
 def projects_once(view, project, state):
-    once = project(PARAMS, state)
-    chex.assert_trees_all_equal(once, project(once, state))
-    chex.assert_trees_all_equal_shapes_and_dtypes(once, PARAMS)
+    once, learnt = project(PARAMS, state)
+    chex.assert_trees_all_equal((once, learnt), project(once, State(learnt, state.carried)))
+    chex.assert_trees_all_equal_shapes_and_dtypes((once, learnt), (PARAMS, state.learnt))
 
 
 @pytest.mark.exact
@@ -232,6 +249,31 @@ def keeps_shardings(method, state, view, seen):
         assert leaf.sharding.is_equivalent_to(shardings[path], leaf.ndim)
 
 
+#: One of each kind of state: each leaf's view can be told from its own entries and state.
+FOLLOWING = (
+    "clip_percentile(channel)", "quantize(4, group)", "prune for good", "mask_units", "chain", "by_path", "every",
+    "frozen learnt step", "learnt steps of some, masked",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLLOWING)
+def test_the_state_follows_a_cut(name):
+    """The view of what was cut is what was cut of the view; arrays are laid out as on a network that starts so."""
+    method, state, *_, seen, _ = case(name)
+    entries = {path: np.arange(0, n, 2) for path, n in (("params/a/kernel", 6), ("params/stack/kernel", 7))}
+    members = [Member(path, x.ndim - 1, "producer", np.arange(x.shape[-1])) for path, x in leaves_by_path(PARAMS).items()]
+    layers = [Layer(m.path, len(m.units), entries[m.path], (m,)) for m in members if m.path in entries]
+    layers[0] = dataclasses.replace(layers[0], members=(*layers[0].members, Member("params/a/bias", 0, "vector", np.arange(6))))
+    shapes = {path: x.shape for path, x in leaves_by_path(PARAMS).items()}
+    remap = Remap(Plan("by hand", shapes, (), tuple(layers)))
+    small = remap.params(PARAMS)
+    made, report = remap.state(method, state, small, INFO)
+    assert not report
+    chex.assert_trees_all_close(jax.jit(method.view)(small, made), remap.params(seen), rtol=1e-6)
+    if name != "mask_units":  # made for the large one
+        chex.assert_trees_all_equal_shapes_and_dtypes(made, jax.eval_shape(lambda: method.init(small, INFO)))
+
+
 @pytest.mark.parametrize("name", TABLE)
 def test_laws_of_training(name, tmp_path):
     before, after, step = trained(name)
@@ -270,7 +312,7 @@ def a_training_step_moves_what_is_trained(name, before, after):
     method, state, _, project, _, packed = case(name)
     was, now, slopes = (leaves_by_path(tree) for tree in (before.params, after.params, GRADS))
     taken = {path for path, verdict in verdicts(method).items() if not isinstance(verdict, str)}
-    projected = leaves_by_path(project(PARAMS, state))
+    projected = leaves_by_path(project(PARAMS, state)[0])
     for path, old in was.items():
         if path == HELD or not jnp.issubdtype(old.dtype, jnp.floating):
             chex.assert_trees_all_equal(now[path], projected[path])
@@ -280,16 +322,17 @@ def a_training_step_moves_what_is_trained(name, before, after):
             chex.assert_trees_all_close(now[path], (old - RATE * slopes[path]).astype(old.dtype), rtol=1e-6, atol=1e-7)
     pulled, pulled_learnt = jax.jit(pull_back(method))(PARAMS, state)
     stepped = jax.tree.map(lambda p, g: p - jnp.asarray(RATE * g, p.dtype), PARAMS, pulled)
-    wanted = leaves_by_path(project(stepped, State(after.learnt, state.carried)))
+    stepped_learnt = jax.tree.map(lambda x, g: x - RATE * g, state.learnt, pulled_learnt)
+    wanted, wanted_learnt = project(stepped, State(stepped_learnt, state.carried))
+    wanted = leaves_by_path(wanted)
     for path in taken - {HELD}:
         tolerance = 1e-2 if was[path].dtype == jnp.bfloat16 else 1e-6
         chex.assert_trees_all_close(now[path], wanted[path], rtol=tolerance, atol=tolerance)
     masked_entries_stay(packed, projected, now)
     assert bool(jax.tree.leaves(state.learnt)) == (name in LEARNT)
-    slopes = jax.tree.leaves(pulled_learnt)
-    for (keys, old), new, slope in zip(*pairs(state.learnt, after.learnt), slopes, strict=True):
+    for (keys, old), new in zip(*pairs(state.learnt, after.learnt), strict=True):
         assert jnp.any(new != old) != (HELD in jax.tree_util.keystr(keys)), "what belongs to a held leaf is held"
-        chex.assert_trees_all_close(new, old - RATE * slope, rtol=1e-5)
+    chex.assert_trees_all_close(after.learnt, wanted_learnt, rtol=1e-5)
 
 
 def pairs(before, after):

@@ -6,18 +6,26 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.rule import identity_rule
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.interpret.rewrite import rewrite
+from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.passes.neurons import dead_units, weak_units
-from jaxopt_nn.passes.structure import shrink_widths
+from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.methods.unit_masks import mask_units
+from jaxopt_nn.passes.cutting import cut_neurons
+from jaxopt_nn.passes.widths import shrink_widths
+from jaxopt_nn.pipeline.calibrate import calibrate
 
 RNG = np.random.default_rng(0)
 
@@ -51,6 +59,9 @@ RULES = {
     **{name: arithmetic(name) for name in ("w8a8", "w4a8", "w4a4", "w8a16", "w4a16", "w8a32")},
     "fake_quant_activations(8)": fake_quant_activations(8),
     "fake_quant_activations(4, pass)": fake_quant_activations(4, ste="pass"),
+    "w8a8, static ranges": static_ranges("w8a8"),
+    "w4a8, moving ranges": moving_ranges("w4a8"),
+    "w8a8, static ranges, in float": static_ranges("w8a8").training,
 }
 #: Of the largest output, how far a rule's may lie from the float network of the same weights: activations of 8 and 4 bits.
 NEAR = {
@@ -59,6 +70,9 @@ NEAR = {
     "w4a4": 0.6,
     "fake_quant_activations(8)": 0.05,
     "fake_quant_activations(4, pass)": 0.6,
+    "w8a8, static ranges": 0.05,
+    "w4a8, moving ranges": 0.05,
+    "w8a8, static ranges, in float": 0.05,
 }
 
 
@@ -71,16 +85,18 @@ def stored(bits):
 
 @pytest.mark.parametrize("name", RULES)
 def test_laws_of_a_rule(name):
-    rule = RULES[name]
+    rule, trains = RULES[name], "fake" in name or "in float" in name
     view, packed = stored(4 if name.startswith("w4") else 8)
-    variables = prepare(packed) if name.startswith("w") else view
-    run = rewrite(apply, rule)
+    variables = prepare(packed) if name.startswith("w") and not trains else view
+    plain = rewrite(apply, rule)
     assert rule.name in (name, name.replace(", pass", ""))
+    states = inits_alike_on_abstract_leaves(plain, variables, view)
+    assert bool(states) == ("ranges" in name)
+    run = functools.partial(plain, states=states)
     keeps_the_outputs_near(name, run, variables, view)
-    inits_alike_on_abstract_leaves(run, variables)
     runs_mapped_and_compiles_once(run, variables)
-    names_every_site_it_leaves(rule, run, variables)
-    if not name.startswith("w"):
+    names_every_site_it_leaves(rule, plain, variables, states)
+    if not name.startswith("w") or trains:
         has_gradients(run, view)
 
 
@@ -93,11 +109,14 @@ def keeps_the_outputs_near(name, run, variables, view):
     assert (name in NEAR) == bool(jnp.abs(out - plain).max() > 1e-4 * jnp.abs(plain).max()), "it rounds, or it doesn't"
 
 
-def inits_alike_on_abstract_leaves(run, variables):
-    concrete = run.init(variables, IDS)
-    abstract = jax.eval_shape(lambda: run.init(variables, IDS))
+def inits_alike_on_abstract_leaves(run, variables, view):
+    """The states, from the statistics that the rule asks for."""
+    taps = run.taps(variables, IDS)
+    stats = capture(apply, lambda site: taps.get(site.name, {}))(view, IDS)[1] if taps else {}
+    concrete = run.init(variables, IDS, stats=stats)
+    abstract = jax.eval_shape(lambda stats: run.init(variables, IDS, stats=stats), stats)
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract, concrete)
-    chex.assert_trees_all_equal(run(variables, IDS, states=concrete), run(variables, IDS))
+    return concrete
 
 
 def runs_mapped_and_compiles_once(run, variables):
@@ -109,9 +128,9 @@ def runs_mapped_and_compiles_once(run, variables):
         np.testing.assert_allclose(mapped[i], expected, rtol=1e-5, atol=1e-5)
 
 
-def names_every_site_it_leaves(rule, run, variables):
+def names_every_site_it_leaves(rule, run, variables, states):
     info = inspect(apply, VARIABLES, IDS)
-    report = run.explain(variables, IDS)
+    report = run.explain(variables, IDS, states=states)
     mixed = {site.name for site in info.sites if site.weight is None}
     assert mixed and {run.site for run in report.activations if run.reason} == (set() if rule.activations else mixed)
     assert not report.of("float")
@@ -123,34 +142,70 @@ def has_gradients(run, view):
         assert jnp.all(jnp.isfinite(slope)) and jnp.any(slope != 0), path
 
 
-#: ``(apply, variables, inputs) -> (variables of the pass, report)``, and whether it keeps shapes.
+NETWORK = Network(apply, VARIABLES)
 PASSES = {
-    "shrink_widths": (lambda *args: shrink_widths(*args, 0.5), False),
-    "shrink_widths, by layer": (lambda *args: shrink_widths(*args, {"up": 4}), False),
-    "shrink_widths, all stay": (lambda *args: shrink_widths(*args, 1.0), True),
-    "dead_units": (lambda *args: masked(dead_units, *args), True),
-    "weak_units": (lambda *args: masked(functools.partial(weak_units, share=0.5), *args), True),
+    "shrink_widths": shrink_widths(0.5),
+    "shrink_widths, by layer": shrink_widths({"up": 4}),
+    "shrink_widths, all stay": shrink_widths(1.0),
+    "cut_neurons": cut_neurons(),
+    "cut_neurons, a share": cut_neurons(share=0.5),
 }
-
-
-def masked(choose, apply, variables, inputs):
-    units = choose(apply, variables, inputs)
-    return units.masked(variables), units.report
+#: What changes no output; a unit of the model is dead on these ids.
+EXACT = {"shrink_widths, all stay", "cut_neurons"}
 
 
 @pytest.mark.parametrize("name", PASSES)
 def test_laws_of_a_pass(name):
-    run, keeps = PASSES[name]
+    cut = PASSES[name]
+    info = calibrate(NETWORK, cut, [IDS]) if cut.traits.passes else ModelInfo()
     before = jax.tree.map(np.asarray, VARIABLES)
-    after, report = run(apply, VARIABLES, (IDS,))
+    plan = cut.plan(NETWORK, info, IDS)
+    small, remap = cut.execute(NETWORK, plan)
     chex.assert_trees_all_equal(VARIABLES, before)
-    assert jax.tree.structure(after) == jax.tree.structure(VARIABLES)
-    chex.assert_trees_all_equal(run(apply, VARIABLES, (IDS,))[0], after)
-    touched = {m.path for g in axis_groups(apply, VARIABLES, IDS) for m in g.members if g.pinned is None}
-    for path, leaf in leaves_by_path(after).items():
-        old = leaves_by_path(VARIABLES)[path]
-        assert leaf.dtype == old.dtype and (leaf.shape == old.shape or not keeps), path
-        assert path in touched or leaf is old, path
-    assert jax.eval_shape(apply, after, IDS) == jax.eval_shape(apply, VARIABLES, IDS)
-    pinned = [g for g in axis_groups(apply, VARIABLES, IDS) if g.pinned is not None]
-    assert "shrink" not in name or len(report.of("skipped")) >= len(pinned) > 0
+    assert cut.traits.name == plan.name and name.startswith(plan.name)
+    is_data(cut, plan, info, small)
+    touches_what_it_says(name, plan, small, remap)
+    gives_the_network_with_these_units_at_zero(name, plan, small)
+    carries_what_lies_beside(plan, small, remap)
+
+
+def is_data(cut, plan, info, small):
+    """The same each time; written, read and carried out again it gives the same; another network is refused."""
+    assert cut.plan(NETWORK, info, jax.ShapeDtypeStruct(IDS.shape, IDS.dtype)).to_json() == plan.to_json()
+    again = cut.execute(NETWORK, Plan.from_json(plan.to_json()))[0]
+    chex.assert_trees_all_equal(again.variables, small.variables)
+    with pytest.raises(ValueError, match="a plan of another network"):
+        cut.execute(NETWORK.replace(variables={**VARIABLES, "bias": jnp.zeros(11)}), plan)
+
+
+def touches_what_it_says(name, plan, small, remap):
+    groups = axis_groups(apply, VARIABLES, IDS)
+    pinned = [g for g in groups if g.pinned is not None]
+    assert len(plan.layers) == len(groups) and len(plan.report.of("skipped")) >= len(pinned) > 0
+    assert bool(plan.cuts) == (name != "shrink_widths, all stay") and plan.cuts.keys() <= {"up", "bias", "down", "conv"}
+    for path, leaf in small.variables.items():
+        old = VARIABLES[path]
+        assert leaf.dtype == old.dtype and leaf.shape == (plan.cuts[path].small if path in plan.cuts else old.shape)
+        assert path in plan.cuts or leaf is old
+    chex.assert_trees_all_equal(remap.params(VARIABLES), small.variables)
+
+
+def gives_the_network_with_these_units_at_zero(name, plan, small):
+    method = mask_units(plan.masks)
+    zeroed = method.view(VARIABLES, method.init(VARIABLES))
+    np.testing.assert_allclose(small(IDS), NETWORK.replace(variables=zeroed)(IDS), rtol=1e-5, atol=1e-5)
+    assert np.allclose(small(IDS), NETWORK(IDS), rtol=1e-5, atol=1e-5) == (name in EXACT)
+
+
+def carries_what_lies_beside(plan, small, remap):
+    """A mask, and the moments of a step: as the small network's own."""
+    method, optimizer = prune(threshold=0.1), optax.adam(0.1)
+    state, report = remap.state(method, method.init(VARIABLES), small.variables)
+    chex.assert_trees_all_equal(
+        {path: own.mask for path, own in state.carried.items()},
+        {path: own.mask for path, own in method.init(small.variables).carried.items()},
+    )
+    moments = lambda slopes: optimizer.update(slopes, optimizer.init(slopes))[1]
+    made, more = remap.opt(moments(VARIABLES), optimizer.init(small.variables))
+    chex.assert_trees_all_equal(made, moments(small.variables))
+    assert not report + more

@@ -17,6 +17,7 @@ LEVELS = {
     "coding": 3,
     "passes": 4,
     "frameworks": 4,
+    "export": 4,
     "parallel": 5,
     "cost": 6,
     "reporting": 7,

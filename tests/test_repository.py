@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from jaxopt_nn.pipeline import registry
+
 REPOSITORY = pathlib.Path(__file__).parent.parent
 FOLDERS = ("jaxopt_nn", "experiments", "configs", "tests", "colab", ".ci")
 SUFFIXES = {"", ".cfg", ".ipynb", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
@@ -25,8 +27,8 @@ TEXTS = sorted(
 MACHINE_PATH = re.compile(r"(?<![\w.~/<>{}$-])(?:/(?:home|root|Users|work|mnt)|[A-Z]:\\Users)[/\\]\w")
 EXTRAS = ("bench", "experiments", "notebooks", "test", "tpu")
 LOCAL = {"jaxopt_nn", "experiments", "configs", "tests"}
-# What the library uses only where it is there: the report's plot.
-OPTIONAL = {"jaxopt_nn": {"matplotlib"}}
+# What the library uses only where it is there: for a report's plots, the bar of progress, TensorBoard's files.
+OPTIONAL = {"jaxopt_nn": {"matplotlib", "rich", "tensorboardx"}}
 
 
 def module_names(path: pathlib.Path) -> set[str]:
@@ -144,3 +146,38 @@ def test_importing_the_package_takes_at_most_0_3_seconds_over_jax():
     rounds = [(seconds("jax"), seconds("jaxopt_nn")) for _ in range(7)]
     plain, ours = (min(side) for side in zip(*rounds, strict=True))
     assert ours - plain <= 0.3, f"jaxopt_nn {ours:.2f} s, jax {plain:.2f} s"
+
+
+def lengths(source: str) -> dict[str, int]:
+    """Lines of each function, those of its docstring left out."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            docstring = node.body[0] if ast.get_docstring(node) else None
+            told = docstring.end_lineno - docstring.lineno + 1 if docstring else 0
+            found[node.name] = node.end_lineno - node.lineno + 1 - told
+    return found
+
+
+def test_functions_are_short():
+    paths = [path for folder in ("jaxopt_nn", "experiments") for path in (REPOSITORY / folder).rglob("*.py")]
+    long = {f"{path.name}, {name}: {n}" for path in paths for name, n in lengths(path.read_text()).items() if n > 45}
+    assert not long, "longer than 45 lines without their docstrings"
+
+
+def test_the_pipeline_and_the_report_name_no_method():
+    """Methods come in by the registry; what a report says of one comes from the method."""
+    names = {path.stem for path in (REPOSITORY / "jaxopt_nn" / "methods").glob("*.py")} | {*registry.METHODS, *registry.PASSES}
+    names -= {"__init__", "taps", "identity", "distill", "transfer", "schedules"}
+    for folder in ("pipeline", "reporting"):
+        for path in (REPOSITORY / "jaxopt_nn" / folder).glob("*.py"):
+            if path.name == "registry.py":
+                continue
+            used = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+            used |= {n.rpartition(".")[2] for n in module_paths(path)}
+            assert not used & names, path
+
+
+def module_paths(path: pathlib.Path) -> set[str]:
+    """The modules that a file imports from."""
+    return {str(node.module) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}

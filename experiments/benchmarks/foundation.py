@@ -84,7 +84,7 @@ class Networks:
 
     def deployed(self, stages: Sequence[dict[str, Any]]) -> list[float]:
         """Accuracy of the packed network after these stages of a config, for each seed."""
-        compressor = Compressor(self.network, registry.stages(stages))
+        compressor = Compressor(registry.stages(stages))
         runs = [compressor(n, self.task, seed=s, latency=False) for s, n in zip(self.seeds, self.floats, strict=True)]
         return [run.stages[-1]["metrics"]["accuracy"] for run in runs]
 

@@ -15,7 +15,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def save_artifact(
     *,
     recipe: Any = None,
     extra: Any = None,
+    files: Mapping[str, bytes] | None = None,
     overwrite: bool = False,
 ) -> Artifact:
     """Writes ``variables`` to ``directory``, whole or not at all.
@@ -52,15 +53,18 @@ def save_artifact(
       directory: made; its parent must exist.
       variables: dicts (keys: strings or integers), lists, tuples and None around arrays, PRNG keys and compressed tensors.
       recipe, extra: anything that JSON can hold, kept in the manifest.
+      files: further ones, by their names inside the directory, such as ``"programs/cpu.run"``; see ``read_files``.
       overwrite: replaces an artifact that stands there.
 
     Raises:
       FileExistsError: ``directory`` exists and ``overwrite`` is False, or it holds something that is no artifact.
       TypeError: a node or leaf of another kind; named by its path.
+      ValueError: a name among ``files`` that leads out of the directory, or belongs to the artifact itself.
       OSError: the disk is full, or the place can't be written; nothing is left behind.
     """
     target = Path(directory).absolute()
     _check_target(target, overwrite)
+    _check_names(files or {})
     writer = Buffers()
     structure = describe(variables, "", writer)
     head = {"schema": SCHEMA, "versions": versions(), "recipe": recipe, "extra": extra, "structure": structure}
@@ -68,6 +72,9 @@ def save_artifact(
     temporary = _fresh_sibling(target, "new")
     try:
         _write_arrays(temporary / "arrays", writer.buffers())
+        for name, data in (files or {}).items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(data)
         manifest = {**head, "files": list_files(temporary)}
         manifest["sha256"] = _digest(manifest)
         _write_manifest(temporary / "manifest.json", manifest)
@@ -98,6 +105,15 @@ def load_artifact(directory: str | os.PathLike[str]) -> tuple[PyTree, dict[str, 
         raise ValueError(f"{source}: the manifest's structure is malformed: {error!r}") from error
 
 
+def read_files(directory: str | os.PathLike[str], manifest: Mapping[str, Any]) -> dict[str, bytes]:
+    """The further files of an artifact, as ``save_artifact`` got them.
+
+    Args:
+      manifest: as ``load_artifact`` gave it, which has checked the files.
+    """
+    return {name: (Path(directory) / name).read_bytes() for name in manifest["files"] if not name.startswith("arrays/")}
+
+
 def directory_bytes(directory: str | os.PathLike[str]) -> int:
     """The sum of the sizes of the files below ``directory``."""
     return sum(p.stat().st_size for p in Path(directory).rglob("*") if p.is_file())
@@ -110,6 +126,16 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def _check_names(files: Mapping[str, bytes]) -> None:
+    for name in files:
+        parts = name.split("/")
+        if not set(parts).isdisjoint({"", ".", ".."}) or "\\" in name or parts[0] in ("arrays", "manifest.json"):
+            raise ValueError(
+                f"files: {name!r} is no name inside the artifact that is free; allowed are relative ones with '/', not in "
+                "'arrays/', not 'manifest.json'"
+            )
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

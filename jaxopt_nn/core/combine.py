@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.paths import first_match, leaves_by_path, map_with_path, require_match
 from jaxopt_nn.core.tap import Tap
-from jaxopt_nn.core.transform import IDLE, Facts, LeafTraits, PyTree, State, Traits, Transform, keep_state
+from jaxopt_nn.core.transform import IDLE, Facts, LeafTraits, PyTree, State, Traits, Transform, followed, keep_state
 from jaxopt_nn.tensors.base import is_compressed
 
 
@@ -27,50 +29,68 @@ def chain(*members: Transform) -> Transform:
     if len(members) == 1:
         return members[0]
 
-    def views(params: PyTree, state: State) -> list[PyTree]:
+    own = _Chain(members)
+    traits = _traits(own.takes, members)._replace(
+        taps=own.taps, seen=own.seen, passes=sum(m.traits.passes for m in members), facts=own.facts, follows=own.follows
+    )
+    return Transform(own.init, own.update, own.view, own.project, own.pack, traits)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Chain:
+    """The functions of a chain."""
+
+    members: tuple[Transform, ...]
+
+    def views(self, params: PyTree, state: State) -> list[PyTree]:
         seen = [params]
-        for member, own in zip(members, _apart(state), strict=True):
+        for member, own in zip(self.members, _apart(state), strict=True):
             seen.append(member.view(seen[-1], own))
         return seen
 
-    def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        _check_order(members, params, info)
+    def view(self, params: PyTree, state: State) -> PyTree:
+        return self.views(params, state)[-1]
+
+    def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        check_order(self.members, params, info)
         states = []
-        for i, member in enumerate(members):
+        for i, member in enumerate(self.members):
             states.append(member.init(params, info.of_member(i)))
-            if i + 1 < len(members):
+            if i + 1 < len(self.members):
                 params = _like(member.view, params, states[-1])
         return _together(states)
 
-    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        pulled = _gradients_at_views(members, views(params, state), state, grads)
+    def update(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        pulled = _gradients_at_views(self.members, self.views(params, state), state, grads)
         carried = []
-        for member, own, slope in zip(members, _apart(state), pulled, strict=True):
+        for member, own, slope in zip(self.members, _apart(state), pulled, strict=True):
             new = member.update(params, own, step=step, grads=slope)
             carried.append(new.carried)
             params = member.view(params, new)
         return State(state.learnt, tuple(carried))
 
-    def project(params: PyTree, state: State) -> PyTree:
-        for member, own in zip(members, _apart(state), strict=True):
-            params = member.project(params, own)
-        return params
+    def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+        learnt = []
+        for member, own in zip(self.members, _apart(state), strict=True):
+            params, new = member.project(params, own)
+            learnt.append(new)
+        return params, tuple(learnt)
 
-    def pack(params: PyTree, state: State) -> PyTree:
+    def pack(self, params: PyTree, state: State) -> PyTree:
         packed = None
-        for member, own in zip(members, _apart(state), strict=True):
+        for member, own in zip(self.members, _apart(state), strict=True):
             inner = member.pack(params, own)
             packed = inner if packed is None else map_with_path(_nested, packed, params, inner)
             params = member.view(params, own)
         return packed
 
-    def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
-        verdicts = [m.traits.takes(path, leaf, info) for m in members]
+    def takes(self, path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+        verdicts = [m.traits.takes(path, leaf, info) for m in self.members]
         taken = [v for v in verdicts if not isinstance(v, str)]
         if not taken:
             return "; ".join(dict.fromkeys(v for v in verdicts if isinstance(v, str)))
         packs = [v.packs for v in taken if v.packs]
-        passed = [f"{_called(members, i)}: {v}" for i, v in enumerate(verdicts) if isinstance(v, str) and v != IDLE]
+        passed = [f"{_called(self.members, i)}: {v}" for i, v in enumerate(verdicts) if isinstance(v, str) and v != IDLE]
         return LeafTraits(
             packs[-1] if packs else None,
             keeps_zeros=all(v.keeps_zeros for v in taken),
@@ -78,30 +98,34 @@ def chain(*members: Transform) -> Transform:
             notes=tuple(each for v in taken for each in v.notes),
         )
 
-    def lacking(info: ModelInfo) -> tuple[int, dict[StatKey, Tap]]:
+    def lacking(self, info: ModelInfo) -> tuple[int, dict[StatKey, Tap]]:
         """The first member that lacks statistics, and which: a later one's are taken with its view."""
-        for i, member in enumerate(members):
+        for i, member in enumerate(self.members):
             if own := member.traits.taps(info.of_member(i)):
                 return i, own
-        return len(members), {}
+        return len(self.members), {}
 
-    def taps(info: ModelInfo) -> dict[StatKey, Tap]:
-        i, own = lacking(info)
+    def taps(self, info: ModelInfo) -> dict[StatKey, Tap]:
+        i, own = self.lacking(info)
         return {((i, *member), site, tap): value for (member, site, tap), value in own.items()}
 
-    def seen(params: PyTree, info: ModelInfo) -> PyTree:
-        last, _ = lacking(info)
-        for i, member in enumerate(members[:last]):
+    def seen(self, params: PyTree, info: ModelInfo) -> PyTree:
+        last, _ = self.lacking(info)
+        for i, member in enumerate(self.members[:last]):
             params = member.view(params, member.init(params, info.of_member(i)))
-        return members[last].traits.seen(params, info.of_member(last)) if last < len(members) else params
+        return self.members[last].traits.seen(params, info.of_member(last)) if last < len(self.members) else params
 
-    def facts(params: PyTree, state: State) -> tuple[Facts, ...]:
-        parts = zip(members, views(params, state), _apart(state))
+    def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:
+        parts = zip(self.members, self.views(params, state), _apart(state))
         return tuple(fact for member, seen, own in parts for fact in member.traits.facts(seen, own))
 
-    passes = sum(m.traits.passes for m in members)
-    traits = _traits(takes, members)._replace(taps=taps, seen=seen, passes=passes, facts=facts)
-    return Transform(init, update, lambda p, s: views(p, s)[-1], project, pack, traits)
+    def follows(self, state: State, cuts: Cuts) -> State:
+        made, params = [], cuts.params
+        for i, (member, own) in enumerate(zip(self.members, _apart(state), strict=True)):
+            made.append(followed(member, own, cuts.of_member(i, params)))
+            if cuts.moments is None and i + 1 < len(self.members):
+                params = _like(member.view, params, made[-1])
+        return _together(made)
 
 
 def _called(members: Sequence[Transform], i: int) -> str:
@@ -139,7 +163,8 @@ def _nested(path: str, outer: Any, seen: Any, inner: Any) -> Any:
     return outer.nest(inner) if is_compressed(outer) and inner is not seen else (outer if inner is seen else inner)
 
 
-def _check_order(members: Sequence[Transform], params: PyTree, info: ModelInfo) -> None:
+def check_order(members: Sequence[Transform], params: PyTree, info: ModelInfo) -> None:
+    """Raises ValueError where members can't follow each other on a leaf, as ``chain``."""
     for path, leaf in leaves_by_path(params).items():
         packed = None
         for i, member in enumerate(members):
@@ -171,73 +196,92 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
     cases = list(cases)
     if not cases:
         raise ValueError("by_path() needs at least one (pattern, transform)")
-    methods = [t for _, t in cases]
-    case_of = first_match([pattern for pattern, _ in cases])
+    patterns, methods = zip(*cases)
+    own = _Cases(patterns, methods, first_match(patterns))
+    traits = _traits(own.takes, methods)._replace(
+        taps=own.taps, seen=own.seen, passes=max(t.traits.passes for t in methods), facts=own.facts, follows=own.follows
+    )
+    return Transform(own.init, own.update, own.view, own.project, own.pack, traits)
 
-    def split(params: PyTree) -> list[dict[str, Any]]:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Cases:
+    """The functions of ``by_path``; ``case_of`` gives the number of a path's case, or None."""
+
+    patterns: tuple[str, ...]
+    methods: tuple[Transform, ...]
+    case_of: Callable[[str], int | None]
+
+    def split(self, params: PyTree) -> list[dict[str, Any]]:
         """The leaves of each case, by path."""
-        parts: list[dict[str, Any]] = [{} for _ in cases]
+        parts: list[dict[str, Any]] = [{} for _ in self.methods]
         for path, leaf in leaves_by_path(params).items():
-            if (i := case_of(path)) is not None:
+            if (i := self.case_of(path)) is not None:
                 parts[i][path] = leaf
         return parts
 
-    def merged(params: PyTree, parts: Iterable[dict[str, Any]]) -> PyTree:
+    def merged(self, params: PyTree, parts: Iterable[dict[str, Any]]) -> PyTree:
         new = {path: leaf for part in parts for path, leaf in part.items()}
         return map_with_path(lambda path, leaf: new.get(path, leaf), params)
 
-    def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+    def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         known = list(dict.fromkeys([*(leaf.path for leaf in info.leaves), *leaves_by_path(params)]))
-        taken = {case_of(path) for path in known}
-        for i, (pattern, _) in enumerate(cases):
+        taken = {self.case_of(path) for path in known}
+        for i, pattern in enumerate(self.patterns):
             if i not in taken:  # it may match leaves that earlier cases took
                 require_match(pattern, known)
-        parts = enumerate(zip(methods, split(params), strict=True))
+        parts = enumerate(zip(self.methods, self.split(params), strict=True))
         return _together([t.init(part, info.of_member(i)) for i, (t, part) in parts])
 
-    def infos(info: ModelInfo) -> list[ModelInfo]:
+    def infos(self, info: ModelInfo) -> list[ModelInfo]:
         """The info of each case, with its own leaves."""
-        paths: list[set[str]] = [set() for _ in cases]
+        paths: list[set[str]] = [set() for _ in self.methods]
         for leaf in info.leaves:
-            if (i := case_of(leaf.path)) is not None:
+            if (i := self.case_of(leaf.path)) is not None:
                 paths[i].add(leaf.path)
         return [info.of_member(i, own) for i, own in enumerate(paths)]
 
-    def taps(info: ModelInfo) -> dict[StatKey, Tap]:
+    def taps(self, info: ModelInfo) -> dict[StatKey, Tap]:
         return {
             ((i, *member), site, tap): value
-            for i, (t, own) in enumerate(zip(methods, infos(info), strict=True))
+            for i, (t, own) in enumerate(zip(self.methods, self.infos(info), strict=True))
             for (member, site, tap), value in t.traits.taps(own).items()
         }
 
-    def seen(params: PyTree, info: ModelInfo) -> PyTree:
-        parts = zip(methods, split(params), infos(info), strict=True)
-        return merged(params, (t.traits.seen(part, own) for t, part, own in parts))
+    def seen(self, params: PyTree, info: ModelInfo) -> PyTree:
+        parts = zip(self.methods, self.split(params), self.infos(info), strict=True)
+        return self.merged(params, (t.traits.seen(part, own) for t, part, own in parts))
 
-    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        slopes = [None] * len(cases) if grads is None else split(grads)
-        parts = zip(methods, split(params), _apart(state), slopes, strict=True)
+    def update(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        slopes = [None] * len(self.methods) if grads is None else self.split(grads)
+        parts = zip(self.methods, self.split(params), _apart(state), slopes, strict=True)
         carried = tuple(t.update(part, own, step=step, grads=slope).carried for t, part, own, slope in parts)
         return State(state.learnt, carried)
 
-    def each(name: str) -> Callable[[PyTree, State], PyTree]:
-        def run(params: PyTree, state: State) -> PyTree:
-            parts = zip(methods, split(params), _apart(state), strict=True)
-            return merged(params, (getattr(t, name)(part, own) for t, part, own in parts))
+    def view(self, params: PyTree, state: State) -> PyTree:
+        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        return self.merged(params, (t.view(part, own) for t, part, own in parts))
 
-        return run
+    def pack(self, params: PyTree, state: State) -> PyTree:
+        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        return self.merged(params, (t.pack(part, own) for t, part, own in parts))
 
-    def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
-        i = case_of(path)
-        return "matches no pattern of the recipe" if i is None else methods[i].traits.takes(path, leaf, info)
+    def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        made = [t.project(part, own) for t, part, own in parts]
+        return self.merged(params, (part for part, _ in made)), tuple(learnt for _, learnt in made)
 
-    def facts(params: PyTree, state: State) -> tuple[Facts, ...]:
-        parts = zip(methods, split(params), _apart(state), strict=True)
+    def takes(self, path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+        i = self.case_of(path)
+        return "matches no pattern of the recipe" if i is None else self.methods[i].traits.takes(path, leaf, info)
+
+    def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:
+        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
         return tuple(fact for t, part, own in parts for fact in t.traits.facts(part, own))
 
-    passes = max(t.traits.passes for t in methods)
-    traits = _traits(takes, methods)._replace(taps=taps, seen=seen, passes=passes, facts=facts)
-    return Transform(init, update, each("view"), each("project"), each("pack"), traits)
+    def follows(self, state: State, cuts: Cuts) -> State:
+        parts = enumerate(zip(self.methods, self.split(cuts.params), _apart(state), strict=True))
+        return _together([followed(t, own, cuts.of_member(i, part)) for i, (t, part, own) in parts])
 
 
 def _traits(takes: Callable[[str, Any, ModelInfo], LeafTraits | str], members: Sequence[Transform]) -> Traits:
@@ -314,7 +358,7 @@ def frozen(method: Transform) -> Transform:
     """``method`` whose state no longer changes: an earlier stage of a recipe.
 
     All of its state is ``carried``, as a state of ``method``: ``State(learnt=(), carried=State(learnt, carried))``. So no
-    optimizer sees what was learnt, and weight decay can't move it either.
+    optimizer sees what was learnt, and neither weight decay nor a projection can move it.
     """
 
     def thawed(fn: Callable[[PyTree, State], Any]) -> Callable[[PyTree, State], Any]:
@@ -323,7 +367,11 @@ def frozen(method: Transform) -> Transform:
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         return State((), method.init(params, info))
 
+    def follows(state: State, cuts: Cuts) -> State:
+        return state if cuts.moments is not None else State((), followed(method, state.carried, cuts))
+
     traits = method.traits._replace(
-        needs=method.traits.needs - {"grads"}, pending=lambda step: None, facts=thawed(method.traits.facts)
+        needs=method.traits.needs - {"grads"}, pending=lambda step: None, facts=thawed(method.traits.facts), follows=follows
     )
-    return Transform(init, keep_state, thawed(method.view), thawed(method.project), thawed(method.pack), traits)
+    project = lambda params, state: (method.project(params, state.carried)[0], ())
+    return Transform(init, keep_state, thawed(method.view), project, thawed(method.pack), traits)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxopt_nn.core.layout import Matrix
+from jaxopt_nn.core.matrix import Matrix
 from jaxopt_nn.core.report import SCREEN, Report
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from jaxopt_nn.core.rows import LeafRow, Run, summary, table
+from jaxopt_nn.core.leaf_rows import LeafRow, Run, summary, table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ KINDS = {
     "derivative": "a custom derivative that is not used because its body was entered",
     "opaque": "an operation that can't be looked into",
     "constant": "an array closed over by apply that feeds a site",
+    "anew": "a state that could not be carried over to a network that was cut, and was made anew",
     "moved": "a leaf that took its values from a leaf of another tree",
     "note": "anything else worth knowing",
 }

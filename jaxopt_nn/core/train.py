@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -23,8 +24,9 @@ class TrainState(NamedTuple):
     Attributes:
       params: the whole ``variables``; leaves that are not trained ride along.
       learnt, carried: the transform's state.
-      opt: the optimizer's state, over ``{"params", "learnt"}``.
+      opt: the optimizer's state, over ``{"params", "learnt", "rules"}``, the last what rules learn, by site.
       step: int32 scalar. key: PRNG key; step ``t`` uses ``fold_in(key, t)``.
+      rules: the states of the rules by site.
     """
 
     params: PyTree
@@ -33,6 +35,7 @@ class TrainState(NamedTuple):
     opt: PyTree
     step: jax.Array
     key: jax.Array
+    rules: Mapping[str, State] = MappingProxyType({})
 
     @property
     def state(self) -> State:
@@ -64,18 +67,28 @@ def init_train_state(
     *,
     info: ModelInfo = ModelInfo(),
     state: State | None = None,
+    rules: Mapping[str, State] = MappingProxyType({}),
     still: Collection[str] = (),
 ) -> TrainState:
     """The state before the first step.
 
     Args:
       state: overrides ``method.init`` (a later stage of a recipe).
+      rules: the states of the rules by site (``Network.states``).
       still: paths of the leaves that no optimizer moves: running statistics, constants (``Network.still``).
     """
     state = method.init(params, info) if state is None else state
     moved, _ = _split(params, trained(params, still))
-    opt = optimizer.init({"params": moved, "learnt": state.learnt})
-    return TrainState(params, state.learnt, state.carried, opt, jnp.zeros((), jnp.int32), key)
+    opt = optimizer.init({"params": moved, "learnt": state.learnt, "rules": _learnt(rules)})
+    return TrainState(params, state.learnt, state.carried, opt, jnp.zeros((), jnp.int32), key, dict(rules))
+
+
+def _learnt(rules: Mapping[str, State]) -> dict[str, PyTree]:
+    return {site: state.learnt for site, state in rules.items()}
+
+
+def _with_learnt(rules: Mapping[str, State], learnt: Mapping[str, PyTree]) -> dict[str, State]:
+    return {site: State(learnt[site], state.carried) for site, state in rules.items()}
 
 
 class Averaged(NamedTuple):
@@ -115,70 +128,93 @@ def averaged(ts: TrainState, method: Transform, *, still: Collection[str] = ()) 
     """
     moved, rest = _split(ts.params, trained(ts.params, still))
     narrow = lambda old, new: new.astype(old.dtype)
-    mean = jax.tree.map(narrow, {"params": moved, "learnt": ts.learnt}, ts.opt.average)
-    params = method.project(_join(mean["params"], rest), State(mean["learnt"], ts.carried))
-    return ts._replace(params=params, learnt=mean["learnt"])
+    now = {"params": moved, "learnt": ts.learnt, "rules": _learnt(ts.rules)}
+    mean = jax.tree.map(narrow, now, ts.opt.average)
+    params, learnt = method.project(_join(mean["params"], rest), State(mean["learnt"], ts.carried))
+    return ts._replace(params=params, learnt=learnt, rules=_with_learnt(ts.rules, mean["rules"]))
 
 
 def make_step(
-    loss: Callable[[PyTree, Any, jax.Array], tuple[jax.Array, tuple[dict[str, Any], dict[str, Any]]]],
+    loss: Callable[..., tuple[jax.Array, tuple[Any, ...]]],
     method: Transform,
     optimizer: optax.GradientTransformation,
     *,
     still: Collection[str] = (),
     gradient_norms: bool = False,
+    update_rules: Callable[..., Mapping[str, State]] | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, Any]]]:
     """One training step, pure and jittable (``jax.jit(step, donate_argnums=0)``).
 
     Args:
       loss: ``(variables, batch, key) -> (scalar, (metrics, changed))``; ``changed`` holds the leaves that the forward pass
-        changed, ``{path: new leaf}``, such as running statistics, or nothing.
+        changed, ``{path: new leaf}``, such as running statistics, or nothing. With ``update_rules`` it is
+        ``(variables, batch, key, rules) -> (scalar, (metrics, changed, measured))``, on the states of the rules.
       method: what the forward pass sees of the parameters; ``identity()`` for plain training.
-      optimizer: any optax transformation, over ``{"params", "learnt"}``.
+      optimizer: any optax transformation, over ``{"params", "learnt", "rules"}``.
       still: paths of the leaves that no optimizer moves.
       gradient_norms: adds ``gradient_norms`` to the metrics, ``{path: Euclidean norm}`` of the gradient that the optimizer
         gets, behind the view: where a method's derivative vanishes, it is zero.
+      update_rules: ``(variables, batch, rules, measured, step) -> rules``, after the optimizer's step; changes what is
+        ``carried`` (``Rewritten.measure`` and ``update``).
 
     Returns:
       ``step(train_state, batch) -> (train_state, metrics)``; ``metrics`` gets ``loss`` added.
     """
     import optax  # the package imports without it
 
+    told, update = (_without_rules(loss), _keep_rules) if update_rules is None else (loss, update_rules)
+
     def step(ts: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
         mask = trained(ts.params, still)
         moved, rest = _split(ts.params, mask)
 
-        def view(moved: PyTree, learnt: PyTree) -> PyTree:
-            return method.view(_join(moved, rest), State(learnt, ts.carried))
-
         def view_moved(moved: PyTree, learnt: PyTree) -> tuple[PyTree, PyTree]:
-            return _split(view(moved, learnt), mask)
+            return _split(method.view(_join(moved, rest), State(learnt, ts.carried)), mask)
 
         (seen, seen_rest), pull = jax.vjp(view_moved, moved, ts.learnt)
 
-        def objective(seen: PyTree) -> tuple[jax.Array, tuple[dict[str, Any], dict[str, Any]]]:
-            return loss(_join(seen, seen_rest), batch, jax.random.fold_in(ts.key, ts.step))
+        def objective(seen: PyTree, learnt: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+            key, rules = jax.random.fold_in(ts.key, ts.step), _with_learnt(ts.rules, learnt)
+            return told(_join(seen, seen_rest), batch, key, rules)
 
-        (value, (metrics, changed)), dense = jax.value_and_grad(objective, has_aux=True)(seen)
-        flat_zero = jax.tree.map(_zero_cotangent, seen_rest)
-        grad_params, grad_learnt = pull((dense, flat_zero))
+        gradient = jax.value_and_grad(objective, (0, 1), has_aux=True)
+        (value, (metrics, changed, measured)), (dense, grad_rules) = gradient(seen, _learnt(ts.rules))
+        grad_params, grad_learnt = pull((dense, jax.tree.map(_zero_cotangent, seen_rest)))
         if gradient_norms:
-            slopes = leaves_by_path(grad_params).items()
-            metrics = {
-                **metrics,
-                "gradient_norms": {p: jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))) for p, g in slopes},
-            }
-        both = {"params": moved, "learnt": ts.learnt}
-        updates, opt = optimizer.update({"params": grad_params, "learnt": grad_learnt}, ts.opt, both)
-        both = optax.apply_updates(both, updates)
-        state = State(both["learnt"], ts.carried)
-        params = method.project(_join(both["params"], rest), state)
+            metrics = {**metrics, "gradient_norms": _norms(grad_params)}
+        now = {"params": moved, "learnt": ts.learnt, "rules": _learnt(ts.rules)}
+        slopes = {"params": grad_params, "learnt": grad_learnt, "rules": grad_rules}
+        updates, opt = optimizer.update(slopes, ts.opt, now)
+        new = optax.apply_updates(now, updates)
+        params, learnt = method.project(_join(new["params"], rest), State(new["learnt"], ts.carried))
+        state = State(learnt, ts.carried)
         at_view = _join(dense, jax.tree.map(jnp.zeros_like, rest))
         state = method.update(params, state, step=ts.step, grads=at_view)
+        rules = update(_join(seen, seen_rest), batch, _with_learnt(ts.rules, new["rules"]), measured, ts.step)
         params = map_with_path(lambda path, x: changed.get(path, x), params) if changed else params
-        return TrainState(params, state.learnt, state.carried, opt, ts.step + 1, ts.key), {**metrics, "loss": value}
+        after = TrainState(params, state.learnt, state.carried, opt, ts.step + 1, ts.key, dict(rules))
+        return after, {**metrics, "loss": value}
 
     return step
+
+
+def _keep_rules(variables: PyTree, batch: Any, rules: Mapping[str, State], measured: Any, step: Any) -> Mapping[str, State]:
+    return rules
+
+
+def _without_rules(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss that knows of no rules, as one that measures nothing for them."""
+
+    def told(variables: PyTree, batch: Any, key: Any, rules: Any) -> tuple[Any, tuple[Any, ...]]:
+        value, found = loss(variables, batch, key)
+        return value, (*found, {})
+
+    return told
+
+
+def _norms(slopes: PyTree) -> dict[str, jax.Array]:
+    """The Euclidean norm of each leaf."""
+    return {p: jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)))) for p, g in leaves_by_path(slopes).items()}
 
 
 def _zero_cotangent(x: Any) -> Any:

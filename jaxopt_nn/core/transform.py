@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.cuts import Cut, Cuts, by_shape
 from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.report import Message, Report
@@ -79,6 +81,8 @@ class Traits(NamedTuple):
       pending: ``step -> str | None``: what is left of its schedules after the update of that step, in words; None: nothing.
       name: what messages call it.
       facts: ``(params, state) -> (Facts, ...)``: what a report says of it, beside numbers that all methods have.
+      follows: ``(state, cuts) -> State`` for a network that a pass has cut: each array of the state is cut as the leaf that it
+        lies beside, or made anew and reported (groups that the cut breaks). None: it has no state, or does not say.
     """
 
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
@@ -90,6 +94,7 @@ class Traits(NamedTuple):
     pending: Callable[[int], str | None] = lambda step: None
     name: str = "a transform"
     facts: Callable[[PyTree, State], tuple[Facts, ...]] = no_facts
+    follows: Callable[[State, Cuts], State] | None = None
 
 
 class Transform(NamedTuple):
@@ -100,7 +105,7 @@ class Transform(NamedTuple):
       update: ``(params, state, *, step, grads=None) -> State``; touches ``carried`` only. ``grads`` is the dense gradient
         at ``view(params, state)``.
       view: ``(params, state) -> params`` that the forward pass sees; differentiable in ``params`` and ``state.learnt``.
-      project: ``(params, state) -> params``, after the optimizer's step.
+      project: ``(params, state) -> (params, learnt)``, after the optimizer's step: back to where they are allowed.
       pack: ``(params, state) -> params`` with compressed tensors; host code over jitted functions.
         Law: ``densify(pack(p, s)) == view(p, s)``.
       traits: static facts.
@@ -109,7 +114,7 @@ class Transform(NamedTuple):
     init: Callable[..., State]
     update: Callable[..., State]
     view: Callable[[PyTree, State], PyTree]
-    project: Callable[[PyTree, State], PyTree]
+    project: Callable[[PyTree, State], tuple[PyTree, PyTree]]
     pack: Callable[[PyTree, State], PyTree]
     traits: Traits
 
@@ -120,8 +125,29 @@ def keep_state(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | N
 
 
 def keep_params(params: PyTree, state: State) -> PyTree:
-    """A ``view``, ``project`` or ``pack`` that changes nothing."""
+    """A ``view`` or ``pack`` that changes nothing."""
     return params
+
+
+def keep_both(params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+    """A ``project`` that changes nothing."""
+    return params, state.learnt
+
+
+def followed(method: Transform, state: State, cuts: Cuts) -> State:
+    """The state of ``method`` for a network that a pass has cut.
+
+    Raises:
+      ValueError: it holds arrays, and the method does not say how they follow.
+    """
+    if method.traits.follows is not None:
+        return method.traits.follows(state, cuts)
+    if jax.tree.leaves(state):
+        raise ValueError(
+            f"{method.traits.name}: does not say how its state follows the leaves that a pass cuts; give it "
+            "Traits(follows=(state, cuts) -> State), or make it with leafwise"
+        )
+    return state
 
 
 #: What ``identity`` says of each leaf: no remark beside what other members of a chain do.
@@ -131,7 +157,7 @@ IDLE = "identity changes nothing"
 def identity() -> Transform:
     """The transform that changes nothing, and so takes no leaf: plain training."""
     return Transform(
-        lambda params, info=ModelInfo(): State(), keep_state, keep_params, keep_params, keep_params,
+        lambda params, info=ModelInfo(): State(), keep_state, keep_params, keep_both, keep_params,
         Traits(lambda path, leaf, info: IDLE, name="identity"),
     )  # fmt: skip
 
@@ -228,10 +254,11 @@ def leafwise(
     view: Callable[[Any, Any, Any], Any],
     *,
     update: Callable[..., Any] | None = None,
-    project: Callable[[Any, Any, Any], Any] | None = None,
+    project: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None,
     pack: Callable[[str, Any, Any, Any], Any] | None = None,
     needs: frozenset[str] = frozenset(),
     taps: Callable[[Site], Mapping[str, Tap]] = no_taps,
+    follows: Callable[[Any, Any, Cut], tuple[Any, Any] | str] | None = None,
     name: str = "a transform",
 ) -> Transform:
     """Lifts a method for single leaves to a transform.
@@ -241,48 +268,101 @@ def leafwise(
       init: ``(path, leaf, known) -> (learnt, carried)`` of that leaf; works on abstract leaves.
       view: ``(leaf, learnt, carried) -> leaf``.
       update: ``(leaf, learnt, carried, step, grad) -> carried``.
-      project: ``(leaf, learnt, carried) -> leaf``.
+      project: ``(leaf, learnt, carried) -> (leaf, learnt)``.
       pack: ``(path, leaf, learnt, carried) -> compressed tensor``; the view, uncompressed, if None.
       taps: ``site -> {name: Tap}``: what ``init`` must see of a site of the leaf, as ``known.stats``.
+      follows: ``(learnt, carried, cut) -> (learnt, carried) | str`` of a leaf that a pass has cut; a str is the reason why it
+        is made anew. By the shapes of its arrays (``by_shape``) if None.
       needs, name: as in ``Traits``.
     """
-    takes = _judged(takes, taps)
+    own = _Leafwise(_judged(takes, taps), init, view, update, project, pack, taps, follows, name)
+    passes = 0 if taps is no_taps else 1
+    traits = Traits(own.takes, True, needs, leaf_taps(own.takes, taps), passes=passes, name=name, follows=own.follow_all)
+    return Transform(
+        own.init_all, own.update_all, own.view_all, own.project_all if project else keep_both, own.pack_all, traits
+    )
 
-    def init_tree(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(takes(p, x, info), str)}
-        states = {p: init(p, x, known_of(p, x.ndim, info, taps)) for p, x in taken.items()}
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Leafwise:
+    """A method for single leaves on all leaves that it takes; fields as in ``leafwise``."""
+
+    takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
+    init: Callable[[str, Any, Known], tuple[Any, Any]]
+    view: Callable[[Any, Any, Any], Any]
+    update: Callable[..., Any] | None
+    project: Callable[[Any, Any, Any], tuple[Any, Any]] | None
+    pack: Callable[[str, Any, Any, Any], Any] | None
+    taps: Callable[[Site], Mapping[str, Tap]]
+    follows: Callable[[Any, Any, Cut], tuple[Any, Any] | str] | None
+    name: str
+
+    def init_all(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(self.takes(p, x, info), str)}
+        states = {p: self.init(p, x, known_of(p, x.ndim, info, self.taps)) for p, x in taken.items()}
         return State({p: s[0] for p, s in states.items()}, {p: s[1] for p, s in states.items()})
 
-    def on_taken(fn: Callable[..., Any], params: PyTree, state: State) -> PyTree:
+    def on_taken(self, fn: Callable[..., Any], params: PyTree, state: State) -> PyTree:
         def visit(path: str, leaf: Any) -> Any:
             return fn(path, leaf, state.learnt[path], state.carried[path]) if path in state.carried else leaf
 
         return map_with_path(visit, params)
 
-    def update_tree(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        if update is None:
+    def update_all(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        if self.update is None:
             return state
         slopes = {} if grads is None else leaves_by_path(grads)
         carried = {
-            path: update(leaf, state.learnt[path], state.carried[path], step, slopes.get(path))
+            path: self.update(leaf, state.learnt[path], state.carried[path], step, slopes.get(path))
             for path, leaf in leaves_by_path(params).items()
             if path in state.carried
         }
         return State(state.learnt, carried)
 
-    def lift(fn: Callable[[Any, Any, Any], Any] | None) -> Callable[[PyTree, State], PyTree]:
-        if fn is None:
-            return keep_params
-        return lambda params, state: on_taken(lambda path, *args: fn(*args), params, state)
+    def project_all(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+        assert self.project is not None
+        leaves = leaves_by_path(params)
+        made = {path: self.project(leaves[path], state.learnt[path], own) for path, own in state.carried.items()}
+        return (
+            map_with_path(lambda path, leaf: made[path][0] if path in made else leaf, params),
+            {path: learnt for path, (_, learnt) in made.items()},
+        )
 
-    return Transform(
-        init=init_tree,
-        update=update_tree,
-        view=lift(view),
-        project=lift(project),
-        pack=lift(view) if pack is None else lambda params, state: on_taken(pack, params, state),
-        traits=Traits(takes, True, needs, leaf_taps(takes, taps), passes=0 if taps is no_taps else 1, name=name),
-    )
+    def view_all(self, params: PyTree, state: State) -> PyTree:
+        return self.on_taken(lambda path, *args: self.view(*args), params, state)
+
+    def pack_all(self, params: PyTree, state: State) -> PyTree:
+        return self.view_all(params, state) if self.pack is None else self.on_taken(self.pack, params, state)
+
+    def follow_all(self, state: State, cuts: Cuts) -> State:
+        leaves = leaves_by_path(cuts.params)
+
+        def anew(path: str) -> tuple[Any, Any]:
+            if cuts.moments is not None:
+                return cuts.moments[path], state.carried[path]
+            return self.init(path, leaves[path], known_of(path, leaves[path].ndim, cuts.info, self.taps))
+
+        def carried_over(path: str, cut: Cut) -> tuple[Any, Any] | str:
+            learnt, carried = state.learnt[path], state.carried[path]
+            if self.follows is not None:
+                return self.follows(learnt, carried, cut)
+            if cuts.moments is None:
+                return by_shape((learnt, carried), anew(path), cut)
+            made = by_shape(learnt, cuts.moments[path], cut)
+            return made if isinstance(made, str) else (made, carried)
+
+        def one(path: str) -> tuple[Any, Any]:
+            if path not in cuts.leaves:
+                return state.learnt[path], state.carried[path]
+            made = carried_over(path, cuts.leaves[path])
+            if isinstance(made, str):
+                what = "state" if cuts.moments is None else "optimizer's moments"
+                cuts.recorder.add("anew", path, f"{self.name}: its {what} made anew, since {made}")
+                return anew(path)
+            return made
+
+        found = {path: one(path) for path in state.carried}
+        return State({path: own[0] for path, own in found.items()}, {path: own[1] for path, own in found.items()})
 
 
 def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo()) -> Report:

@@ -5,7 +5,8 @@ points ``z`` (constant along what is contracted), the result is
 
     y[b, o] = s_a[b] s_w[o] (sum_i a[b, i] c[i, o] - z[o] sum_i a[b, i]),
 
-exact in the integers. A scale for each group of the contracted axis gives one such sum for each group.
+exact in the integers. A scale for each group of the contracted axis gives one such sum for each group. Activations may come
+as codes, int8: then ``s_a`` is 1 here, and their scale is their owner's to multiply with.
 """
 
 from __future__ import annotations
@@ -71,17 +72,28 @@ def quantize_rows(x: Array, axes: Sequence[int], bits: int = 8, folded: bool = F
     """Symmetric dynamic quantization with one scale for each index over the axes that are *not* in ``axes``.
 
     Args:
-      x: ``[...]``, any float dtype. axes: the axes that share a scale. bits: 2 to 8. folded: as for ``row_scale``.
+      x: ``[...]``, any float dtype, or codes already. axes: the axes that share a scale. bits: 2 to 8. folded: as for
+        ``row_scale``.
 
     Returns:
       ``(codes int8, scale float32)``; ``scale`` has length 1 on ``axes``. No code leaves the range, so none is clipped.
     """
+    if x.dtype == jnp.int8:
+        return x, jnp.ones([1 if a in axes else n for a, n in enumerate(x.shape)], jnp.float32)
     scale = row_scale(x, axes, bits, folded)
     return jnp.round(x.astype(jnp.float32) * (1.0 / scale)).astype(jnp.int8), scale
 
 
+def fixed_codes(x: Array, scale: Array, bits: int) -> Array:
+    """int8 codes of ``x`` with one given scale, float32 scalar; what lies beyond the range saturates."""
+    qmin, qmax = affine.code_range(bits, signed=True, narrow=True)
+    return jnp.clip(jnp.round(x.astype(jnp.float32) * (1.0 / scale)), qmin, qmax).astype(jnp.int8)
+
+
 def rounded(x: Array, axes: Sequence[int], bits: int, folded: bool = False) -> Array:
     """The values that ``quantize_rows`` rounds to, float32."""
+    if x.dtype == jnp.int8:
+        return x.astype(jnp.float32)
     scale = row_scale(x, axes, bits, folded)
     return jnp.round(x.astype(jnp.float32) * (1.0 / scale)) * scale
 

@@ -43,6 +43,9 @@ class Program(NamedTuple):
     run: Callable[[Coded, Any, Call], Array]
 
 
+#: Stands for a number of rows that is not known, in choices and in reports.
+MANY = 2**31 - 1
+
 #: From a tensor of codes to the form that a backend runs.
 Form = Callable[[Coded], Coded]
 
@@ -153,5 +156,13 @@ def along(param: tuple[Array, Names], out: Sequence[str]) -> Array:
 
 
 def rows(names: Labels, other: Any) -> int:
-    """How many rows of activations one weight matrix meets."""
-    return math.prod(n for n, name in zip(other.shape, names.other) if name[0] == "x")
+    """How many rows of activations one weight matrix meets, as ``counted``."""
+    return counted(math.prod(n for n, name in zip(other.shape, names.other) if name[0] == "x"))
+
+
+def counted(n: Any) -> int:
+    """A length as a number to choose by: one that a trace leaves open (a symbolic one of ``jax.export``) counts as ``MANY``.
+
+    What is chosen by it must be right for any length, and is the best for many.
+    """
+    return n if isinstance(n, int) else MANY

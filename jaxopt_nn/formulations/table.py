@@ -31,7 +31,7 @@ class Choice:
 
     Attributes:
       form: the weight's, such as ``QTensor int4, [groups, out, entries]``. program: its name.
-      rows: of activations. activations: their width.
+      rows: of activations; ``labels.MANY`` where the trace leaves their number open. activations: their width.
       over_float: time over the float product's, as measured once; None where it was not.
     """
 
@@ -44,7 +44,8 @@ class Choice:
     def __str__(self) -> str:
         told = "not measured" if self.over_float is None else f"{self.over_float:.2g} of float's time"
         slow = ", SLOWER than float" if (self.over_float or 0) > 1.05 else ""
-        return f"{self.form} x a{self.activations}, {self.rows} rows: {self.program} ({told}{slow})"
+        rows = "any number of" if self.rows == labels.MANY else self.rows
+        return f"{self.form} x a{self.activations}, {rows} rows: {self.program} ({told}{slow})"
 
 
 _watched: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("watched", default=None)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,18 +109,20 @@ def _by_rows(run: Any, turned: bool, weight: Coded, other: Array, call: Call) ->
     names = labels.of(call, weight, other)
     side, (contracted, batch) = 1 - call.side, call.dims
     free = [a for a, name in enumerate(names.other) if name[0] == "x"]
-    rows, sizes = labels.rows(names, other), [other.shape[a] for a in free]
+    sizes = [other.shape[a] for a in free]
+    rows = math.prod(sizes)
+    further = 0 if rows == 0 else jax.core.max_dim(ROWS - rows, 0)  # of an open number too: none, once it is known to be large
     head, tail = [other.shape[a] for a in batch[side]], [other.shape[a] for a in contracted[side]]
     x = other.transpose((*batch[side], *free, *contracted[side])).reshape(*head, rows, *tail)
-    if 0 < rows < ROWS:
-        x = jnp.pad(x, [(0, ROWS - rows if a == len(head) else 0) for a in range(x.ndim)])
+    if further != 0:
+        x = jnp.pad(x, [(0, further if a == len(head) else 0) for a in range(x.ndim)])
     x = jnp.moveaxis(x, len(head), -1) if turned else x
     places = (tuple(len(head) + (not turned) + i for i in range(len(tail))), tuple(range(len(head))))
     dims = tuple((own, new) if side else (new, own) for new, own in zip(places, (p[call.side] for p in call.dims)))
     call = dataclasses.replace(call, dims=dims)
     out = _in_blocks(run, weight, x, call, labels.of(call, weight, x))
     at = len(head) if call.side else out.ndim - 1
-    out = lax.slice_in_dim(out, 0, rows, axis=at)
+    out = lax.slice_in_dim(out, 0, rows, axis=at) if further != 0 else out
     return out.reshape(*out.shape[:at], *sizes, *out.shape[at + 1 :])
 
 
@@ -149,7 +152,7 @@ def take(weight: Coded, indices: Any, axis: int) -> Coded:
     place, split = weight.physical.index(axis), weight.split_axis == axis
     as_it_lies = place == 0 and weight.codes.shape[-1] % LANES == 0
     floats = not jnp.issubdtype(weight.codes.dtype, jnp.integer)
-    if as_it_lies or split or floats or not 1 < indices.size <= LOOKUPS:
+    if as_it_lies or split or floats or not 1 < labels.counted(indices.size) <= LOOKUPS:
         return weight.take(indices, axis)
     return _looked_up(weight, indices, axis)
 

@@ -122,11 +122,18 @@ def turns(weight: Coded, other: Array, call: Call, kind: str = "float32") -> Arr
 
 
 def two_rows(x: Array, xs: Names) -> tuple[Array, Names]:
-    """The operand twice where it is a single row, which misses the fast path of XLA on CPU; two rows don't."""
-    if math.prod(n for n, name in zip(x.shape, xs) if name[0] == "x") != 1:
+    """The operand with a row of zeros where it is a single one: of int8 or bfloat16 it misses the fast path of XLA on CPU.
+
+    Two rows don't, nor does one of float32. Rows of an open number get an axis of as many zeros as they may need: none, once
+    they are known to be two or more.
+    """
+    if x.dtype == jnp.float32:
         return x, xs
-    one = jnp.expand_dims(x, 0)
-    return jnp.concatenate([one, one]), ("xp", *xs)
+    rows = math.prod(n for n, name in zip(x.shape, xs) if name[0] == "x")
+    further = jax.core.max_dim(2 - rows, 0)
+    if isinstance(further, int) and further != 1:
+        return x, xs
+    return jnp.pad(jnp.expand_dims(x, 0), [(0, further), *[(0, 0)] * x.ndim]), ("xp", *xs)
 
 
 def first_row(total: Array, out: Names, names: Labels) -> Array:

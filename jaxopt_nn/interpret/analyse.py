@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxopt_nn.core.model import Roles, Site, Use
 from jaxopt_nn.core.report import Recorder
+from jaxopt_nn.formulations.labels import counted
 from jaxopt_nn.interpret import jaxprs, normal, rows, tags
 from jaxopt_nn.interpret.tags import CONSTANT, Key, Source, Tag
 
@@ -238,7 +239,7 @@ class Analysis:
         lhs, rhs = operands[:2]
         if kind == "gather" and not lhs.sources:
             return False
-        weight = _weight(kind, lhs, rhs, [v.aval.size for v in eqn.invars[:2]])
+        weight = _weight(kind, lhs, rhs, [counted(v.aval.size) for v in eqn.invars[:2]])
         if weight is None and not (lhs.dynamic or rhs.dynamic):
             return False
         if self._quiet:
@@ -370,7 +371,7 @@ def _lengths(kind: str, eqn: Any, weight: int | None, stacked: Sequence[int]) ->
     if kind == "conv":
         count = normal.groups(eqn.params)
         out = rhs[numbers.rhs_spec[0]]
-        return math.prod(rhs) // out, out // count, (count,) if count > 1 else ()
+        return math.prod(rhs) // out, out // count, (count,) if count != 1 else ()
     indexed, batch = normal.indexed_axes(eqn.params, lhs), numbers.operand_batching_dims
     window = math.prod(eqn.params["slice_sizes"])  # of a lookup of whole rows their length
     return math.prod(lhs[a] for a in indexed), window, tuple(lhs[a] for a in batch)

@@ -172,8 +172,10 @@ def _scan(ev: Evaluator, key: Key, eqn: Any, operands: Sequence[Any], totals: To
         ys = _dense(ev, (*inside, -1), outs[n_carry:], eqn, "stacks it", n_carry)
         return (new, totals), ys
 
-    keys = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
-    (moving, totals), ys = lax.scan(step, (moving, totals), (list(xs), entries), **keys)
+    keys = {k: eqn.params[k] for k in ("reverse", "unroll")}
+    # what is sliced says how long it is, also where that is a symbol, which `length` may not be
+    sliced = bool(jax.tree.leaves((xs, entries)))
+    (moving, totals), ys = lax.scan(step, (moving, totals), (list(xs), entries), None if sliced else length, **keys)
     fill = iter(moving)
     full = [carry[i] if i in fixed else next(fill) for i in range(n_carry)]
     return [*full, *ys], totals, {}

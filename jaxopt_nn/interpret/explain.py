@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
+from jaxopt_nn.core.leaf_rows import Operation, Run
 from jaxopt_nn.core.model import Site
-from jaxopt_nn.core.rows import Operation, Run
 from jaxopt_nn.formulations import table
 from jaxopt_nn.formulations.table import Choice
 from jaxopt_nn.interpret import jaxprs

@@ -69,6 +69,13 @@ def couplings(apply: Callable[..., PyTree], variables: PyTree, *inputs: PyTree) 
     return _Flow(program, tuple(leaves_by_path(variables))).couplings()
 
 
+def group_names(groups: Sequence[AxisGroup]) -> list[str]:
+    """A name for each group: the path of its first producer, with the axis where two groups share it."""
+    first = [g.members[0] for g in groups]
+    count = Counter(m.path for m in first)
+    return [m.path if count[m.path] == 1 else f"{m.path} axis {m.axis}" for m in first]
+
+
 class _Flow:
     """One walk over a program that collects ties and pins."""
 

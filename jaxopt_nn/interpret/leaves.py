@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxopt_nn.core.leaf_rows import LeafRow, Operation, Run
 from jaxopt_nn.core.model import Leaf, ModelInfo, Roles, Site
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.core.rows import LeafRow, Operation, Run
 from jaxopt_nn.tensors.base import is_compressed
 
 NAMES = {"dot": "dot", "conv": "convolution", "gather": "lookup"}

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_nn.core.layout import Matrix, Reshape, Slice, Transpose
+from jaxopt_nn.core.matrix import Matrix, Reshape, Slice, Transpose
 from jaxopt_nn.core.model import Site
 from jaxopt_nn.interpret.tags import Source
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxopt_nn.core.model import Site
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches, near_misses
@@ -101,20 +103,58 @@ class Rewritten:
         return told(program.info, leaves_by_path(variables), report, found, others)
 
     def init(self, variables: PyTree, *inputs: PyTree, stats: Mapping[str, Any] | None = None) -> dict[str, State]:
-        """The initial states of the rules that have one, by site, with the site's slots as leading axes."""
-        program = self.program(variables, inputs)
-        made = {}
-        for key, rule in _assigned(program, self._rules, "rule").items():
-            site = program.sites[key]
+        """The initial states of the rules that have one, by site, with the site's slots as leading axes.
+
+        Args:
+          inputs: arrays or ``jax.ShapeDtypeStruct``. stats: ``{site: {tap: statistic}}`` of ``taps``.
+        """
+        found = {}
+        for site, rule in self._ruled(variables, inputs):
             own = (stats or {}).get(site.name)
-            init = lambda own, site=site, rule=rule: rule.init(site, own)
-            slots = site.stack[: len(site.slots)]
-            for n in reversed(slots):
-                init = jax.vmap(init, axis_size=n)
-            state = init(own)
+            state = _over_slots(site, functools.partial(rule.init, site))(own)
             if jax.tree.leaves(state):
-                made[site.name] = state
-        return made
+                found[site.name] = state
+        return found
+
+    def taps(self, variables: PyTree, *inputs: PyTree) -> dict[str, Mapping[str, Tap]]:
+        """What the rules ask ``init`` to be told of each site: ``{site: {name: Tap}}``."""
+        found = {site.name: rule.taps(site) for site, rule in self._ruled(variables, inputs)}
+        return {name: own for name, own in found.items() if own}
+
+    def measure(
+        self, variables: PyTree, *inputs: PyTree, states: Mapping[str, State] | None = None, weights: Any = None
+    ) -> tuple[PyTree, dict[str, dict[str, Any]]]:
+        """The outputs, and ``{site: {name: statistic}}`` of what the rules measure in the same pass, without a gradient.
+
+        Args:
+          weights: of the rows of the inputs, as in ``capture``.
+        """
+        program = self.program(variables, inputs, () if weights is None else tuple(weights.shape))
+        rules = _assigned(program, self._rules, "rule")
+        wanted = {key: rule.measures(program.sites[key]) for key, rule in rules.items() if not _in_condition(program, key)}
+        taps = {key: {name: _stopped(tap) for name, tap in own.items()} for key, own in wanted.items() if own}
+        made = self._evaluator(program, dict(states or {}), Recorder(), Evaluator, taps, weights)
+        outs, totals = _run(program, made, variables, inputs, made.zeros())
+        measured: dict[str, dict[str, Any]] = {}
+        for (site, name), total in totals.items():
+            measured.setdefault(site, {})[name] = total
+        return outs, measured
+
+    def update(
+        self, variables: PyTree, *inputs: PyTree, states: Mapping[str, State], measured: Mapping[str, Any], step: Any
+    ) -> dict[str, State]:
+        """The states after a step of training: each rule's ``update`` on what ``measure`` gave."""
+        new = dict(states)
+        for site, rule in self._ruled(variables, inputs):
+            if site.name in new:
+                update = functools.partial(_updated, rule, site, step)
+                new[site.name] = _over_slots(site, update)((new[site.name], measured.get(site.name, {})))
+        return new
+
+    def _ruled(self, variables: PyTree, inputs: tuple[PyTree, ...]) -> Iterator[tuple[Site, Rule]]:
+        program = self.program(variables, inputs)
+        for key, rule in _assigned(program, self._rules, "rule").items():
+            yield program.sites[key], rule
 
     def _evaluate(
         self,
@@ -125,12 +165,23 @@ class Rewritten:
         evaluator: Callable[..., Evaluator] = Evaluator,
     ) -> PyTree:
         program = self.program(variables, inputs)
+        return _run(program, self._evaluator(program, states, recorder, evaluator), variables, inputs)[0]
+
+    def _evaluator(
+        self,
+        program: Program,
+        states: dict[str, State],
+        recorder: Recorder,
+        evaluator: Callable[..., Evaluator],
+        taps: Mapping[Key, Mapping[str, Tap]] = MappingProxyType({}),
+        weights: Any = None,
+    ) -> Evaluator:
         rules = _assigned(program, self._rules, "rule")
         for key in [k for k, rule in rules.items() if program.sites[k].weight is None and not rule.activations]:
             site, rule = program.sites[key], rules.pop(key)
             recorder.add("float", site.name, f"no operand is a weight, and rule {rule.name} takes weights only")
-        made = evaluator(program.sites, rules, {}, recorder, states, None, program.behind)
-        return _run(program, made, variables, inputs)[0]
+        _check_states(program, rules, states)
+        return evaluator(program.sites, rules, taps, recorder, states, weights, program.behind)
 
 
 class Capturing:
@@ -183,7 +234,7 @@ class Capturing:
         measured: dict[Key, dict[str, Tap]] = {}
         for key, own in self._taps(program).items():
             site = program.sites[key]
-            if any(key[: len(test)] == test for test in program.conditions):
+            if _in_condition(program, key):
                 recorder.add("note", site.name, "lies in the condition of a `while`, which measures nothing")
                 continue
             for name, tap in own.items():
@@ -210,6 +261,63 @@ def _run(
     dense = evaluator.dense((-1,), [None if id(x) in given else x for x in outs], "`apply` returns it")
     outs = [x if id(x) in given else d for x, d in zip(outs, dense, strict=True)]
     return jax.tree.unflatten(program.out_tree, outs), totals
+
+
+def _in_condition(program: Program, key: Key) -> bool:
+    """Whether a site lies in the condition of a ``while``, where nothing can be measured."""
+    return any(key[: len(test)] == test for test in program.conditions)
+
+
+def _stopped(tap: Tap) -> Tap:
+    """A tap through which no gradient flows."""
+    return tap._replace(add=lambda total, x, weight, site: tap.add(total, jax.lax.stop_gradient(x), weight, site))
+
+
+def _over_slots(site: Site, fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``fn`` of one entry of a site's slots, for all of them: they lead every axis."""
+    for n in reversed(site.stack[: len(site.slots)]):
+        fn = jax.vmap(fn, axis_size=n)
+    return fn
+
+
+def _updated(rule: Rule, site: Site, step: Any, pair: tuple[State, Mapping[str, Any]]) -> State:
+    return rule.update(site, *pair, step)
+
+
+def _check_states(program: Program, rules: Mapping[Key, Rule], states: Mapping[str, State]) -> None:
+    """Raises ValueError where a state has no site, or other leaves, shapes or dtypes than its rule's."""
+    if not states:
+        return
+    by_name = {program.sites[key].name: (program.sites[key], rule) for key, rule in rules.items()}
+    for name, state in states.items():
+        if name not in by_name:
+            near = ", ".join(near_misses(name, by_name) or list(by_name)[:3]) or "none"
+            raise ValueError(
+                f"states[{name!r}]: no rule stands at such a site; is it the state of another network? nearest: {near}"
+            )
+        site, rule = by_name[name]
+        wanted = _abstract_leaves(jax.eval_shape(lambda site=site, rule=rule: _blank(site, rule)))
+        if _abstract_leaves(state) != wanted:
+            raise ValueError(
+                f"states[{name!r}]: holds {_told(_abstract_leaves(state))}, rule {rule.name} has {_told(wanted)} there; is it "
+                "the state of another network, or of another rule?"
+            )
+
+
+def _blank(site: Site, rule: Rule) -> State:
+    """A state of the structure that a rule has at a site."""
+    own = rule.taps(site)
+    spread = lambda x: jnp.broadcast_to(x, (*site.stack, *jnp.shape(x)))
+    stats = {name: jax.tree.map(spread, tap.zero(site)) for name, tap in own.items()} if own else None
+    return _over_slots(site, functools.partial(rule.init, site))(stats)
+
+
+def _abstract_leaves(state: State) -> dict[str, tuple[Any, ...]]:
+    return {path: (tuple(jnp.shape(x)), jnp.result_type(x)) for path, x in leaves_by_path(state._asdict()).items()}
+
+
+def _told(leaves: Mapping[str, tuple[Any, ...]]) -> str:
+    return ", ".join(f"{path} {dtype}{list(shape)}" for path, (shape, dtype) in leaves.items()) or "nothing"
 
 
 def _key(variables: PyTree, inputs: tuple[PyTree, ...]) -> Hashable:

@@ -33,31 +33,29 @@ class Prepared:
 
     def __call__(self, variables: PyTree, paths: Container[str]) -> PyTree:
         """``variables`` with the leaves of ``paths`` prepared; not under a trace."""
-        return map_with_path(lambda path, x: self._ready(x) if is_compressed(x) and path in paths else x, variables)
+        tensors = {path: x for path, x in leaves_by_path(variables).items() if is_compressed(x) and path in paths}
+        if any(id(x) not in self._made for x in tensors.values()):
+            for path, ready in prepare(tensors).items():  # together: the form depends on how large the network is
+                self._keep(tensors[path], ready)
+        found = {path: self._made[id(x)][1] for path, x in tensors.items()}
+        return map_with_path(lambda path, x: x if found.get(path) is None else found[path], variables)
 
     def __len__(self) -> int:
         return len(self._made)
 
-    def _ready(self, tensor: Any) -> Any:
+    def _keep(self, tensor: Any, ready: Any) -> None:
         key = id(tensor)
-        if key not in self._made:
-            ready = prepare(tensor)
-            # a tensor that is prepared already must not be held by its own entry
-            ready = None if _same_form(tensor, ready) else ready
-            self._made[key] = weakref.ref(tensor, lambda _: self._made.pop(key, None)), ready
-        made = self._made[key][1]
-        return tensor if made is None else made
+        # a tensor that is prepared already must not be held by its own entry
+        ready = None if _same_form(tensor, ready) else ready
+        self._made[key] = weakref.ref(tensor, lambda _: self._made.pop(key, None)), ready
 
 
 def stored(variables: PyTree) -> Report:
     """A message for each compressed tensor, arrays or traced, that is not in the form that the default backend runs."""
-    found = []
-    for path, leaf in leaves_by_path(variables).items():
-        if is_compressed(leaf):
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), leaf)
-            if not _same_form(like, prepare(like)):
-                found.append(Message("stored", path, SAID))
-    return Report(tuple(found))
+    tensors = {path: x for path, x in leaves_by_path(variables).items() if is_compressed(x)}
+    likes = {path: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), x) for path, x in tensors.items()}
+    ready = prepare(likes)
+    return Report(tuple(Message("stored", path, SAID) for path in likes if not _same_form(likes[path], ready[path])))
 
 
 def _same_form(a: Any, b: Any) -> bool:

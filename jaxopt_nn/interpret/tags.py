@@ -1,7 +1,7 @@
 """Tags: which leaves lie behind a value, and how their entries came to lie where they lie.
 
 An operation that only moves entries (transpose, reshape, broadcast, slice, split, one layer of a stack, ...) keeps a value the
-leaf that it was, and adds its step (``core.layout``). One that works entry by entry makes a value that is *derived* from
+leaf that it was, and adds its step (``core.matrix``). One that works entry by entry makes a value that is *derived* from
 leaves whose entries still lie at known places. Any other makes a value of which only the leaves are known, or an activation.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxopt_nn.core.layout import Broadcast, Embed, Reshape, Reverse, Slice, Step, Transpose, Unstack
+from jaxopt_nn.core.matrix import Broadcast, Embed, Reshape, Reverse, Slice, Step, Transpose, Unstack
 from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.units import ELEMENTWISE
 

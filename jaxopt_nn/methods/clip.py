@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import Facts, LeafTraits, PyTree, State, Transform, leafwise, why_not_matrix
@@ -176,10 +177,16 @@ def _box_transform(
             )
         return seen
 
+    projected = (lambda leaf, learnt, carried: (view(leaf, learnt, carried), learnt)) if project else None
     made = leafwise(
-        takes, init, view, project=view if project else None, pack=pack, needs=frozenset({"roles"}), name=name
+        takes, init, view, project=projected, pack=pack, needs=frozenset({"roles"}), follows=_followed, name=name
     )
     return made._replace(traits=made.traits._replace(facts=_told))
+
+
+def _followed(learnt: Any, carried: Box, cut: Cut) -> tuple[Any, Any] | str:
+    lo, hi = cut.beside(carried.lo), cut.beside(carried.hi)
+    return next((x for x in (lo, hi) if isinstance(x, str)), (learnt, Box(lo, hi)))
 
 
 def _ends(box: Box, dtype: Any) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, known_of, leafwise, no_taps, why_not_matrix
@@ -200,46 +201,73 @@ def prune(
     amount = threshold if sparsity is None else sparsity
     _check_functions(criterion, allocation)
     start = _checked_start(sparsity, threshold, allocation)
-    scheduled = callable(amount)
     select = _above if sparsity is None else allocation
     taps = getattr(criterion, "taps", no_taps)
     # any criterion but magnitude may read gradients; only a schedule scores again after init
-    needs = frozenset({"roles"} | ({"grads"} if scheduled and criterion is not magnitude else set()))
+    needs = frozenset({"roles"} | ({"grads"} if callable(amount) and criterion is not magnitude else set()))
     # an allocation sees all leaves together, so init and update are no work of single leaves
     each = leafwise(_takes, lambda path, leaf, known: ((), ()), _view, pack=_pack, needs=needs, taps=taps, name="prune")
+    own = _Pruning(criterion, select, amount, start, regrow, each, taps)
+    local = select in (per_leaf, _above)
+    traits = each.traits._replace(leaf_local=local, pending=partial(_pending, sparsity, threshold), follows=own.follows)
+    return each._replace(init=own.init, update=own.update, traits=traits)
 
-    def masks(scores: dict[str, Any], roles: dict[str, Roles], step: Any) -> dict[str, Any]:
-        return select(scores, roles, amount(step) if callable(amount) else amount)
 
-    def at_zero(leaves: dict[str, Any], known: dict[str, Known]) -> dict[str, Any]:
-        if scheduled and start == 0:  # no score is needed yet, so that a criterion may wait for gradients
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pruning:
+    """The masks of ``prune``: ``select(scores, roles, amount)``, of which ``start`` is the amount at step 0."""
+
+    criterion: Criterion
+    select: Callable[..., dict[str, Any]]
+    amount: Any
+    start: Any
+    regrow: bool
+    each: Transform
+    taps: Callable[..., Any]
+
+    @property
+    def scheduled(self) -> bool:
+        return callable(self.amount)
+
+    def masks(self, scores: dict[str, Any], roles: dict[str, Roles], step: Any) -> dict[str, Any]:
+        return self.select(scores, roles, self.amount(step) if callable(self.amount) else self.amount)
+
+    def at_zero(self, leaves: dict[str, Any], known: dict[str, Known]) -> dict[str, Any]:
+        if self.scheduled and self.start == 0:  # no score is needed yet, so that a criterion may wait for gradients
             return {p: jnp.ones(x.shape, bool) for p, x in leaves.items()}
-        return masks(_scores(criterion, leaves, None, known), {p: k.roles for p, k in known.items()}, 0)
+        return self.masks(_scores(self.criterion, leaves, None, known), {p: k.roles for p, k in known.items()}, 0)
 
-    def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(each.traits.takes(p, x, info), str)}
-        known = {p: known_of(p, x.ndim, info, taps) for p, x in taken.items()}
+    def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(self.each.traits.takes(p, x, info), str)}
+        known = {p: known_of(p, x.ndim, info, self.taps) for p, x in taken.items()}
         if not taken:
             return State({}, {})
         abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in taken.values())
-        made = jax.eval_shape(at_zero, taken, known) if abstract else at_zero(taken, known)
+        made = jax.eval_shape(self.at_zero, taken, known) if abstract else self.at_zero(taken, known)
         return State(dict.fromkeys(taken, ()), {p: Pruned(made[p], known[p]) for p in taken})
 
-    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        if not scheduled or not state.carried:
+    def update(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        if not self.scheduled or not state.carried:
             return state
         leaves = {p: x for p, x in leaves_by_path(params).items() if p in state.carried}
         known = {p: own.known for p, own in state.carried.items()}
-        scores = _scores(criterion, leaves, None if grads is None else leaves_by_path(grads), known)
-        if not regrow:
+        scores = _scores(self.criterion, leaves, None if grads is None else leaves_by_path(grads), known)
+        if not self.regrow:
             scores = {p: jnp.where(state.carried[p].mask, score, -jnp.inf) for p, score in scores.items()}
-        made = masks(scores, {p: own.roles for p, own in state.carried.items()}, step)
-        new = {p: made[p] if regrow else made[p] & own.mask for p, own in state.carried.items()}
+        made = self.masks(scores, {p: own.roles for p, own in state.carried.items()}, step)
+        new = {p: made[p] if self.regrow else made[p] & own.mask for p, own in state.carried.items()}
         return State(state.learnt, {p: Pruned(new[p], own.known) for p, own in state.carried.items()})
 
-    local = select in (per_leaf, _above)
-    traits = each.traits._replace(leaf_local=local, pending=partial(_pending, sparsity, threshold))
-    return each._replace(init=init, update=update, traits=traits)
+    def follows(self, state: State, cuts: Cuts) -> State:
+        def one(path: str, own: Pruned) -> Pruned:
+            if path not in cuts.leaves or cuts.moments is not None:
+                return own
+            cut = cuts.leaves[path]
+            # what its criterion knows is of another leaf now; without a schedule it is not asked again
+            known = known_of(path, len(cut.shape), cuts.info, self.taps) if self.scheduled else Known(own.roles)
+            return Pruned(cut.leaf(own.mask), dataclasses.replace(known, roles=own.roles))
+
+        return State(state.learnt, {path: one(path, own) for path, own in state.carried.items()})
 
 
 def _check_functions(criterion: Any, allocation: Any) -> None:

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.transform import LeafTraits, Transform, leafwise, why_not_matrix
 from jaxopt_nn.numerics import affine
@@ -151,14 +152,7 @@ def quantize(
       ValueError: a value outside the above, stochastic rounding without a key or a key without it; at ``init``, a leaf
         that ``group`` does not divide; at ``pack``, NaN or Inf.
     """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-        raise ValueError(f"quantize(bits={bits!r}): allowed are the whole numbers 1 to 8")
-    if granularity not in ("channel", "tensor"):
-        raise ValueError(f"quantize(granularity={granularity!r}): allowed are 'channel' and 'tensor'")
-    if ste not in ("clip", "pass", "none"):
-        raise ValueError(f"quantize(ste={ste!r}): allowed are 'clip', 'pass' and 'none'")
-    if group != -1 and (group < 1 or granularity != "channel"):
-        raise ValueError(f"quantize(group={group}): a positive number with granularity='channel', or -1 for none")
+    _check(bits, granularity, group, ste)
     root, generator = _root_key(rounding, key)
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
@@ -183,8 +177,22 @@ def quantize(
         own = None if root is None else jax.random.fold_in(root, np.uint32(zlib.crc32(path.encode())))
         return (), Quantized(form, None if own is None else jax.random.key_data(own))
 
-    update = None if root is None else _fold_in
-    return leafwise(takes, init, _view, update=update, pack=_pack, needs=frozenset({"roles"}), name=f"quantize({bits})")
+    return leafwise(
+        takes, init, _view, update=None if root is None else _fold_in, pack=_pack, needs=frozenset({"roles"}),
+        follows=_followed, name=f"quantize({bits})",
+    )  # fmt: skip
+
+
+def _check(bits: Any, granularity: str, group: int, ste: str) -> None:
+    """Raises ValueError where an argument of ``quantize`` is not allowed."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
+        raise ValueError(f"quantize(bits={bits!r}): allowed are the whole numbers 1 to 8")
+    if granularity not in ("channel", "tensor"):
+        raise ValueError(f"quantize(granularity={granularity!r}): allowed are 'channel' and 'tensor'")
+    if ste not in ("clip", "pass", "none"):
+        raise ValueError(f"quantize(ste={ste!r}): allowed are 'clip', 'pass' and 'none'")
+    if group != -1 and (group < 1 or granularity != "channel"):
+        raise ValueError(f"quantize(group={group}): a positive number with granularity='channel', or -1 for none")
 
 
 def _root_key(rounding: str, key: jax.Array | int | None) -> tuple[jax.Array | None, str | None]:
@@ -205,6 +213,17 @@ def _root_key(rounding: str, key: jax.Array | int | None) -> tuple[jax.Array | N
 def _fold_in(leaf: Any, learnt: Any, carried: Quantized, step: Any, grad: Any) -> Quantized:
     key = jax.random.fold_in(carried.key, step)  # type: ignore[arg-type]
     return Quantized(carried.form, jax.random.key_data(key))
+
+
+def _followed(learnt: Any, carried: Quantized, cut: Cut) -> tuple[Any, Any] | str:
+    """Ranges are computed at every view; what must still hold is that the groups divide the axis."""
+    lengths = list(carried.form.scale_shape)
+    for axis, own in enumerate(lengths):
+        group, length = cut.shape[axis] // max(own, 1), cut.small[axis]
+        if own > 1 and length % group:
+            return f"{length} entries stay along axis {axis}, not a multiple of group={group}"
+        lengths[axis] = length // group if own > 1 else own
+    return learnt, dataclasses.replace(carried, form=carried.form._replace(scale_shape=tuple(lengths)))
 
 
 def _scale_shape(shape: tuple[int, ...], roles: Roles, granularity: str, group: int) -> tuple[int, ...]:

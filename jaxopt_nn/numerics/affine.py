@@ -233,7 +233,7 @@ def expand_groups(scale: ArrayLike, shape: Sequence[int]) -> Array:
     if scale.ndim == 0 or scale.shape == shape:
         return jnp.broadcast_to(scale, shape)
     check_groups(scale.shape, shape)
-    grouped = [1 < d < n for d, n in zip(scale.shape, shape)]
+    grouped = [d not in (1, n) for d, n in zip(scale.shape, shape)]
     thin = [e for d, g in zip(scale.shape, grouped) for e in ((d, 1) if g else (d,))]
     wide = [e for d, n, g in zip(scale.shape, shape, grouped) for e in ((d, n // d) if g else (n,))]
     return jnp.broadcast_to(scale.reshape(thin), wide).reshape(shape)

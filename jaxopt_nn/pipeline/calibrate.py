@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxopt_nn.core.memory import call_bytes, fitting
 from jaxopt_nn.core.model import ModelInfo, Site, StatKey
+from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.report import Message
 from jaxopt_nn.core.tap import Tap
@@ -21,19 +23,23 @@ from jaxopt_nn.core.transform import Transform
 from jaxopt_nn.interpret.evaluate import Totals
 from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.interpret.network import Network, network_of
+from jaxopt_nn.interpret.network import Network, like, network_of
 from jaxopt_nn.interpret.rewrite import Capturing, capture
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
+from jaxopt_nn.pipeline.data import Arrays
+from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
 #: The inputs of ``apply``: one array a batch, or a tuple of them. It is gone over several times.
 Batches = Iterable[Any] | Callable[[], Iterator[Any]]
+#: Most examples in a batch of a task's data.
+EXAMPLES = 512
 
 
 def calibrate(
     network: Network,
-    method: Transform,
+    method: Transform | Pass,
     batches: Batches,
     *,
     sequential: bool = False,
@@ -42,7 +48,7 @@ def calibrate(
     checkpoints: Callable[[str], Checkpoints] | None = None,
     say: Callable[[str], None] = nothing,
 ) -> ModelInfo:
-    """Streams the data through the model and collects what ``method`` declares (``traits.taps``), for ``method.init``.
+    """Streams the data through the model and collects what ``method`` declares (``traits.taps``), for its ``init`` or ``plan``.
 
     Each member of a chain sees the model with the views of the members before it, so that the data is passed over as often
     as there are members whose statistics wait for another's; ``say`` is told how often before it starts, and of each batch.
@@ -50,7 +56,7 @@ def calibrate(
 
     Args:
       network: in float; measured in evaluation mode, without its rules.
-      method: any transform; one that needs nothing gives the ``ModelInfo`` of ``inspect``.
+      method: any transform or pass; one that needs nothing gives the ``ModelInfo`` of ``inspect``.
       batches: what can be gone over again: a list, a dataset, or a function that returns an iterator.
       sequential: layer by layer, in order of evaluation: each sees the inputs that the layers before it give once all members
         have changed them; of a scanned stack, the layers in turn. One more pass for each layer. For methods whose leaves are
@@ -81,12 +87,54 @@ def calibrate(
     if not sequential:
         say(f"calibration: {method.traits.passes} passes over the data")
         return run.filled(method, leaves_by_path(variables), variables, info, info.sites)
-    if not method.traits.leaf_local:
+    if isinstance(method, Pass) or not method.traits.leaf_local:
         raise ValueError(
             f"calibrate(sequential=True): {method.traits.name} weighs leaves against each other, so no layer can be finished "
             "before the next; pass sequential=False, or an allocation by leaf"
         )
     return _layer_by_layer(run, method, variables, info)
+
+
+def calibrated(network: Network, batches: Batches) -> Network:
+    """The network with the states of its rules, from what they ask to see of its sites: ``Rule.taps``.
+
+    Args:
+      network: with rules; measured in evaluation mode, without them. Variables may hold compressed tensors.
+      batches: as for ``calibrate``.
+
+    Raises:
+      ValueError: no batch; ``batches`` that can be gone over once only; statistics that hold NaN or Inf; a site in the
+        condition of a ``while``.
+    """
+    variables = network_of(network).variables
+    run = _Run(network.apply, batches, None, None, None, nothing)
+    wanted = network.run.taps(variables, *run.example)
+    if not wanted:
+        return network.initialized(*run.example)
+    asked: dict[StatKey, Tap] = {((), site, name): tap for site, own in wanted.items() for name, tap in own.items()}
+    found, _ = run.measured(asked, variables)
+    stats: dict[str, dict[str, Any]] = {}
+    for (_, site, name), value in found.items():
+        stats.setdefault(site, {})[name] = value
+    return network.initialized(*run.example, stats=stats)
+
+
+def calibration_inputs(network: Network, task: Task, few: bool = False) -> Batches:
+    """The inputs of a task's training data, or of its test data where there is none, for ``calibrate``.
+
+    Args:
+      few: one minibatch, to try something on.
+    """
+    source, inputs = task.train or task.test, task.objective.inputs_of
+    if not isinstance(source, Arrays):
+        real_rows = lambda batch, n: jax.tree.map(lambda x: x[:n], batch)  # without those that fill up a batch
+        whole = lambda: (inputs(real_rows(batch, int(real.sum()))) for batch, real in source.batches(0))
+        return [next(whole())] if few else whole
+    run = jax.jit(network.apply)
+    need = lambda n: call_bytes(run, network.variables, *inputs(like(source.tree, n)))
+    size = fitting(need, min(task.batch_size if few else EXAMPLES, source.size))
+    count = min(task.batch_size, source.size) if few else source.size
+    return [inputs(source.rows(slice(i, min(i + size, count)))) for i in range(0, count, size)]
 
 
 class _Run:
@@ -121,7 +169,7 @@ class _Run:
 
     def filled(
         self,
-        method: Transform,
+        method: Transform | Pass,
         part: dict[str, Any],
         variables: PyTree,
         info: ModelInfo,
@@ -136,11 +184,11 @@ class _Run:
         """
         while wanted := method.traits.taps(dataclasses.replace(info, sites=sites)):
             seen = method.traits.seen(part, info)
-            stats, unweighted = self._pass(wanted, _replaced(variables, seen, info, entry))
+            stats, unweighted = self.measured(wanted, _replaced(variables, seen, info, entry))
             info = dataclasses.replace(info, stats={**info.stats, **stats}, report=info.report + unweighted)
         return info
 
-    def _pass(self, wanted: Mapping[StatKey, Tap], variables: PyTree) -> tuple[dict[StatKey, Any], list[Message]]:
+    def measured(self, wanted: Mapping[StatKey, Tap], variables: PyTree) -> tuple[dict[StatKey, Any], list[Message]]:
         """One pass over the data: the statistics, and the sites that were measured unweighted."""
         by_site: dict[str, dict[str, Tap]] = {}
         for (member, site, tap), value in wanted.items():
@@ -249,11 +297,11 @@ def _replaced(variables: PyTree, part: Mapping[str, Any], info: ModelInfo, entry
 
 
 def _check_finite(totals: Totals, empty: Callable[[], Totals]) -> None:
-    """Raises ValueError where a statistic is not finite though the empty one is."""
+    """Raises ValueError where a statistic is not finite, and was not so when it was empty."""
 
     def bad(total: Any, zero: Any) -> Any:
         parts = zip(jax.tree.leaves(total), jax.tree.leaves(zero), strict=True)
-        return functools.reduce(jnp.logical_or, [jnp.any(~jnp.isfinite(t) & jnp.isfinite(z)) for t, z in parts])
+        return functools.reduce(jnp.logical_or, [jnp.any(~jnp.isfinite(t) & (t != z)) for t, z in parts])
 
     # compiled, so that the empty statistics take no memory
     found = jax.jit(lambda totals: {key: bad(totals[key], zero) for key, zero in empty().items()})(totals)

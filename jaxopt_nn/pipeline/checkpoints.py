@@ -208,11 +208,12 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def claim(directory: Path, config: Mapping[str, Any], before: Collection[str] = ()) -> None:
+def claim(directory: Path, config: Mapping[str, Any], before: Collection[str] = (), what: str = "config") -> None:
     """Says that ``directory`` holds the positions of a run of ``config``.
 
     Args:
       before: names of trainings that come before ``config["stages"]``: where only they have positions, the stages may change.
+      what: messages call ``config`` so.
 
     Raises:
       ValueError: it holds positions of another config; the fields that differ are named.
@@ -224,20 +225,20 @@ def claim(directory: Path, config: Mapping[str, Any], before: Collection[str] = 
             known = json.loads(file.read_bytes())
         except ValueError:
             known = None  # killed while it was written: nothing was trained yet
-        differing = [] if known is None else _differing(known, json.loads(text))
+        differing = [] if known is None else _differing(known, json.loads(text), what)
         trained = {p.parent.name for p in directory.rglob("*") if p.name.isdigit()}
         if trained <= {*before}:
-            differing = [name for name in differing if not name.startswith("config.stages")]
+            differing = [name for name in differing if not name.startswith(f"{what}.stages")]
         if differing and trained:
             raise ValueError(
-                f"{directory}: holds the checkpoints of another config; different: {', '.join(differing)}; pass "
+                f"{directory}: holds the checkpoints of another {what}; different: {', '.join(differing)}; pass "
                 "another workdir, or delete that folder to start anew"
             )
     directory.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
 
 
-def _differing(old: Any, new: Any, at: str = "config") -> list[str]:
+def _differing(old: Any, new: Any, at: str) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         return [
             name

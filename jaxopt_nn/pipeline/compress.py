@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxopt_nn.coding.artifact import load_artifact, save_artifact, versions
+from jaxopt_nn.coding.artifact import versions
 from jaxopt_nn.core.files import open_workdir
-from jaxopt_nn.core.memory import call_bytes, fitting
-from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.transform import Facts, State, Transform, explain
 from jaxopt_nn.cost.latency import devices, latencies
+from jaxopt_nn.export.exported import exported
+from jaxopt_nn.export.programs import Programs
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.interpret.network import Network, like, network_of
-from jaxopt_nn.pipeline.calibrate import calibrate
-from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
+from jaxopt_nn.interpret.network import Network, network_of
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.checks import check_network, check_outputs, check_task
-from jaxopt_nn.pipeline.data import Arrays
-from jaxopt_nn.pipeline.fit import Trainer, Watch
+from jaxopt_nn.pipeline.course import Course, Places, Position, Run
+from jaxopt_nn.pipeline.fingerprint import fingerprint, stage_prints
 from jaxopt_nn.pipeline.grade import accumulated
-from jaxopt_nn.pipeline.recipe import Recipe, check_recipe, described
-from jaxopt_nn.pipeline.stages import accumulate
-from jaxopt_nn.pipeline.task import Objective, Task
+from jaxopt_nn.pipeline.recipe import Recipe, described
+from jaxopt_nn.pipeline.store import load, save
+from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import entry, tables, write
 from jaxopt_nn.reporting.leaf_table import histograms
+from jaxopt_nn.reporting.progress import Progress, Watch
 
 PyTree = Any
-#: Where the positions of a stage's training lie, by its name.
-Places = Callable[[str], Checkpoints]
-#: Most examples in a batch of what a method sees of the training data.
-CALIBRATION_BATCH = 512
 #: Batch sizes whose latency is reported.
 BATCHES = (1, 32, 1024)
 
@@ -47,7 +45,7 @@ class Result:
     """A compressed network and what it cost; prints as a table, and called it answers: ``result(*inputs) -> outputs``.
 
     Attributes:
-      network: in stored form, compressed tensors in the place of weights, with the last stage's rule.
+      network: in stored form, compressed tensors in the place of weights, with the last stage's rule and its states.
       params, state: the float variables behind it, and the state of the chain of the recipe's transforms.
       report: as in ``report.json``.
       sums: the accumulators of the task's metrics on the test data, of the baseline and of the last stage.
@@ -80,9 +78,10 @@ def compress(
     seed: int = 0,
     workdir: str | os.PathLike[str] | None = None,
     latency: bool | Sequence[int] = True,
+    export: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     checkpoints: Places | None = None,
-    watch: Watch = nothing,
+    watch: Watch | None = None,
 ) -> Result:
     """Takes a trained network through a recipe; after each stage, evaluates the network that would be deployed.
 
@@ -96,30 +95,57 @@ def compress(
         and the last stage alone.
       teacher: what stages with ``distill`` train towards; None: the given network itself.
       seed: of the order of the minibatches.
-      workdir: where the report, its plots and ``artifact/`` go; None writes nothing.
+      workdir: where the report, its plots, ``artifact/`` and ``checkpoints/`` go; None writes nothing. A run that was
+        interrupted goes on from there, to the same numbers.
       latency: whether to measure it, at batches of 1, 32 and 1024; or the batches. One that would not fit into memory is
         left out, and named in the report.
+      export: platforms (``"cpu"``, ``"gpu"``, ``"tpu"``) for which the artifact holds the network's program too, so that it
+        runs without the model's code (``exported``). Where that can't be, the report says why.
       config: kept in the report; the recipe in words if None.
-      checkpoints: ``name of a stage -> Checkpoints``: training goes on from what lies there. It must be of the same recipe.
-      watch: is told of each stretch of training.
+      checkpoints: ``name of a stage -> Checkpoints``: other places of positions than below ``workdir``. What lies there must
+        be of the same run.
+      watch: is told of each stretch of training; None shows a bar on a terminal, a line now and then elsewhere.
 
     Raises:
       TypeError: ``network`` or ``task`` is something else.
       ValueError: variables without a leaf, with NaN or Inf, or compressed already; outputs that don't fit the task; weights
         closed over by ``apply``; a pattern that matches nothing; running statistics that were never computed; a schedule
-        that does not reach its end; data that fails in the middle of an epoch.
+        that does not reach its end; data that fails in the middle of an epoch; a ``workdir`` with positions of another run.
       FloatingPointError: the loss of a stage is NaN or Inf.
-      OSError: ``workdir`` can't be written, or the disk is full; no file is left half-written.
+      OSError: ``workdir`` can't be written, another run is using it, or the disk is full; no file is left half-written.
     """
-    if workdir is not None:
-        open_workdir(workdir, write.FOLDERS, write.FILES)  # what can't be written shows before any training
-    compressor = Compressor(network, recipe)
-    result = compressor(
-        network, task, teacher=teacher, seed=seed, latency=latency, config=config, checkpoints=checkpoints, watch=watch
-    )
-    if workdir is not None:
-        compressor.ship(result, task, workdir)
+    compressor = Compressor(recipe)
+    run = functools.partial(
+        compressor, network, task, teacher=teacher, seed=seed, latency=latency, config=config,
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        if workdir is not None:  # what can't be written, or is another run's, shows before any training
+            directory = open_workdir(workdir, write.FOLDERS, write.FILES)
+            stack.enter_context(locked(directory))
+            if checkpoints is None:
+                claim(directory / "checkpoints", compressor.fingerprint(network, task, seed), what="run")
+                checkpoints = lambda name: Checkpoints(directory / "checkpoints" / name, say=_say)
+        if watch is None:
+            watch = stack.enter_context(Progress(_say).live()).watch()
+        result = run(checkpoints=checkpoints, watch=watch)
+        if workdir is not None:
+            compressor.ship(result, task, workdir, export)
     return result
+
+
+def _programs(result: Result, task: Task, platforms: Sequence[str]) -> dict[str, Programs]:
+    """The network's programs; where one can't be exported, the report says why, and no other work is lost."""
+    found: dict[str, Programs] = {}
+    for platform in platforms:
+        try:
+            found |= exported(result.network, task.example, [platform])
+        except ValueError as error:
+            result.report["skipped"].append({"path": f"export for {platform}", "reason": f"not exported: {error}"})
+    return found
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class _Form(NamedTuple):
@@ -131,31 +157,11 @@ class _Form(NamedTuple):
     facts: tuple[Facts, ...] = ()
 
 
-class _Run(NamedTuple):
-    """What the stages of one run share."""
-
-    task: Task
-    teacher: Network
-    key: jax.Array
-    checkpoints: Places | None
-    watch: Watch
-
-
 class Compressor:
     """``compress`` for several runs of one recipe (folds, seeds): the second run compiles hardly anything."""
 
-    def __init__(self, network: Network, recipe: Recipe):
-        self.recipe = check_recipe(recipe)
-        self._network = network_of(network)
-        self._accumulated = functools.lru_cache(maxsize=4)(functools.partial(accumulate, self.recipe))
-        self._trainers = functools.lru_cache(maxsize=4)(self._made_trainers)
-
-    def _made_trainers(self, objective: Objective, steps: int, batch_size: int) -> list[Trainer]:
-        methods = self._accumulated(steps).methods
-        make = functools.partial(
-            Trainer, self._network.trained, objective=objective, steps=steps, batch_size=batch_size, still=self._network.still
-        )
-        return [make(method=method, stage=stage) for method, stage in zip(methods, self.recipe, strict=True)]
+    def __init__(self, recipe: Recipe):
+        self._course = Course(recipe)
 
     def __call__(
         self,
@@ -173,20 +179,20 @@ class Compressor:
         start = time.monotonic()
         check_task(task)
         network = check_network(network)
-        info = self.check(network, task, teacher)  # what is wrong with a recipe shows before any training
-        run = _Run(task, teacher or network, jax.random.key(seed), checkpoints, watch)
-        forms, params, state, history, info = self._stages(network, info, run)
+        self.check(network, task, teacher)  # what is wrong with a recipe shows before any training
+        run = Run(task, teacher or network, jax.random.key(seed), checkpoints, watch)
+        forms, now, history = self._stages(network, run)
         rows, sums = self._judged(forms, task)
         batches = (BATCHES if latency else ()) if isinstance(latency, bool) else tuple(latency)
         timed, left_out = latencies([(f.ready.run, (f.ready.variables, f.ready.states)) for f in forms], task.example, batches)
         rows = [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
         told = [{"path": f"latency, batch {n}", "reason": f"not measured: {why}"} for n, why in left_out.items()]
-        method = self._accumulated(self._steps(task)).methods[-1]
-        seen = method.view(params, self._accumulated(self._steps(task)).state(state))
-        matrices = [leaf.path for leaf in info.leaves if leaf.matrix and leaf.path in info.roles]
+        plan = self._course.accumulated(task.steps)
+        seen = self._course.seen(len(plan.stages) - 1, now, task)
+        matrices = [leaf.path for leaf in now.info.leaves if leaf.matrix and leaf.path in now.info.roles]
         report = {
             "schema": write.SCHEMA,
-            "config": {"stages": described(self.recipe)} if config is None else dict(config),
+            "config": {"stages": described(plan.stages, plan.added)} if config is None else dict(config),
             "seed": seed,
             "devices": devices(),
             "versions": versions(),
@@ -195,29 +201,33 @@ class Compressor:
             "baseline": rows[0],
             "stages": rows[1:],
             "artifact": None,
-            "skipped": [*self._skipped(method, forms, info, task), *told],
+            "skipped": [*self._skipped(plan.methods[-1], forms, now, task), *told],
             "history": history,
             "histograms": histograms(network.variables, seen, matrices),
             "seconds": time.monotonic() - start,
         }
-        return Result(forms[-1].stored, params, self._accumulated(self._steps(task)).joined(state), report, sums)
+        return Result(forms[-1].stored, now.network.variables, plan.joined(now.states), report, sums)
 
-    def check(self, network: Network, task: Task, teacher: Network | None = None) -> ModelInfo:
-        """Tries the recipe on a network, e.g. a fresh one, without training; gives what is known of its structure.
+    def check(self, network: Network, task: Task, teacher: Network | None = None) -> None:
+        """Tries the recipe on a network, e.g. a fresh one, without training.
 
         Raises:
           ValueError: as ``compress``, for what depends on paths, shapes, dtypes, labels and numbers of steps.
         """
-        check_outputs(network, task, teacher, trains=any(stage.epochs for stage in self.recipe))
-        info = inspect(network.apply, network.variables, *task.example)
-        if any(stage.epochs for stage in self.recipe):
-            self._trainers(task.objective, self._steps(task), task.batch_size)
-        for method in self._accumulated(self._steps(task)).methods:
-            known = self._calibrated(method, network, info, task, few=True)
-            jax.eval_shape(lambda v, method=method, known=known: method.init(v, known), network.variables)
-        return info
+        check_outputs(network, task, teacher, trains=any(stage.epochs for stage in self._course.recipe))
+        for _ in self._course.tried(network, task):
+            pass
 
-    def ship(self, result: Result, task: Task, workdir: str | os.PathLike[str]) -> None:
+    def fingerprint(self, network: Network, task: Task, seed: int) -> dict[str, Any]:
+        """What tells this run from others; nothing is trained."""
+        check_task(task)
+        plan = self._course.accumulated(task.steps)
+        tried = list(self._course.tried(network_of(network), task))
+        return {**fingerprint(network, task, seed), "stages": stage_prints(plan, tried, task)}
+
+    def ship(
+        self, result: Result, task: Task, workdir: str | os.PathLike[str], export: Sequence[str] = ()
+    ) -> None:
         """Writes the artifact, reads it back and evaluates what was read, then writes the report, with both in it.
 
         Raises:
@@ -226,13 +236,13 @@ class Compressor:
           OSError: ``workdir`` can't be written, or the disk is full.
         """
         directory = open_workdir(workdir, write.FOLDERS, write.FILES)
-        config, rule = result.report["config"], self.recipe[-1].rule
-        artifact = save_artifact(
-            directory / "artifact", result.network.variables, recipe=config.get("stages", config),
-            extra={"config": config, "rule": rule.name if rule else None}, overwrite=True,
-        )  # fmt: skip
-        loaded, _ = load_artifact(artifact)
-        found = task.result(accumulated(result.network.replace(variables=prepare(loaded)), task, task.test))
+        config = result.report["config"]
+        programs, recipe = _programs(result, task, export), config.get("stages", config)
+        artifact = save(
+            directory / "artifact", result.network, programs=programs, recipe=recipe, extra={"config": config}, overwrite=True
+        )
+        loaded = load(artifact, result.network.apply, result.network.rules)
+        found = task.result(accumulated(loaded.replace(variables=prepare(loaded.variables)), task, task.test))
         held = task.result(result.sums[1])
         result.report["artifact"] = {
             "path": os.path.join(workdir, "artifact"), "bytes": artifact.bytes, "metrics_reloaded": found,
@@ -244,33 +254,18 @@ class Compressor:
                 "artifact were written: if evaluating twice agrees in this process, the artifact can't be trusted"
             )
 
-    def _steps(self, task: Task) -> int:
-        return 1 if task.train is None else task.train.steps(task.batch_size)
-
-    def _stages(
-        self, network: Network, info: ModelInfo, run: _Run
-    ) -> tuple[list[_Form], PyTree, list[State], list[dict[str, Any]], ModelInfo]:
-        """The network after each stage, the baseline first; float variables, each stage's own state, history, what is known."""
-        plan, params, states = self._accumulated(self._steps(run.task)), network.variables, list[State]()
-        forms, history = [_Form("baseline", network, network)], list[dict[str, Any]]()
-        for k, stage in enumerate(self.recipe):
-            part = plan.upto(k)
-            seen = plan.methods[k - 1].view(params, plan.upto(k - 1).state(states)) if k else params
-            info = self._calibrated(plan.added[k], network.replace(variables=seen), info, run.task)
-            states.append(plan.added[k].init(seen, info))
-            facts = plan.added[k].traits.facts(seen, states[k])
-            if stage.epochs:
-                trainer = self._trainers(run.task.objective, self._steps(run.task), run.task.batch_size)[k]
-                params, state, entries = trainer(
-                    params, part.state(states), run.task.train, jax.random.fold_in(run.key, k), teacher=run.teacher,
-                    checkpoints=run.checkpoints and run.checkpoints(stage.name), watch=run.watch,
-                )  # fmt: skip
-                history, states = history + entries, part.own(state)
-            stored = network.replace(
-                variables=plan.methods[k].pack(params, part.state(states)), rules=stage.rule or (), training=None
-            )
+    def _stages(self, network: Network, run: Run) -> tuple[list[_Form], Position, list[dict[str, Any]]]:
+        """The network after each stage, the baseline first; where it is at the end; the history."""
+        course, history = self._course, list[dict[str, Any]]()
+        now = Position(network, inspect(network.apply, network.variables, *run.task.example))
+        forms = [_Form("baseline", network, network)]
+        for k, stage in enumerate(course.recipe):
+            now, facts = course.begun(k, now, run.task)
+            now, entries = course.trained(k, now, run)
+            stored = course.deployed(k, now, run.task)
             forms.append(_Form(stage.name, stored, stored.replace(variables=prepare(stored.variables)), facts))
-        return forms, params, states, history, info
+            history += entries
+        return forms, now, history
 
     def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Any]:
         """The report's entry of each form; accumulators on the test data of the first and the last."""
@@ -280,40 +275,17 @@ class Compressor:
             ends = accumulated(forms[0].ready, task, task.test), accumulated(forms[-1].ready, task, task.test)
         rows = []
         for form, sums in zip(forms, found, strict=True):
-            row = entry.row(form.name, form.stored.variables, form.ready.variables, forms[0].stored.variables, form.facts)
+            row = entry.row(form.name, form.stored, form.ready, forms[0].stored.variables, form.facts)
             rows.append({**row, "metrics": task.result(sums)})
         if task.valid is not None:
             for row, sums in zip((rows[0], rows[-1]), ends, strict=True):
                 row["test"] = task.result(sums)
         return rows, ends
 
-    def _calibrated(
-        self, method: Transform, network: Network, info: ModelInfo, task: Task, few: bool = False
-    ) -> ModelInfo:
-        """``info`` with what ``method`` must see of the model on inputs of the training data."""
-        if not method.traits.passes:
-            return info
-        source = task.train or task.test
-        inputs = lambda batch: task.objective.inputs_of(batch)
-        if isinstance(source, Arrays):
-            run = jax.jit(network.apply)
-            need = lambda n: call_bytes(run, network.variables, *inputs(like(source.tree, n)))
-            size = fitting(need, min(task.batch_size if few else CALIBRATION_BATCH, source.size))
-            count = min(task.batch_size, source.size) if few else source.size
-            batches: Any = [inputs(source.rows(slice(i, min(i + size, count)))) for i in range(0, count, size)]
-        else:
-            whole = lambda: (inputs(batch) for batch, _ in source.batches(0))
-            batches = [next(whole())] if few else whole
-        return calibrate(network, method, batches)
-
-    def _skipped(
-        self, method: Transform, forms: Sequence[_Form], info: ModelInfo, task: Task
-    ) -> list[dict[str, str]]:
-        """What is to be said of leaves: left alone, assumed of, or not used as they are packed."""
-        messages = explain(method, forms[0].stored.variables, info) + info.report
+    def _skipped(self, method: Transform, forms: Sequence[_Form], now: Position, task: Task) -> list[dict[str, str]]:
+        """What is to be said of leaves: left alone, assumed of, made anew, or not used as they are packed."""
+        messages = explain(method, now.network.variables, now.info) + now.info.report + now.said
         for form in forms[1:]:
-            messages = messages + form.ready.run.explain(form.ready.variables, *task.example)
+            messages = messages + form.ready.run.explain(form.ready.variables, *task.example, states=form.ready.states)
         said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]
         return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
-
-

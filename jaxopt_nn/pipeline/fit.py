@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -13,20 +14,19 @@ import numpy as np
 
 from jaxopt_nn.core.train import TrainState, averaged, init_train_state, make_step
 from jaxopt_nn.core.transform import State, Transform, identity
-from jaxopt_nn.interpret.network import Network, Training
+from jaxopt_nn.interpret.network import Network, Rules, Training
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.pipeline import metrics
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.data import Source, Stretch
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Objective, mean_loss, takes_teacher
+from jaxopt_nn.reporting.progress import Watch
 
 if TYPE_CHECKING:
     import optax
 
 PyTree = Any
-#: What is said after each stretch: the history's entry, and ``steps`` and ``seconds_left`` (None at first) beside.
-Watch = Callable[[dict[str, Any]], None]
 
 
 class Trained(NamedTuple):
@@ -34,6 +34,7 @@ class Trained(NamedTuple):
 
     variables: PyTree
     state: State
+    rules: Mapping[str, State]
     history: list[dict[str, Any]]
 
 
@@ -44,27 +45,19 @@ def make_stretch(
     stage: Stage,
     objective: Objective,
     *,
+    rules: Rules = (),
     still: frozenset[str] = frozenset(),
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """A jitted ``stretch(train_state, batches, real, n, teacher) -> (train_state, sums of the metrics)``.
 
     It takes the first ``n`` of the minibatches, one after the other; ``n`` is traced, so that a shorter stretch compiles
     nothing. The state is donated. With ``stage.distill`` the loss is mixed with the distance to the outputs of the network
-    ``teacher``, which gets no gradient.
+    ``teacher``, which gets no gradient. ``rules`` stand at the sites, their states in the train state.
     """
-    forward = lambda variables, *given: training(variables, *given[:-1], key=given[-1])
-    run = rewrite(forward, stage.training_rule) if stage.training_rule else forward
-    counted = {name: metric for name, metric in objective.metrics if metric.merge is metrics.added}
-
-    def loss(variables: PyTree, given: Any, key: jax.Array) -> Any:
-        batch, real, teacher = given
-        inputs = objective.inputs_of(batch)
-        outputs, changed = run(variables, *inputs, key)
-        value, counts = _objective(objective, stage, outputs, batch, real, teacher and teacher(*inputs))
-        sums = {name: metric.measure(outputs, batch, real) for name, metric in counted.items()}
-        return value, (jax.lax.stop_gradient({"metrics": sums, "counted": counts}), changed)
-
-    step = make_step(loss, method, optimizer, still=still, gradient_norms=stage.gradient_norms)
+    loss, update = _losses(training, stage, objective, rules)
+    step = make_step(
+        loss, method, optimizer, still=still, gradient_norms=stage.gradient_norms, update_rules=update if rules else None
+    )
 
     def stretch(ts: TrainState, batches: Any, real: Any, n: Any, teacher: Network | None) -> Any:
         at = lambda i: jax.tree.map(lambda x: x[i], (batches, real))
@@ -78,6 +71,32 @@ def make_stretch(
         return jax.lax.fori_loop(0, n, body, (ts, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), found)))
 
     return jax.jit(stretch, donate_argnums=0)
+
+
+def _losses(training: Training, stage: Stage, objective: Objective, rules: Rules) -> tuple[Callable[..., Any], ...]:
+    """The loss, and the update of the rules' states, as ``make_step`` takes them."""
+    forward = lambda variables, *given: training(variables, *given[:-1], key=given[-1])
+    run = rewrite(forward, rules)
+    counted = {name: metric for name, metric in objective.metrics if metric.merge is metrics.added}
+
+    def loss(variables: PyTree, given: Any, key: jax.Array, states: Any = None) -> Any:
+        batch, real, teacher = given
+        inputs = objective.inputs_of(batch)
+        measured = []
+        if states is None:
+            outputs, changed = forward(variables, *inputs, key)
+        else:
+            (outputs, changed), found = run.measure(variables, *inputs, key, states=states, weights=real)
+            measured = [found]
+        value, counts = _objective(objective, stage, outputs, batch, real, teacher and teacher(*inputs))
+        sums = {name: metric.measure(outputs, batch, real) for name, metric in counted.items()}
+        return value, (jax.lax.stop_gradient({"metrics": sums, "counted": counts}), changed, *measured)
+
+    def update(variables: PyTree, given: Any, states: Any, measured: Any, step: Any) -> Any:
+        inputs = (*objective.inputs_of(given[0]), jax.random.key(0))
+        return run.update(variables, *inputs, states=states, measured=measured, step=step)
+
+    return loss, update
 
 
 def _objective(
@@ -112,6 +131,7 @@ class Trainer:
       objective: of the task.
       steps: of an epoch. batch_size: of arrays in memory.
       still: paths of leaves that are not trained.
+      rules: what the sites compute in training, as a ``Network`` has them.
 
     Raises:
       ValueError: ``stage.distill`` for a task that does not say how far outputs are from a teacher's.
@@ -127,6 +147,7 @@ class Trainer:
         steps: int,
         batch_size: int = 64,
         still: frozenset[str] = frozenset(),
+        rules: Rules = (),
     ):
         if stage.distill and not (objective.soft or takes_teacher(objective.loss)):
             raise ValueError(
@@ -136,7 +157,7 @@ class Trainer:
         self._stage, self._batch_size, self._still, self._steps = stage, batch_size, still, steps
         self._method, self._objective = method, objective
         self._optimizer = stage.updates(steps * stage.epochs)
-        self._run = make_stretch(training, method, self._optimizer, stage, objective, still=still)
+        self._run = make_stretch(training, method, self._optimizer, stage, objective, rules=rules, still=still)
 
     def __call__(
         self,
@@ -145,11 +166,12 @@ class Trainer:
         data: Source,
         key: jax.Array,
         *,
+        rules: Mapping[str, State] = MappingProxyType({}),
         teacher: Network | None = None,
         checkpoints: Checkpoints | None = None,
         watch: Watch = nothing,
     ) -> Trained:
-        """Trains on ``data``, from the newest checkpoint on where there is one.
+        """Trains on ``data``, from the newest checkpoint on where there is one; ``rules`` are their states by site.
 
         Where the data fails in the middle of an epoch (a loader that ends early, NaN), the position so far is kept.
 
@@ -160,8 +182,10 @@ class Trainer:
         stage = self._stage
         total = stage.epochs * self._steps
         if not total:
-            return Trained(variables, state, [])
-        ts = init_train_state(variables, identity(), self._optimizer, key, state=state, still=self._still)
+            return Trained(variables, state, rules, [])
+        ts = init_train_state(
+            variables, identity(), self._optimizer, key, state=state, rules=rules, still=self._still
+        )
         done, history = 0, []
         if checkpoints and (found := checkpoints.restore(ts)):
             done, ts, meta = found
@@ -170,7 +194,7 @@ class Trainer:
         clock = _Clock(stage, self._objective, done, total, self._steps, watch)
         ts, history = self._stretches(ts, history, data, key, done, total, clock, checkpoints, teacher)
         ts = averaged(ts, self._method, still=self._still) if stage.ema else ts
-        return Trained(ts.params, ts.state, history)
+        return Trained(ts.params, ts.state, ts.rules, history)
 
     def _stretches(
         self,

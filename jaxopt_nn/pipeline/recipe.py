@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.train import averaging
 from jaxopt_nn.core.transform import Transform, identity
@@ -45,17 +46,18 @@ class Distill:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One stage: a transform joins those of the earlier stages, and the network is trained with all of them.
+    """One stage: a transform joins those of the earlier stages, or a pass changes the network; then it is trained.
 
     Attributes:
       name: in reports; unique within a recipe.
-      transform: what this stage adds; or a function of the stage's number of training steps that gives it, for schedules.
+      transform: what this stage adds; or a function of the stage's number of training steps that gives it, for schedules. Or a
+        pass: what the transforms so far make of the weights is committed, the network is cut, and their states go with it.
       epochs: passes over the training data; 0 for none.
       learning_rate: Adam's, decayed to zero over the stage by half a cosine; or an optax schedule of the stage's step; or a
         function of the stage's number of training steps that gives one.
       optimizer: in Adam's place, any optax transformation, or a function of the stage's number of training steps that gives
         one; then ``learning_rate`` and ``weight_decay`` are its own.
-      learnt_optimizer: likewise, of what methods learn (steps, codebooks); None: that of the weights, without decay.
+      learnt_optimizer: likewise, of what methods and rules learn (steps, codebooks); None: that of the weights, without decay.
       weight_decay: decoupled from the gradient, times the learning rate (AdamW, Loshchilov and Hutter 2019); 0: plain Adam.
         Leaves without any gradient (running statistics) do not decay.
       ema: decay of an exponential moving average of all that is trained, e.g. 0.999; the stage ends with the average, while
@@ -64,7 +66,8 @@ class Stage:
       rule: what the deployed network's sites compute, e.g. ``arithmetic("w4a8")``; None evaluates the codes with float
         activations. Holds for this stage, not for later ones.
       thaw: names of earlier stages whose ``carried`` (masks, say) goes on changing, their schedules from where they were.
-      training_rule: what the sites compute in training, e.g. ``fake_quant_activations(8)``; None: as they stand.
+      training_rule: what the sites compute in training, e.g. ``fake_quant_activations(8)``, or ``identity_rule()`` for float;
+        None: the twin of ``rule``, at the sites that ``rule`` takes.
       distill: trains towards the teacher's outputs; None: towards the labels alone.
       gradient_norms: keeps each leaf's gradient norm in the history.
 
@@ -74,7 +77,7 @@ class Stage:
     """
 
     name: str
-    transform: Transform | Callable[[int], Transform]
+    transform: Transform | Pass | Callable[[int], Transform]
     epochs: int = 0
     learning_rate: float | Callable[[Any], Any] = 1e-3
     weight_decay: float = 0.0
@@ -93,10 +96,10 @@ class Stage:
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
             raise ValueError(f"Stage(name={self.name!r}): a stage needs a name that a folder can have")
         where = f"stage {self.name!r}"
-        if not (isinstance(self.transform, Transform) or callable(self.transform)):
+        if not (isinstance(self.transform, Transform | Pass) or callable(self.transform)):
             raise TypeError(
-                f"{where}: transform is {type(self.transform).__name__}; pass a Transform, e.g. quantize(4), or a function "
-                "of the number of steps that returns one"
+                f"{where}: transform is {type(self.transform).__name__}; pass a Transform, e.g. quantize(4), a function "
+                "of the number of steps that returns one, or a Pass, e.g. cut_neurons(share=0.5)"
             )
         for field, kind, hint in (
             ("rule", Rule, "a Rule, e.g. arithmetic('w4a8')"),
@@ -126,20 +129,20 @@ class Stage:
             raise ValueError(f"{where}: ema={self.ema}; a decay from 0 (no average) to below 1, e.g. 0.999")
 
     def method(self, steps: int) -> Transform:
-        """What this stage adds, trained for ``steps`` steps.
+        """What this stage adds, trained for ``steps`` steps: nothing where it holds a pass.
 
         Raises:
           TypeError: the function of the number of steps gives something else.
         """
-        if isinstance(self.transform, Transform):
-            return self.transform
+        if isinstance(self.transform, Transform | Pass):
+            return self.transform if isinstance(self.transform, Transform) else identity()
         made = self.transform(steps)
         if not isinstance(made, Transform):
             raise TypeError(f"stage {self.name!r}: transform(steps={steps}) gave {type(made).__name__}, no Transform")
         return made
 
     def updates(self, steps: int) -> optax.GradientTransformation:
-        """The optimizer over ``{"params", "learnt"}`` for ``steps`` steps, with an average of what it moves if ``ema`` asks."""
+        """The optimizer over ``{"params", "learnt", "rules"}`` for so many steps, with an average if ``ema`` asks."""
         import optax
 
         made = _made(self.optimizer, steps)
@@ -148,7 +151,7 @@ class Stage:
             decay = [optax.stateless(functools.partial(_decayed, self.weight_decay))] if self.weight_decay else []
             made = optax.chain(optax.scale_by_adam(), *decay, rate)
         if (own := _made(self.learnt_optimizer, steps)) is not None:
-            made = optax.multi_transform({"params": made, "learnt": own}, {"params": "params", "learnt": "learnt"})
+            made = optax.multi_transform({"weights": made, "learnt": own}, _labels)
         return averaging(made, self.ema) if self.ema else made
 
     def _schedule(self, steps: int) -> Callable[[Any], Any]:
@@ -164,6 +167,11 @@ class Stage:
 def _made(given: Any, steps: int) -> Any:
     """A transformation, or what a function of the number of steps gives."""
     return given(max(steps, 1)) if callable(given) and not hasattr(given, "init") else given
+
+
+def _labels(tree: Any) -> dict[str, str]:
+    """Which optimizer moves what: what methods and rules learn is not weights."""
+    return {part: "weights" if part == "params" else "learnt" for part in tree}
 
 
 def _decayed(rate: float, updates: Any, params: Any) -> Any:
@@ -208,15 +216,15 @@ def control(recipe: Recipe) -> tuple[Stage, ...]:
     what its last stage gained over the baseline is the training's share of what the recipe's gained.
     """
     plain = functools.partial(dataclasses.replace, transform=identity(), rule=None, training_rule=None, thaw=())
-    return tuple(plain(stage) for stage in check_recipe(recipe))
+    return tuple(map(plain, check_recipe(recipe)))
 
 
-def described(recipe: Recipe) -> list[dict[str, Any]]:
-    """The recipe in words, for reports."""
+def described(recipe: Recipe, methods: Sequence[Transform]) -> list[dict[str, Any]]:
+    """The recipe in words, for reports; ``methods`` are the transforms that its stages add."""
     return [
         {
             "name": stage.name,
-            "method": stage.transform.traits.name if isinstance(stage.transform, Transform) else "a function of the steps",
+            "method": (stage.transform if isinstance(stage.transform, Pass) else method).traits.name,
             "epochs": stage.epochs,
             "learning_rate": "schedule" if callable(stage.learning_rate) else stage.learning_rate,
             "weight_decay": stage.weight_decay,
@@ -226,5 +234,5 @@ def described(recipe: Recipe) -> list[dict[str, Any]]:
             "training_rule": stage.training_rule.name if stage.training_rule else None,
             "distill": dataclasses.asdict(stage.distill) if stage.distill else None,
         }
-        for stage in recipe
+        for stage, method in zip(recipe, methods, strict=True)
     ]

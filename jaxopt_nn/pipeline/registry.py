@@ -15,15 +15,19 @@ from typing import Any
 import jax
 import optax
 
-from jaxopt_nn.core.combine import every, where
+from jaxopt_nn.core.combine import by_path, every, where
+from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import near_misses
-from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.rule import Rule, identity_rule
 from jaxopt_nn.core.transform import Transform, identity
 from jaxopt_nn.methods import clip, schedules
 from jaxopt_nn.methods import prune as pruning
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.passes.neurons import prune_neurons
+from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.passes.cutting import cut_neurons
+from jaxopt_nn.passes.masking import prune_neurons
+from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline.recipe import Distill, Stage
 
 METHODS: dict[str, Callable[..., Transform]] = {
@@ -35,6 +39,7 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "prune_neurons": prune_neurons,
     "quantize": quantize,
 }
+PASSES: dict[str, Callable[..., Pass]] = {"cut_neurons": cut_neurons, "shrink_widths": shrink_widths}
 CRITERIA: dict[str, pruning.Criterion] = {"magnitude": pruning.magnitude, "saliency": pruning.saliency}
 ALLOCATIONS: dict[str, pruning.Allocation] = {
     "erk": pruning.erk,
@@ -49,14 +54,20 @@ SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "polynomial": optax.polynomial_schedule,
     "staircase": schedules.staircase,
 }
+#: Where a rule's activation ranges come from, behind its name.
+RANGES: dict[str, Callable[[str], Rule]] = {"static": static_ranges, "moving": moving_ranges}
 #: Arguments of schedules that count steps; a config may give them as a share of the stage. 1.0 is the last step of a method's
 #: schedule, so that its end is reached, and the end of the training for a learning rate, whose zero would waste a step.
 STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
-NAMED: dict[str, Mapping[str, Any]] = {"criterion": CRITERIA, "allocation": ALLOCATIONS}
+NAMED: dict[str, Mapping[str, Any]] = {
+    "criterion": CRITERIA, "allocation": ALLOCATIONS, "score": {}, "importance": {}, "rebuild": {},
+}  # fmt: skip
+#: Arguments that are mappings themselves, and no schedule.
+MAPPINGS = ("widths",)
 STAGE_FIELDS = (
-    "name", "method", "where", "epochs", "learning_rate", "weight_decay", "ema", "rule", "thaw", "every", "training_rule",
-    "distill", "gradient_norms",
+    "name", "method", "where", "cases", "epochs", "learning_rate", "weight_decay", "ema", "rule", "thaw", "every",
+    "training_rule", "distill", "gradient_norms",
 )  # fmt: skip
 
 
@@ -95,8 +106,8 @@ def imported(name: str) -> Any:
 
 def transform(
     method: str, *, pattern: str | None = None, steps: int = 0, interval: int = 1, key: Any = None, **arguments: Any
-) -> Transform:
-    """A transform from names: ``transform("prune", pattern="**/kernel", criterion="magnitude", sparsity=0.9)``.
+) -> Transform | Pass:
+    """A transform from names: ``transform("prune", pattern="**/kernel", criterion="magnitude", sparsity=0.9)``; or a pass.
 
     An argument ``{"schedule": "cubic", "final": 0.9, "end": 0.7}`` becomes that schedule; a float among its steps is a share
     of ``steps``. A method with stochastic rounding gets the ``key``.
@@ -108,38 +119,51 @@ def transform(
     Raises:
       ValueError: an unknown method, criterion, allocation or schedule, or an argument that the method does not have.
     """
-    factory = lookup(method, METHODS, "method")
+    factory = lookup(method, {**METHODS, **PASSES}, "method")
     built = {name: _argument(name, value, max(steps - 1, 0)) for name, value in arguments.items()}
     if built.get("rounding") == "stochastic":
         built["key"] = key
     made = called(factory, f"method {method!r}", built)
+    if isinstance(made, Pass):
+        if pattern is not None or interval != 1:
+            raise ValueError(f"{method!r} is a pass, which changes the whole network once; leave out 'where' and 'every'")
+        return made
     made = made if pattern is None else where(pattern, made)
     return made if interval == 1 else every(interval, made, last=max(steps - 1, 0))
 
 
 def rule(name: str | None) -> Rule | None:
-    """A rule from its name, e.g. ``"w4a8"``; None, or ``""``, is weight-only."""
+    """A rule from its name: ``"w4a8"``, with one range a site ``"w4a8-static"`` or ``"w4a8-moving"``; None, or ``""``, is
+    weight-only."""
     if not name:
         return None
-    return imported(name)() if ":" in name else arithmetic(name)
+    if ":" in name:
+        return imported(name)()
+    base, dash, kind = name.partition("-")
+    if dash and kind not in RANGES:
+        raise ValueError(f"rule={name!r}: allowed are {base!r}, {', '.join(repr(f'{base}-{kind}') for kind in RANGES)}")
+    return RANGES[kind](base) if dash else arithmetic(base)
 
 
 def training_rule(name: str | None) -> Rule | None:
     """What sites compute in training: ``"a8"`` rounds activations to 8 bits, ``"a8-none"`` with the true derivative of
-    rounding (``-pass`` and ``-clip`` straight through); None, or ``""``, leaves them in float.
+    rounding (``-pass`` and ``-clip`` straight through), ``"float"`` leaves them in float; None, or ``""``, is what the
+    stage's ``rule`` says.
 
     Raises:
       ValueError: another name.
     """
     if not name:
         return None
+    if name == "float":
+        return identity_rule()
     if ":" in name:
         return imported(name)()
     found = re.fullmatch(r"a([2-8])(?:-(clip|pass|none))?", name)
     if not found:
         raise ValueError(
-            f"training_rule={name!r}: allowed are 'a2' to 'a8', with '-pass' or '-none' for another derivative, or your own "
-            "as package.module:name"
+            f"training_rule={name!r}: allowed are 'a2' to 'a8', with '-pass' or '-none' for another derivative, 'float', or "
+            "your own as package.module:name"
         )
     return fake_quant_activations(int(found[1]), found[2] or "clip")
 
@@ -149,7 +173,8 @@ def stages(config: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Stage]:
 
     Each has ``name``, ``method`` and the method's own arguments, and may have ``where`` (a pattern of paths), ``every``
     (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``weight_decay``, ``ema``, ``rule``,
-    ``thaw``, ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``.
+    ``thaw``, ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``. In the place of ``method`` and its arguments
+    ``cases`` may stand, a list of mappings with ``where``, ``method`` and arguments: a leaf gets the first that matches.
 
     Args:
       seed: of what methods draw at random; each stage folds in its number.
@@ -162,18 +187,42 @@ def stages(config: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Stage]:
 
 
 def _stage(i: int, entry: dict[str, Any], key: jax.Array) -> Stage:
-    for field in ("name", "method"):
-        if not isinstance(entry.get(field), str):
-            raise ValueError(f"stages[{i}]: needs {field!r}, a string; has {', '.join(sorted(entry)) or 'nothing'}")
     own = {name: entry.pop(name) for name in STAGE_FIELDS if name in entry}
-    make = functools.partial(
-        transform, own["method"], pattern=own.get("where"), interval=own.get("every", 1), key=key, **entry
-    )
     try:
-        make(steps=100)  # what is wrong with the arguments shows here, before the number of steps is known
-        return Stage(own["name"], lambda steps: make(steps=steps), **stage_fields(own))
+        if not isinstance(own.get("name"), str):
+            raise ValueError("needs 'name', a string")
+        make = _cases(own, entry, key) if "cases" in own else _single(own, entry, key)
+        made = make(steps=100)  # what is wrong with the arguments shows here, before the number of steps is known
+        return Stage(own["name"], made if isinstance(made, Pass) else lambda steps: make(steps=steps), **stage_fields(own))
     except ValueError as error:
-        raise ValueError(f"stages[{i}] ({own['name']}): {error}") from error
+        raise ValueError(f"stages[{i}] ({own.get('name', 'no name')}): {error}") from error
+
+
+def _single(own: Mapping[str, Any], arguments: Mapping[str, Any], key: jax.Array) -> Callable[..., Any]:
+    """The transform or pass of ``method`` and its arguments, of the number of steps."""
+    if not isinstance(own.get("method"), str):
+        held = ", ".join(sorted({*own, *arguments}))
+        raise ValueError(f"needs 'method', a string, or 'cases', a list; has {held or 'nothing'}")
+    return functools.partial(
+        transform, own["method"], pattern=own.get("where"), interval=own.get("every", 1), key=key, **arguments
+    )
+
+
+def _cases(own: Mapping[str, Any], arguments: Mapping[str, Any], key: jax.Array) -> Callable[..., Transform]:
+    """The transform that gives each leaf to the first of ``cases`` whose pattern matches it."""
+    if beside := sorted({"method", "where"} & own.keys() | arguments.keys()):
+        raise ValueError(f"'cases' stand beside {', '.join(beside)}; give each case its own method and arguments")
+    makes = []
+    for n, case in enumerate(own["cases"]):
+        fields = dict(case)
+        pattern, method = fields.pop("where", None), fields.pop("method", None)
+        if not (isinstance(pattern, str) and isinstance(method, str)):
+            raise ValueError(f"cases[{n}]: needs 'where' and 'method', strings; has {', '.join(sorted(case)) or 'nothing'}")
+        alone = {"method": method, "every": own.get("every", 1)}
+        if method in PASSES:
+            raise ValueError(f"cases[{n}]: {method!r} is a pass, which changes the whole network; give it a stage of its own")
+        makes.append((pattern, _single(alone, fields, jax.random.fold_in(key, n))))
+    return lambda steps: by_path([(pattern, make(steps=steps)) for pattern, make in makes])
 
 
 def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +246,7 @@ def _argument(key: str, value: Any, last: int) -> Any:
     """What a config's value stands for; the step ``last`` is the share 1.0."""
     if isinstance(value, str) and key in NAMED:
         return lookup(value, NAMED[key], key)
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or key in MAPPINGS:
         return value
     fields = dict(value)
     name = fields.pop("schedule", None)

@@ -130,6 +130,11 @@ class Task:
         return Objective(self.loss, tuple(self.metrics.items()), inputs, self.soft)
 
     @property
+    def steps(self) -> int:
+        """Training steps of an epoch; 1 where nothing can be trained."""
+        return 1 if self.train is None else self.train.steps(self.batch_size)
+
+    @property
     def judged(self) -> Source:
         """The data by which stages are compared."""
         return self.test if self.valid is None else self.valid

@@ -9,32 +9,34 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_nn.core.transform import Facts
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.reporting.leaf_table import leaf_table
 from jaxopt_nn.tensors.base import densify, nbytes
 
 PyTree = Any
 
 
-def row(name: str, stored: PyTree, prepared: PyTree, baseline: PyTree, facts: Sequence[Facts] = ()) -> dict[str, Any]:
+def row(name: str, stored: Network, prepared: Network, baseline: PyTree, facts: Sequence[Facts] = ()) -> dict[str, Any]:
     """A stage's entry in the report; ``metrics`` and ``latency_ms`` are filled in by who measured them.
 
     ``params`` and ``nonzero`` count entries of inexact dtype. ``bytes`` are those of the stored form (codes, scales,
-    masks, biases, everything), ``resident_bytes`` those of the prepared one; ``ratio`` is the baseline's float32 bytes
-    over ``bytes``, ``bits_per_weight`` divides by the baseline's parameters. ``facts`` are tables of the stage's method, when
-    the stage began.
+    masks, biases, states of rules, everything), ``resident_bytes`` those of the prepared one; ``ratio`` is the baseline's
+    float32 bytes over ``bytes``, ``bits_per_weight`` divides by the baseline's parameters. ``facts`` are tables of the stage's
+    method, when the stage began.
     """
     size = nbytes(stored)
+    weights = prepared.variables
     return {
         "name": name,
         "metrics": {},
-        "params": _entries(prepared),
-        "nonzero": int(_nonzero(prepared)),
+        "params": _entries(weights),
+        "nonzero": int(_nonzero(weights)),
         "bytes": size,
         "resident_bytes": nbytes(prepared),
         "ratio": float32_bytes(baseline) / size,
         "bits_per_weight": 8 * size / _entries(baseline),
         "latency_ms": {},
-        "leaves": leaf_table(stored),
+        "leaves": leaf_table(stored.variables),
         "facts": [{**fact._asdict(), "header": list(fact.header), "cells": list(map(list, fact.cells))} for fact in facts],
     }
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import textwrap
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from jaxopt_nn.coding import artifact as artifacts
 from jaxopt_nn.coding import structure
-from jaxopt_nn.coding.artifact import load_artifact, save_artifact
+from jaxopt_nn.coding.artifact import load_artifact, read_files, save_artifact
 from jaxopt_nn.core.combine import chain
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
@@ -168,6 +169,24 @@ def test_many_buffers(monkeypatch, tmp_path):
 
 def test_no_array_at_all(tmp_path):
     assert load_artifact(save_artifact(tmp_path / "x", {"a": ()}))[0] == {"a": ()}
+
+
+def test_further_files_are_listed_and_checked(tmp_path):
+    files = {"programs/cpu.run": b"run", "note": b""}
+    artifact = save_artifact(tmp_path / "x", {"a": floats(3)}, files=files)
+    tree, manifest = load_artifact(artifact)
+    assert list(tree) == ["a"] and read_files(artifact, manifest) == files
+    assert manifest["files"]["programs/cpu.run"] == [3, f"{zlib.crc32(b'run'):08x}"]
+    (artifact.path / "programs/cpu.run").write_bytes(b"ruN")
+    with pytest.raises(ValueError, match=r"programs/cpu.run: its content is not"):
+        load_artifact(artifact)
+
+
+@pytest.mark.parametrize("name", ["../out", "/out", "arrays/0", "manifest.json", "a//b", "", "a/.", "a\\b"])
+def test_names_of_further_files_stay_inside(tmp_path, name):
+    with pytest.raises(ValueError, match="no name inside the artifact"):
+        save_artifact(tmp_path / "x", {}, files={name: b""})
+    assert not list(tmp_path.iterdir())
 
 
 # -- what can't be saved -----------------------------------------------------------------------------------------------

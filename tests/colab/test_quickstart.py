@@ -53,7 +53,7 @@ facts = {
     "rounded": rounded[2],
     "zeros": [int((w == 0).sum()) for w in kernels(pruned)],
     "dead": [int((a.max(0) == 0).sum()) for a in hidden(np.asarray(train_x))],
-    "masked": [int(layer.off.sum()) for layer in dead.layers if layer.off is not None],
+    "masked": [int(layer.off.sum()) for layer in dead.layers if layer.pinned is None],
     "same_outputs": same,
     "changed": int((apply(jn.densify(alive), test_x).argmax(-1) != apply(network, test_x).argmax(-1)).sum()),
     "moved": all(np.array_equal(a, b) for a, b in zip(kernels(network), kernels(moved))),

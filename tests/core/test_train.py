@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_nn.core.train import init_train_state, make_step
-from jaxopt_nn.core.transform import LeafTraits, State, Traits, identity
+from jaxopt_nn.core.train import averaged, averaging, init_train_state, make_step
+from jaxopt_nn.core.transform import LeafTraits, State, Traits, identity, keep_both, leafwise
 from jaxopt_nn.methods.clip import clip
 from jaxopt_nn.methods.prune import magnitude, prune
 from jaxopt_nn.methods.quantize import quantize
@@ -98,6 +98,32 @@ def test_learnt_state_is_trained_by_the_optimizer():
     state, _ = run(method)
     w = PARAMS["params"]["kernel"]
     np.testing.assert_allclose(state.learnt["factor"], 2.0 - 0.1 * jnp.sum(gradient(2 * w) * w), rtol=1e-6)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_a_projection_keeps_learnt_steps_positive(average):
+    """By hand: both weights lie outside 2 steps; so high a rate would take the learnt step below zero at once."""
+    method = leafwise(
+        lambda path, leaf, info: LeafTraits() if path == "params/kernel" else "is no kernel",
+        lambda path, leaf, known: (jnp.float32(0.05), ()),
+        lambda leaf, step, _: jnp.clip(leaf, -2 * step, 2 * step),
+        project=lambda leaf, step, _: (leaf, jnp.maximum(step, 2.0**-7)),
+    )
+    rate = 50.0
+    free = method._replace(project=keep_both)
+    optimizer = averaging(optax.sgd(rate), 0.5) if average else optax.sgd(rate)
+
+    def stepped(method):
+        ts = init_train_state(PARAMS, method, optimizer, jax.random.key(0), still=STILL)
+        ts, _ = jax.jit(make_step(loss, method, optimizer, still=STILL))(ts, (X, Y))
+        return averaged(ts, method, still=STILL) if average else ts
+
+    at = gradient(jnp.array([[0.1], [-0.1]]))
+    by_hand = 0.05 - rate * float(2 * at[0, 0] - 2 * at[1, 0])
+    by_hand = 0.1 * 0.05 + 0.9 * by_hand if average else by_hand
+    assert by_hand < -1
+    np.testing.assert_allclose(stepped(free).learnt["params/kernel"], by_hand, rtol=1e-5)
+    assert float(stepped(method).learnt["params/kernel"]) == 2.0**-7
 
 
 def test_the_step_compiles_once_and_donates():

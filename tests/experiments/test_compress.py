@@ -21,12 +21,12 @@ from configs.digits_quickstart import get_config
 from experiments import common, compress
 from experiments import config as configs
 from experiments.model import restored
-from experiments.progress import Progress
 from jaxopt_nn.coding.artifact import load_artifact
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.checkpoints import locked
 from jaxopt_nn.pipeline.classes import classification
 from jaxopt_nn.pipeline.compress import Compressor
+from jaxopt_nn.reporting.progress import Progress
 
 TRACES = []
 ROOT = pathlib.Path(compress.__file__).parent.parent
@@ -366,7 +366,7 @@ TAUGHT = {
     ("changes", "said"),
     [
         ({"float": {"epochs": 6, "learning_rate": 0.05, "distill": {"temperature": 2.0, "hard_weight": 0.2}}}, ""),
-        ({"start": {"how": "slices", "widths": 0.25}}, "3 of 12 units stay"),
+        ({"start": {"how": "slices", "widths": 0.25}}, "12     3  up axis 1: 12 -> 3"),
         ({"start": {"how": "weights", "rename": [("up", "up")]}, "model_args": {"width": 12}}, "up"),
     ],
 )

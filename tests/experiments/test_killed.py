@@ -9,20 +9,24 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs.digits_quickstart import get_config
 from experiments import compress
+from jaxopt_nn.interpret.network import Network
 
 ROOT = pathlib.Path(compress.__file__).parent.parent
 TIMES = ("latency_ms", "seconds")
 
 
 def shrunk():
-    """Two folds of the quickstart, few epochs, a position after every stretch of steps."""
+    """Two folds of the quickstart, few epochs, trained ranges, a position after every stretch of steps."""
     config = get_config().to_dict()
     config["stages"] = [dict(stage, epochs=6) for stage in config["stages"]]
-    config["stages"][2]["rounding"] = "stochastic"
+    config["stages"][2] |= {"rounding": "stochastic", "rule": "w4a8-moving"}
     config["data"]["folds"] = 2
     return {**config, "float": {"epochs": 10, "learning_rate": 1e-3}, "checkpoint_seconds": 0.0}
 
@@ -50,11 +54,11 @@ def positions(workdir: pathlib.Path) -> set[str]:
     return {str(p) for p in workdir.glob("checkpoints/*/*/*") if p.name.isdigit()}
 
 
-def kill_after_a_step(config: pathlib.Path, workdir: pathlib.Path, chance: random.Random) -> bool:
-    """Lets the run reach one more position, waits a random moment and kills it; False where it was done before."""
+def kill_after_a_step(config: pathlib.Path, workdir: pathlib.Path, chance: random.Random, stage: str = "") -> bool:
+    """Lets the run reach one more position (in ``stage``), waits a random moment and kills it; False where it was done."""
     before = positions(workdir)
     process = started(config, workdir)
-    while process.poll() is None and not positions(workdir) - before:
+    while process.poll() is None and not any(f"/{stage}" in place for place in positions(workdir) - before):
         time.sleep(0.01)
     time.sleep(chance.uniform(0.0, 0.4))
     alive = process.poll() is None
@@ -64,10 +68,49 @@ def kill_after_a_step(config: pathlib.Path, workdir: pathlib.Path, chance: rando
     return alive
 
 
+def plain(seed):
+    """Two layers that read their widths off their variables, so that a pass may cut them."""
+    rng = np.random.default_rng(seed)
+    weights = lambda *shape: jnp.asarray(rng.standard_normal(shape) / np.sqrt(shape[0]), jnp.float32)
+
+    def apply(v, x):
+        return jax.nn.relu(x.reshape(len(x), -1) @ v["up"]) @ v["down"]
+
+    return Network(apply, {"up": weights(64, 48), "down": weights(48, 10)})
+
+
+CUT = {
+    "seed": 0, "model": f"{__name__}:plain", "batch_size": 64, "checkpoint_seconds": 0.0,
+    "data": {"source": "experiments.data.digits:digits", "folds": 5}, "float": {"epochs": 6, "learning_rate": 1e-3},
+    "stages": [
+        {"name": "prune", "method": "prune", "sparsity": 0.5, "epochs": 8, "learning_rate": 1e-3},
+        {"name": "cut", "method": "cut_neurons", "share": 0.5, "epochs": 8, "learning_rate": 1e-3},
+        {"name": "w4", "method": "quantize", "bits": 4, "rule": "w4a8-moving", "epochs": 8, "learning_rate": 1e-3},
+    ],
+}  # fmt: skip
+
+
+def written(folder: pathlib.Path, config: dict) -> pathlib.Path:
+    file = folder / "config.py"
+    file.write_text(f"from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({config!r})\n")
+    return file
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_around_a_pass(tmp_path):
+    config, whole, broken = written(tmp_path, CUT), tmp_path / "whole", tmp_path / "broken"
+    finish(config, whole)
+    chance = random.Random(1)
+    assert all(kill_after_a_step(config, broken, chance, stage["name"]) for stage in CUT["stages"])
+    finish(config, broken)
+    reports = [without_times(json.loads((d / "report.json").read_text()), d) for d in (whole, broken)]
+    assert reports[0] == reports[1]
+    assert [stage["params"] for stage in reports[0]["stages"]] == [64 * 48 + 480, 64 * 24 + 240, 64 * 24 + 240]
+
+
 @pytest.mark.slow
 def test_ten_kills_change_no_number(tmp_path):
-    config = tmp_path / "config.py"
-    config.write_text(f"from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({shrunk()!r})\n")
+    config = written(tmp_path, shrunk())
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finish(config, whole)
     chance = random.Random(0)

@@ -6,19 +6,20 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import compress, predict
 from experiments.models import digits
-from jaxopt_nn.coding.artifact import save_artifact
 from jaxopt_nn.core.combine import where
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.pipeline.classes import classification
+from jaxopt_nn.pipeline.store import load, save
 
 FEATURES, CLASSES = 16, 4
 REPOSITORY = pathlib.Path(predict.__file__).parent.parent
@@ -68,18 +69,19 @@ def tiny(**changes):
     }  # fmt: skip
 
 
-def saved(directory, extra, bits=8):
-    apply, variables = own_model(0).apply, own_model(0).variables
+def saved(directory, extra, bits=8, rules=()):
+    network = own_model(0)
     method = where("w", quantize(bits))
-    info = inspect(apply, variables, inputs())
-    save_artifact(directory, method.pack(variables, method.init(variables, info)), extra=extra)
+    info = inspect(network.apply, network.variables, inputs())
+    stored = method.pack(network.variables, method.init(network.variables, info))
+    save(directory, network.replace(variables=stored, rules=rules), extra=extra)
     return str(directory)
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     config = tiny(stages=[{"name": "q", "method": "quantize", "bits": 8, "rule": "w8a16"}])
-    return saved(tmp_path_factory.mktemp("run") / "artifact", {"config": config, "rule": "w8a16"})
+    return saved(tmp_path_factory.mktemp("run") / "artifact", {"config": config}, rules=arithmetic("w8a16"))
 
 
 def test_what_compress_ships_is_what_predict_runs(tmp_path):
@@ -134,7 +136,7 @@ def test_the_rule_and_the_model_arguments_are_those_of_the_config(tmp_path):
         [({}, None), ({"model_args": {"scale": 2.0}}, None), ({}, "w8a8"),
          ({"stages": [{"name": "q", "method": "quantize", "bits": 8, "rule": f"{__name__}:own_rule"}]}, "w8a8")]
     ):  # fmt: skip
-        where_ = saved(tmp_path / str(i), {"config": tiny(**changes), "rule": rule})
+        where_ = saved(tmp_path / str(i), {"config": tiny(**changes)}, rules=arithmetic(rule) if rule else ())
         found = predict.run(where_, str(tmp_path / "x.npz"), repeats=1, output=str(tmp_path / "out.npz"))
         assert found["rule"] == rule
         outs.append(np.load(tmp_path / "out.npz")["outputs"])
@@ -233,27 +235,49 @@ def test_arguments_out_of_range(artifact, arguments, said):
         predict.run(artifact, **arguments)
 
 
-@pytest.mark.parametrize("extra", [None, {"note": "mine"}, {"config": {"stages": []}, "rule": None}])
+@pytest.mark.parametrize("extra", [None, {"note": "mine"}, {"config": {"stages": []}}])
 def test_an_artifact_without_its_config_says_what_to_do(tmp_path, extra):
-    with pytest.raises(ValueError, match=r"does not name the model .* jaxopt_nn.load_artifact"):
+    with pytest.raises(ValueError, match=r"does not name the model .* jaxopt_nn.load, "):
         predict.run(saved(tmp_path / "a", extra))
 
 
-def command(*flags):
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+def command(*flags, devices=8):
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     line = [sys.executable, "-m", "experiments.predict", *flags]
     return subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
+
+
+def scanned_model(seed):
+    def apply(variables, x):
+        x = x.reshape(len(x), FEATURES)
+        return jax.lax.scan(lambda h, w: (h + jnp.tanh(h @ w), None), x, variables["layers"])[0] @ variables["w"]
+
+    layers = jnp.asarray(np.random.default_rng(seed).standard_normal((3, FEATURES, FEATURES)) / 4, jnp.float32)
+    return Network(apply, {"layers": layers, "w": own_model(seed).variables["w"]})
+
+
+def test_calibrated_ranges_of_a_scan_answer_alike_in_another_process_on_all_devices(tmp_path):
+    stages = [{"name": "q", "method": "quantize", "bits": 8, "rule": "w8a8-static"}]
+    report = compress.run(tiny(model=f"{__name__}:scanned_model", stages=stages), str(tmp_path / "run"), latency=False)
+    path, x = report["artifact"]["path"], inputs()
+    np.savez(tmp_path / "x.npz", x=x)
+    done = command(f"--artifact={path}", f"--data={tmp_path / 'x.npz'}", "--repeats=1", f"--output={tmp_path / 'out.npz'}")
+    assert done.returncode == 0, done.stderr
+    assert "8 x cpu" in done.stdout and "w8a8, static ranges" in done.stdout
+    network = load(path, scanned_model(0).apply)
+    assert network.states["layers"].carried.shape == (3,)
+    np.testing.assert_allclose(np.load(tmp_path / "out.npz")["outputs"], network(x), rtol=1e-5, atol=1e-5)
 
 
 def test_the_command(tmp_path):
     config = {**tiny(), "model": "experiments.models.digits:build", "data": {"source": "experiments.data.digits:digits"}}
     from experiments.models.digits import build
 
-    save_artifact(tmp_path / "artifact", build(0).variables, extra={"config": config, "rule": None})
+    save(tmp_path / "artifact", build(0), extra={"config": config})
     x = np.random.default_rng(0).random((10, 8, 8, 1)).astype(np.float32)
     np.savez(tmp_path / "x.npz", x=x, y=np.zeros(10, int))
     flags = [f"--artifact={tmp_path / 'artifact'}", f"--data={tmp_path / 'x.npz'}", "--repeats=2", "--batch_size=4"]
-    done = command(*flags, f"--output={tmp_path / 'out.npz'}")
+    done = command(*flags, f"--output={tmp_path / 'out.npz'}", devices=2)
     assert done.returncode == 0, done.stderr
     lines = dict(line.split("  ", 1) for line in done.stdout.splitlines() if "  " in line)
     assert lines["devices"].strip().startswith("2 x cpu") and lines["batch"].strip() == "4, 2 on each device"

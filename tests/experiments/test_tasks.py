@@ -19,12 +19,12 @@ import jaxopt_nn as jn
 from experiments import compress
 from experiments.config import checked
 from experiments.model import restored
-from experiments.progress import Progress
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.pipeline import compress as pipeline
 from jaxopt_nn.pipeline import data as sources
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.reporting import plots
+from jaxopt_nn.reporting.progress import Progress
 
 NAMES = sorted(p.stem.removeprefix("task_") for p in pathlib.Path(configs.__file__).parent.glob("task_*.py"))
 #: What makes an epoch of five steps of 320 training images, of which the last two tasks make other examples.
@@ -90,7 +90,7 @@ class Ran:
 
     @functools.cached_property
     def artifact(self) -> dict:
-        return jn.load_artifact(self.folder / "artifact")[0]
+        return jn.load_artifact(self.folder / "artifact")[0]["variables"]
 
     def network(self, variables: dict, **fields) -> jn.Network:
         return self.experiment._model.network.replace(variables=variables, **fields)
@@ -149,7 +149,9 @@ def test_a_config_reports_and_ships_what_numpy_finds(ran):
     assert [stage["name"] for stage in report["stages"]] == ["prune", "quantize"]
     assert report["metrics"] == task.described() and set(task.metrics) <= set(report["metrics"])
     assert all(kind["better"] in ("higher", "lower") for kind in report["metrics"].values())
-    loaded = ran.network(ran.artifact, rules=jn.arithmetic("w4a8"), training=None)
+    loaded = jn.load(report["artifact"]["path"], ran.network({}).apply)
+    assert loaded.rules == (("**", jn.arithmetic("w4a8")),)
+    assert jn.load_artifact(report["artifact"]["path"])[1]["recipe"] == report["config"]["stages"]
     batch = whole(task.test)
     outputs = jax.device_get(loaded(*task.objective.inputs_of(batch)))
     metrics, headline = report["stages"][-1]["metrics"], report["headline"]
@@ -209,7 +211,7 @@ def without_times(report, folder):
 def test_python_gives_the_numbers_of_the_config_also_when_killed(ran, tmp_path, monkeypatch, compiled):
     """The float weights of the config's run, its recipe, and ``compress``."""
     if compiled == "by the config":
-        monkeypatch.setattr(pipeline, "Compressor", lambda network, recipe: ran.experiment._compressor)
+        monkeypatch.setattr(pipeline, "Compressor", lambda recipe: ran.experiment._compressor)
     config = ran.experiment.config
     floats = restored(str(ran.folder / "float"), ran.experiment._model.network.variables)
     network = ran.network(jax.tree.map(np.asarray, floats))  # arrays bound to a device would be compiled for anew
@@ -226,8 +228,8 @@ def test_python_gives_the_numbers_of_the_config_also_when_killed(ran, tmp_path, 
     for name in ("baseline", "stages", "metrics", "headline", "skipped"):
         assert result.report[name] == ran.report[name], name
     assert result.report["history"] == ran.report["history"]
-    variables, _ = jn.load_artifact(tmp_path / "run" / "artifact")
-    chex.assert_trees_all_equal(variables, result.network.variables, ran.artifact)
+    loaded = jn.load(tmp_path / "run" / "artifact", network.apply)
+    chex.assert_trees_all_equal(loaded.variables, result.network.variables, ran.artifact)
 
 
 @pytest.mark.slow

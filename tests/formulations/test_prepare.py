@@ -102,7 +102,7 @@ def test_what_runs_is_told_before_it_runs(large, batch):
         jax.eval_shape(run, q, jnp.ones((batch, 512)))
     (choice,) = found
     assert (choice.form, choice.rows, choice.activations) == ("QTensor int8, int8[512, 512]", batch, 32)
-    assert choice.program == "float32, in blocks" and ("SLOWER" in str(choice)) == (batch == 1)
+    assert choice.program == "float32, in blocks" and "SLOWER" not in str(choice)
     with table.choices() as found:
         jax.eval_shape(jn.rewrite(lambda v, x: x @ v["w"], jn.arithmetic("w8a8")), q, jnp.ones((batch, 512)))
     assert [c.program for c in found] == ["integer, in one dot"] and "SLOWER" not in str(found[0])

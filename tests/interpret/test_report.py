@@ -6,8 +6,8 @@ import pytest
 from jax import lax
 
 from jaxopt_nn.core.combine import chain, where
+from jaxopt_nn.core.leaf_rows import LeafRow, Operation, Run
 from jaxopt_nn.core.report import SCREEN, Message, Report
-from jaxopt_nn.core.rows import LeafRow, Operation, Run
 from jaxopt_nn.core.transform import explain
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxopt_nn.formulations import cpu
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret import stored as module
 from jaxopt_nn.interpret.stored import Prepared, stored
@@ -53,3 +54,13 @@ def test_stored_tensors_are_named_also_under_a_trace():
     seen = []
     jax.jit(lambda v: seen.append(stored(v)) or v["b"])(variables)
     assert [m.path for m in seen[0]] == ["a"]
+
+
+def test_the_form_is_that_of_the_whole_network(monkeypatch):
+    """Two tensors that would fit a cache alone, and don't together."""
+    monkeypatch.setattr(cpu, "SMALL", 500)
+    pair = {name: packed(quantize(8))["a"] for name in "ab"}
+    together, alone = prepare(pair), {name: prepare(x) for name, x in pair.items()}
+    kinds = lambda tree: [type(x).__name__ for x in tree.values()]
+    assert kinds(Prepared()(pair, "ab")) == kinds(together) == ["QTensor"] * 2 and kinds(alone) == ["Decoded"] * 2
+    assert not stored(together)

@@ -16,7 +16,8 @@ from jaxopt_nn.interpret.rewrite import capture
 from jaxopt_nn.methods import taps
 from jaxopt_nn.methods.prune import global_budget, prune
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.passes.neurons import dead_units, prune_neurons
+from jaxopt_nn.passes.choice import dead_units
+from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from tests.interpret.test_matrix import keep
@@ -250,7 +251,7 @@ def test_neurons_by_path_and_without_statistics(rng):
     with pytest.raises(ValueError, match="calibrate"):
         method.init(v, inspect(relu, v, batches[0]))
     units = dead_units(relu, v, jnp.concatenate(batches))
-    assert set(units.keep) <= set(v)
+    assert set(units.masks) <= set(v)
 
 
 def test_sequential_is_what_one_does_by_hand(rng):

@@ -195,7 +195,7 @@ NETWORK = jn.Network(lambda v, x: x @ v["w"], {"w": np.zeros((3, 2), np.float32)
 @pytest.fixture(scope="module")
 def compressor():
     """Three epochs of four steps, compiled once; and the run that nothing stops."""
-    made = Compressor(NETWORK, [jn.Stage("float", jn.identity(), epochs=3, learning_rate=0.1)])
+    made = Compressor([jn.Stage("float", jn.identity(), epochs=3, learning_rate=0.1)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "STRETCH", 1)
         return made, made(NETWORK, jn.classification(train=lambda: iter(GOOD), test=GOOD[0]), latency=False)

@@ -42,13 +42,15 @@ NETWORK = Network(apply, PARAMS)
 def trainer_of(method, network=NETWORK, *, task=TASK, **fields):
     stage = Stage("p", method, **{"epochs": 3, "learning_rate": 0.05, **fields})
     steps = task.train.steps(16)
-    return Trainer(network.trained, method, stage, task.objective, steps=steps, batch_size=16, still=network.still)
+    options = {"steps": steps, "batch_size": 16, "still": network.still, "rules": network.rules}
+    return Trainer(network.trained, method, stage, task.objective, **options)
 
 
 def trained(method, variables=PARAMS, state=None, key=0, task=TASK, network=NETWORK, teacher=None, **fields):
     """What a fresh trainer makes of the variables."""
     trainer = trainer_of(method, network, task=task, **fields)
-    return trainer(variables, State() if state is None else state, task.train, jax.random.key(key), teacher=teacher)
+    state = State() if state is None else state
+    return trainer(variables, state, task.train, jax.random.key(key), rules=network.states, teacher=teacher)
 
 
 def test_an_order_is_a_permutation_drawn_from_the_key():
@@ -293,8 +295,8 @@ def test_training_mode_changes_what_it_returns_and_gets_a_fresh_key():
     assert not np.array_equal(done.variables["params"]["w"], PARAMS["w"])
 
 
-def test_a_training_rule_rounds_activations_and_the_gradient_goes_through():
-    plain, rounded = trained(identity()), trained(identity(), training_rule=fake_quant_activations(2))
+def test_a_rule_rounds_activations_and_the_gradient_goes_through():
+    plain, rounded = trained(identity()), trained(identity(), network=NETWORK.replace(rules=fake_quant_activations(2)))
     assert not np.array_equal(plain.variables["w"], rounded.variables["w"])
     assert rounded.history[-1]["metrics"]["loss"] < rounded.history[0]["metrics"]["loss"]
 
@@ -429,7 +431,7 @@ def test_averages_of_narrow_weights_do_not_stall_and_keep_to_the_projection():
     narrow = {"w": PARAMS["w"].astype(jnp.bfloat16)}
     method, optimizer = clip(-1.0, 1.0), averaging(optax.sgd(1.0), 0.99)
     ts = init_train_state(narrow, method, optimizer, jax.random.key(0))
-    moved = {"params": {"w": jnp.full_like(narrow["w"], 2.0)}, "learnt": ts.learnt}
+    moved = {"params": {"w": jnp.full_like(narrow["w"], 2.0)}, "learnt": ts.learnt, "rules": {}}
     still, update = jax.tree.map(jnp.zeros_like, moved), jax.jit(optimizer.update)
     for _ in range(600):
         ts = ts._replace(opt=update(still, ts.opt, moved)[1])

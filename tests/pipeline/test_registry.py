@@ -1,11 +1,18 @@
 """Configs name things; what is mistyped is answered with the nearest names."""
 
+import json
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxopt_nn.core.combine import by_path
+from jaxopt_nn.core.rule import identity_rule
 from jaxopt_nn.methods.prune import magnitude
+from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.pipeline import registry
 
 PARAMS = {"a": {"kernel": jnp.arange(-6.0, 6.0).reshape(4, 3)}, "b": {"kernel": jnp.ones((3, 2))}}
@@ -54,6 +61,20 @@ def test_stages_from_a_config():
     assert (made[0].epochs, made[0].learning_rate, made[0].rule) == (3, 0.5, None)
     assert made[1].rule.name == "w4a8" and made[1].thaw == ("p",)
     np.testing.assert_allclose([made[2].learning_rate(9)(t) for t in (0, 1, 2)], [1, 0.5, 0], atol=1e-7)
+
+
+def test_a_mixed_recipe_gives_each_leaf_the_first_case_that_matches():
+    cases = [
+        {"where": "**/head/kernel", "method": "quantize", "bits": 8},
+        {"where": "**/kernel", "method": "quantize", "bits": 4, "group": 2},
+    ]
+    (stage,) = registry.stages([{"name": "mixed", "cases": cases, "epochs": 1}])
+    params = {"up": {"kernel": jnp.ones((4, 3))}, "head": {"kernel": jnp.ones((4, 2))}}
+    by_hand = by_path([("**/head/kernel", quantize(8)), ("**/kernel", quantize(4, group=2))])
+    packed = [method.pack(params, method.init(params)) for method in (stage.method(1), by_hand)]
+    chex.assert_trees_all_equal(*packed)
+    assert [packed[0][k]["kernel"].bits for k in ("head", "up")] == [8, 4]
+    assert json.loads(json.dumps(cases)) == cases
 
 
 def test_a_learning_rate_over_a_share_of_the_stage():
@@ -124,8 +145,11 @@ def test_random_codes_differ_by_seed_and_stage():
             {"name": "x", "method": "prune", "sparsity": {"schedule": "cubic", "final": 0.9, "begin": 0.8, "end": 0.4}},
             "0 <= begin <= end .sparsity: begin=0.8, end=0.4 as shares of",
         ),
-        ({"name": "x"}, r"stages\[0\]: needs 'method'"),
-        ({}, r"stages\[0\]: needs 'name', a string; has nothing"),
+        ({"name": "x"}, r"stages\[0\] \(x\): needs 'method', a string, or 'cases', a list; has name"),
+        ({}, r"stages\[0\] \(no name\): needs 'name', a string"),
+        ({"name": "x", "cases": [{"where": "a", "method": "identity"}], "bits": 4}, "'cases' stand beside bits;"),
+        ({"name": "x", "cases": [{"method": "clip"}]}, r"cases\[0\]: needs 'where' and 'method', strings; has method"),
+        ({"name": "x", "cases": [{"where": "a", "method": "clap"}]}, "method 'clap' is unknown; nearest: clip"),
     ],
 )
 def test_what_is_mistyped_is_answered_with_the_nearest_names(entry, said):
@@ -150,3 +174,11 @@ def test_objects_by_address(name, said):
 def test_no_rule_is_weight_only():
     assert registry.rule("") is None and registry.rule(None) is None
     assert registry.rule("jaxopt_nn.core.rule:identity_rule").name == "identity"
+
+
+def test_names_of_rules_with_ranges_and_of_training_in_float():
+    assert registry.rule("w4a8-static") is static_ranges("w4a8")
+    assert registry.rule("w8a8-moving") is moving_ranges("w8a8")
+    assert registry.training_rule("float") is identity_rule()
+    with pytest.raises(ValueError, match=r"rule='w8a8-fixed': allowed are 'w8a8', 'w8a8-static', 'w8a8-moving'"):
+        registry.rule("w8a8-fixed")

@@ -10,18 +10,22 @@ from experiments.models.lenet import LeNet5
 from experiments.models.mlp import MLP
 from experiments.models.resnet import ResNet
 from experiments.models.vit import ViT
+from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.frameworks.linen import linen
-from jaxopt_nn.passes.neurons import unit_activity, weak_units
-from jaxopt_nn.passes.structure import shrink_widths
-from tests.zoo.base import draw
+from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.methods.unit_masks import mask_units
+from jaxopt_nn.passes.activity import unit_activity
+from jaxopt_nn.passes.choice import weak_units
+from jaxopt_nn.passes.widths import shrink_widths
+from tests.passes.networks import made
 
 
-def made(module, *shape):
-    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    variables = draw(jax.eval_shape(module.init, jax.random.key(0), x))
-    network = linen(module, jax.tree.map(np.array, variables))
-    return network.apply, network.variables, x
+def shrunk(apply, variables, x, widths, **arguments):
+    """The variables that a plan makes, whatever module takes them; and its report."""
+    plan = shrink_widths(widths, **arguments).plan(Network(apply, variables), ModelInfo(), x)
+    return Remap(plan).params(variables), plan.report
 
 
 def same_shapes(module, small, x):
@@ -37,7 +41,7 @@ def dead(tree, axis_last=()):
 
 def test_an_mlp_is_cut_by_the_norms_by_hand():
     teacher, variables, x = made(MLP((8, 6, 3)), 4, 5)
-    small, report = shrink_widths(teacher, variables, x, 0.5)
+    small, report = shrunk(teacher, variables, x, 0.5)
     p = variables["params"]
     w = [p[f"Dense_{i}"]["kernel"] for i in range(3)]
     stay = [
@@ -62,10 +66,10 @@ def test_relu_units_that_are_dead_are_cut_without_loss():
     variables["params"]["Dense_0"]["bias"][[0, 3, 4, 7]] = -50
     variables["params"]["Dense_1"]["bias"][[1, 2, 5]] = -50
     seen = unit_activity(teacher, variables, [x])
-    small, _ = shrink_widths(teacher, variables, x, 0.5, importance=lambda g, leaves: seen[g.members[0].path])
+    small, _ = shrunk(teacher, variables, x, 0.5, importance=lambda g, leaves: seen[g.members[0].path])
     student = linen(MLP((4, 3, 3)), small).apply
     np.testing.assert_allclose(jax.jit(student)(small, x), jax.jit(teacher)(variables, x), atol=1e-6)
-    by_norm, _ = shrink_widths(teacher, variables, x, 0.5)
+    by_norm, _ = shrunk(teacher, variables, x, 0.5)
     assert np.abs(student(by_norm, x) - teacher(variables, x)).max() > 1e-3
 
 
@@ -74,7 +78,7 @@ def test_flattened_channels_are_cut_at_every_place():
     dead(variables["params"]["Conv_0"], (0, 2))
     dead(variables["params"]["Conv_1"], (1, 2, 5))
     dead(variables["params"]["Dense_0"], (0, 4, 5, 8, 9))
-    small, _ = shrink_widths(teacher, variables, x, 0.5)
+    small, _ = shrunk(teacher, variables, x, 0.5)
     module = LeNet5((2, 3), 5)
     same_shapes(module, small, x)
     rows = np.arange(96).reshape(4, 4, 6)[..., [0, 3, 4]].reshape(-1)
@@ -90,7 +94,7 @@ def test_a_residual_network_with_its_statistics():
     for path, leaf in leaves_by_path(variables).items():
         if leaf.shape[-1] != 10 and path.split("/")[-1] != "var" and "Dense" not in path:
             leaf[..., off["stage 0" if leaf.shape[-1] == 4 else "stage 1"]] = 0
-    small, report = shrink_widths(teacher, variables, x, 0.5)
+    small, report = shrunk(teacher, variables, x, 0.5)
     module = ResNet((2, 3), 1)
     same_shapes(module, small, x)
     np.testing.assert_array_equal(
@@ -106,7 +110,7 @@ def test_heads_and_hidden_units_of_a_transformer():
     for block in ("block_0", "block_1"):
         variables["params"][block]["attention"]["out"]["kernel"][[1, 3]] = 0
         variables["params"][block]["down"]["kernel"][::2] = 0
-    small, report = shrink_widths(teacher, variables, x, 0.5)
+    small, report = shrunk(teacher, variables, x, 0.5)
     shapes = {path: leaf.shape for path, leaf in leaves_by_path(small).items()}
     assert shapes["params/block_1/attention/value/kernel"] == (8, 2, 2)
     assert shapes["params/block_1/attention/out/kernel"] == (2, 2, 8)
@@ -118,20 +122,26 @@ def test_heads_and_hidden_units_of_a_transformer():
 
 def test_widths_by_pattern():
     teacher, variables, x = made(MLP((8, 6, 3)), 4, 5)
-    small, report = shrink_widths(teacher, variables, x, {"**/Dense_0/kernel": 3})
+    small, report = shrunk(teacher, variables, x, {"**/Dense_0/kernel": 3})
     same_shapes(MLP((3, 6, 3)), small, x)
     assert {m.path: m.reason for m in report.of("skipped")}["params/Dense_1/kernel"] == "keeps its 6 units: no pattern"
-    small, _ = shrink_widths(teacher, variables, x, {"**/Dense_0/kernel": 1, "**/Dense_1/*": 0.5})
+    small, _ = shrunk(teacher, variables, x, {"**/Dense_0/kernel": 1, "**/Dense_1/*": 0.5})
     same_shapes(MLP((1, 3, 3)), small, x)
-    small, _ = shrink_widths(teacher, variables, x, {"**/kernel": 1.0})
+    small, _ = shrunk(teacher, variables, x, {"**/kernel": 1.0})
     assert jax.tree.all(jax.tree.map(lambda a, b: a is b, small, variables))
 
 
 def test_importance_of_ones_own_and_ties():
     teacher, variables, x = made(MLP((6, 3)), 4, 5)
-    last = shrink_widths(teacher, variables, x, 0.5, importance=lambda group, leaves: np.arange(group.size))[0]
+    last = shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: np.arange(group.size))[0]
     np.testing.assert_array_equal(last["params"]["Dense_0"]["bias"], variables["params"]["Dense_0"]["bias"][3:])
-    ties = shrink_widths(teacher, variables, x, 0.5, importance=lambda group, leaves: np.ones(group.size))[0]
+    for kind in (np.uint8, bool):  # which NumPy can't negate, or turns round
+        some = shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves, kind=kind: np.arange(6).astype(kind))[0]
+        first = 3 if kind is np.uint8 else 1
+        np.testing.assert_array_equal(
+            some["params"]["Dense_0"]["bias"], variables["params"]["Dense_0"]["bias"][first : first + 3]
+        )
+    ties = shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: np.ones(group.size))[0]
     np.testing.assert_array_equal(ties["params"]["Dense_0"]["bias"], variables["params"]["Dense_0"]["bias"][:3])
 
 
@@ -156,14 +166,16 @@ def test_importance_of_ones_own_and_ties():
 def test_bad_widths(widths, message):
     teacher, variables, x = made(MLP((8, 6, 3)), 4, 5)
     with pytest.raises(ValueError, match=message):
-        shrink_widths(teacher, variables, x, widths)
+        shrunk(teacher, variables, x, widths)
 
 
 def test_bad_trees_and_scores():
     teacher, variables, x = made(MLP((8, 6, 3)), 4, 5)
-    with pytest.raises(ValueError, match="one number for each of 8 units"):
-        shrink_widths(teacher, variables, x, 0.5, importance=lambda group, leaves: np.ones(3))
-    method = weak_units(teacher, variables, x, share=0.5).transform()
+    with pytest.raises(ValueError, match="1 of 8 scores are NaN"):
+        shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: [np.nan, *range(group.size - 1)])
+    with pytest.raises(ValueError, match="pass one for each of 8 units"):
+        shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: np.ones(3))
+    method = mask_units(weak_units(teacher, variables, x, share=0.5).masks)
     packed = method.pack(variables, method.init(variables))
-    with pytest.raises(ValueError, match="shrink first"):
-        shrink_widths(teacher, packed, x, 0.5)
+    with pytest.raises(ValueError, match="cut first"):
+        shrunk(teacher, packed, x, 0.5)

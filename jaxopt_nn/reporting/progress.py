@@ -1,16 +1,20 @@
-"""What a run says while it trains: a bar on a terminal, plain lines elsewhere, and TensorBoard's event files."""
+"""What a run says while it trains: a bar on a terminal, plain lines elsewhere, and TensorBoard's event files.
+
+The bar needs rich, the event files tensorboardX.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxopt_nn.pipeline.fit import Watch
-
+#: Is told of a stretch of training: the history's entry, with ``steps`` and ``seconds_left`` beside.
+Watch = Callable[[dict[str, Any]], None]
 #: Least seconds between two plain lines about training.
 QUIET = 10.0
 
@@ -54,7 +58,7 @@ class Progress:
         """Shows a bar where the output is a terminal; closes the event files at the end."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._close)
-            if sys.stdout.isatty():
+            if sys.stdout.isatty() and importlib.util.find_spec("rich"):
                 self._bar = stack.enter_context(_bar())
                 stack.callback(lambda: setattr(self, "_bar", None))
             yield self
@@ -72,7 +76,7 @@ class Progress:
         stage, step = entry["stage"], entry["step"]
         if stage not in self._writers:
             # what a killed run wrote beyond its last position is written again
-            self._writers[stage] = SummaryWriter(str(self._events / stage), purge_step=step)  # type: ignore[operator]
+            self._writers[stage] = SummaryWriter(str(self._events / stage), purge_step=step)
         writer = self._writers[stage]
         for name, value in entry["metrics"].items():
             writer.add_scalar(name, value, step)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_nn.core.model import AxisGroup, Member, ModelInfo, Roles
+from jaxopt_nn.core.model import ModelInfo, Roles
 from jaxopt_nn.core.transform import explain
-from jaxopt_nn.methods.neurons import mask_units, unit_norms
+from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.tensors.base import densify
 from jaxopt_nn.tensors.masked import Masked
 
@@ -81,20 +81,3 @@ def test_leaves_without_masks_are_named_and_left_alone():
 def test_bad_masks(keep, message):
     with pytest.raises(ValueError, match=message):
         mask_units(keep).init(PARAMS)
-
-
-def test_norms_of_units_by_the_definition():
-    group = AxisGroup(
-        4,
-        (
-            Member("a/kernel", 1, "producer", np.arange(4)),
-            Member("a/bias", 0, "vector", np.arange(4)),
-            Member("b/kernel", 0, "consumer", np.tile(np.arange(4), 2)),
-        ),
-    )
-    leaves = {"a/kernel": PARAMS["a"]["kernel"], "a/bias": PARAMS["a"]["bias"], "b/kernel": PARAMS["b"]["kernel"]}
-    fan_in, fan_out = (unit_norms(group, leaves, role) for role in ("producer", "consumer"))
-    out = np.asarray(leaves["b/kernel"], np.float64)
-    for u in range(4):
-        np.testing.assert_allclose(fan_in[u], np.linalg.norm(np.asarray(leaves["a/kernel"])[:, u]), rtol=1e-6)
-        np.testing.assert_allclose(fan_out[u], np.linalg.norm(out[[u, u + 4]]), rtol=1e-6)

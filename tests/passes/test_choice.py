@@ -1,68 +1,28 @@
 """Dead and weak units against activations computed by hand, and outputs that stay as they are."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
 from experiments.models.lenet import LeNet5
-from experiments.models.mlp import MLP
 from experiments.models.resnet import ResNet
 from jaxopt_nn.core.combine import chain, where
 from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.frameworks.linen import linen
-from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.methods.neurons import mask_units
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.passes.neurons import dead_units, prune_neurons, unit_activity, weak_units
+from jaxopt_nn.methods.unit_masks import mask_units
+from jaxopt_nn.passes.activity import unit_activity
+from jaxopt_nn.passes.choice import dead_units, weak_units
+from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.tensors.base import densify
-from tests.zoo.base import draw
+from tests.passes.networks import hidden, made, mlp
 
 
-def made(module, *shape, seed=0):
-    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
-    variables = draw(jax.eval_shape(module.init, jax.random.key(0), x), seed)
-    network = linen(module, jax.tree.map(np.array, variables))
-    return network.apply, network.variables, x
-
-
-def mlp():
-    """An MLP of 12 and 7 hidden units, of which 1, 4 and 3 get biases so low that no example wakes them."""
-    apply, variables, x = made(MLP((12, 7, 3)), 50, 5)
-    variables["params"]["Dense_0"]["bias"][[1, 4]] = -50
-    variables["params"]["Dense_1"]["bias"][3] = -50
-    return apply, variables, x
-
-
-def hidden(variables, x):
-    """The hidden activations of the MLP, by NumPy."""
-    layers = variables["params"]
-    first = np.maximum(x @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"], 0)
-    return first, np.maximum(first @ layers["Dense_1"]["kernel"] + layers["Dense_1"]["bias"], 0)
-
-
-def test_the_largest_activation_of_each_unit():
-    apply, variables, x = mlp()
-    seen = unit_activity(apply, variables, [x[:20], x[20:40], x[40:]])
-    first, second = hidden(variables, x)
-    assert list(seen) == ["params/Dense_0/kernel", "params/Dense_1/kernel"]
-    np.testing.assert_allclose(seen["params/Dense_0/kernel"], np.abs(first).max(0), rtol=1e-5)
-    np.testing.assert_allclose(seen["params/Dense_1/kernel"], np.abs(second).max(0), rtol=1e-5)
-    only = unit_activity(apply, variables, [x], axis_groups(apply, variables, x)[1:2])
-    assert list(only) == ["params/Dense_1/kernel"]
-
-
-def test_activations_of_a_flattened_convolution():
-    """Channels of the second convolution are read by the dense layer at every place."""
-    module = LeNet5((3, 4), 5)
-    apply, variables, x = made(module, 6, 28, 28, 1)
-    seen = unit_activity(apply, variables, [x[:4], x[4:]])
-    _, kept = module.apply(variables, x, capture_intermediates=True)
-    second = np.asarray(kept["intermediates"]["Conv_1"]["__call__"][0])
-    pooled = second.reshape(6, 4, 2, 4, 2, 4).max((2, 4))
-    np.testing.assert_allclose(seen["params/Conv_1/kernel"], np.abs(pooled).max((0, 1, 2)), rtol=1e-5)
-    first = np.asarray(kept["intermediates"]["Conv_0"]["__call__"][0]).reshape(6, 12, 2, 12, 2, 3).max((2, 4))
-    np.testing.assert_allclose(seen["params/Conv_0/kernel"], np.abs(first).max((0, 1, 2)), rtol=1e-5)
+def masked(plan, variables):
+    method = mask_units(plan.masks)
+    return method.view(variables, method.init(variables))
 
 
 def test_dead_units_are_found_and_masking_them_changes_no_output():
@@ -73,11 +33,11 @@ def test_dead_units_are_found_and_masking_them_changes_no_output():
     assert dead[0][[1, 4]].all() and dead[1][3]
     for layer, expected in zip(units.layers, dead, strict=False):
         np.testing.assert_array_equal(layer.off, expected)
-    assert units.layers[2].off is None and "output" in units.layers[2].reason
+    assert not units.layers[2].off.any() and "output" in units.layers[2].pinned
 
-    masked = units.masked(variables)
-    np.testing.assert_allclose(jax.jit(apply)(masked, x), jax.jit(apply)(variables, x), atol=1e-6)
-    before, after = leaves_by_path(variables), leaves_by_path(masked)
+    seen = masked(units, variables)
+    np.testing.assert_allclose(jax.jit(apply)(seen, x), jax.jit(apply)(variables, x), atol=1e-6)
+    before, after = leaves_by_path(variables), leaves_by_path(seen)
     for path, axes in {
         "params/Dense_0/kernel": {1: dead[0]},
         "params/Dense_0/bias": {0: dead[0]},
@@ -95,7 +55,7 @@ def test_dead_units_are_found_and_masking_them_changes_no_output():
 def test_fan_out_alone_is_enough_and_so_is_fan_in():
     """A ReLU unit that is dead gives zero either way; the masks of one side touch no leaf of the other."""
     apply, variables, x = mlp()
-    keep = {path: axes for path, axes in dead_units(apply, variables, x).keep.items()}
+    keep = dead_units(apply, variables, x).masks
     fan_in = {
         "params/Dense_0/kernel": keep["params/Dense_0/kernel"],
         "params/Dense_0/bias": keep["params/Dense_0/bias"],
@@ -113,12 +73,12 @@ def test_masking_a_unit_that_is_alive_changes_outputs():
     apply, variables, x = mlp()
     alive = dead_units(apply, variables, x, threshold=float(np.sort(np.abs(hidden(variables, x)[0]).max(0))[4]))
     assert alive.layers[0].off.sum() == 5
-    assert np.abs(apply(alive.masked(variables), x) - apply(variables, x)).max() > 1e-3
+    assert np.abs(apply(masked(alive, variables), x) - apply(variables, x)).max() > 1e-3
 
 
 def test_the_masks_compose_with_quantization():
     apply, variables, x = mlp()
-    method = chain(dead_units(apply, variables, x).transform(), where("**/Dense_2/kernel", quantize(8)))
+    method = chain(mask_units(dead_units(apply, variables, x).masks), where("**/Dense_2/kernel", quantize(8)))
     info = inspect(apply, variables, x)
     state = method.init(variables, info)
     packed = method.pack(variables, state)
@@ -135,10 +95,9 @@ def test_batch_norm_keeps_its_variance_and_its_outputs():
     units = dead_units(apply, variables, x)
     off = {layer.name: layer.off for layer in units.layers}
     assert off["params/ResidualBlock_0/Conv_0/kernel"].tolist() == [False, False, True, False]
-    assert "params/ResidualBlock_0/BatchNorm_0/scale" in units.keep
-    assert not [path for path in units.keep if path.endswith("var")]
-    assert "divides" in str(units)
-    np.testing.assert_allclose(jax.jit(apply)(units.masked(variables), x), jax.jit(apply)(variables, x), atol=1e-6)
+    assert "params/ResidualBlock_0/BatchNorm_0/scale" in units.masks
+    assert not [path for path in units.masks if path.endswith("var")]
+    np.testing.assert_allclose(jax.jit(apply)(masked(units, variables), x), jax.jit(apply)(variables, x), atol=1e-6)
 
 
 def test_a_vector_that_divides_is_not_masked():
@@ -147,7 +106,7 @@ def test_a_vector_that_divides_is_not_masked():
     apply = lambda v, x: jax.nn.relu(x @ v["a"] / v["d"].reshape(1, 3)) @ v["b"]
     x = np.ones((4, 2), np.float32)
     units = dead_units(apply, v, x)
-    assert set(units.keep) == {"a", "b"} and np.isfinite(apply(units.masked(v), x)).all()
+    assert set(units.masks) == {"a", "b"} and np.isfinite(apply(masked(units, v), x)).all()
     np.testing.assert_array_equal(units.layers[0].off, [False, True, False])
 
 
@@ -160,9 +119,9 @@ def test_units_of_a_layer_that_divides_are_left_alone():
     apply = lambda v, x: jax.nn.relu((jax.nn.relu(x @ v["a"]) / (x @ v["b"])) @ v["c"] @ v["d"]) @ v["e"]
     x = np.abs(rng.standard_normal((4, 5))).astype(np.float32)
     units = dead_units(apply, v, x)
-    assert units.layers[0].off is None and units.layers[0].reason == "`div` is not finite at zero"
-    assert units.layers[2].off.tolist() == [False, True, False] and set(units.keep) == {"d", "e"}
-    np.testing.assert_allclose(apply(units.masked(v), x), apply(v, x), rtol=1e-6)
+    assert units.layers[0].pinned == "`div` is not finite at zero"
+    assert units.layers[2].off.tolist() == [False, True, False] and set(units.masks) == {"d", "e"}
+    np.testing.assert_allclose(apply(masked(units, v), x), apply(v, x), rtol=1e-6)
 
 
 def test_a_share_takes_the_lowest_scores():
@@ -175,7 +134,7 @@ def test_a_share_takes_the_lowest_scores():
         assert set(np.flatnonzero(layer.off)) == set(np.argsort(score, kind="stable")[:n])
     reverse = weak_units(apply, variables, x, 0.3, score=lambda group, leaves, mean: -np.arange(group.size))
     assert np.flatnonzero(reverse.layers[0].off).tolist() == [8, 9, 10, 11]
-    method = weak_units(apply, variables, x, share=0.3).transform()
+    method = mask_units(weak_units(apply, variables, x, share=0.3).masks)
     np.testing.assert_array_equal(
         method.view(variables, method.init(variables))["params"]["Dense_0"]["bias"] == 0, units.layers[0].off
     )
@@ -196,25 +155,30 @@ def test_a_layer_keeps_its_best_unit():
     units = dead_units(apply, variables, x)
     assert (~units.layers[1].off).sum() == 1
     assert "stays, so that the layer keeps one of its 7" in str(units)
-    np.testing.assert_allclose(apply(units.masked(variables), x), apply(variables, x), atol=1e-6)
+    np.testing.assert_allclose(apply(masked(units, variables), x), apply(variables, x), atol=1e-6)
     assert (~weak_units(apply, variables, x, 0.99).layers[0].off).sum() == 1
 
 
 def test_the_table():
     apply, variables, x = mlp()
     lines = str(dead_units(apply, variables, x)).splitlines()
-    first = hidden(variables, x)[0]
-    assert lines[0].split() == ["layer", "units", "off"]
-    assert lines[1].split() == ["params/Dense_0/kernel", "12", str((first <= 0).all(0).sum())]
-    assert lines[3].split() == ["params/Dense_2/kernel", "3", "-", *"reaches an output of `apply`".split()]
+    stay = [int((h > 0).any(0).sum()) for h in hidden(variables, x)]
+    assert lines[0].split() == ["layer", "units", "stay"]
+    assert lines[1].split() == ["params/Dense_0/kernel", "12", str(stay[0])] + (
+        f"params/Dense_0/kernel axis 1: 12 -> {stay[0]}, params/Dense_0/bias axis 0: 12 -> {stay[0]}, "
+        f"params/Dense_1/kernel axis 0: 12 -> {stay[0]}"
+    ).split()
+    assert lines[3].split() == ["params/Dense_2/kernel", "3", "3", *"reaches an output of `apply`".split()]
+    small = sum((i + 1) * o for i, o in itertools.pairwise((5, *stay, 3)))
+    assert lines[4] == f"{small} of {6 * 12 + 13 * 7 + 8 * 3} parameters stay"
 
 
 def test_nothing_dead_is_nothing_masked():
     apply, variables, x = made(LeNet5((3, 4), 5), 4, 28, 28, 1)
     variables["params"]["Dense_0"]["bias"][:] = 50
     units = dead_units(apply, variables, x)
-    assert units.keep == {} and all(not layer.off.any() for layer in units.layers[:3])
-    assert units.masked(variables)["params"]["Dense_0"]["bias"] is variables["params"]["Dense_0"]["bias"]
+    assert units.masks == {} and all(not layer.off.any() for layer in units.layers[:3])
+    assert masked(units, variables)["params"]["Dense_0"]["bias"] is variables["params"]["Dense_0"]["bias"]
 
 
 @pytest.mark.parametrize(
@@ -235,10 +199,3 @@ def test_nothing_dead_is_nothing_masked():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(*mlp())
-
-
-def test_activations_that_are_no_numbers_are_an_error():
-    apply, variables, x = mlp()
-    x[3, 2] = np.nan
-    with pytest.raises(ValueError, match="params/Dense_1/kernel: NaN among"):
-        dead_units(apply, variables, x)

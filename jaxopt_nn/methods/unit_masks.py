@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import AxisGroup, Known, ModelInfo
+from jaxopt_nn.core.cuts import Cut
+from jaxopt_nn.core.model import Known, ModelInfo
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, leafwise
 from jaxopt_nn.tensors.base import is_compressed
@@ -69,7 +70,11 @@ def mask_units(keep: Keep) -> Transform:
             return view(leaf, learnt, carried)
         return Masked.pack(_whole(leaf.shape, carried), leaf, carried.stack)
 
-    made = leafwise(takes, init, view, pack=pack, name="mask_units")
+    def follows(learnt: Any, carried: MaskedUnits, cut: Cut) -> tuple[Any, Any]:
+        keep = tuple(cut.along(mask, axis) for mask, axis in zip(carried.keep, carried.axes, strict=True))
+        return learnt, dataclasses.replace(carried, keep=keep)
+
+    made = leafwise(takes, init, view, pack=pack, follows=follows, name="mask_units")
 
     def checked_init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         known = dict.fromkeys([*(leaf.path for leaf in info.leaves), *leaves_by_path(params)])
@@ -103,23 +108,3 @@ def _whole(shape: tuple[int, ...], carried: MaskedUnits) -> jax.Array:
     for axis, keep in zip(carried.axes, carried.keep, strict=True):
         mask &= jnp.expand_dims(keep, [i for i in range(len(shape)) if i != axis])
     return mask
-
-
-def unit_norms(group: AxisGroup, leaves: Mapping[str, Any], role: str) -> np.ndarray:
-    """The L2 norm of each unit's weights in the members of one role (``producer``: fan-in, ``consumer``: fan-out).
-
-    Args:
-      group: the axis group.
-      leaves: ``{path: array}``.
-      role: as in ``Member``.
-
-    Returns:
-      float64 ``[size]``; zero where the group has no such member.
-    """
-    total = np.zeros(group.size)
-    for member in group.members:
-        if member.role == role:
-            squares = np.square(np.abs(np.asarray(leaves[member.path]).astype(np.float64)))
-            rows = np.moveaxis(squares, member.axis, 0)
-            np.add.at(total, member.units, rows.reshape(len(member.units), -1).sum(1))
-    return np.sqrt(total)

@@ -1,0 +1,110 @@
+"""What a pass cuts of a network's leaves, and how what lies beside a leaf follows it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.report import Recorder
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cut:
+    """What stays of one leaf.
+
+    Attributes:
+      shape: of the leaf before.
+      axes: ``{axis: int [k]}``, the entries that stay, in order; all of other axes.
+    """
+
+    shape: tuple[int, ...]
+    axes: Mapping[int, np.ndarray]
+
+    @property
+    def small(self) -> tuple[int, ...]:
+        """The shape of the leaf after."""
+        return tuple(len(self.axes[i]) if i in self.axes else n for i, n in enumerate(self.shape))
+
+    def leaf(self, x: Any) -> Any:
+        """An array of the leaf's shape, cut as the leaf is."""
+        for axis, entries in self.axes.items():
+            x = jnp.take(x, entries, axis=axis)
+        return x
+
+    def along(self, x: Any, axis: int) -> Any:
+        """A vector with an entry for each of the leaf's ``axis``, cut as that axis is."""
+        return jnp.take(x, self.axes[axis], axis=0) if axis in self.axes else x
+
+    def beside(self, x: Any) -> Any:
+        """An array that lies beside the leaf, cut with it; or a str, the reason why it can't be.
+
+        It is a scalar, or has the leaf's rank and along each axis one entry for all, one for each, or one for each block of
+        equally many (groups). Blocks are cut whole or not at all.
+        """
+        if not x.shape:
+            return x
+        if len(x.shape) != len(self.shape):
+            return f"an array of {len(x.shape)} axes does not lie beside the {len(self.shape)} of the leaf"
+        for axis, entries in self.axes.items():
+            own, length = x.shape[axis], self.shape[axis]
+            if own == 1:
+                continue
+            block = length // own
+            whole = entries[::block] // block
+            if own * block != length or not np.array_equal(entries, (whole[:, None] * block + np.arange(block)).ravel()):
+                return f"the {own} groups of {block} entries along axis {axis} are cut apart"
+            x = jnp.take(x, whole, axis=axis)
+        return x
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Cuts:
+    """What a method needs to carry its state over to the network that a pass has cut.
+
+    Attributes:
+      leaves: ``{path: Cut}`` of the leaves that are cut.
+      params: the cut network's, as the method sees them.
+      info: what is known of the cut network.
+      recorder: takes an ``anew`` message for what can't be carried.
+      moments: None; or what stands for ``learnt`` is an optimizer's moments of it, and this the fresh ones of the cut
+        network, which take the place of what can't be carried.
+    """
+
+    leaves: Mapping[str, Cut]
+    params: PyTree
+    info: ModelInfo
+    recorder: Recorder
+    moments: PyTree | None = None
+
+    def of_member(self, i: int, params: PyTree) -> Cuts:
+        """As member ``i`` of a combinator gets it, which sees ``params``."""
+        moments = None if self.moments is None else self.moments[i]
+        return dataclasses.replace(self, params=params, info=self.info.of_member(i), moments=moments)
+
+
+def by_shape(old: PyTree, fresh: PyTree, cut: Cut) -> PyTree:
+    """``old`` carried over by the shapes of its arrays; or a str, the reason why it can't be.
+
+    Scalars stay; what has the leaf's shape, and in ``fresh`` (as made on the cut leaf) the cut leaf's, is cut as the leaf is.
+    Nothing is concluded from any other shape: a matrix ``[I, I]`` may be square by chance.
+    """
+    olds, news = jax.tree.leaves(old), jax.tree.leaves(fresh)
+    if len(olds) != len(news):
+        return "on the cut leaf it has other parts"
+    made = []
+    for x, new in zip(olds, news, strict=True):
+        if x.shape == new.shape == ():
+            made.append(x)
+        elif (x.shape, new.shape) == (cut.shape, cut.small):
+            made.append(cut.leaf(x))
+        else:
+            return f"an array of shape {list(x.shape)} need not follow the axes of a leaf of shape {list(cut.shape)}"
+    return jax.tree.unflatten(jax.tree.structure(fresh), made)

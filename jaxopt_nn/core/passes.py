@@ -1,0 +1,308 @@
+"""Passes, what changes ``apply`` or shapes; and their plans, as data that prints, edits and serializes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.core.cuts import Cut
+from jaxopt_nn.core.model import Coupling, Member
+from jaxopt_nn.core.paths import near_misses
+from jaxopt_nn.core.report import Message, Report
+from jaxopt_nn.core.transform import Facts, Traits
+
+PyTree = Any
+SCHEMA = "jaxopt_nn.plan/1"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """The units of one layer, and which of them stay.
+
+    Attributes:
+      name: the path of its first weight, with the axis where two layers share that.
+      size: how many units it has.
+      kept: int ``[k]``, those that stay, in order.
+      members: the axes of leaves that are cut with them, as in ``AxisGroup``. The role ``divisor`` is a vector that divides:
+        it is cut, but can't be set to zero.
+      pinned: None, or the reason why all units stay.
+      note: what else is to be said of it.
+
+    Raises:
+      ValueError: ``kept`` is no list of different units of the layer, holds none, or not all of a pinned layer.
+    """
+
+    name: str
+    size: int
+    kept: np.ndarray
+    members: tuple[Member, ...]
+    pinned: str | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        kept = np.asarray(self.kept)
+        if kept.dtype == bool or kept.ndim != 1 or not (kept.size == 0 or np.issubdtype(kept.dtype, np.integer)):
+            raise ValueError(
+                f"{self.name}: kept is {kept.dtype}{list(kept.shape)}; pass the numbers of the units that stay, int [k]"
+            )
+        if kept.size == 0:
+            raise ValueError(f"{self.name}: keeps none of {self.size} units, fewer than one; keep at least one")
+        units = np.unique(kept)
+        if len(units) != len(kept) or units[0] < 0 or units[-1] >= self.size:
+            wrong = next((int(u) for u in units if not 0 <= u < self.size), None)
+            what = "a unit twice" if wrong is None else f"unit {wrong}"
+            raise ValueError(f"{self.name}: kept names {what}; it has the units 0 to {self.size - 1}")
+        if self.pinned is not None and len(units) < self.size:
+            raise ValueError(f"{self.name}: keeps all of its {self.size} units: {self.pinned}")
+        object.__setattr__(self, "kept", units)
+
+    @property
+    def cut(self) -> bool:
+        """Whether a unit goes."""
+        return len(self.kept) < self.size
+
+    @property
+    def off(self) -> np.ndarray:
+        """Which units go, bool ``[size]``."""
+        return ~np.isin(np.arange(self.size), self.kept)
+
+    def stay(self, member: Member) -> np.ndarray:
+        """Which entries of a member's axis stay, bool."""
+        return np.isin(member.units, self.kept)
+
+
+def layer_of(name: str, coupling: Coupling, kept: Any = None, pinned: str | None = None, note: str = "") -> Layer:
+    """The layer of an axis group; all units stay if ``kept`` is None."""
+    group = coupling.group
+    role = lambda m: "divisor" if m.path in coupling.divisors else m.role
+    members = tuple(dataclasses.replace(m, role=role(m)) for m in group.members)
+    return Layer(name, group.size, np.arange(group.size) if kept is None else kept, members, pinned, note)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """What a pass will do to a network: which units of each layer stay. Prints as a table.
+
+    Attributes:
+      name: of the pass that made it.
+      leaves: ``{path: shape}`` of the network that it is for.
+      inputs: what its ``apply`` takes besides, as abstract arrays.
+      layers: in order of evaluation.
+    """
+
+    name: str
+    leaves: Mapping[str, tuple[int, ...]]
+    inputs: tuple[PyTree, ...]
+    layers: tuple[Layer, ...]
+
+    @property
+    def kept(self) -> dict[str, np.ndarray]:
+        """``{layer: the units that stay, int [k]}`` of the layers that may be cut."""
+        return {layer.name: layer.kept for layer in self.layers if layer.pinned is None}
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """``{layer: how many units stay}``."""
+        return {layer.name: len(layer.kept) for layer in self.layers}
+
+    @functools.cached_property
+    def cuts(self) -> dict[str, Cut]:
+        """What stays of each leaf that is cut, by path."""
+        axes: dict[str, dict[int, np.ndarray]] = {}
+        for layer, member in self._cut_members():
+            axes.setdefault(member.path, {})[member.axis] = np.flatnonzero(layer.stay(member))
+        return {path: Cut(self.leaves[path], own) for path, own in axes.items()}
+
+    @property
+    def masks(self) -> dict[str, dict[int, np.ndarray]]:
+        """``{path: {axis: bool}}`` of what would be masked in place of being cut, as ``mask_units`` takes it."""
+        found: dict[str, dict[int, np.ndarray]] = {}
+        for layer, member in self._cut_members():
+            if member.role != "divisor":
+                found.setdefault(member.path, {})[member.axis] = layer.stay(member)
+        return found
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many parameters the network has, before and after."""
+        after = {**self.leaves, **{path: cut.small for path, cut in self.cuts.items()}}
+        before, small = (sum(map(math.prod, shapes.values())) for shapes in (self.leaves, after))
+        return before, small
+
+    @property
+    def report(self) -> Report:
+        """A ``note`` for each layer that is cut, with the leaves and axes; ``skipped`` with the reason for the others."""
+        found = []
+        for layer in self.layers:
+            if not layer.cut:
+                found.append(Message("skipped", layer.name, f"keeps its {layer.size} units: {_why(layer)}"))
+                continue
+            cut = ", ".join(f"{m.path} axis {m.axis}" for m in layer.members)
+            note = f"{layer.note}; " if layer.note else ""
+            found.append(Message("note", layer.name, f"{len(layer.kept)} of {layer.size} units stay; {note}cut: {cut}"))
+        return Report(tuple(found))
+
+    @property
+    def facts(self) -> Facts:
+        """The plan as a table of a report."""
+        before, after = self.sizes
+        cells = tuple((each.name, each.size, len(each.kept), _why(each) if not each.cut else each.note) for each in self.layers)
+        note = f"{self.name}: {after:,} of {before:,} parameters stay."
+        return Facts("Units that stay", note, ("layer", "units", "stay", "note"), cells)
+
+    def replace(self, kept: Mapping[str, Iterable[int] | None]) -> Plan:
+        """The plan with other units for some layers: ``{layer: the units that stay}``; None: all of them.
+
+        Raises:
+          ValueError: no such layer (near misses are named), or units as in ``Layer``.
+        """
+        names = [layer.name for layer in self.layers]
+        for name in kept:
+            if name not in names:
+                near = near_misses(name, names) or names[:3]
+                raise ValueError(f"plan: {name!r} is no layer of {len(names)}; nearest: {', '.join(near) or 'none'}")
+
+        def edited(layer: Layer) -> Layer:
+            own = kept[layer.name]
+            units = np.arange(layer.size) if own is None else np.asarray(own if hasattr(own, "shape") else [*own])
+            return dataclasses.replace(layer, kept=units, note="")
+
+        layers = tuple(edited(layer) if layer.name in kept else layer for layer in self.layers)
+        return dataclasses.replace(self, layers=layers)
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises ValueError where a network of these leaves, ``{path: shape}``, is not the one that it was made for."""
+        for path in {**self.leaves, **shapes}:
+            here, planned = (tuple(own[path]) if path in own else None for own in (shapes, self.leaves))
+            if here != planned:
+                said = [f"has shape {list(own)}" if own is not None else "is missing" for own in (here, planned)]
+                raise ValueError(
+                    f"a plan of another network: {path} {said[0]} here, and {said[1]} in the plan of {self.name}; plan again "
+                    "with this network"
+                )
+
+    def to_json(self) -> str:
+        """As JSON, one line."""
+        layers = [
+            {
+                "name": layer.name, "size": layer.size, "kept": layer.kept.tolist(), "pinned": layer.pinned,
+                "note": layer.note,
+                "members": [
+                    {"path": m.path, "axis": m.axis, "role": m.role, "units": _counted(m.units)} for m in layer.members
+                ],
+            }
+            for layer in self.layers
+        ]  # fmt: skip
+        leaves = {path: list(shape) for path, shape in self.leaves.items()}
+        return json.dumps(
+            {"schema": SCHEMA, "name": self.name, "leaves": leaves, "inputs": _described(self.inputs), "layers": layers}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that ``to_json`` has written, perhaps edited since.
+
+        Raises:
+          ValueError: no JSON, no plan, or units as in ``Layer``.
+        """
+        try:
+            found = json.loads(text)
+            if found["schema"] != SCHEMA:
+                raise ValueError(f"its schema is {found['schema']!r}; this version reads {SCHEMA!r}")
+            leaves = {path: tuple(map(int, shape)) for path, shape in found["leaves"].items()}
+            layers = tuple(_layer(each, leaves) for each in found["layers"])
+            return cls(found["name"], leaves, _rebuilt(found["inputs"]), layers)
+        except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not a plan as Plan.to_json writes it: {error!r}") from error
+
+    def __str__(self) -> str:
+        width = max((len(layer.name) for layer in self.layers), default=5)
+        lines = [f"{'layer':<{width}}  units  stay"]
+        for layer in self.layers:
+            said = ", ".join(_member(m, self.cuts) for m in layer.members[:3]) if layer.cut else _why(layer)
+            more = f" and {len(layer.members) - 3} more" if layer.cut and len(layer.members) > 3 else ""
+            note = f"; {layer.note}" if layer.cut and layer.note else ""
+            lines.append(f"{layer.name:<{width}}  {layer.size:>5}  {len(layer.kept):>4}  {said}{more}{note}".rstrip())
+        before, after = self.sizes
+        return "\n".join([*lines, f"{after:,} of {before:,} parameters stay"])
+
+    def _cut_members(self) -> Iterable[tuple[Layer, Member]]:
+        return ((layer, member) for layer in self.layers if layer.cut for member in layer.members)
+
+
+def _why(layer: Layer) -> str:
+    """Why all units of a layer stay."""
+    return layer.pinned or layer.note or "none was to go"
+
+
+def _member(member: Member, cuts: Mapping[str, Cut]) -> str:
+    cut = cuts[member.path]
+    return f"{member.path} axis {member.axis}: {cut.shape[member.axis]} -> {cut.small[member.axis]}"
+
+
+def _counted(units: np.ndarray) -> list[int] | None:
+    """None where entry j is unit j."""
+    return None if np.array_equal(units, np.arange(len(units))) else units.tolist()
+
+
+def _layer(found: Mapping[str, Any], leaves: Mapping[str, tuple[int, ...]]) -> Layer:
+    def member(own: Mapping[str, Any]) -> Member:
+        length = leaves[own["path"]][own["axis"]]
+        units = np.arange(length) if own["units"] is None else np.asarray(own["units"], int)
+        if units.shape != (length,):
+            raise ValueError(f"{own['path']}, axis {own['axis']}: {len(units)} units for {length} entries")
+        return Member(own["path"], own["axis"], own["role"], units)
+
+    members = tuple(map(member, found["members"]))
+    return Layer(found["name"], found["size"], np.asarray(found["kept"]), members, found["pinned"], found["note"])
+
+
+def _described(tree: PyTree) -> Any:
+    """Abstract inputs as JSON: arrays are ``"float32 2 3"``, dicts stand as they are, tuples and lists are named."""
+    if isinstance(tree, dict):
+        return {"dict": {key: _described(x) for key, x in tree.items()}}
+    if type(tree) in (tuple, list):
+        return {type(tree).__name__: [_described(x) for x in tree]}
+    if tree is None:
+        return None
+    if not hasattr(tree, "dtype") or not all(isinstance(n, int) for n in tree.shape):
+        raise TypeError(
+            f"plan: inputs hold a {type(tree).__name__}; only dicts, lists, tuples and arrays can be written as JSON"
+        )
+    return " ".join(map(str, (jnp.dtype(tree.dtype).name, *tree.shape)))
+
+
+def _rebuilt(found: Any) -> Any:
+    if isinstance(found, dict):
+        ((kind, own),) = found.items()
+        if kind == "dict":
+            return {key: _rebuilt(x) for key, x in own.items()}
+        return {"tuple": tuple, "list": list}[kind](map(_rebuilt, own))
+    if found is None:
+        return None
+    dtype, *shape = found.split(" ")
+    return jax.ShapeDtypeStruct(tuple(map(int, shape)), jnp.dtype(dtype))
+
+
+class Pass(NamedTuple):
+    """What changes ``apply``, or shapes: a plan as data, and its execution.
+
+    Attributes:
+      plan: ``(network, info, *inputs) -> Plan``. ``inputs`` are arrays or ``jax.ShapeDtypeStruct``, as ``apply`` takes them;
+        ``info`` holds what ``traits`` asks for, from ``calibrate(network, the pass, batches)``; else ``ModelInfo()``.
+      execute: ``(network, plan) -> (network, remap)``. ``remap`` (``Remap``) carries over all that belongs to the network.
+      traits: as a transform's: ``name``; ``takes``, which leaves it may cut; ``taps``, ``passes`` and ``needs``, what ``plan``
+        must see of the model on data.
+    """
+
+    plan: Callable[..., Plan]
+    execute: Callable[[Any, Plan], tuple[Any, Any]]
+    traits: Traits

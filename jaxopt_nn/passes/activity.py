@@ -1,0 +1,152 @@
+"""How active each unit of a network is on data, as the sites that read it see it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxopt_nn.core.model import AxisGroup, Coupling, ModelInfo, StatKey
+from jaxopt_nn.core.tap import Tap
+from jaxopt_nn.interpret.groups import couplings, group_names
+from jaxopt_nn.interpret.rewrite import capture
+from jaxopt_nn.methods.taps import activity
+
+PyTree = Any
+TAP = "activity"
+
+
+class Activity(NamedTuple):
+    """Largest and mean ``|value|`` of each unit, float ``[size]``."""
+
+    largest: np.ndarray
+    mean: np.ndarray
+
+
+def unit_activity(
+    apply: Callable[..., PyTree], variables: PyTree, batches: Iterable[Any], groups: Sequence[AxisGroup] | None = None
+) -> dict[str, np.ndarray]:
+    """The largest ``|value|`` of each unit over the data, as the sites that read it see it (after the activation).
+
+    Args:
+      apply: pure function ``(variables, *inputs)``.
+      variables: pytree of arrays or compressed tensors.
+      batches: the inputs, one array a batch, or a tuple of arrays where ``apply`` takes several.
+      groups: of ``axis_groups``, the ones to measure; all that may be cut if None.
+
+    Returns:
+      ``{path of the group's first producer: float32 [size]}``, without groups that no site reads.
+
+    Raises:
+      ValueError: no batch, NaN activations.
+    """
+    first = lambda group: (group.members[0].path, group.members[0].axis)
+    found, _, batches = coupled(apply, variables, batches)
+    wanted = {first(c.group) for c in found if c.group.pinned is None} if groups is None else set(map(first, groups))
+    chosen = {n: c for n, c in named(found).items() if c.reads and first(c.group) in wanted}
+    return {name: seen.largest for name, seen in measured(apply, variables, batches, chosen).items()}
+
+
+def coupled(
+    apply: Callable[..., PyTree], variables: PyTree, batches: Iterable[Any]
+) -> tuple[tuple[Coupling, ...], tuple[Any, ...], Iterable[tuple[Any, ...]]]:
+    """The groups, found on the first batch; that batch; and all batches as tuples."""
+    rows = (b if isinstance(b, tuple) else (b,) for b in batches)
+    head = next(rows, None)
+    if head is None:
+        raise ValueError("no batch of inputs; pass at least one")
+    return couplings(apply, variables, *head), head, itertools.chain([head], rows)
+
+
+def named(found: Sequence[Coupling]) -> dict[str, Coupling]:
+    """Couplings by the names of their groups."""
+    return dict(zip(group_names([c.group for c in found]), found, strict=True))
+
+
+def fixed(coupling: Coupling) -> str | None:
+    """Why no unit of a group goes: it is pinned, or nothing reads it, so that nobody knows what it does."""
+    return coupling.group.pinned or (None if coupling.reads else "no site reads it")
+
+
+def free(layers: Mapping[str, Coupling]) -> dict[str, Coupling]:
+    """The layers of which units may go."""
+    return {name: coupling for name, coupling in layers.items() if fixed(coupling) is None}
+
+
+def measured(
+    apply: Callable[..., PyTree], variables: PyTree, batches: Iterable[tuple[Any, ...]], chosen: Mapping[str, Coupling]
+) -> dict[str, Activity]:
+    """The activity of each unit of the chosen layers over the data."""
+    read = {read.site for c in chosen.values() for read in c.reads}
+    if not read:
+        return {}
+    tapped = capture(apply, lambda site: {TAP: activity()} if site.name in read else {})
+    add = jax.jit(tapped.accumulate, donate_argnums=0)
+    totals: Any = None
+    for batch in batches:
+        totals = tapped.zeros(variables, *batch) if totals is None else totals
+        totals = add(totals, variables, *batch)
+    found = tapped.statistics(totals)
+    return per_units(chosen, {site: own[TAP] for site, own in found.items()})
+
+
+def lacking(info: ModelInfo) -> dict[StatKey, Tap]:
+    """``Traits.taps`` of what needs the units' activity: of all layers that the leaves of ``info`` touch."""
+    own = {leaf.path for leaf in info.leaves}
+    touched = [c for c in info.couplings or () if any(m.path in own for m in c.group.members)]
+    read = {read.site for coupling in touched for read in coupling.reads}
+    sites = {site.name for site in info.sites if site.name in read}
+    wanted: dict[StatKey, Tap] = {((), site, TAP): activity() for site in sites}
+    return {key: tap for key, tap in wanted.items() if key not in info.stats}
+
+
+def of_info(name: str, info: ModelInfo, leaves: Mapping[str, Any]) -> tuple[dict[str, Coupling], dict[str, Activity]]:
+    """The layers that ``leaves`` touch, and the activity of their units, from what ``calibrate`` has measured.
+
+    Raises:
+      ValueError: it has not measured that, for ``name``; NaN activations.
+    """
+    stats = {site: x for (_, site, tap), x in info.stats.items() if tap == TAP}
+    own = named([c for c in info.couplings or () if any(m.path in leaves for m in c.group.members)])
+    if info.couplings is None or not {read.site for c in own.values() for read in c.reads} <= stats.keys():
+        raise ValueError(f"{name}: needs the units' outputs; pass info=calibrate(network, method, batches)")
+    return own, per_units(free(own), stats)
+
+
+def per_units(chosen: Mapping[str, Coupling], stats: Mapping[str, Any]) -> dict[str, Activity]:
+    """The activity of each unit, of the statistics by site.
+
+    Raises:
+      ValueError: NaN among them.
+    """
+    stats = jax.device_get(stats)
+    for site, seen in stats.items():
+        if np.isnan(seen["largest"]).any():
+            raise ValueError(
+                f"{site}: NaN among the values that it reads on these inputs; clean the inputs or the weights"
+            )
+    return {name: _per_unit(coupling, stats) for name, coupling in chosen.items()}
+
+
+def _per_unit(coupling: Coupling, stats: Mapping[str, Any]) -> Activity:
+    """Joins what a group's readers saw: the largest of all, the mean of the reader that sees most."""
+    size = coupling.group.size
+    largest, mean = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    for read in coupling.reads:
+        # what a site keeps apart (layers, experts, groups) is one here
+        whole = lambda x, how: how(x.reshape(-1, x.shape[-1]), axis=0)
+        top, summed = whole(stats[read.site]["largest"], np.max), whole(stats[read.site]["total"], np.sum)
+        rows = np.sum(stats[read.site]["weight"])
+
+        def along(x: np.ndarray, how: Any, read: Any = read) -> np.ndarray:
+            return how(np.moveaxis(x.reshape(read.shape), read.axis, 0).reshape(len(read.units), -1), axis=1)
+
+        np.maximum.at(largest, read.units, along(top, np.max))
+        total = np.zeros(size, np.float64)
+        np.add.at(total, read.units, along(summed / max(float(rows), 1.0), np.mean))
+        count = np.bincount(read.units, minlength=size)
+        mean = np.maximum(mean, total / np.maximum(count, 1)).astype(np.float32)
+    return Activity(largest, mean)

@@ -1,0 +1,168 @@
+"""Cutting: a plan's units leave the network, with all that touches them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxopt_nn.core.model import Coupling, ModelInfo
+from jaxopt_nn.core.passes import Pass, Plan
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.remap import Remap
+from jaxopt_nn.core.transform import LeafTraits, Traits
+from jaxopt_nn.interpret.groups import couplings
+from jaxopt_nn.interpret.network import Network, abstract_outputs, complaint, network_of
+from jaxopt_nn.passes.activity import lacking, named, of_info
+from jaxopt_nn.passes.choice import choice, planned
+from jaxopt_nn.passes.scores import Score, mean_activation
+from jaxopt_nn.tensors.base import is_compressed
+
+PyTree = Any
+#: ``plan -> Network``: the smaller module with variables of its shapes, whose values don't matter.
+Rebuild = Callable[[Plan], Network]
+
+
+def cut_neurons(
+    *,
+    threshold: float = 0.0,
+    share: float | None = None,
+    score: Score = mean_activation,
+    rebuild: Rebuild | None = None,
+) -> Pass:
+    """Takes out the dead units (``dead_units``), or a ``share`` of the weakest (``weak_units``), with all that touches them.
+
+    Without units that are dead the network gives the same outputs as before, on the data on which they are. ``plan`` needs
+    ``info=calibrate(network, the pass, batches)``.
+
+    Args:
+      rebuild: for a model whose code holds its widths (Flax Linen), ``plan -> Network``, the smaller module; ``plan.widths``
+        says how many units each layer keeps. A function that reads its widths off its variables needs none.
+      threshold, share, score: as in ``dead_units`` and ``weak_units``.
+
+    Raises:
+      ValueError: as these two; ``share`` and a ``threshold`` together. At ``plan``: no such statistics, compressed variables.
+        At ``execute``: a plan of another network; ``apply`` does not run on the cut variables; a rebuilt network of other
+        shapes.
+    """
+    name = "cut_neurons"
+    choose = choice(name, threshold, share, score)
+
+    def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
+        leaves = leaves_of(network, info, name)
+        layers, seen = of_info(name, info, leaves)
+        return planned(name, layers, leaves, inputs, seen, choose)
+
+    traits = Traits(_takes, leaf_local=False, needs=frozenset({"couplings"}), taps=lacking, passes=1, name=name)
+    return Pass(plan, partial(execute, rebuild=rebuild), traits)
+
+
+def cutting(name: str, plan: Callable[..., Plan], rebuild: Rebuild | None) -> Pass:
+    """A pass that cuts units, of a plan that needs no data."""
+    return Pass(plan, partial(execute, rebuild=rebuild), Traits(_takes, leaf_local=False, name=name))
+
+
+def _takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+    members = {m.path for c in info.couplings or () if c.group.pinned is None for m in c.group.members}
+    return LeafTraits() if info.couplings is None or path in members else "no unit of it can be cut"
+
+
+def leaves_of(network: Network, info: ModelInfo, name: str) -> dict[str, Any]:
+    """The leaves of a network for which a pass makes a plan.
+
+    Raises:
+      TypeError: it is no network. ValueError: compressed tensors; ``info`` is of other leaves.
+    """
+    leaves = leaves_by_path(network_of(network).variables)
+    for path, x in leaves.items():
+        if is_compressed(x):
+            raise ValueError(f"{path}: is a compressed tensor; cut first, compress then (or pass densify(variables))")
+    if wrong := [leaf.path for leaf in info.leaves if leaf.path not in leaves or leaf.shape != leaves[leaf.path].shape]:
+        raise ValueError(f"{name}: {wrong[0]} has another shape in info than in the network; pass this network's own info")
+    return leaves
+
+
+def layers_of(network: Network, info: ModelInfo, *inputs: PyTree) -> dict[str, Coupling]:
+    """The layers of a network by name, from ``info`` where they were found already."""
+    found = info.couplings
+    return named(couplings(network.apply, network.variables, *inputs) if found is None else found)
+
+
+def execute(network: Network, plan: Plan, rebuild: Rebuild | None = None) -> tuple[Network, Remap]:
+    """The network without the units that the plan takes out, and what carries over all that belongs to it.
+
+    Raises:
+      TypeError: no network or no plan. ValueError: as ``cut_neurons``.
+    """
+    network_of(network)
+    if not isinstance(plan, Plan):
+        raise TypeError(f"execute: plan is a {type(plan).__name__}; pass the Plan that the pass has made, or Plan.from_json")
+    plan.check({path: tuple(x.shape) for path, x in leaves_by_path(network.variables).items()})
+    remap = Remap(plan)
+    variables = remap.params(network.variables)
+    if rebuild is None:
+        small = network.replace(variables=variables)
+    else:
+        small = network_of(rebuild(plan), "what rebuild gives")
+        _check_rebuilt(small, variables)
+        small = small.replace(variables=variables, rules=network.rules, states=network.states)
+    _check_runs(network, small, plan)
+    _check_states(network, small, plan)
+    return small, remap
+
+
+def _check_rebuilt(small: Network, variables: PyTree) -> None:
+    made, cut = ({p: tuple(x.shape) for p, x in leaves_by_path(t).items()} for t in (small.variables, variables))
+    for path in {**cut, **made}:
+        if made.get(path) != cut.get(path):
+            own, wanted = (list(x[path]) if path in x else "missing" for x in (made, cut))
+            raise ValueError(
+                f"rebuild: {path} is {own} in the network that it gives, {wanted} in the cut variables; build the module with "
+                "the widths of plan.widths"
+            )
+
+
+def _check_runs(network: Network, small: Network, plan: Plan) -> None:
+    """Raises ValueError where the small network does not run, or gives outputs of other shapes."""
+    advice = (
+        "its code holds the widths: pass rebuild=, a function of the plan that gives the Network of the smaller module "
+        "(plan.widths says how many units each layer keeps)"
+    )
+
+    def shapes(run: Callable[..., PyTree], variables: PyTree, **key: Any) -> PyTree:
+        return jax.eval_shape(lambda v, x, k: run(v, *x, **k), variables, plan.inputs, key)
+
+    abstract_outputs(network, *plan.inputs)  # fails on inputs that do not fit, whatever is cut
+    runs: list[tuple[str, Any, Any, dict[str, Any]]] = [("apply", network.apply, small.apply, {})]
+    if network.training is not None or small.training is not None:
+        runs.append(("the function for training", network.trained, small.trained, {"key": jax.random.key(0)}))
+    for what, before, after, key in runs:
+        try:
+            made = shapes(after, small.variables, **key)
+        except Exception as error:
+            raise ValueError(f"{plan.name}: {what} fails on the cut variables ({complaint(error)}); {advice}") from error
+        wanted = shapes(before, network.variables, **key)
+        made, wanted = (made, wanted) if not key else (made[0], wanted[0])
+        if made != wanted:
+            raise ValueError(f"{plan.name}: on the cut variables {what} gives {made}, not {wanted}; {advice}")
+
+
+def _check_states(network: Network, small: Network, plan: Plan) -> None:
+    """Raises ValueError where a rule's state has more than a number for each entry of a site that is cut."""
+    if not network.states:
+        return
+    sites, others = (
+        {site.name: site for site in n.run.program(n.variables, plan.inputs).sites.values()} for n in (network, small)
+    )
+    for name, state in network.states.items():
+        old, new = sites.get(name), others.get(name)
+        if old is None or new is None or (old.shapes == new.shapes and old.stack == new.stack):
+            continue
+        slots = old.stack[: len(old.slots)]
+        if any(x.shape != slots for x in jax.tree.leaves(state)):
+            raise ValueError(
+                f"{plan.name}: the rule at {name} has a state of more than a number, and the units that it is of may go; take "
+                "the rules off (network.replace(rules=(), states={})), cut, and calibrate them again"
+            )

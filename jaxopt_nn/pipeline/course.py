@@ -1,0 +1,187 @@
+"""The course of a network through a recipe: each stage is begun, trained and packed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxopt_nn.core.combine import check_order
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.passes import Pass, Plan
+from jaxopt_nn.core.remap import Remap
+from jaxopt_nn.core.report import Report
+from jaxopt_nn.core.transform import Facts, State, Transform
+from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.network import Network, Rules, Training
+from jaxopt_nn.pipeline.calibrate import calibrate, calibration_inputs
+from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
+from jaxopt_nn.pipeline.fit import Trainer
+from jaxopt_nn.pipeline.recipe import Recipe, Stage, check_recipe
+from jaxopt_nn.pipeline.stages import Accumulated, accumulate
+from jaxopt_nn.pipeline.task import Objective, Task
+from jaxopt_nn.pipeline.twins import twin, with_states
+from jaxopt_nn.reporting.progress import Watch
+
+PyTree = Any
+#: Where the positions of a stage's training lie, by its name.
+Places = Callable[[str], Checkpoints]
+
+
+class Run(NamedTuple):
+    """What the stages of one run share."""
+
+    task: Task
+    teacher: Network
+    key: jax.Array
+    checkpoints: Places | None = None
+    watch: Watch = nothing
+
+
+class Position(NamedTuple):
+    """Where a network is in its course.
+
+    Attributes:
+      network: in float, as it is trained so far.
+      states: of the stages that were begun, each its own.
+      info: what is known of the network.
+      ruled: states of the deployed rule, where the last stage's training gave them.
+      said: what passes could not carry over.
+    """
+
+    network: Network
+    info: ModelInfo
+    states: tuple[State, ...] = ()
+    ruled: Mapping[str, State] | None = None
+    said: Report = Report()
+
+
+class Course:
+    """What the stages of a recipe do to a network; compiled once for several runs (folds, seeds)."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe = check_recipe(recipe)
+        self.accumulated: Callable[[int], Accumulated] = functools.lru_cache(maxsize=4)(
+            functools.partial(accumulate, self.recipe)
+        )
+        self._trainer = functools.lru_cache(maxsize=4 * len(self.recipe))(self._made_trainer)
+
+    def _made_trainer(
+        self, k: int, training: Training, still: frozenset[str], objective: Objective, steps: int, size: int, rules: Rules
+    ) -> Trainer:
+        method, stage = self.accumulated(steps).methods[k], self.recipe[k]
+        return Trainer(training, method, stage, objective, steps=steps, batch_size=size, rules=rules, still=still)
+
+    def trainer(self, k: int, network: Network, task: Task, rules: Rules = ()) -> Trainer:
+        """What trains stage ``k``.
+
+        Raises:
+          ValueError: as ``Trainer``.
+        """
+        return self._trainer(k, network.trained, network.still, task.objective, task.steps, task.batch_size, rules)
+
+    def tried(self, network: Network, task: Task) -> Iterator[tuple[Network, Transform | Plan, ModelInfo]]:
+        """Each stage on a network as it comes, with one minibatch and without training.
+
+        Gives:
+          ``(network, what the stage adds, or the plan of its pass, what is known)``.
+
+        Raises:
+          ValueError: for what depends on paths, shapes, dtypes and numbers of steps.
+        """
+        info = inspect(network.apply, network.variables, *task.example)
+        plan, states = self.accumulated(task.steps), list[State]()
+        for k, stage in enumerate(self.recipe):
+            change, added = stage.transform, plan.added[k]
+            if isinstance(change, Pass):
+                before, (network, remap, info) = network, cut(change, network, info, task, few=True)
+                for i, state in enumerate(states):  # groups of earlier stages may no longer divide an axis
+                    known = _calibrated(plan.added[i], network, info, task, few=True)
+                    carry = lambda s, v, i=i, r=remap, known=known: r.state(plan.added[i], s, v, known)[0]
+                    states[i] = jax.eval_shape(carry, state, network.variables)
+                states.append(State())
+                yield before, remap.plan, info
+            else:
+                known = _calibrated(added, network, info, task, few=True)
+                states.append(jax.eval_shape(lambda v, added=added, known=known: added.init(v, known), network.variables))
+                check_order(plan.added[: k + 1], network.variables, info)
+                yield network, added, known
+            if stage.epochs:
+                self.trainer(k, network, task)
+
+    def begun(self, k: int, now: Position, task: Task) -> tuple[Position, tuple[Facts, ...]]:
+        """At the beginning of stage ``k``: its pass is carried out, or its transform starts; and its facts."""
+        stage, plan = self.recipe[k], self.accumulated(task.steps)
+        now, added = now._replace(ruled=None), plan.added[k]
+        seen = now.network.replace(variables=self.seen(k - 1, now, task))
+        if isinstance(stage.transform, Pass):
+            now, remap = self._cut(stage, now, seen, task)
+            return now._replace(states=(*now.states, State())), (remap.plan.facts,)
+        info = _calibrated(added, seen, now.info, task)
+        state = added.init(seen.variables, info)
+        return now._replace(info=info, states=(*now.states, state)), added.traits.facts(seen.variables, state)
+
+    def seen(self, k: int, now: Position, task: Task) -> PyTree:
+        """The variables that the forward pass sees with the transforms of the stages up to ``k``."""
+        if k < 0:
+            return now.network.variables
+        plan = self.accumulated(task.steps).upto(k)
+        return plan.methods[k].view(now.network.variables, plan.state(now.states[: k + 1]))
+
+    def _cut(self, stage: Stage, now: Position, seen: Network, task: Task) -> tuple[Position, Remap]:
+        """A pass commits the view, then carries over all states."""
+        plan = self.accumulated(task.steps)
+        assert isinstance(stage.transform, Pass)
+        small, remap, info = cut(stage.transform, seen, now.info, task)
+        states, said = [], now.said
+        for method, state in zip(plan.added, now.states):
+            known = _calibrated(method, small, info, task)
+            new, report = remap.state(method, state, small.variables, known)
+            states.append(new)
+            said = said + report
+        return Position(small, info, tuple(states), said=said), remap
+
+    def trained(self, k: int, now: Position, run: Run) -> tuple[Position, list[dict[str, Any]]]:
+        """After the training of stage ``k``, and the history of that."""
+        stage, plan = self.recipe[k], self.accumulated(run.task.steps).upto(k)
+        if not stage.epochs:
+            return now, []
+        shown = now.network.replace(variables=self.seen(k, now, run.task))
+        ready = twin(stage, shown, lambda: self.packed(k, now, run.task), run.task)
+        done = self.trainer(k, now.network, run.task, ready.rules)(
+            now.network.variables, plan.state(now.states), run.task.train, jax.random.fold_in(run.key, k), rules=ready.states,
+            teacher=run.teacher, checkpoints=run.checkpoints and run.checkpoints(stage.name), watch=run.watch,
+        )  # fmt: skip
+        network = now.network.replace(variables=done.variables)
+        return now._replace(network=network, states=tuple(plan.own(done.state)), ruled=ready.deployed(done.rules)), done.history
+
+    def packed(self, k: int, now: Position, task: Task) -> PyTree:
+        """The variables with compressed tensors, of the transforms of the stages up to ``k``."""
+        plan = self.accumulated(task.steps).upto(k)
+        return plan.methods[k].pack(now.network.variables, plan.state(now.states))
+
+    def deployed(self, k: int, now: Position, task: Task) -> Network:
+        """The network that would be deployed after stage ``k``, in stored form."""
+        rules, states = self.recipe[k].rule or (), now.ruled
+        if states is None:
+            shown = now.network.replace(variables=self.seen(k, now, task), rules=rules)
+            states = with_states(shown, task).states
+        return now.network.replace(variables=self.packed(k, now, task), rules=rules, states=states, training=None)
+
+
+def cut(change: Pass, network: Network, info: ModelInfo, task: Task, few: bool = False) -> tuple[Network, Remap, ModelInfo]:
+    """The network after a pass, what carries over to it, and what is known of it."""
+    known = _calibrated(change, network, info, task, few)
+    small, remap = change.execute(network, change.plan(network, known, *task.example))
+    return small, remap, inspect(small.apply, small.variables, *task.example)
+
+
+def _calibrated(
+    method: Transform | Pass, network: Network, info: ModelInfo, task: Task, few: bool = False
+) -> ModelInfo:
+    """``info`` with what ``method`` must see of the model on inputs of the training data."""
+    if not method.traits.passes:
+        return info
+    return calibrate(network, method, calibration_inputs(network, task, few))

@@ -1,0 +1,77 @@
+"""What tells one run of a recipe from another: so that a run never goes on from another one's positions."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.passes import Plan
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.train import init_train_state, make_step
+from jaxopt_nn.core.transform import Transform, identity
+from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.pipeline.data import Arrays
+from jaxopt_nn.pipeline.recipe import Stage, described
+from jaxopt_nn.pipeline.stages import Accumulated
+from jaxopt_nn.pipeline.task import Task
+
+PyTree = Any
+
+
+def fingerprint(network: Network, task: Task, seed: int) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its stages: the network's bytes, the data's size, the seed."""
+    return {
+        "network": [f"{zlib.crc32(_bytes(x)):08x}" for x in leaves_by_path(network.variables).values()],
+        "batch_size": task.batch_size,
+        "train": {"steps": task.steps, "examples": task.train.size if isinstance(task.train, Arrays) else None},
+        "seed": seed,
+    }
+
+
+def stage_prints(
+    plan: Accumulated, tried: Sequence[tuple[Network, Transform | Plan, ModelInfo]], task: Task
+) -> list[dict[str, Any]]:
+    """The stages in words, each with a digest of what it does.
+
+    A method written in Python has arguments that nobody can read off it; they show in the programs that it traces to, those of
+    a pass in its plan. Another version of JAX traces other programs.
+
+    Args:
+      tried: as ``Course.tried`` gives it.
+    """
+    found = described(plan.stages, plan.added)
+    for stage, said, (network, change, info) in zip(plan.stages, found, tried, strict=True):
+        method = identity() if isinstance(change, Plan) else change
+        said["programs"] = _digest(method, stage, task.steps * stage.epochs, network, info)
+        if isinstance(change, Plan):
+            said["plan"] = hashlib.sha256(change.to_json().encode()).hexdigest()[:16]
+    return found
+
+
+def _digest(method: Transform, stage: Stage, steps: int, network: Network, info: ModelInfo) -> str:
+    """Of the program of a training step, with the constants in it; the loss stands for any."""
+    optimizer = stage.updates(steps)
+
+    def loss(variables: PyTree, batch: Any, key: Any) -> Any:
+        floats = [x for x in leaves_by_path(variables).values() if jnp.issubdtype(x.dtype, jnp.inexact)]
+        return sum(jnp.sum(jnp.abs(x).astype(jnp.float32)) for x in floats), ({}, {})
+
+    def run(variables: PyTree) -> Any:
+        ts = init_train_state(variables, method, optimizer, jax.random.key(0), info=info, still=network.still)
+        return ts, make_step(loss, method, optimizer, still=network.still)(ts, None)
+
+    closed = jax.make_jaxpr(run)(network.variables)
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr))  # addresses of functions
+    return hashlib.sha256(text.encode() + b"".join(map(_bytes, closed.consts))).hexdigest()[:16]
+
+
+def _bytes(x: Any) -> bytes:
+    return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x).tobytes()

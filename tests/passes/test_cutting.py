@@ -1,0 +1,188 @@
+"""Units that are taken out: the network without them against the one in which they are zero, and errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments.models.lenet import LeNet5
+from experiments.models.mlp import MLP
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.passes import Plan
+from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.transform import State, explain
+from jaxopt_nn.frameworks.nnx import nnx as nnx_network
+from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.unit_masks import mask_units
+from jaxopt_nn.passes.choice import dead_units, weak_units
+from jaxopt_nn.passes.cutting import cut_neurons
+from jaxopt_nn.passes.widths import shrink_widths
+from jaxopt_nn.pipeline.calibrate import calibrate
+from tests.passes.networks import network
+
+close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+
+
+def masked(net, plan):
+    """The network with the plan's units at zero."""
+    method = mask_units(plan.masks)
+    return net.replace(variables=method.view(net.variables, method.init(net.variables)))
+
+
+def mlp():
+    """A Linen MLP of 12 and 7 hidden units, some of them dead on its inputs; how it is built at other widths."""
+    net, x = network(MLP((12, 7, 3)), 50, 5)
+    net.variables["params"]["Dense_0"]["bias"][[1, 4]] = -50
+    net.variables["params"]["Dense_1"]["bias"][3] = -50
+
+    def rebuild(plan):
+        return network(MLP(tuple(plan.widths[f"params/Dense_{i}/kernel"] for i in range(3))), 1, 5)[0]
+
+    return net, x, rebuild
+
+
+def test_dead_units_go_and_the_outputs_stay():
+    net, x, rebuild = mlp()
+    cut = cut_neurons(rebuild=rebuild)
+    info = calibrate(net, cut, [x[:20], x[20:]])
+    plan = cut.plan(net, info, x)
+    same = dead_units(net.apply, net.variables, x)
+    jax.tree.map(np.testing.assert_array_equal, plan.kept, same.kept)
+    assert plan.layers[0].off[[1, 4]].all() and plan.layers[1].off[3]
+    small, remap = cut.execute(net, plan)
+    close(small(x), net(x))
+    n, m = (len(plan.layers[i].kept) for i in range(2))
+    assert sum(v.size for v in jax.tree.leaves(small.variables)) == plan.sizes[1] == 6 * n + (n + 1) * m + (m + 1) * 3
+    assert small.apply is not net.apply and remap.plan is plan
+    again, _ = cut.execute(net, Plan.from_json(plan.to_json()))
+    jax.tree.map(np.testing.assert_array_equal, again.variables, small.variables)
+    fewer, _ = cut.execute(net, plan.replace({"params/Dense_0/kernel": [0, 2]}))
+    close(fewer(x), masked(net, plan.replace({"params/Dense_0/kernel": [0, 2]}))(x))
+    skipped = {m.path for m in explain(cut, net.variables, info).of("skipped")}
+    assert skipped == {"params/Dense_2/bias"}
+
+
+def test_channels_of_a_flattened_convolution():
+    net, x = network(LeNet5((3, 4), 5), 6, 28, 28, 1)
+    module = lambda first, second, dense, head: LeNet5((first, second), dense)
+    cut = cut_neurons(share=0.4, rebuild=lambda plan: network(module(*plan.widths.values()), 1, 28, 28, 1)[0])
+    plan = cut.plan(net, calibrate(net, cut, [x]), x)
+    jax.tree.map(np.testing.assert_array_equal, plan.kept, weak_units(net.apply, net.variables, x, 0.4).kept)
+    small, _ = cut.execute(net, plan)
+    close(small(x), masked(net, plan)(x))
+    assert plan.cuts["params/Dense_0/kernel"].shape == (64, 5) and plan.cuts["params/Dense_0/kernel"].small == (32, 3)
+
+
+class Small(nnx.Module):
+    """Reads its widths off its variables, as NNX layers do."""
+
+    def __init__(self, rngs):
+        self.conv, self.norm = nnx.Conv(2, 6, (3, 3), rngs=rngs), nnx.BatchNorm(6, rngs=rngs)
+        self.hidden, self.dropout = nnx.Linear(6 * 16, 8, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+        self.head = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.norm(self.conv(x))).reshape(len(x), -1)
+        return self.head(self.dropout(nnx.relu(self.hidden(x))))
+
+
+def test_an_nnx_module_needs_no_other_one():
+    net = nnx_network(Small(nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
+    shrink = shrink_widths({"conv/*": 4, "hidden/*": 0.5})
+    plan = shrink.plan(net, ModelInfo(), jax.ShapeDtypeStruct(x.shape, x.dtype))
+    small, _ = shrink.execute(net, plan)
+    close(small(x), masked(net, plan)(x))
+    assert small.apply is net.apply and small.still == net.still
+    outputs, changed = small.trained(small.variables, x, key=jax.random.key(1))
+    assert outputs.shape == (4, 3) and {v.shape for p, v in changed.items() if p.startswith("norm")} == {(4,)}
+
+
+def stacked(v, x):
+    """A scan over layers, whose axes are left alone, and two experts, whose units go in both."""
+    x, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, v["layers"])
+    x = jnp.einsum("ebi,eio->ebo", jnp.broadcast_to(x, (2, *x.shape)), v["experts"])
+    return jnp.einsum("ebi,eio->ebo", jax.nn.gelu(x), v["mix"]).sum(0)
+
+
+def test_a_stack_is_cut_in_all_of_its_layers():
+    shapes = {"layers": (3, 5, 5), "experts": (2, 5, 6), "mix": (2, 6, 3)}
+    rng = np.random.default_rng(0)
+    net = Network(stacked, {name: jnp.asarray(rng.standard_normal(s), jnp.float32) for name, s in shapes.items()})
+    x = jnp.asarray(rng.standard_normal((4, 5)), jnp.float32)
+    cut = cut_neurons(share=0.5)
+    plan = cut.plan(net, calibrate(net, cut, [x]), x)
+    small, _ = cut.execute(net, plan)
+    assert {p: v.shape for p, v in small.variables.items()} == {"layers": (3, 5, 5), "experts": (2, 5, 3), "mix": (2, 3, 3)}
+    assert small.variables["layers"] is net.variables["layers"]
+    close(small(x), masked(net, plan)(x))
+    assert np.abs(small(x) - net(x)).max() > 1e-2
+
+
+def plain(width=6):
+    """A function whose code holds its width where ``fixed`` says so."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (4, width), "b": (width, 3)}
+    variables = {name: jnp.asarray(rng.standard_normal(s), jnp.float32) for name, s in shapes.items()}
+    return Network(lambda v, x: jax.nn.relu(x @ v["a"]) @ v["b"], variables), jnp.ones((2, 4))
+
+
+def test_a_model_whose_code_holds_its_widths_says_what_to_do():
+    net, x, rebuild = mlp()
+    shrink = shrink_widths(0.5)
+    with pytest.raises(ValueError, match=r"apply fails on the cut variables .*its code holds the widths: pass rebuild="):
+        shrink.execute(net, shrink.plan(net, ModelInfo(), x))
+    half = shrink_widths(0.5, rebuild=lambda plan: rebuild(plan.replace({"params/Dense_1/kernel": None})))
+    with pytest.raises(ValueError, match=r"rebuild: params/Dense_1/bias is \[7\] in the network .*, \[4\] in the cut"):
+        half.execute(net, half.plan(net, ModelInfo(), x))
+    with pytest.raises(TypeError, match="what rebuild gives is a int; pass a Network"):
+        none = shrink_widths(0.5, rebuild=lambda plan: 3)
+        none.execute(net, none.plan(net, ModelInfo(), x))
+    net, x = plain()
+    fixed = net.replace(training=lambda v, x, key: ((jax.nn.relu(x @ v["a"]) + jnp.zeros(6)[None]) @ v["b"], {}))
+    with pytest.raises(ValueError, match="the function for training fails on the cut variables"):
+        shrink.execute(fixed, shrink.plan(fixed, ModelInfo(), x))
+
+
+def test_what_does_not_fit():
+    net, x = plain()
+    other, _ = plain(8)
+    cut, shrink = cut_neurons(), shrink_widths(0.5)
+    plan = shrink.plan(net, ModelInfo(), x)
+    with pytest.raises(ValueError, match=r"a plan of another network: a has shape \[4, 8\] here"):
+        shrink.execute(other, plan)
+    with pytest.raises(TypeError, match="plan is a str; pass the Plan"):
+        shrink.execute(net, plan.to_json())
+    with pytest.raises(TypeError, match="network is a dict; pass a Network"):
+        shrink.plan(net.variables, ModelInfo(), x)
+    with pytest.raises(ValueError, match=r"cut_neurons: needs the units' outputs; pass info=calibrate"):
+        cut.plan(net, inspect(net.apply, net.variables, x), x)
+    with pytest.raises(ValueError, match="a has another shape in info than in the network"):
+        shrink.plan(net, inspect(other.apply, other.variables, x), x)
+    with pytest.raises(ValueError, match="pass one of the two"):
+        cut_neurons(threshold=0.1, share=0.5)
+    with pytest.raises(ValueError, match="weighs leaves against each other"):
+        calibrate(net, cut, [x], sequential=True)
+    method = quantize(8)
+    packed = net.replace(variables={**net.variables, "a": method.pack(net.variables, method.init(net.variables))["b"]})
+    with pytest.raises(ValueError, match="a: is a compressed tensor; cut first"):
+        shrink.plan(packed, ModelInfo(), x)
+
+
+def test_states_of_rules_stay_where_they_are_a_number_a_site():
+    net, x = plain()
+    runs = lambda site, state, lhs, rhs: site.run(lhs, rhs)
+    state = lambda shape: Rule(runs, lambda site, stats=None: State((), jnp.ones(shape(site))))
+    shrink = shrink_widths(0.5)
+    plan = shrink.plan(net, ModelInfo(), x)
+    ranged = net.replace(rules=state(lambda site: ())).initialized(x)
+    small, _ = shrink.execute(ranged, plan)
+    assert small.states.keys() == {"a", "b"} and small(x).shape == (2, 3)
+    each = net.replace(rules=state(lambda site: (site.inputs,))).initialized(x)
+    with pytest.raises(ValueError, match="shrink_widths: the rule at a has a state of more than a number"):
+        shrink.execute(each, plan)

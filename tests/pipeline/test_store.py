@@ -1,0 +1,98 @@
+"""From an artifact to answers, with the model's code and without it."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_nn as jn
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((48, 8)).astype(np.float32)
+TASK = jn.classification(train=(X, np.argmax(X[:, :3], 1)), test=(X, np.argmax(X[:, :3], 1)), batch_size=16)
+WEIGHTS = {
+    "up": jnp.asarray(RNG.standard_normal((8, 12)), jnp.float32).at[:, 3].set(-1.0),
+    "layers": jnp.asarray(RNG.standard_normal((2, 12, 12)) / 4, jnp.float32),
+    "down": jnp.asarray(RNG.standard_normal((12, 3)), jnp.float32),
+}
+
+
+def apply(v, x):
+    h, _ = jax.lax.scan(lambda h, w: (h + jnp.tanh(h @ w), None), jax.nn.relu(x @ v["up"]), v["layers"])
+    return h @ v["down"]
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """Pruned, 8 bits, with calibrated ranges, in a scan; with a program for CPU."""
+    workdir = tmp_path_factory.mktemp("run")
+    method = jn.chain(jn.where("layers", jn.prune(sparsity=0.5)), jn.quantize(8))
+    recipe = [jn.Stage("w8a8", method, rule=jn.static_ranges())]
+    return jn.compress(jn.Network(apply, WEIGHTS), recipe, TASK, workdir=workdir, latency=False, export=["cpu"]), workdir
+
+
+def test_three_lines_in_another_process_without_the_models_code(shipped, tmp_path):
+    result, workdir = shipped
+    np.save(tmp_path / "x.npy", X)
+    lines = [
+        "import jaxopt_nn as jn, numpy as np",
+        f"network = jn.load({str(workdir / 'artifact')!r})",
+        f"np.save({str(tmp_path / 'y.npy')!r}, network(np.load({str(tmp_path / 'x.npy')!r})))",
+    ]
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), result.network(X), atol=1e-5)
+
+
+def test_the_program_answers_as_the_code_on_any_batch_and_on_eight_devices(shipped):
+    result, workdir = shipped
+    network = jn.load(workdir / "artifact")
+    for rows in (1, 5, 48):
+        np.testing.assert_allclose(network(X[:rows]), result.network(X[:rows]), atol=1e-5)
+    np.testing.assert_allclose(jn.predictor(network, devices=jax.devices()[:8])(X), result.network(X), atol=1e-5)
+    assert result.report["artifact"]["bytes"] == sum(p.stat().st_size for p in (workdir / "artifact").rglob("*") if p.is_file())
+    assert jn.load(workdir / "artifact", apply).states.keys() == {"up", "layers", "down"}
+
+
+def test_a_network_that_was_cut_runs_from_its_program(tmp_path):
+    recipe = [jn.Stage("cut", jn.shrink_widths(0.5)), jn.Stage("w4", jn.quantize(4))]
+    network = jn.Network(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], {k: WEIGHTS[k] for k in ("up", "down")})
+    result = jn.compress(network, recipe, TASK, workdir=tmp_path, latency=False, export=["cpu", "tpu"])
+    assert result.params["up"].shape == (8, 6)
+    np.testing.assert_allclose(jn.load(tmp_path / "artifact")(X), result.network(X), atol=1e-5)
+    assert {p.name for p in (tmp_path / "artifact" / "programs").iterdir()} == {
+        "cpu.prepare", "cpu.run", "tpu.prepare", "tpu.run",
+    }  # fmt: skip
+
+
+def test_what_can_not_be_exported_is_said_and_nothing_is_lost(tmp_path):
+    """A model that needs to know its batch."""
+
+    def fixed(v, x):
+        return x @ v["w"] + np.zeros((x.shape[0], 1), np.float32)
+
+    network = jn.Network(fixed, {"w": WEIGHTS["up"][:, :3]})
+    small = TASK.replace(train=None, test=(X[:4], np.argmax(X[:4, :3], 1)), batch_size=4)
+    result = jn.compress(network, [jn.Stage("w8", jn.quantize(8))], small, workdir=tmp_path, latency=False, export=["cpu"])
+    (said,) = [s["reason"] for s in result.report["skipped"] if s["path"] == "export for cpu"]
+    assert said.startswith("not exported: the network can't be exported for a batch of any size")
+    np.testing.assert_array_equal(jn.load(tmp_path / "artifact", fixed)(X[:4]), result.network(X[:4]))
+    with pytest.raises(ValueError, match=r"artifact: holds no exported program; pass apply=, its model's function, or write"):
+        jn.load(tmp_path / "artifact")
+
+
+def test_what_is_no_network_or_needs_code_is_named(tmp_path):
+    jn.save_artifact(tmp_path / "tree", WEIGHTS)
+    for code in (apply, None):
+        with pytest.raises(ValueError, match=r"tree: holds a tree of arrays and no network; read it with jaxopt_nn.load_art"):
+            jn.load(tmp_path / "tree", code)
+    by_hand = jn.Rule(lambda site, state, lhs, rhs: site.run(lhs, rhs), name="mine")
+    network = jn.Network(apply, WEIGHTS, by_hand)
+    jn.save(tmp_path / "mine", network)
+    with pytest.raises(ValueError, match=r"mine: rule 'mine' was made by hand; pass rules=, or decorate the function"):
+        jn.load(tmp_path / "mine", apply)
+    np.testing.assert_array_equal(jn.load(tmp_path / "mine", apply, rules=by_hand)(X), network(X))
+    with pytest.raises(TypeError, match="network is a dict; pass a Network"):
+        jn.save(tmp_path / "none", WEIGHTS)
