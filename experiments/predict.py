@@ -160,22 +160,25 @@ def given(data: str, task: Task) -> Examples:
       FileNotFoundError: no such file.
     """
     if not data:
-        return of_source(task, "the config's data")
+        return of_source(task)
     if ":" in data and not Path(data).exists():
         load = registry.imported(data)
         known = inspect.signature(load).parameters
         made = load(**{k: v for k, v in {"fold": 0, "seed": 0}.items() if k in known})
         if isinstance(made, Task):
-            return of_source(made, data)
+            return of_source(made)
         return of_batch(made, task, data)
     return of_batch(read(Path(data)), task, str(data))
 
 
-def of_source(task: Task, name: str) -> Examples:
-    """The test part of a task."""
-    if not isinstance(task.test, Arrays):
-        raise ValueError(f"{name}: gives batches, and prediction times arrays in memory; pass --data with arrays")
-    return Examples(task.objective.inputs_of(task.test.tree), task.test.tree)
+def of_source(task: Task) -> Examples:
+    """The test part of a task; a loader's batches become one."""
+    if isinstance(task.test, Arrays):
+        tree = task.test.tree
+    else:
+        parts = [jax.tree.map(lambda x, rows=int(real.sum()): x[:rows], batch) for batch, real in task.test.batches(0)]
+        tree = jax.tree.map(lambda *each: np.concatenate(each), *parts)
+    return Examples(task.objective.inputs_of(tree), tree)
 
 
 def of_batch(made: Any, task: Task, name: str) -> Examples:

@@ -118,6 +118,16 @@ def test_data_from_a_function(artifact, name):
     assert found["examples"] == 32 and (found["values"] is None) == (name == "inputs")
 
 
+def test_data_from_a_loader_is_predicted_as_one():
+    task = own_data(5)
+    x, y = task.test.tree
+    batches = [(x[i : i + 12], y[i : i + 12]) for i in range(0, 32, 12)]
+    found = predict.of_source(task.replace(test=lambda: iter(batches)))
+    assert len(found) == 32
+    for array, whole in zip((*found.inputs, *found.batch), (x, x, y), strict=True):
+        np.testing.assert_array_equal(array, whole)
+
+
 def test_data_from_a_file(artifact, tmp_path):
     x, y = pair()
     np.savez(tmp_path / "both.npz", x=x, y=y)

@@ -216,19 +216,18 @@ def test_python_gives_the_numbers_of_the_config_also_when_killed(ran, tmp_path, 
     floats = restored(str(ran.folder / "float"), ran.experiment._model.network.variables)
     network = ran.network(jax.tree.map(np.asarray, floats))  # arrays bound to a device would be compiled for anew
     recipe = registry.stages(config["stages"])
-    places = lambda name: jn.Checkpoints(tmp_path / name)
-    go = lambda **more: jn.compress(network, recipe, ran.task, latency=False, checkpoints=places, **more)
+    go = lambda watch: jn.compress(network, recipe, ran.task, latency=False, workdir=tmp_path, watch=watch)
     told = []
     with small():
         with pytest.raises(Killed):
-            go(watch=killing(lambda entry: None))
-        result = go(workdir=tmp_path / "run", watch=told.append)
+            go(killing(lambda entry: None))
+        result = go(told.append)
     assert {entry["stage"] for entry in told} == {"quantize"} and len(told) < len([
         entry for entry in result.report["history"] if entry["stage"] == "quantize"])  # fmt: skip
     for name in ("baseline", "stages", "metrics", "headline", "skipped"):
         assert result.report[name] == ran.report[name], name
     assert result.report["history"] == ran.report["history"]
-    loaded = jn.load(tmp_path / "run" / "artifact", network.apply)
+    loaded = jn.load(tmp_path / "artifact", network.apply)
     chex.assert_trees_all_equal(loaded.variables, result.network.variables, ran.artifact)
 
 
