@@ -138,7 +138,10 @@ def carried(ts, method, optimizer):
     return fresh._replace(opt=opt, step=ts.step), first + second
 
 
-@pytest.mark.parametrize("name, by", [*zip(METHODS, OPTIMIZERS, strict=True)])
+PAIRS = [*zip(METHODS, OPTIMIZERS, strict=True)]
+
+
+@pytest.mark.parametrize("name, by", [*PAIRS[:2], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS[2:])])
 def test_a_run_that_was_cut_goes_on_as_one_that_started_small(name, by):
     """Two steps, the cut, two more: parameters, masks, what is learnt and every moment as after four small steps."""
     method, optimizer = METHODS[name], OPTIMIZERS[by]

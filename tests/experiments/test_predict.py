@@ -266,6 +266,7 @@ def scanned_model(seed):
     return Network(apply, {"layers": layers, "w": own_model(seed).variables["w"]})
 
 
+@pytest.mark.slow
 def test_calibrated_ranges_of_a_scan_answer_alike_in_another_process_on_all_devices(tmp_path):
     stages = [{"name": "q", "method": "quantize", "bits": 8, "rule": "w8a8-static"}]
     report = compress.run(tiny(model=f"{__name__}:scanned_model", stages=stages), str(tmp_path / "run"), latency=False)

@@ -96,8 +96,8 @@ class Ran:
         return self.experiment._model.network.replace(variables=variables, **fields)
 
 
-#: Those that differ most from classification: a generator, outputs and a loss of one's own. The others are slow tests.
-OFTEN = ("padded_text", "two_heads")
+#: What differs most from classification: outputs and a loss of one's own. The others are slow tests.
+OFTEN = ("two_heads",)
 
 
 @pytest.fixture(scope="module", params=[n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])

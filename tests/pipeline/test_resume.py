@@ -69,5 +69,4 @@ def test_the_same_run_goes_on_to_the_same_numbers(stopped, tmp_path, capsys):
     assert {said["stage"] for said in steps} <= {"quantize"}, "the first stage is done"
     chex.assert_trees_all_equal(again.network, whole.network)
     assert [row["metrics"] for row in again.stages] == [row["metrics"] for row in whole.stages]
-    jn.compress(NETWORK, recipe(), TASK, latency=False)
     assert capsys.readouterr().out == "", "what it says goes to the terminal's other stream"
