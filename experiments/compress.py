@@ -87,7 +87,8 @@ def run(
     experiment.check()  # what is wrong with a config shows before anything is written
     directory = open_workdir(workdir, FOLDERS, FILES)
     with locked(directory):
-        claim(directory / "checkpoints", config, RESERVED)
+        own = {name: value for name, value in config.items() if name not in ("export", "latency")}  # change no number
+        claim(directory / "checkpoints", own, RESERVED)
         if not config["checkpoint"]:
             check_replaceable(directory / "float")
         result = _carried_out(experiment, directory, say, latency, floats)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
 from jaxopt_nn.core.paths import near_misses
+from jaxopt_nn.export.exported import check_platforms
 
 PASS = "pass a Python file with a get_config(), such as configs/digits_quickstart.py"
 NEEDED = ("seed", "model", "batch_size", "data", "float", "stages")
@@ -56,6 +57,7 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
             "set data.cross_validate=False"
         )
     _check_teacher(fields)
+    check_platforms(fields["export"])
     return fields
 
 

@@ -96,7 +96,7 @@ def run(
         raise FileNotFoundError(
             f"{Path(output).absolute().parent}: no such directory for output={output}; make it first"
         )
-    network, task = loaded(artifact)
+    network, task, rule = loaded(artifact)
     examples = given(data, task)
     check_fit(network, task, examples)
     predict = predictor(network, devices=devices, batch_size=min(batch_size, len(examples)))
@@ -106,7 +106,7 @@ def run(
     return {
         "artifact": str(artifact),
         "bytes": directory_bytes(artifact),
-        "rule": network.rules[0][1].name if network.rules else None,
+        "rule": rule,
         "devices": named(predict),
         "batch_size": predict.batch_size,
         "per_device": predict.rows(0) // len(predict.devices),
@@ -119,8 +119,8 @@ def run(
     }
 
 
-def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task]:
-    """The network of an artifact, prepared, and the task that its config names.
+def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]:
+    """The network of an artifact, prepared, the task that its config names, and the name of its rule.
 
     Raises:
       ValueError: it is none, or does not say of which model it is.
@@ -142,10 +142,21 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task]:
     network = Model(config["model"], config["model_args"], config["float"], "float").network
     own = registry.rule(asked) if ":" in asked else None
     saved = network_from(tree, manifest, network.apply, own, str(artifact))
-    if shapes(saved.variables) != shapes(network.variables):  # a pass has cut it, and the model's code may hold other widths
-        return load(artifact), common.load_task(config)
+    task, rule = common.load_task(config), next((each["name"] for each in extra["rules"]), None)
     ready = network.replace(variables=prepare(saved.variables), rules=saved.rules, states=saved.states, training=None)
-    return ready, common.load_task(config)
+    try:
+        abstract_outputs(ready, *like(task.example, 2), what="the model")
+    except ValueError as error:
+        if shapes(saved.variables) == shapes(network.variables):
+            raise
+        try:  # a pass has cut it, and the model's code holds other widths
+            return load(artifact), task, rule
+        except ValueError:
+            raise ValueError(
+                f"{artifact}: a pass has cut this network, and {config['model']} holds other widths ({error}); compress it "
+                "with config.export=['cpu'], so that the artifact holds its program"
+            ) from error
+    return ready, task, rule
 
 
 def shapes(variables: Any) -> dict[str, tuple[int, ...]]:

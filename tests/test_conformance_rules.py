@@ -60,7 +60,7 @@ RULES = {
     "fake_quant_activations(8)": fake_quant_activations(8),
     "fake_quant_activations(4, pass)": fake_quant_activations(4, ste="pass"),
     "w8a8, static ranges": static_ranges("w8a8"),
-    "w4a8, moving ranges": moving_ranges("w4a8"),
+    "w4a8, moving ranges of decay 0.99": moving_ranges("w4a8"),
     "w8a8, static ranges, in float": static_ranges("w8a8").training,
 }
 #: Of the largest output, how far a rule's may lie from the float network of the same weights: activations of 8 and 4 bits.
@@ -71,7 +71,7 @@ NEAR = {
     "fake_quant_activations(8)": 0.05,
     "fake_quant_activations(4, pass)": 0.6,
     "w8a8, static ranges": 0.05,
-    "w4a8, moving ranges": 0.05,
+    "w4a8, moving ranges of decay 0.99": 0.05,
     "w8a8, static ranges, in float": 0.05,
 }
 

@@ -113,7 +113,7 @@ class Remap:
         """One array of an optimizer's state."""
         path, rest = _parameter(place, self.plan.leaves)
         cut = self.plan.cuts.get(path)
-        if cut is None and old.shape == new.shape:
+        if old.shape == new.shape and (cut is None or not old.shape):  # a count is no part of a parameter
             return old
         if cut is not None and not rest and (old.shape, new.shape) == (cut.shape, cut.small):
             return cut.leaf(old)

@@ -42,9 +42,7 @@ def exported(
         or can't be traced for a batch of any size; inputs or outputs in a container that ``jax.export`` can't write.
     """
     network, shapes = network_of(network), _shapes(tuple(inputs), batch)
-    for platform in platforms:
-        if platform not in PLATFORMS:
-            raise ValueError(f"exported(platforms={platforms!r}): allowed are {', '.join(map(repr, PLATFORMS))}")
+    check_platforms(platforms)
     for path, leaf in leaves_by_path(network.variables).items():
         if is_compressed(leaf) and (ready := getattr(leaf, "platform", None)) is not None:
             raise ValueError(
@@ -62,6 +60,12 @@ def exported(
             raise ValueError(_refused(error, batch)) from error
         found[platform] = Programs(*map(serialized, made))
     return found
+
+
+def check_platforms(platforms: Sequence[str]) -> None:
+    """Raises ValueError for a name that is none of a platform's, or that stands alone in place of a list."""
+    if isinstance(platforms, str) or not set(platforms) <= set(PLATFORMS):
+        raise ValueError(f"export for {platforms!r}: pass a list of some of {', '.join(map(repr, PLATFORMS))}")
 
 
 def _refused(error: Exception, batch: int | None) -> str:

@@ -42,8 +42,10 @@ def arithmetic(name: str) -> Rule:
     return Rule(apply, name=name, training=fake_quant_activations(a_bits) if a_bits <= 8 else None)
 
 
-def widths(name: str, *, activations: tuple[int, ...] = (*range(2, 9), 16, 32)) -> tuple[int, int]:
-    """Bits of weights and activations of the arithmetic called ``w<bits>a<bits>``.
+def widths(
+    name: str, *, activations: tuple[int, ...] = (*range(2, 9), 16, 32), what: str = "arithmetic"
+) -> tuple[int, int]:
+    """Bits of weights and activations of the arithmetic called ``w<bits>a<bits>``; ``what`` asks for it.
 
     Raises:
       ValueError: another name, or a width of activations that is not among the given.
@@ -51,7 +53,7 @@ def widths(name: str, *, activations: tuple[int, ...] = (*range(2, 9), 16, 32)) 
     found = re.fullmatch(r"w([1-8])a(\d+)", str(name))
     if not found or int(found[2]) not in activations:
         rest = ", a16 or a32, e.g. 'w8a8', 'w4a16'" if 16 in activations else ", e.g. 'w8a8', 'w4a8'"
-        raise ValueError(f"arithmetic({name!r}): allowed are w1 to w8 with a2 to a8{rest}")
+        raise ValueError(f"{what}({name!r}): allowed are w1 to w8 with a2 to a8{rest}")
     return int(found[1]), int(found[2])
 
 

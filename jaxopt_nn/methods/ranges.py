@@ -34,7 +34,7 @@ def static_ranges(name: str = "w8a8") -> Rule:
     Raises:
       ValueError: another name; at a site's first run, no range: pass the network through ``calibrated``.
     """
-    return _ranged(name, f"{name}, static ranges", None)
+    return _ranged(name, "static_ranges", f"{name}, static ranges", None)
 
 
 @rule_factory
@@ -51,11 +51,11 @@ def moving_ranges(name: str = "w8a8", decay: float = 0.99) -> Rule:
     """
     if not 0 <= decay < 1:
         raise ValueError(f"moving_ranges(decay={decay}): allowed are numbers from 0 to below 1, e.g. 0.99")
-    return _ranged(name, f"{name}, moving ranges", decay)
+    return _ranged(name, "moving_ranges", f"{name}, moving ranges of decay {decay}", decay)
 
 
-def _ranged(name: str, title: str, decay: float | None) -> Rule:
-    w_bits, a_bits = widths(name, activations=tuple(range(2, 9)))
+def _ranged(name: str, what: str, title: str, decay: float | None) -> Rule:
+    w_bits, a_bits = widths(name, activations=tuple(range(2, 9)), what=what)
     _, qmax = affine.code_range(a_bits, signed=True, narrow=True)
 
     def taps(site: Site) -> Mapping[str, Tap]:

@@ -18,17 +18,18 @@ from jaxopt_nn.coding.artifact import versions
 from jaxopt_nn.core.files import open_workdir
 from jaxopt_nn.core.transform import Facts, State, Transform, explain
 from jaxopt_nn.cost.latency import devices, latencies
-from jaxopt_nn.export.exported import exported
+from jaxopt_nn.export.exported import check_platforms, exported
 from jaxopt_nn.export.programs import Programs
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.interpret.network import Network, network_of
+from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.checks import check_network, check_outputs, check_task
 from jaxopt_nn.pipeline.course import Course, Places, Position, Run
 from jaxopt_nn.pipeline.fingerprint import fingerprint, stage_prints
 from jaxopt_nn.pipeline.grade import accumulated
 from jaxopt_nn.pipeline.recipe import Recipe, described
+from jaxopt_nn.pipeline.stages import joined
 from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import entry, tables, write
@@ -115,6 +116,7 @@ def compress(
       OSError: ``workdir`` can't be written, another run is using it, or the disk is full; no file is left half-written.
     """
     compressor = Compressor(recipe)
+    check_platforms(export)
     run = functools.partial(
         compressor, network, task, teacher=teacher, seed=seed, latency=latency, config=config,
     )  # fmt: skip
@@ -123,7 +125,7 @@ def compress(
             directory = open_workdir(workdir, write.FOLDERS, write.FILES)
             stack.enter_context(locked(directory))
             if checkpoints is None:
-                claim(directory / "checkpoints", compressor.fingerprint(network, task, seed), what="run")
+                claim(directory / "checkpoints", compressor.fingerprint(network, task, teacher, seed), what="run")
                 checkpoints = lambda name: Checkpoints(directory / "checkpoints" / name, say=_say)
         if watch is None:
             watch = stack.enter_context(Progress(_say).live()).watch()
@@ -206,7 +208,7 @@ class Compressor:
             "histograms": histograms(network.variables, seen, matrices),
             "seconds": time.monotonic() - start,
         }
-        return Result(forms[-1].stored, now.network.variables, plan.joined(now.states), report, sums)
+        return Result(forms[-1].stored, now.network.variables, joined(now.states), report, sums)
 
     def check(self, network: Network, task: Task, teacher: Network | None = None) -> None:
         """Tries the recipe on a network, e.g. a fresh one, without training.
@@ -218,12 +220,19 @@ class Compressor:
         for _ in self._course.tried(network, task):
             pass
 
-    def fingerprint(self, network: Network, task: Task, seed: int) -> dict[str, Any]:
-        """What tells this run from others; nothing is trained."""
+    def fingerprint(self, network: Network, task: Task, teacher: Network | None, seed: int) -> dict[str, Any]:
+        """What tells this run from others; nothing is trained.
+
+        Raises:
+          TypeError, ValueError: as ``check``.
+        """
         check_task(task)
+        network = check_network(network)
+        check_outputs(network, task, teacher, trains=any(stage.epochs for stage in self._course.recipe))
         plan = self._course.accumulated(task.steps)
-        tried = list(self._course.tried(network_of(network), task))
-        return {**fingerprint(network, task, seed), "stages": stage_prints(plan, tried, task)}
+        tried = list(self._course.tried(network, task))
+        distils = any(stage.distill for stage in plan.stages)
+        return {**fingerprint(network, task, teacher, distils, seed), "stages": stage_prints(plan, tried, task)}
 
     def ship(
         self, result: Result, task: Task, workdir: str | os.PathLike[str], export: Sequence[str] = ()

@@ -15,10 +15,11 @@ import numpy as np
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.rule import described as rule_described
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import Transform, identity
-from jaxopt_nn.interpret.network import Network
-from jaxopt_nn.pipeline.data import Arrays
+from jaxopt_nn.interpret.network import Network, like
+from jaxopt_nn.pipeline.data import Arrays, Source
 from jaxopt_nn.pipeline.recipe import Stage, described
 from jaxopt_nn.pipeline.stages import Accumulated
 from jaxopt_nn.pipeline.task import Task
@@ -26,14 +27,40 @@ from jaxopt_nn.pipeline.task import Task
 PyTree = Any
 
 
-def fingerprint(network: Network, task: Task, seed: int) -> dict[str, Any]:
-    """What the numbers of a run depend on besides its stages: the network's bytes, the data's size, the seed."""
+def fingerprint(network: Network, task: Task, teacher: Network | None, distils: bool, seed: int) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its stages.
+
+    The bytes of the network, of a teacher and of arrays in memory; the programs of the model and the loss; the seed. Of a
+    loader only the number of its batches is known.
+    """
     return {
-        "network": [f"{zlib.crc32(_bytes(x)):08x}" for x in leaves_by_path(network.variables).values()],
+        "network": _sums(network.variables),
+        "teacher": None if teacher is None else _sums(teacher.variables),
+        "loss": _loss_digest(network, task, distils),
         "batch_size": task.batch_size,
-        "train": {"steps": task.steps, "examples": task.train.size if isinstance(task.train, Arrays) else None},
+        "train": {"steps": task.steps, "examples": _examples(task.train)},
+        "test": _examples(task.test),
         "seed": seed,
     }
+
+
+def _examples(source: Source | None) -> Any:
+    return _sums(source.tree) if isinstance(source, Arrays) else None
+
+
+def _sums(tree: PyTree) -> list[str]:
+    return [f"{zlib.crc32(_bytes(x)):08x}" for x in jax.tree.leaves(tree)]
+
+
+def _loss_digest(network: Network, task: Task, distils: bool) -> str:
+    objective, batch = task.objective, like(task.test.example, 2)
+
+    def run(variables: PyTree, batch: PyTree) -> Any:
+        outputs = network.apply(variables, *objective.inputs_of(batch))
+        soft = objective.soft(outputs, outputs, batch, 1.0) if distils and objective.soft else None
+        return objective.losses(outputs, batch, None), soft
+
+    return _text_digest(jax.make_jaxpr(run)(network.variables, batch))
 
 
 def stage_prints(
@@ -51,8 +78,12 @@ def stage_prints(
     for stage, said, (network, change, info) in zip(plan.stages, found, tried, strict=True):
         method = identity() if isinstance(change, Plan) else change
         said["programs"] = _digest(method, stage, task.steps * stage.epochs, network, info)
+        rules = {"rule": stage.rule, "training_rule": stage.training_rule}
+        said |= {name: rule and (rule_described(rule) or rule.name) for name, rule in rules.items()}
+        said["thaw"] = list(stage.thaw)
         if isinstance(change, Plan):
-            said["plan"] = hashlib.sha256(change.to_json().encode()).hexdigest()[:16]
+            kept = {name: units.tolist() for name, units in change.kept.items()}
+            said["plan"] = hashlib.sha256(repr((change.name, kept)).encode()).hexdigest()[:16]
     return found
 
 
@@ -68,7 +99,10 @@ def _digest(method: Transform, stage: Stage, steps: int, network: Network, info:
         ts = init_train_state(variables, method, optimizer, jax.random.key(0), info=info, still=network.still)
         return ts, make_step(loss, method, optimizer, still=network.still)(ts, None)
 
-    closed = jax.make_jaxpr(run)(network.variables)
+    return _text_digest(jax.make_jaxpr(run)(network.variables))
+
+
+def _text_digest(closed: Any) -> str:
     text = re.sub(r" at 0x[0-9a-f]+", "", str(closed.jaxpr))  # addresses of functions
     return hashlib.sha256(text.encode() + b"".join(map(_bytes, closed.consts))).hexdigest()[:16]
 

@@ -37,10 +37,6 @@ class Accumulated:
         parts = [State(*parts) for parts in zip(state.learnt, state.carried, strict=True)]
         return [each if thawed(self.stages, i) else each.carried for i, each in enumerate(parts)]
 
-    def joined(self, own: Sequence[State]) -> State:
-        """The state of the chain of the stages' own transforms."""
-        return joined(own)
-
 
 def accumulate(stages: tuple[Stage, ...], steps: int) -> Accumulated:
     """The transforms after each stage, for ``steps`` steps an epoch.

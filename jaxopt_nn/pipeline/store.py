@@ -31,17 +31,18 @@ def save(
       network: in stored form, so that it weighs what it should. Its rules are written by the names of their factories
         (``rule_factory``), their states beside the variables. Its functions are not: they are code.
       programs: ``exported(network, inputs)``: then ``load`` needs no code. They add their bytes.
-      recipe, extra, overwrite: as for ``save_artifact``; ``rules`` is an entry of ``extra`` of its own.
+      recipe, extra, overwrite: as for ``save_artifact``; ``extra`` gets ``rules`` and ``still``.
 
     Raises:
       TypeError: no ``Network``. Else as ``save_artifact``.
     """
     network = network_of(network)
     states = {site: {"learnt": state.learnt, "carried": state.carried} for site, state in network.states.items()}
+    still = sorted(network.still)
     rules = [{"pattern": pattern, "name": rule.name, "made": described(rule)} for pattern, rule in network.rules]
     return save_artifact(
-        directory, {"variables": network.variables, "states": states}, recipe=recipe, extra={**(extra or {}), "rules": rules},
-        files=as_files(programs or {}), overwrite=overwrite,
+        directory, {"variables": network.variables, "states": states}, recipe=recipe,
+        extra={**(extra or {}), "rules": rules, "still": still}, files=as_files(programs or {}), overwrite=overwrite,
     )  # fmt: skip
 
 
@@ -58,7 +59,8 @@ def load(
       rules: in the place of those that the artifact names: for rules that no ``rule_factory`` made.
 
     Returns:
-      a ``Network``: with ``apply`` in stored form, prepared when it is called first; else as ``imported`` gives it.
+      a ``Network``, for evaluation: with ``apply`` in stored form, prepared when it is called first; else as ``imported`` gives
+      it. To train it on, its function for training is code too: ``network.replace(training=)``.
 
     Raises:
       FileNotFoundError: no such directory. ValueError: it holds no network, or is damaged; a rule that can't be made anew; no
@@ -81,7 +83,7 @@ def network_from(tree: PyTree, manifest: Mapping[str, Any], apply: Callable[...,
     """``load`` of what ``load_artifact`` gave; ``name`` is what messages call it."""
     said = _check_network(tree, manifest, name)
     found = tuple((each["pattern"], _made(each, name)) for each in said) if rules is None else rules
-    return Network(apply, tree["variables"], found, _states(tree))
+    return Network(apply, tree["variables"], found, _states(tree), still=frozenset(manifest["extra"].get("still", ())))
 
 
 def _check_network(tree: PyTree, manifest: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

@@ -222,6 +222,7 @@ def _inputs(part: Part, batch: PyTree) -> tuple[PyTree, ...]:
 
 
 def loss_sums(loss: Callable[..., Any], outputs: PyTree, batch: PyTree, real: Any) -> tuple[Any, Any]:
+    """``(sum, count)`` of a loss, as a ``Metric`` measures it: what ``functools.partial`` binds the loss of."""
     return summed(loss(outputs, batch), real)
 
 

@@ -58,6 +58,10 @@ def twin(stage: Stage, network: Network, pack: Callable[[], PyTree], task: Task)
     ready = network.replace(variables=prepare(pack()), rules=rule)
     report = ready.run.explain(ready.variables, *task.example, states=states)
     left = [message.path for message in report.of("float")]
-    rules = (*((name, identity_rule()) for name in left), ("**", rule.training))
+    # a leaf's first site has its name: as a pattern it takes the leaf's other sites too, unless they come before
+    sites = ready.run.program(ready.variables, task.example).sites.values()
+    others = [site.name for site in sites if site.leaf in left and site.name not in left]
+    floats = ((name, identity_rule()) for name in left)
+    rules = (*((name, rule.training) for name in others), *floats, ("**", rule.training))
     own = {site: state for site, state in states.items() if site not in left}
     return Twin(rules, own, {site: state for site, state in states.items() if site in left})

@@ -165,8 +165,8 @@ def test_nan_in_what_is_measured_is_named():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: jn.static_ranges("w8a16"), r"arithmetic\('w8a16'\): allowed are w1 to w8 with a2 to a8, e.g."),
-        (lambda: jn.moving_ranges("w9a8"), "allowed are w1 to w8 with a2 to a8"),
+        (lambda: jn.static_ranges("w8a16"), r"static_ranges\('w8a16'\): allowed are w1 to w8 with a2 to a8, e.g."),
+        (lambda: jn.moving_ranges("w9a8"), r"moving_ranges\('w9a8'\): allowed are w1 to w8 with a2 to a8"),
         (lambda: jn.moving_ranges(decay=1.0), r"decay=1.0\): allowed are numbers from 0 to below 1"),
     ],
 )

@@ -15,8 +15,9 @@ NETWORK = jn.Network(lambda v, x: x @ v["w"], {"w": jnp.asarray(RNG.standard_nor
 
 
 def recipe(sparsity=0.5, bits=4, **fields):
+    fields = {"epochs": 2, "learning_rate": 0.02, "rule": jn.moving_ranges(), **fields}
     return [
-        jn.Stage("prune", jn.prune(sparsity=sparsity), **{"epochs": 2, "learning_rate": 0.02, **fields}),
+        jn.Stage("prune", jn.prune(sparsity=sparsity), **fields),
         jn.Stage("quantize", jn.quantize(bits), epochs=2),
     ]
 
@@ -50,7 +51,11 @@ def stopped(tmp_path_factory):
         ({"recipe": recipe(learning_rate=lambda step: 0.02 + 0 * step)}, r"run.stages\[0\].learning_rate"),
         ({"recipe": recipe(optimizer=optax.sgd(0.1))}, r"run.stages\[0\].optimizer .*, run.stages\[0\].programs"),
         ({"recipe": recipe()[:1]}, r"run.stages"),
+        ({"recipe": recipe(rule=jn.moving_ranges(decay=0.5))}, r"run.stages\[0\].rule"),
         ({"seed": 1}, r"run.seed \(0 there, 1 here\)"),
+        ({"teacher": NETWORK}, r"run.teacher"),
+        ({"task": TASK.replace(train=(X, np.roll(TASK.train.tree[1], 1)))}, r"run.train.examples\[1\]"),
+        ({"task": TASK.replace(loss=lambda o, b: jnp.square(o).sum(-1))}, r"run.loss"),
         ({"network": NETWORK.replace(variables={"w": NETWORK.variables["w"] + 1})}, r"run.network\[0\]"),
         ({"task": TASK.replace(batch_size=32)}, r"run.batch_size"),
     ],

@@ -103,6 +103,22 @@ def test_static_ranges_stay_and_a_head_in_float_is_trained_in_float():
     np.testing.assert_array_equal(result.network.states["layers"].carried.shape, (2,))
 
 
+def test_a_second_use_of_a_leaf_whose_first_is_left_in_float_has_its_twin():
+    """The first site reads complex activations, which no codes multiply."""
+    twice = lambda v, x: jnp.real((x * 1j).astype(jnp.complex64) @ v["w"]) + x @ v["w"]
+    network, method = jn.Network(twice, {"w": WEIGHTS["head"]}), jn.quantize(8)
+    stage = jn.Stage("w8", method, rule=jn.static_ranges(), epochs=1)
+    ready = twin(stage, network, lambda: method.pack(network.variables, method.init(network.variables)), TASK)
+    assert [(pattern, rule.name) for pattern, rule in ready.rules[:2]] == [
+        ("w#1", "w8a8, static ranges, in float"), ("w", "identity"),
+    ]  # fmt: skip
+    run = jn.rewrite(twice, ready.rules)
+    top = float(ready.states["w#1"].carried)
+    rounded = np.clip(np.round(X * (127 / top)), -127, 127) * (top / 127)
+    found = jax.jit(run)(network.variables, X, states=ready.states)
+    np.testing.assert_allclose(found, rounded @ np.asarray(WEIGHTS["head"]), atol=1e-5)
+
+
 def test_the_twin_trains_what_is_deployed():
     """Two bits of activations: a network that was trained with them in float is worse at them."""
     found = {}

@@ -81,6 +81,15 @@ def test_what_can_not_be_exported_is_said_and_nothing_is_lost(tmp_path):
         jn.load(tmp_path / "artifact")
 
 
+def test_what_no_optimizer_moves_is_kept_and_platforms_are_checked_first(tmp_path):
+    network = jn.Network(apply, WEIGHTS, still={"down"})
+    jn.save(tmp_path / "net", network)
+    assert jn.load(tmp_path / "net", apply).still == {"down"}
+    for wrong in ("cpu", ["cpu", "tpv"]):
+        with pytest.raises(ValueError, match="pass a list of some of 'cpu', 'gpu', 'tpu'"):
+            jn.compress(network, [jn.Stage("w8", jn.quantize(8), epochs=5)], TASK, export=wrong)
+
+
 def test_what_is_no_network_or_needs_code_is_named(tmp_path):
     jn.save_artifact(tmp_path / "tree", WEIGHTS)
     for code in (apply, None):
