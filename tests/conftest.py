@@ -42,6 +42,39 @@ def pytest_addoption(parser):
     parser.addoption("--budget", type=float, metavar="SECONDS", help="skip what has not begun by then")
 
 
+#: Long cases whose like run at every change: they run with the slow tests, so that `make test` stays under seven minutes.
+LONG = {
+    "tests/experiments/test_compress.py::test_a_student_learns_from_its_teacher[changes1-12     3  up axis 1: 12 -> 3]",
+    "tests/experiments/test_configs.py::test_a_config_runs[fashion_lenet5]",
+    "tests/experiments/test_configs.py::test_a_sweep_trains_each_float_network_once",
+    "tests/experiments/test_sweep.py::test_a_real_sweep_from_the_command_line",
+    "tests/formulations/test_programs.py::test_any_axes[experts]",
+    "tests/formulations/test_programs.py::test_any_axes[heads joined]",
+    "tests/formulations/test_programs.py::test_any_axes[weight at the left, groups]",
+    "tests/formulations/test_programs.py::test_blocks_with_a_rest[1-scale_shape1]",
+    "tests/interpret/test_matrix.py::test_zoo[encdec]",
+    "tests/interpret/test_on_zoo.py::test_four_bit_weights_run_and_equal_their_view[gpt_scan]",
+    "tests/interpret/test_third_party.py::test_sites_rewriting_and_integers[equinox_mixture]",
+    "tests/interpret/test_third_party.py::test_sites_rewriting_and_integers[haiku_transformer]",
+    "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack1-float]",
+    "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack1-int4]",
+    "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack1-uint3 with zero]",
+    "tests/test_conformance.py::test_laws_of_programs[chain of masks]",
+    "tests/test_conformance_rules.py::test_laws_of_a_pass[shrink_widths, by layer]",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    found = {item.nodeid: item for item in items}
+    for name in LONG & found.keys():
+        found[name].add_marker(pytest.mark.slow)
+    files = {name.partition("::")[0] for name in found}
+    missing = {name for name in LONG - found.keys() if name.partition("::")[0] in files}
+    if missing and not any("::" in argument for argument in config.args):
+        raise pytest.UsageError(f"tests/conftest.py: LONG names no test: {', '.join(sorted(missing))}")
+
+
 def pytest_runtest_setup(item):
     budget = item.config.getoption("--budget")
     if budget is not None and time.monotonic() - START > budget:
