@@ -24,7 +24,6 @@ from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
-from jaxopt_nn.methods.distill import distillation_loss
 from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
@@ -44,6 +43,7 @@ from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.pipeline.classes import classification, language_model, multilabel
 from jaxopt_nn.pipeline.compress import compress
 from jaxopt_nn.pipeline.data import Arrays, Stream
+from jaxopt_nn.pipeline.distill import distillation_loss
 from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.metrics import Metric
 from jaxopt_nn.pipeline.numbers import reconstruction, regression

@@ -168,7 +168,7 @@ def test_functions_are_short():
 def test_the_pipeline_and_the_report_name_no_method():
     """Methods come in by the registry; what a report says of one comes from the method."""
     names = {path.stem for path in (REPOSITORY / "jaxopt_nn" / "methods").glob("*.py")} | {*registry.METHODS, *registry.PASSES}
-    names -= {"__init__", "taps", "identity", "distill", "transfer", "schedules"}
+    names -= {"__init__", "taps", "identity", "transfer", "schedules"}
     for folder in ("pipeline", "reporting"):
         for path in (REPOSITORY / "jaxopt_nn" / folder).glob("*.py"):
             if path.name == "registry.py":

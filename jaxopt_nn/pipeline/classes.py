@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.methods.distill import divergence
 from jaxopt_nn.pipeline import metrics as of
 from jaxopt_nn.pipeline.data import Source, source_of
+from jaxopt_nn.pipeline.distill import divergence
 from jaxopt_nn.pipeline.metrics import Metric
 from jaxopt_nn.pipeline.task import Part, Task, check_same, given_outputs, is_logits, loss_sums, part_of
 
@@ -83,7 +83,7 @@ def _accuracy(classes: Classes) -> Metric:
 
 
 def _softer(goal: Any, logits: Any, temperature: float) -> Any:
-    """``T^2 KL(softmax(goal / T) || softmax(logits / T))``; see ``methods.distill.distillation_loss``."""
+    """``T^2 KL(softmax(goal / T) || softmax(logits / T))``; see ``pipeline.distill.distillation_loss``."""
     return temperature**2 * divergence(*(jax.nn.log_softmax(x / temperature) for x in (goal, logits)))
 
 

@@ -26,7 +26,7 @@ class Distill:
     """Training towards a teacher's outputs (Hinton et al. 2015): ``h loss + (1 - h) soft``, of the task's two functions.
 
     Attributes:
-      temperature: what ``Task.soft`` gets; for logits, as in ``methods.distill.distillation_loss``.
+      temperature: what ``Task.soft`` gets; for logits, as in ``pipeline.distill.distillation_loss``.
       hard_weight: ``h``, the share of the task's own loss; ``soft`` gets the rest. A loss that takes ``teacher`` itself mixes
         as it likes.
 

@@ -13,7 +13,6 @@ from jaxopt_nn.core.transform import LeafTraits, State, identity, leafwise
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.arithmetic import fake_quant_activations
 from jaxopt_nn.methods.clip import clip
-from jaxopt_nn.methods.distill import distillation_loss
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.pipeline import data as sources
@@ -21,6 +20,7 @@ from jaxopt_nn.pipeline import grade
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim
 from jaxopt_nn.pipeline.classes import classification
 from jaxopt_nn.pipeline.data import order_of
+from jaxopt_nn.pipeline.distill import distillation_loss
 from jaxopt_nn.pipeline.fit import Trainer, make_stretch
 from jaxopt_nn.pipeline.recipe import Distill, Stage
 from jaxopt_nn.pipeline.task import Task
@@ -256,7 +256,7 @@ def test_distillation_trains_towards_the_teacher_and_not_the_labels():
 
 
 def test_a_distilled_step_follows_the_formula():
-    """One step of descent on ``h CE + (1 - h) T^2 KL``, by ``methods.distill.distillation_loss``."""
+    """One step of descent on ``h CE + (1 - h) T^2 KL``, by ``pipeline.distill.distillation_loss``."""
     teacher = Network(apply, {**PARAMS, "w": -PARAMS["w"]})
     fields = {"distill": Distill(temperature=3.0, hard_weight=0.25), "optimizer": optax.sgd(0.5), "epochs": 1}
     single = classification(train=(X[:16], Y[:16]), test=(X, Y), batch_size=16)

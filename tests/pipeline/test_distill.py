@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_nn.methods.distill import distillation_loss
+from jaxopt_nn.pipeline.distill import distillation_loss
 
 RNG = np.random.default_rng(0)
 Z, V = (jnp.asarray(3 * RNG.standard_normal((5, 7)), jnp.float32) for _ in range(2))
