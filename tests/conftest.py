@@ -45,9 +45,12 @@ def pytest_addoption(parser):
 #: Long cases whose like run at every change: they run with the slow tests, so that `make test` stays under seven minutes.
 LONG = {
     "tests/experiments/test_compress.py::test_a_student_learns_from_its_teacher[changes1-12     3  up axis 1: 12 -> 3]",
+    "tests/experiments/test_configs.py::test_a_config_runs[bytes_lm_ptq]",
     "tests/experiments/test_configs.py::test_a_config_runs[fashion_lenet5]",
     "tests/experiments/test_configs.py::test_a_sweep_trains_each_float_network_once",
     "tests/experiments/test_sweep.py::test_a_real_sweep_from_the_command_line",
+    "tests/formulations/test_programs.py::test_all_widths[1]",
+    "tests/formulations/test_programs.py::test_all_widths[2]",
     "tests/formulations/test_programs.py::test_any_axes[experts]",
     "tests/formulations/test_programs.py::test_any_axes[heads joined]",
     "tests/formulations/test_programs.py::test_any_axes[weight at the left, groups]",
@@ -59,6 +62,8 @@ LONG = {
     "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack1-float]",
     "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack1-int4]",
     "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack1-uint3 with zero]",
+    "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack2-float]",
+    "tests/tensors/test_masked.py::test_stacks[float]",
     "tests/test_conformance.py::test_laws_of_programs[chain of masks]",
     "tests/test_conformance_rules.py::test_laws_of_a_pass[shrink_widths, by layer]",
 }
