@@ -3,8 +3,8 @@
     python -m experiments.compress --config=configs/fashion_lenet300_qat4.py --workdir=runs/fashion_lenet300_qat4
 
 One scale for each output channel, range by largest magnitude, 10 epochs with Adam. ``--config.stages[0].epochs=0`` is
-post-training rounding; ``--config.stages[0].bits=6`` or ``8`` other widths; ``--config.stages[0].training_rule=a8`` rounds
-activations in training too, and ``--config.stages[0].rule=w4a8`` runs integer products.
+post-training rounding; ``--config.stages[0].bits=6`` or ``8`` other widths; ``--config.stages[0].rule=w4a8`` runs integer
+products, and trains with activations that are rounded alike (``--config.stages[0].training_rule=float``: in float).
 
 About 30 s on 2 cores (AMD EPYC).
 Expected, seed 0, JAX 0.10.2: float 89.82 %, 4 bits 89.77 %, 136,380 bytes for 1,066,440 (7.8x); over five seeds 89.77 % and
