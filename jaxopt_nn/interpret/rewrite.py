@@ -108,18 +108,18 @@ class Rewritten:
         Args:
           inputs: arrays or ``jax.ShapeDtypeStruct``. stats: ``{site: {tap: statistic}}`` of ``taps``.
         """
-        found = {}
+        states = {}
         for site, rule in self._ruled(variables, inputs):
             own = (stats or {}).get(site.name)
             state = _over_slots(site, functools.partial(rule.init, site))(own)
             if jax.tree.leaves(state):
-                found[site.name] = state
-        return found
+                states[site.name] = state
+        return states
 
     def taps(self, variables: PyTree, *inputs: PyTree) -> dict[str, Mapping[str, Tap]]:
         """What the rules ask ``init`` to be told of each site: ``{site: {name: Tap}}``."""
-        found = {site.name: rule.taps(site) for site, rule in self._ruled(variables, inputs)}
-        return {name: own for name, own in found.items() if own}
+        by_site = {site.name: rule.taps(site) for site, rule in self._ruled(variables, inputs)}
+        return {name: own for name, own in by_site.items() if own}
 
     def measure(
         self, variables: PyTree, *inputs: PyTree, states: Mapping[str, State] | None = None, weights: Any = None
@@ -133,8 +133,8 @@ class Rewritten:
         rules = _assigned(program, self._rules, "rule")
         wanted = {key: rule.measures(program.sites[key]) for key, rule in rules.items() if not _in_condition(program, key)}
         taps = {key: {name: _stopped(tap) for name, tap in own.items()} for key, own in wanted.items() if own}
-        made = self._evaluator(program, dict(states or {}), Recorder(), Evaluator, taps, weights)
-        outs, totals = _run(program, made, variables, inputs, made.zeros())
+        evaluator = self._evaluator(program, dict(states or {}), Recorder(), Evaluator, taps, weights)
+        outs, totals = _run(program, evaluator, variables, inputs, evaluator.zeros())
         measured: dict[str, dict[str, Any]] = {}
         for (site, name), total in totals.items():
             measured.setdefault(site, {})[name] = total

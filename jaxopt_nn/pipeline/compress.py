@@ -190,7 +190,7 @@ class Compressor:
         rows = [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
         told = [{"path": f"latency, batch {n}", "reason": f"not measured: {why}"} for n, why in left_out.items()]
         plan = self._course.accumulated(task.steps)
-        seen = self._course.seen(len(plan.stages) - 1, now, task)
+        seen = self._course.view(len(plan.stages) - 1, now, task)
         matrices = [leaf.path for leaf in now.info.leaves if leaf.matrix and leaf.path in now.info.roles]
         report = {
             "schema": write.SCHEMA,
@@ -293,7 +293,7 @@ class Compressor:
 
     def _skipped(self, method: Transform, forms: Sequence[_Form], now: Position, task: Task) -> list[dict[str, str]]:
         """What is to be said of leaves: left alone, assumed of, made anew, or not used as they are packed."""
-        messages = explain(method, now.network.variables, now.info) + now.info.report + now.said
+        messages = explain(method, now.network.variables, now.info) + now.info.report + now.anew
         for form in forms[1:]:
             messages = messages + form.ready.run.explain(form.ready.variables, *task.example, states=form.ready.states)
         said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]

@@ -47,15 +47,15 @@ class Position(NamedTuple):
       network: in float, as it is trained so far.
       states: of the stages that were begun, each its own.
       info: what is known of the network.
-      ruled: states of the deployed rule, where the last stage's training gave them.
-      said: what passes could not carry over.
+      rule_states: states of the deployed rule, where the last stage's training gave them.
+      anew: what passes could not carry over.
     """
 
     network: Network
     info: ModelInfo
     states: tuple[State, ...] = ()
-    ruled: Mapping[str, State] | None = None
-    said: Report = Report()
+    rule_states: Mapping[str, State] | None = None
+    anew: Report = Report()
 
 
 class Course:
@@ -114,48 +114,49 @@ class Course:
     def begun(self, k: int, now: Position, task: Task) -> tuple[Position, tuple[Facts, ...]]:
         """At the beginning of stage ``k``: its pass is carried out, or its transform starts; and its facts."""
         stage, plan = self.recipe[k], self.accumulated(task.steps)
-        now, added = now._replace(ruled=None), plan.added[k]
-        seen = now.network.replace(variables=self.seen(k - 1, now, task))
+        now, added = now._replace(rule_states=None), plan.added[k]
+        viewed = now.network.replace(variables=self.view(k - 1, now, task))
         if isinstance(stage.transform, Pass):
-            now, remap = self._cut(stage, now, seen, task)
+            now, remap = self._cut(stage, now, viewed, task)
             return now._replace(states=(*now.states, State())), (remap.plan.facts,)
-        info = _calibrated(added, seen, now.info, task)
-        state = added.init(seen.variables, info)
-        return now._replace(info=info, states=(*now.states, state)), added.traits.facts(seen.variables, state)
+        info = _calibrated(added, viewed, now.info, task)
+        state = added.init(viewed.variables, info)
+        return now._replace(info=info, states=(*now.states, state)), added.traits.facts(viewed.variables, state)
 
-    def seen(self, k: int, now: Position, task: Task) -> PyTree:
+    def view(self, k: int, now: Position, task: Task) -> PyTree:
         """The variables that the forward pass sees with the transforms of the stages up to ``k``."""
         if k < 0:
             return now.network.variables
         plan = self.accumulated(task.steps).upto(k)
         return plan.methods[k].view(now.network.variables, plan.state(now.states[: k + 1]))
 
-    def _cut(self, stage: Stage, now: Position, seen: Network, task: Task) -> tuple[Position, Remap]:
+    def _cut(self, stage: Stage, now: Position, viewed: Network, task: Task) -> tuple[Position, Remap]:
         """A pass commits the view, then carries over all states."""
         plan = self.accumulated(task.steps)
         assert isinstance(stage.transform, Pass)
-        small, remap, info = cut(stage.transform, seen, now.info, task)
-        states, said = [], now.said
+        small, remap, info = cut(stage.transform, viewed, now.info, task)
+        states, anew = [], now.anew
         for method, state in zip(plan.added, now.states):
             known = _calibrated(method, small, info, task)
             new, report = remap.state(method, state, small.variables, known)
             states.append(new)
-            said = said + report
-        return Position(small, info, tuple(states), said=said), remap
+            anew = anew + report
+        return Position(small, info, tuple(states), anew=anew), remap
 
     def trained(self, k: int, now: Position, run: Run) -> tuple[Position, list[dict[str, Any]]]:
         """After the training of stage ``k``, and the history of that."""
         stage, plan = self.recipe[k], self.accumulated(run.task.steps).upto(k)
         if not stage.epochs:
             return now, []
-        shown = now.network.replace(variables=self.seen(k, now, run.task))
-        ready = twin(stage, shown, lambda: self.packed(k, now, run.task), run.task)
+        viewed = now.network.replace(variables=self.view(k, now, run.task))
+        ready = twin(stage, viewed, lambda: self.packed(k, now, run.task), run.task)
         done = self.trainer(k, now.network, run.task, ready.rules)(
             now.network.variables, plan.state(now.states), run.task.train, jax.random.fold_in(run.key, k), rules=ready.states,
             teacher=run.teacher, checkpoints=run.checkpoints and run.checkpoints(stage.name), watch=run.watch,
         )  # fmt: skip
         network = now.network.replace(variables=done.variables)
-        return now._replace(network=network, states=tuple(plan.own(done.state)), ruled=ready.deployed(done.rules)), done.history
+        states, rule_states = tuple(plan.own(done.state)), ready.deployed(done.rules)
+        return now._replace(network=network, states=states, rule_states=rule_states), done.history
 
     def packed(self, k: int, now: Position, task: Task) -> PyTree:
         """The variables with compressed tensors, of the transforms of the stages up to ``k``."""
@@ -164,10 +165,10 @@ class Course:
 
     def deployed(self, k: int, now: Position, task: Task) -> Network:
         """The network that would be deployed after stage ``k``, in stored form."""
-        rules, states = self.recipe[k].rule or (), now.ruled
+        rules, states = self.recipe[k].rule or (), now.rule_states
         if states is None:
-            shown = now.network.replace(variables=self.seen(k, now, task), rules=rules)
-            states = with_states(shown, task).states
+            viewed = now.network.replace(variables=self.view(k, now, task), rules=rules)
+            states = with_states(viewed, task).states
         return now.network.replace(variables=self.packed(k, now, task), rules=rules, states=states, training=None)
 
 

@@ -20,16 +20,16 @@ class Twin(NamedTuple):
 
     Attributes:
       rules: as a ``Network`` has them. states: their first states by site.
-      others: states of the deployed rule at sites that are trained as they stand; None: what is trained are other rules.
+      float_states: states of the deployed rule at sites that are trained as they stand; None: what is trained are other rules.
     """
 
     rules: Rules = ()
     states: Mapping[str, State] = {}
-    others: Mapping[str, State] | None = None
+    float_states: Mapping[str, State] | None = None
 
     def deployed(self, trained: Mapping[str, State]) -> dict[str, State] | None:
         """The states of the deployed rule after training; None: it has none from there."""
-        return None if self.others is None else {**self.others, **trained}
+        return None if self.float_states is None else {**self.float_states, **trained}
 
 
 def with_states(network: Network, task: Task) -> Network:

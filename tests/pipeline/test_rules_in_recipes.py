@@ -96,7 +96,7 @@ def test_static_ranges_stay_and_a_head_in_float_is_trained_in_float():
     state = method.init(WEIGHTS)
     ready = twin(stage, NETWORK, lambda: method.pack(WEIGHTS, state), TASK)
     assert [pattern for pattern, _ in ready.rules] == ["head", "**"] and ready.rules[1][1] is rule.training
-    assert ready.states.keys() == {"layers"} and ready.others.keys() == {"head"}
+    assert ready.states.keys() == {"layers"} and ready.float_states.keys() == {"head"}
     result = jn.compress(NETWORK, recipe(rule, "layers"), TASK, latency=False)
     first = jn.calibrated(NETWORK.replace(rules=rule), [X[:64]]).states
     chex.assert_trees_all_close(result.network.states, first, rtol=1e-2)  # of the weights as the view rounds them
