@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.paths import first_match, leaves_by_path, map_with_path, require_match
 from jaxopt_nn.core.tap import Tap
-from jaxopt_nn.core.transform import IDLE, Facts, LeafTraits, PyTree, State, Traits, Transform, followed, keep_state
+from jaxopt_nn.core.transform import (
+    IDLE,
+    Facts,
+    LeafTraits,
+    PyTree,
+    State,
+    Traits,
+    Transform,
+    as_info,
+    as_state,
+    as_transform,
+    followed,
+    keep_state,
+)
 from jaxopt_nn.tensors.base import is_compressed
 
 
@@ -21,11 +36,13 @@ def chain(*members: Transform) -> Transform:
     """Composes transforms: each member sees the view of the one before it, and packs nest as views compose.
 
     Raises:
+      TypeError: a member is no ``Transform``.
       ValueError: no member; or, at ``init``, a leaf whose values are changed after a member that packs them, or a packer
         that loses zeros after a mask.
     """
     if not members:
         raise ValueError("chain() needs at least one transform; identity() is the one that does nothing")
+    members = tuple(as_transform(member, f"chain: member {i}") for i, member in enumerate(members))
     if len(members) == 1:
         return members[0]
 
@@ -44,7 +61,7 @@ class _Chain:
 
     def views(self, params: PyTree, state: State) -> list[PyTree]:
         seen = [params]
-        for member, own in zip(self.members, _apart(state), strict=True):
+        for member, own in zip(self.members, _apart(state, self.members), strict=True):
             seen.append(member.view(seen[-1], own))
         return seen
 
@@ -52,6 +69,7 @@ class _Chain:
         return self.views(params, state)[-1]
 
     def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        info = as_info(info)
         check_order(self.members, params, info)
         states = []
         for i, member in enumerate(self.members):
@@ -63,7 +81,7 @@ class _Chain:
     def update(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         pulled = _gradients_at_views(self.members, self.views(params, state), state, grads)
         carried = []
-        for member, own, slope in zip(self.members, _apart(state), pulled, strict=True):
+        for member, own, slope in zip(self.members, _apart(state, self.members), pulled, strict=True):
             new = member.update(params, own, step=step, grads=slope)
             carried.append(new.carried)
             params = member.view(params, new)
@@ -71,14 +89,14 @@ class _Chain:
 
     def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
         learnt = []
-        for member, own in zip(self.members, _apart(state), strict=True):
+        for member, own in zip(self.members, _apart(state, self.members), strict=True):
             params, new = member.project(params, own)
             learnt.append(new)
         return params, tuple(learnt)
 
     def pack(self, params: PyTree, state: State) -> PyTree:
         packed = None
-        for member, own in zip(self.members, _apart(state), strict=True):
+        for member, own in zip(self.members, _apart(state, self.members), strict=True):
             inner = member.pack(params, own)
             packed = inner if packed is None else map_with_path(_nested, packed, params, inner)
             params = member.view(params, own)
@@ -116,12 +134,12 @@ class _Chain:
         return self.members[last].traits.seen(params, info.of_member(last)) if last < len(self.members) else params
 
     def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:
-        parts = zip(self.members, self.views(params, state), _apart(state))
+        parts = zip(self.members, self.views(params, state), _apart(state, self.members))
         return tuple(fact for member, seen, own in parts for fact in member.traits.facts(seen, own))
 
     def follows(self, state: State, cuts: Cuts) -> State:
         made, params = [], cuts.params
-        for i, (member, own) in enumerate(zip(self.members, _apart(state), strict=True)):
+        for i, (member, own) in enumerate(zip(self.members, _apart(state, self.members), strict=True)):
             made.append(followed(member, own, cuts.of_member(i, params)))
             if cuts.moments is None and i + 1 < len(self.members):
                 params = _like(member.view, params, made[-1])
@@ -152,7 +170,7 @@ def _gradients_at_views(
         return [grads] * len(members)
     pulled = [grads]
     for i in range(len(members) - 1, 0, -1):
-        own = _apart(state)[i]
+        own = _apart(state, members)[i]
         _, pull = jax.vjp(lambda p, i=i, own=own: members[i].view(p, own), seen[i])
         pulled.insert(0, pull(pulled[0])[0])
     return pulled
@@ -190,10 +208,11 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
     Costs linear time in leaves and cases, so that a planner may make one case a leaf.
 
     Raises:
+      TypeError: ``cases`` is no list of (pattern, transform).
       ValueError: no case; or, at ``init``, a pattern that matches no leaf (near misses are named): none of all that the
         info names, which may be more than the given ones, nor of these.
     """
-    cases = list(cases)
+    cases = _checked_cases(cases)
     if not cases:
         raise ValueError("by_path() needs at least one (pattern, transform)")
     patterns, methods = zip(*cases)
@@ -202,6 +221,21 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
         taps=own.taps, seen=own.seen, passes=max(t.traits.passes for t in methods), facts=own.facts, follows=own.follows
     )
     return Transform(own.init, own.update, own.view, own.project, own.pack, traits)
+
+
+def _checked_cases(cases: Any) -> list[tuple[str, Transform]]:
+    """The cases of ``by_path`` as a list of pairs."""
+    if not isinstance(cases, list | tuple):
+        raise TypeError(f"by_path: cases is {in_words(cases)}; pass a list of pairs: [('**/kernel', quantize(4)), ...]")
+    for case in cases:
+        if not (isinstance(case, tuple | list) and not isinstance(case, Transform) and len(case) == 2):
+            raise TypeError(f"by_path: a case is {in_words(case)}; pass a list of pairs: [('**/kernel', quantize(4)), ...]")
+        if not isinstance(case[0], str):
+            raise TypeError(
+                f"the pattern is {in_words(case[0])}; pass one glob, then the transform: where('**/kernel', quantize(4)); for "
+                "several patterns use by_path"
+            )
+    return [(pattern, as_transform(method, f"the transform for {pattern!r}")) for pattern, method in cases]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -225,6 +259,7 @@ class _Cases:
         return map_with_path(lambda path, leaf: new.get(path, leaf), params)
 
     def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        info = as_info(info)
         known = list(dict.fromkeys([*(leaf.path for leaf in info.leaves), *leaves_by_path(params)]))
         taken = {self.case_of(path) for path in known}
         for i, pattern in enumerate(self.patterns):
@@ -254,20 +289,20 @@ class _Cases:
 
     def update(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         slopes = [None] * len(self.methods) if grads is None else self.split(grads)
-        parts = zip(self.methods, self.split(params), _apart(state), slopes, strict=True)
+        parts = zip(self.methods, self.split(params), _apart(state, self.methods), slopes, strict=True)
         carried = tuple(t.update(part, own, step=step, grads=slope).carried for t, part, own, slope in parts)
         return State(state.learnt, carried)
 
     def view(self, params: PyTree, state: State) -> PyTree:
-        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
         return self.merged(params, (t.view(part, own) for t, part, own in parts))
 
     def pack(self, params: PyTree, state: State) -> PyTree:
-        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
         return self.merged(params, (t.pack(part, own) for t, part, own in parts))
 
     def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
-        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
         made = [t.project(part, own) for t, part, own in parts]
         return self.merged(params, (part for part, _ in made)), tuple(learnt for _, learnt in made)
 
@@ -276,11 +311,11 @@ class _Cases:
         return "matches no pattern of the recipe" if i is None else self.methods[i].traits.takes(path, leaf, info)
 
     def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:
-        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
         return tuple(fact for t, part, own in parts for fact in t.traits.facts(part, own))
 
     def follows(self, state: State, cuts: Cuts) -> State:
-        parts = enumerate(zip(self.methods, self.split(cuts.params), _apart(state), strict=True))
+        parts = enumerate(zip(self.methods, self.split(cuts.params), _apart(state, self.methods), strict=True))
         return _together([followed(t, own, cuts.of_member(i, part)) for i, (t, part, own) in parts])
 
 
@@ -291,8 +326,13 @@ def _traits(takes: Callable[[str, Any, ModelInfo], LeafTraits | str], members: S
         leaf_local=all(m.traits.leaf_local for m in members),
         needs=frozenset().union(*(m.traits.needs for m in members)),
         pending=_pending(members),
-        name=" | ".join(dict.fromkeys(m.traits.name for m in members)),
+        name=_names(members),
     )
+
+
+def _names(members: Sequence[Transform]) -> str:
+    """What messages call several transforms together."""
+    return " | ".join(dict.fromkeys(m.traits.name for m in members))
 
 
 def _together(states: Sequence[State]) -> State:
@@ -300,14 +340,33 @@ def _together(states: Sequence[State]) -> State:
     return State(tuple(s.learnt for s in states), tuple(s.carried for s in states))
 
 
-def _apart(state: State) -> list[State]:
-    """The states of the members."""
+def _apart(state: State, members: Sequence[Transform]) -> list[State]:
+    """The states of the members.
+
+    Raises:
+      TypeError: it is no state. ValueError: it has not one part a member.
+    """
+    state = as_state(state, _names(members))
+    if not isinstance(state.carried, tuple) or len(state.carried) != len(members):
+        held = len(state.carried) if isinstance(state.carried, tuple) else "no"
+        raise ValueError(
+            f"{_names(members)}: the state has {held} parts, the method {len(members)} members; pass the state that this very "
+            "method's init returned"
+        )
     return [State(learnt, carried) for learnt, carried in zip(state.learnt, state.carried, strict=True)]
 
 
 def where(pattern: str, method: Transform) -> Transform:
     """``method`` on the leaves whose path matches ``pattern`` (``by_path`` with one case)."""
     return by_path([(pattern, method)])
+
+
+def _check_steps(call: str, name: str, value: Any, least: int) -> None:
+    """Raises TypeError or ValueError where a number of steps is none; ``call`` shows the order of the arguments."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{call}: {name} is {in_words(value)}; pass a whole number of steps")
+    if value < least:
+        raise ValueError(f"{call}: {name}={value}; allowed are whole numbers of steps from {least}")
 
 
 def _gated(method: Transform, open_at: Callable[[Any], Any]) -> Transform:
@@ -330,22 +389,24 @@ def every(n: int, method: Transform, last: int | None = None) -> Transform:
     Raises:
       ValueError: ``n`` below 1, ``last`` below 0.
     """
-    if n < 1:
-        raise ValueError(f"every(n={n}): n is a number of steps, at least 1")
-    if last is not None and last < 0:
-        raise ValueError(f"every(n={n}, last={last}): last is a step, 0 or more, or None")
-    return _gated(method, lambda step: (step % n == 0) | (last is not None and step == last))
+    _check_steps("every(n, method, last=None)", "n", n, 1)
+    if last is not None:
+        _check_steps("every(n, method, last=None)", "last", last, 0)
+    return _gated(as_transform(method, "every: method"), lambda step: (step % n == 0) | (last is not None and step == last))
 
 
 def between(start: int, stop: int, method: Transform) -> Transform:
     """``method`` whose ``update`` runs at steps ``start <= step <= stop`` only."""
-    if not 0 <= start <= stop:
-        raise ValueError(f"between(start={start}, stop={stop}): needs 0 <= start <= stop")
-    return _gated(method, lambda step: (step >= start) & (step <= stop))
+    _check_steps("between(start, stop, method)", "start", start, 0)
+    _check_steps("between(start, stop, method)", "stop", stop, start)
+    return _gated(as_transform(method, "between: method"), lambda step: (step >= start) & (step <= stop))
 
 
 def later(steps: int, method: Transform) -> Transform:
     """``method`` whose ``update`` counts from ``steps`` on: a training that goes on where another one of that length ended."""
+
+    _check_steps("later(steps, method)", "steps", steps, 0)
+    method = as_transform(method, "later: method")
 
     def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         return method.update(params, state, step=step + steps, grads=grads)
@@ -361,8 +422,10 @@ def frozen(method: Transform) -> Transform:
     optimizer sees what was learnt, and neither weight decay nor a projection can move it.
     """
 
+    method = as_transform(method, "frozen: method")
+
     def thawed(fn: Callable[[PyTree, State], Any]) -> Callable[[PyTree, State], Any]:
-        return lambda params, state: fn(params, state.carried)
+        return lambda params, state: fn(params, as_state(state, method.traits.name).carried)
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         return State((), method.init(params, info))

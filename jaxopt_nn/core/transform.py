@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.cuts import Cut, Cuts, by_shape
 from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
@@ -119,6 +120,34 @@ class Transform(NamedTuple):
     traits: Traits
 
 
+def as_transform(value: Any, what: str) -> Transform:
+    """``value`` if it is a ``Transform``; ``what`` is what messages call it.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    hint = "a Transform such as quantize(4); a rule goes to Stage(rule=) or Network(rules=), a pass to a Stage of its own"
+    return require(value, Transform, what, hint)
+
+
+def as_state(value: Any, name: str) -> State:
+    """``value`` if it is a ``State``; ``name`` is that of its transform.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    return require(value, State, f"{name}: state", "a State: method.init(variables, info), or what update returned")
+
+
+def as_info(value: Any) -> ModelInfo:
+    """``value`` if it is a ``ModelInfo``.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    return require(value, ModelInfo, "info", "a ModelInfo: inspect(apply, variables, *inputs), or nothing")
+
+
 def keep_state(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
     """An ``update`` that changes nothing."""
     return state
@@ -170,6 +199,8 @@ def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
     """
     if is_compressed(leaf):
         return "is a compressed tensor already"
+    if not hasattr(leaf, "dtype"):
+        return f"is a Python {type(leaf).__name__}, no array: wrap it in jnp.asarray"
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         return f"{leaf.dtype}: complex numbers stay as they are; make real and imaginary parts leaves of their own"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -298,17 +329,36 @@ class _Leafwise:
     name: str
 
     def init_all(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        info = as_info(info)
         taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(self.takes(p, x, info), str)}
         states = {p: self.init(p, x, known_of(p, x.ndim, info, self.taps)) for p, x in taken.items()}
         return State({p: s[0] for p, s in states.items()}, {p: s[1] for p, s in states.items()})
 
+    def checked(self, params: PyTree, state: State) -> State:
+        """The state, with a leaf of ``params`` for each entry.
+
+        Raises:
+          TypeError: it is no state of a method for single leaves. ValueError: ``params`` lacks a leaf of it.
+        """
+        state = as_state(state, self.name)
+        require(state.carried, dict, f"{self.name}: state.carried", "the state that this very method's init returned")
+        if lost := state.carried.keys() - leaves_by_path(params).keys():
+            raise ValueError(
+                f"{self.name}: the state is of leaves that params lacks: {', '.join(sorted(lost)[:3])}; pass the whole pytree "
+                "that init got"
+            )
+        return state
+
     def on_taken(self, fn: Callable[..., Any], params: PyTree, state: State) -> PyTree:
+        learnt, carried = self.checked(params, state)
+
         def visit(path: str, leaf: Any) -> Any:
-            return fn(path, leaf, state.learnt[path], state.carried[path]) if path in state.carried else leaf
+            return fn(path, leaf, learnt[path], carried[path]) if path in carried else leaf
 
         return map_with_path(visit, params)
 
     def update_all(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        state = self.checked(params, state)
         if self.update is None:
             return state
         slopes = {} if grads is None else leaves_by_path(grads)
@@ -321,7 +371,7 @@ class _Leafwise:
 
     def project_all(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
         assert self.project is not None
-        leaves = leaves_by_path(params)
+        state, leaves = self.checked(params, state), leaves_by_path(params)
         made = {path: self.project(leaves[path], state.learnt[path], own) for path, own in state.carried.items()}
         return (
             map_with_path(lambda path, leaf: made[path][0] if path in made else leaf, params),
@@ -370,6 +420,7 @@ def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo())
 
     And every leaf whose roles were assumed, and what else is to be said of those that it takes.
     """
+    as_transform(method, "explain: method")
     messages = []
     for path, leaf in leaves_by_path(variables).items():
         verdict = method.traits.takes(path, leaf, info)

@@ -13,7 +13,8 @@ import jax.export
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.export.programs import PLATFORMS, Programs, abstract, closed, opened, serialized
 from jaxopt_nn.formulations.prepare import prepare
-from jaxopt_nn.interpret.network import Network, abstract_outputs, complaint, network_of
+from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
+from jaxopt_nn.interpret.program import complaint
 from jaxopt_nn.tensors.base import densify, is_compressed
 
 PyTree = Any

@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.arguments import in_words, is_factory, require
 from jaxopt_nn.core.model import Site
-from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches, near_misses
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches, near_misses, no_match
 from jaxopt_nn.core.report import Recorder, Report
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.tap import Tap
@@ -22,7 +23,7 @@ from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.evaluate import Evaluator, Totals
 from jaxopt_nn.interpret.explain import Watched, runs
 from jaxopt_nn.interpret.leaves import told
-from jaxopt_nn.interpret.program import Program, dense_like, flatten, trace_model
+from jaxopt_nn.interpret.program import Program, check_apply, dense_like, flatten, trace_model
 from jaxopt_nn.interpret.stored import Prepared, stored
 from jaxopt_nn.interpret.tags import Key
 from jaxopt_nn.tensors.base import is_compressed
@@ -31,6 +32,8 @@ PyTree = Any
 Cases = Sequence[tuple[str, Any]]
 #: The name of a tap that came without one.
 SINGLE = "tap"
+#: What messages give as an example of a value at a site.
+EXAMPLES = {Rule: "arithmetic('w4a8')", Tap: "moments()"}
 
 
 class Rewritten:
@@ -347,10 +350,7 @@ def _assigned(program: Program, cases: Cases, what: str) -> dict[tuple[int, ...]
     names = [site.name for site in program.sites.values()]
     for pattern, _ in cases:
         if pattern not in used and pattern != "**":
-            near = near_misses(pattern.replace("**/", "").replace("*", ""), names) or names[:3]
-            raise ValueError(
-                f"{what} pattern {pattern!r} matches no site of {len(names)}; nearest: {', '.join(near) or 'none'}"
-            )
+            raise ValueError(f"{what} {no_match(pattern, names, 'site')}")
     return found
 
 
@@ -358,16 +358,24 @@ def _site_matches(pattern: str, site: Site) -> bool:
     return matches(pattern, site.name) or (site.leaf is not None and matches(pattern, site.leaf))
 
 
-def _cases(given: Any, kind: type, what: str) -> Cases:
+def cases_of(given: Any, kind: type, what: str, *, groups: bool = False) -> Cases:
+    """One value, pairs, or a mapping as ``[(pattern, value), ...]``; with ``groups`` a mapping may stand for a value.
+
+    Raises:
+      TypeError: it is none of these.
+    """
     if isinstance(given, kind):
         return [("**", given)]
+    example = f"a {kind.__name__}, e.g. {EXAMPLES[kind]}, or a list of pairs [('**/kernel', {EXAMPLES[kind]}), ...]"
+    if not isinstance(given, Mapping | list | tuple):
+        require(given, kind, what, example)
     cases = list(given.items()) if isinstance(given, Mapping) else list(given)
     for case in cases:
-        if not (isinstance(case, tuple) and len(case) == 2 and isinstance(case[0], str) and isinstance(case[1], kind)):
-            raise TypeError(
-                f"{what}: {case!r} is no (pattern, {kind.__name__}); pass one {kind.__name__} or a list of pairs"
-            )
-    return cases
+        if not (isinstance(case, tuple | list) and len(case) == 2 and isinstance(case[0], str)):
+            raise TypeError(f"{what}: an entry is {in_words(case)}, no pair; pass {example}")
+        if not (groups and isinstance(case[1], Mapping)):
+            require(case[1], kind, f"{what}: what stands for {case[0]!r}", example)
+    return [(pattern, value) for pattern, value in cases]
 
 
 def rewrite(apply: Callable[..., PyTree], rules: Rule | Mapping[str, Rule] | Cases = ()) -> Rewritten:
@@ -384,7 +392,8 @@ def rewrite(apply: Callable[..., PyTree], rules: Rule | Mapping[str, Rule] | Cas
     Raises:
       TypeError: ``rules`` is none of these. ValueError: at the first call, a pattern that matches no site.
     """
-    return Rewritten(apply, _cases(rules, Rule, "rules"))
+    check_apply(apply)
+    return Rewritten(apply, cases_of(rules, Rule, "rules"))
 
 
 def capture(
@@ -407,18 +416,13 @@ def capture(
     Raises:
       TypeError: ``taps`` is none of these, or is empty. ValueError: at the first call, a pattern that matches no site.
     """
-    if callable(taps):
+    check_apply(apply)
+    if callable(taps) and not is_factory(taps):
         return Capturing(apply, lambda program: {k: dict(own) for k, s in program.sites.items() if (own := taps(s))})
-    cases = list(taps.items()) if isinstance(taps, Mapping) else taps
-    cases = [("**", cases)] if isinstance(cases, Tap) else list(cases)
     made = []
-    for case in cases:
-        pattern, tap = case if isinstance(case, tuple) and len(case) == 2 else (None, None)
-        named = {SINGLE: tap} if isinstance(tap, Tap) else tap
-        good = isinstance(named, Mapping) and named and all(isinstance(t, Tap) for t in named.values())
-        if not (isinstance(pattern, str) and good):
-            raise TypeError(f"taps: {case!r} is no (pattern, Tap); pass one Tap or a list of pairs")
-        made.append((pattern, named))
-    if not made:
-        raise TypeError("capture needs at least one tap")
+    for pattern, tap in cases_of(taps, Tap, "taps", groups=True):
+        named = tap if isinstance(tap, Mapping) else {SINGLE: tap}
+        made.append((pattern, {name: require(each, Tap, f"taps: {name!r}", EXAMPLES[Tap]) for name, each in named.items()}))
+    if not all(named for _, named in made) or not made:
+        raise TypeError(f"capture: no tap; pass one, e.g. {EXAMPLES[Tap]}, or a list of pairs (pattern, Tap)")
     return Capturing(apply, lambda program: {k: dict(own) for k, own in _assigned(program, made, "tap").items()})

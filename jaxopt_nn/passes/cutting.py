@@ -14,7 +14,8 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.transform import LeafTraits, Traits
 from jaxopt_nn.interpret.groups import couplings
-from jaxopt_nn.interpret.network import Network, abstract_outputs, complaint, network_of
+from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
+from jaxopt_nn.interpret.program import complaint
 from jaxopt_nn.passes.activity import lacking, named, of_info
 from jaxopt_nn.passes.choice import choice, planned
 from jaxopt_nn.passes.scores import Score, mean_activation

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxopt_nn.coding.structure import check_storable
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
-from jaxopt_nn.interpret.network import Network, abstract_outputs, complaint, like, network_of, untrained
+from jaxopt_nn.interpret.network import Network, abstract_outputs, like, network_of, untrained
+from jaxopt_nn.interpret.program import complaint
 from jaxopt_nn.pipeline.task import Task, summed
 from jaxopt_nn.tensors.base import is_compressed
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.arguments import in_words, is_factory, require
 from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.train import averaging
@@ -20,6 +21,8 @@ from jaxopt_nn.core.transform import Transform, identity
 if TYPE_CHECKING:
     import optax
 
+#: What messages ask for as the transform of a stage.
+WANTED = "a Transform, e.g. quantize(4), a Pass, e.g. cut_neurons(share=0.5), or a function of the number of training steps"
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
@@ -91,24 +94,21 @@ class Stage:
     gradient_norms: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise TypeError(f"Stage(name={self.name!r}): a string; Stage(name, transform, epochs=...)")
+        require(self.name, str, "Stage: name", "a string first, then the transform: Stage('w4', quantize(4), epochs=1)")
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
             raise ValueError(f"Stage(name={self.name!r}): a stage needs a name that a folder can have")
         where = f"stage {self.name!r}"
-        if not (isinstance(self.transform, Transform | Pass) or callable(self.transform)):
-            raise TypeError(
-                f"{where}: transform is {type(self.transform).__name__}; pass a Transform, e.g. quantize(4), a function "
-                "of the number of steps that returns one, or a Pass, e.g. cut_neurons(share=0.5)"
-            )
+        if is_factory(self.transform) or not callable(self.transform):
+            require(self.transform, Transform | Pass, f"{where}: transform", WANTED)
         for field, kind, hint in (
             ("rule", Rule, "a Rule, e.g. arithmetic('w4a8')"),
             ("training_rule", Rule, "a Rule, e.g. fake_quant_activations(8)"),
             ("distill", Distill, "Distill(temperature=4.0, hard_weight=0.1)"),
         ):
-            value = getattr(self, field)
-            if not (value is None or isinstance(value, kind)):
-                raise TypeError(f"{where}: {field} is {type(value).__name__}; pass {hint}")
+            if getattr(self, field) is not None:
+                require(getattr(self, field), kind, f"{where}: {field}", hint)
+        if isinstance(self.thaw, str) or not all(isinstance(name, str) for name in self.thaw):
+            raise TypeError(f"{where}: thaw={self.thaw!r:.60}; pass a tuple of names of earlier stages, e.g. ('prune',)")
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
             raise ValueError(f"{where}: epochs={self.epochs!r}; allowed are the whole numbers from 0")
         for field in ("learning_rate", "weight_decay", "ema"):
@@ -136,10 +136,12 @@ class Stage:
         """
         if isinstance(self.transform, Transform | Pass):
             return self.transform if isinstance(self.transform, Transform) else identity()
-        made = self.transform(steps)
-        if not isinstance(made, Transform):
-            raise TypeError(f"stage {self.name!r}: transform(steps={steps}) gave {type(made).__name__}, no Transform")
-        return made
+        where = f"stage {self.name!r}: transform({steps})"
+        try:
+            made = self.transform(steps)
+        except (AttributeError, LookupError, TypeError) as error:  # of a function of the weights, say
+            raise TypeError(f"{where} fails, {type(error).__name__}: {error}; pass {WANTED}") from error
+        return require(made, Transform, f"what {where} gave", WANTED)
 
     def updates(self, steps: int) -> optax.GradientTransformation:
         """The optimizer over ``{"params", "learnt", "rules"}`` for so many steps, with an average if ``ema`` asks."""
@@ -184,6 +186,12 @@ def _decayed(rate: float, updates: Any, params: Any) -> Any:
 Recipe = Sequence[Stage]
 
 
+def _wrong(recipe: Any) -> str:
+    """Which entry of a list of stages is none, in words."""
+    entries = recipe if isinstance(recipe, list | tuple) and not isinstance(recipe, Transform) else ()
+    return next((f", its entry {i} {in_words(x)}" for i, x in enumerate(entries) if not isinstance(x, Stage)), "")
+
+
 def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
     """The recipe as a tuple.
 
@@ -191,8 +199,8 @@ def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
       TypeError: an entry is no ``Stage``.
       ValueError: no stage, a name twice, or a ``thaw`` that names no earlier stage.
     """
-    if isinstance(recipe, Stage) or not all(isinstance(stage, Stage) for stage in recipe):
-        raise TypeError("recipe: pass a list of Stage(name, transform, ...)")
+    if not isinstance(recipe, list | tuple) or not all(isinstance(stage, Stage) for stage in recipe):
+        raise TypeError(f"recipe is {in_words(recipe)}{_wrong(recipe)}; pass a list of stages: [Stage(name, transform), ...]")
     if not recipe:
         raise ValueError("recipe: no stage; pass at least one Stage(name, transform)")
     earlier: list[str] = ["baseline"]
