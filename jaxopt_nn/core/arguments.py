@@ -21,7 +21,7 @@ def in_words(value: Any) -> str:
 
 def is_factory(value: Any) -> bool:
     """Whether ``value`` is a public function of this package: ``quantize`` where ``quantize(4)`` was meant."""
-    named = inspect.isfunction(value) and "<" not in value.__qualname__
+    named = callable(value) and "<" not in getattr(value, "__qualname__", "<")
     return named and value.__module__.startswith("jaxopt_nn.")
 
 

@@ -120,7 +120,7 @@ def network_of(given: Any, what: str = "network") -> Network:
     if isinstance(given, Network):
         return given
     raise TypeError(
-        f"{what} is a {type(given).__name__}; pass a Network: jaxopt_nn.linen(model, variables), jaxopt_nn.nnx(model), or "
+        f"{what} is {in_words(given)}; pass a Network: jaxopt_nn.linen(model, variables), jaxopt_nn.nnx(model), or "
         "Network(apply, variables)"
     )
 
@@ -132,9 +132,15 @@ def abstract_outputs(network: Network, *inputs: PyTree, what: str = "apply") -> 
       ValueError: ``apply`` fails on them; says what they are and why, and calls the network ``what``.
     """
     try:
+        network.run.program(network.variables, inputs)
+    except ValueError as error:
+        if error.__cause__ is None:  # not of the model's own making: says itself what to do
+            raise
+        raise ValueError(fails_on(what, inputs, error.__cause__, batch=True)) from error.__cause__
+    try:
         return jax.eval_shape(lambda n, x: n(*x), network, inputs)
     except Exception as error:
-        raise ValueError(fails_on(what, inputs, error.__cause__ or error, batch=True)) from error
+        raise ValueError(fails_on(what, inputs, error, batch=True)) from error
 
 
 def like(x: Any, rows: int | None = None) -> PyTree:

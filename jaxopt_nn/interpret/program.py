@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.model import Leaf, ModelInfo, Roles, Site, assumed_roles
@@ -67,6 +68,15 @@ def check_apply(apply: Any) -> None:
         )
 
 
+def check_numbers(variables: PyTree, inputs: tuple[PyTree, ...]) -> None:
+    """Raises TypeError where a leaf of the variables or of the inputs is no array of numbers."""
+    for what, tree in (("variables", variables), ("inputs", inputs)):
+        for path, leaf in leaves_by_path(tree).items():
+            numbers = not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "OSU"
+            if not (numbers and (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex))):
+                raise TypeError(f"{what}: {path} is {in_words(leaf)}; pass an array of numbers, e.g. jnp.asarray(...)")
+
+
 def complaint(error: BaseException) -> str:
     """The first line of what a model said, without web addresses."""
     said = next(iter(str(error).strip().splitlines()), "")
@@ -76,7 +86,9 @@ def complaint(error: BaseException) -> str:
 
 def fails_on(what: str, inputs: tuple[PyTree, ...], error: BaseException, *, batch: bool = False) -> str:
     """What to say of a model that fails on its inputs; with ``batch`` the first axis is called ``B``."""
-    each = ", ".join(_said(path, x, batch) for path, x in leaves_by_path(inputs).items()) or "none"
+    leaves = leaves_by_path(inputs)
+    each = ", ".join(_said(path, x, batch) for path, x in list(leaves.items())[:4]) or "none"
+    each += f" and {len(leaves) - 4} more (a list counts each number: pass arrays)" if len(leaves) > 4 else ""
     return (
         f"{what} fails on inputs {each}: {complaint(error)}; it is called as apply(variables, *inputs), with inputs as in its "
         "training"
@@ -111,13 +123,11 @@ def trace_model(
         fails on its arguments, or most of the weights are closed over by it.
     """
     check_apply(apply)
+    check_numbers(variables, inputs)
     paths = leaves_by_path(variables)
     if not paths:
         raise ValueError("variables holds no array: pass the whole pytree that apply takes, e.g. model.init(...)")
     flat, tree = flatten(variables, inputs)
-    for path, leaf in {**paths, **{f"inputs{p[1:]}": x for p, x in leaves_by_path(inputs).items()}}.items():
-        if not (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)):
-            raise TypeError(f"{path} is {in_words(leaf)}, no array of numbers; pass jnp.asarray of numbers")
     abstract = [
         jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False)) for a in map(dense_like, flat)
     ]

@@ -23,7 +23,7 @@ from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.evaluate import Evaluator, Totals
 from jaxopt_nn.interpret.explain import Watched, runs
 from jaxopt_nn.interpret.leaves import told
-from jaxopt_nn.interpret.program import Program, check_apply, dense_like, flatten, trace_model
+from jaxopt_nn.interpret.program import Program, check_apply, check_numbers, dense_like, flatten, trace_model
 from jaxopt_nn.interpret.stored import Prepared, stored
 from jaxopt_nn.interpret.tags import Key
 from jaxopt_nn.tensors.base import is_compressed
@@ -54,6 +54,7 @@ class Rewritten:
         states = dict(states or {})
         if any(map(jaxprs.is_tracer, jax.tree.leaves((variables, inputs, states)))):
             return self._evaluate(variables, inputs, states, Recorder())
+        check_numbers(variables, inputs)
         if not any(map(is_compressed, leaves_by_path(variables).values())):
             return self._jitted(variables, inputs, states)
         program = self.program(variables, inputs)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.coding.structure import check_storable
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
 from jaxopt_nn.interpret.network import Network, abstract_outputs, like, network_of, untrained
 from jaxopt_nn.interpret.program import complaint
@@ -59,9 +60,7 @@ def _not_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def check_task(task: Any) -> None:
     """Raises TypeError where ``task`` is no ``Task``."""
     if not isinstance(task, Task):
-        raise TypeError(
-            f"task is a {type(task).__name__}; pass a Task, e.g. classification(train=(x, y), test=(x, y))"
-        )
+        raise TypeError(f"task is {in_words(task)}; pass a Task, e.g. classification(train=(x, y), test=(x, y))")
 
 
 def check_outputs(network: Network, task: Task, teacher: Network | None = None, trains: bool = True) -> None:

@@ -80,11 +80,14 @@ class Arrays:
                 raise TypeError(f"{_at(name, path)}: dtype {x.dtype} is no number; convert it first")
         lengths = {path: len(x) if x.ndim else None for path, x in leaves.items()}
         if len(set(lengths.values())) > 1 or None in lengths.values():
-            said = ", ".join(f"{path or 'the array'} {list(leaves[path].shape)}" for path in lengths)
-            raise ValueError(f"{name}: the first axes are the examples, and differ: {said}")
+            said = ", ".join(f"{path or 'the array'} {list(leaves[path].shape)}" for path in list(lengths)[:4])
+            raise ValueError(
+                f"{name}: the first axes are the examples, and differ: {said}{', ...' if len(lengths) > 4 else ''}; pass arrays "
+                "(no nested lists) of equally many examples"
+            )
         self.size = int(next(iter(lengths.values())) or 0)
         if not all(x.size for x in leaves.values()):
-            raise ValueError(f"{name}: no examples")
+            raise ValueError(f"{name}: no examples; pass arrays with at least one row")
         for path, x in leaves.items():
             if x.dtype.kind in "fc" and not np.isfinite(x).all():
                 raise ValueError(f"{_at(name, path)}: NaN or Inf; clean the data first")
