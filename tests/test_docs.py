@@ -41,7 +41,7 @@ def with_speed(page: pathlib.Path) -> object:
     return pytest.param(page, id=name(page), marks=[pytest.mark.slow] if name(page) in LONG else [])
 
 
-@pytest.mark.parametrize("page", map(with_speed, PAGES))
+@pytest.mark.parametrize("page", [with_speed(page) for page in PAGES])
 def test_python_runs_as_written(page, tmp_path, monkeypatch):
     """In an empty folder: a page that writes files leaves nothing behind."""
     monkeypatch.chdir(tmp_path)
