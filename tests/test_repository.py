@@ -15,7 +15,7 @@ import pytest
 from jaxopt_nn.pipeline import registry
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
-FOLDERS = ("jaxopt_nn", "experiments", "configs", "tests", "colab", ".ci")
+FOLDERS = ("jaxopt_nn", "experiments", "configs", "docs", "tests", "colab", ".ci")
 SUFFIXES = {"", ".cfg", ".ipynb", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
 TEXTS = sorted(
     path
