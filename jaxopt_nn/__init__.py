@@ -57,6 +57,8 @@ from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nby
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.qtensor import QTensor
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Arrays",
     "AxisGroup",
