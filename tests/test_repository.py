@@ -27,8 +27,8 @@ TEXTS = sorted(
 MACHINE_PATH = re.compile(r"(?<![\w.~/<>{}$-])(?:/(?:home|root|Users|work|mnt)|[A-Z]:\\Users)[/\\]\w")
 EXTRAS = ("bench", "cli", "docs", "export", "notebooks", "plots", "test", "tpu")
 LOCAL = {"jaxopt_nn", "experiments", "configs", "tests"}
-# What the library uses only where it is there: for a report's plots, the bar of progress, TensorBoard's files.
-OPTIONAL = {"jaxopt_nn": {"matplotlib", "rich", "tensorboardx"}}
+# What the library uses only where it is there: for a report's plots, the bar of progress, TensorBoard's and safetensors files.
+OPTIONAL = {"jaxopt_nn": {"matplotlib", "rich", "safetensors", "tensorboardx"}}
 
 
 def module_names(path: pathlib.Path) -> set[str]:
