@@ -15,6 +15,8 @@ from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import plots
 
+from .config import imported
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -28,7 +30,7 @@ def load_task(config: Mapping[str, Any], fold: int = 0) -> Task:
       ValueError: the source is unknown, has other arguments, or gives something else than a ``Task``.
     """
     source = config["data"]["source"]
-    load = registry.imported(source)
+    load = imported(source)
     arguments = {k: v for k, v in config["data"].items() if k not in ("source", "cross_validate")}
     known = inspect.signature(load).parameters
     told = {"fold": fold, "seed": config["seed"], "batch_size": config["batch_size"]}

@@ -39,7 +39,7 @@ from jaxopt_nn.reporting import tables
 
 from . import common
 from .command import start
-from .config import checked
+from .config import checked, imported
 from .model import Model
 
 PyTree = Any
@@ -175,7 +175,7 @@ def given(data: str, task: Task) -> Examples:
     if not data:
         return of_source(task)
     if ":" in data and not Path(data).exists():
-        load = registry.imported(data)
+        load = imported(data)
         known = inspect.signature(load).parameters
         made = load(**{k: v for k, v in {"fold": 0, "seed": 0}.items() if k in known})
         if isinstance(made, Task):
