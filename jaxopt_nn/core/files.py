@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jaxopt_nn.core.arguments import in_words
+
 MOVE = "move it away, or pass another --workdir"
 
 
@@ -17,6 +19,8 @@ def open_workdir(workdir: str | os.PathLike[str], folders: Sequence[str] = (), f
       ValueError: an empty name.
       OSError: it can't be made or written, or something else stands in the place of what a run makes there.
     """
+    if not isinstance(workdir, str | os.PathLike):
+        raise TypeError(f"workdir is {in_words(workdir)}; pass the name of a directory")
     if not os.fspath(workdir):
         raise ValueError("workdir='': pass the name of a directory; '.' is the current one")
     path = Path(workdir).absolute()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -48,12 +49,12 @@ class Rewritten:
         self._apply, self._rules = apply, tuple(rules)
         self._programs: dict[Hashable, Program] = {}
         self._prepared = Prepared()
-        self._jitted = jax.jit(lambda v, x, s: self._evaluate(v, x, s, Recorder()))
+        self._jitted = jax.jit(self._warned)
 
     def __call__(self, variables: PyTree, *inputs: PyTree, states: Mapping[str, State] | None = None) -> PyTree:
         states = dict(states or {})
         if any(map(jaxprs.is_tracer, jax.tree.leaves((variables, inputs, states)))):
-            return self._evaluate(variables, inputs, states, Recorder())
+            return self._warned(variables, inputs, states)
         check_numbers(variables, inputs)
         if not any(map(is_compressed, leaves_by_path(variables).values())):
             return self._jitted(variables, inputs, states)
@@ -65,6 +66,31 @@ class Rewritten:
         flat = jax.tree.leaves(outs, is_leaf=is_compressed)
         same = [x if jaxprs.is_literal(v) else given.get(v, x) for v, x in zip(program.jaxpr.outvars, flat, strict=True)]
         return jax.tree.unflatten(program.out_tree, same)
+
+    def _warned(self, variables: PyTree, inputs: tuple[PyTree, ...], states: dict[str, State]) -> PyTree:
+        """The outputs; warns once a trace where no rule takes a compressed weight."""
+        recorder = Recorder()
+        outs = self._evaluate(variables, inputs, states, recorder)
+        if said := self.unused(variables, inputs, recorder.report()):
+            warnings.warn(said, stacklevel=2)
+        return outs
+
+    def unused(self, variables: PyTree, inputs: tuple[PyTree, ...], report: Report) -> str | None:
+        """What is to be said where all compressed weights at which rules stand are left in float; else None.
+
+        Args:
+          report: of these arguments, as ``explain`` gives it.
+        """
+        leaves, program = leaves_by_path(variables), self.program(variables, inputs)
+        sites = [program.sites[key] for key in _assigned(program, self._rules, "rule")] if self._rules else []
+        coded = [site.name for site in sites if any(is_compressed(leaves[path]) for path in site.leaves)]
+        declined = {message.path: message.reason for message in report.of("float")}
+        if not coded or any(name not in declined for name in coded):
+            return None
+        return (
+            f"{coded[0]}: {declined[coded[0]]}; the rules take none of {len(coded)} compressed weights, and all run in float: "
+            "pass a rule of their width, e.g. arithmetic('w8a8') for 8 bits, or quantize to a width that the rule takes"
+        )
 
     def program(self, variables: PyTree, inputs: tuple[PyTree, ...], rows: tuple[int, ...] = ()) -> Program:
         """The traced model for these arguments; ``rows`` as in ``trace_model``."""

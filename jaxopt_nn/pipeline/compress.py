@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import numbers
 import os
 import sys
 import time
@@ -15,7 +16,9 @@ import jax
 import numpy as np
 
 from jaxopt_nn.coding.artifact import versions
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.files import open_workdir
+from jaxopt_nn.core.report import Report
 from jaxopt_nn.core.transform import Facts, State, Transform, explain
 from jaxopt_nn.cost.latency import devices, latencies
 from jaxopt_nn.export.exported import check_platforms, exported
@@ -23,6 +26,7 @@ from jaxopt_nn.export.programs import Programs
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.pipeline.alarms import at_chance, unused_rules
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.checks import check_network, check_outputs, check_task
 from jaxopt_nn.pipeline.course import Course, Places, Position, Run
@@ -130,6 +134,8 @@ def compress(
         if watch is None:
             watch = stack.enter_context(Progress(_say).live()).watch()
         result = run(checkpoints=checkpoints, watch=watch)
+        for said in result.report["warnings"]:
+            _say(f"warning: {said}")
         if workdir is not None:
             compressor.ship(result, task, workdir, export)
     return result
@@ -159,6 +165,31 @@ class _Form(NamedTuple):
     facts: tuple[Facts, ...] = ()
 
 
+def _check_call(seed: Any, latency: Any, config: Any) -> None:
+    """Raises TypeError or ValueError where an argument of ``compress`` is not allowed."""
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(f"compress: seed is {in_words(seed)}; pass a whole number")
+    batches = [] if isinstance(latency, bool) else latency
+    whole = isinstance(batches, list | tuple) and all(isinstance(n, int) and n > 0 for n in batches)
+    if not whole:
+        raise ValueError(f"compress(latency={latency!r}): pass True, False, or a list of batch sizes from 1: [1, 32]")
+    if not (config is None or isinstance(config, Mapping)):
+        raise TypeError(f"compress: config is {in_words(config)}; pass a dict, or None for the recipe in words")
+
+
+def _skipped(method: Transform, reports: Sequence[Report], now: Position) -> list[dict[str, str]]:
+    """What is to be said of leaves: left alone, assumed of, made anew, or not used as they are packed."""
+    messages = sum(reports, explain(method, now.network.variables, now.info) + now.info.report + now.anew)
+    said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]
+    return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
+
+
+def _warnings(task: Task, forms: Sequence[_Form], rows: Sequence[dict[str, Any]], reports: Sequence[Report]) -> list[str]:
+    """What is to be said first."""
+    unused = [said for form, report in zip(forms[1:], reports) for said in unused_rules(form.name, form.ready, task, report)]
+    return [*unused, *at_chance(task, [form.name for form in forms[1:]], [row["metrics"] for row in rows])]
+
+
 class Compressor:
     """``compress`` for several runs of one recipe (folds, seeds): the second run compiles hardly anything."""
 
@@ -180,6 +211,7 @@ class Compressor:
         """As ``compress``; ``ship`` writes it down."""
         start = time.monotonic()
         check_task(task)
+        _check_call(seed, latency, config)
         network = check_network(network)
         self.check(network, task, teacher)  # what is wrong with a recipe shows before any training
         run = Run(task, teacher or network, jax.random.key(seed), checkpoints, watch)
@@ -188,6 +220,7 @@ class Compressor:
         batches = (BATCHES if latency else ()) if isinstance(latency, bool) else tuple(latency)
         timed, left_out = latencies([(f.ready.run, (f.ready.variables, f.ready.states)) for f in forms], task.example, batches)
         rows = [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
+        reports = [f.ready.run.explain(f.ready.variables, *task.example, states=f.ready.states) for f in forms[1:]]
         told = [{"path": f"latency, batch {n}", "reason": f"not measured: {why}"} for n, why in left_out.items()]
         plan = self._course.accumulated(task.steps)
         seen = self._course.view(len(plan.stages) - 1, now, task)
@@ -203,7 +236,8 @@ class Compressor:
             "baseline": rows[0],
             "stages": rows[1:],
             "artifact": None,
-            "skipped": [*self._skipped(plan.methods[-1], forms, now, task), *told],
+            "skipped": [*_skipped(plan.methods[-1], reports, now), *told],
+            "warnings": _warnings(task, forms, rows, reports),
             "history": history,
             "histograms": histograms(network.variables, seen, matrices),
             "seconds": time.monotonic() - start,
@@ -290,11 +324,3 @@ class Compressor:
             for row, sums in zip((rows[0], rows[-1]), ends, strict=True):
                 row["test"] = task.result(sums)
         return rows, ends
-
-    def _skipped(self, method: Transform, forms: Sequence[_Form], now: Position, task: Task) -> list[dict[str, str]]:
-        """What is to be said of leaves: left alone, assumed of, made anew, or not used as they are packed."""
-        messages = explain(method, now.network.variables, now.info) + now.info.report + now.anew
-        for form in forms[1:]:
-            messages = messages + form.ready.run.explain(form.ready.variables, *task.example, states=form.ready.states)
-        said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]
-        return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]

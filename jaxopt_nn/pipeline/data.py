@@ -82,8 +82,8 @@ class Arrays:
         if len(set(lengths.values())) > 1 or None in lengths.values():
             said = ", ".join(f"{path or 'the array'} {list(leaves[path].shape)}" for path in list(lengths)[:4])
             raise ValueError(
-                f"{name}: the first axes are the examples, and differ: {said}{', ...' if len(lengths) > 4 else ''}; pass arrays "
-                "(no nested lists) of equally many examples"
+                f"{name}: the first axes are the examples, and differ: {said}{', ...' if len(lengths) > 4 else ''}; pass "
+                "arrays, no nested lists, of equally many examples"
             )
         self.size = int(next(iter(lengths.values())) or 0)
         if not all(x.size for x in leaves.values()):

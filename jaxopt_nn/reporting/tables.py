@@ -166,7 +166,8 @@ def _change(report: dict[str, Any], before: dict[str, Any], after: dict[str, Any
 
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table does not say."""
-    out, name = _speed(report), report["headline"]
+    name = report["headline"]
+    out = [*(f"warning: {said}" for said in report.get("warnings", ())), *_speed(report)]
     if "test" in last(report):
         before, after = (shown(report, name, numbers.get(name)) for numbers in scores(report))
         out.append(f"the table is of the validation data; on the test data, {name} {before} before, {after} after")

@@ -135,7 +135,7 @@ def test_the_report_has_its_schema(run):
     assert report == result.report
     assert list(report) == [
         "schema", "config", "seed", "devices", "versions", "metrics", "headline", "baseline", "stages", "artifact", "skipped",
-        "history", "histograms", "seconds",
+        "warnings", "history", "histograms", "seconds",
     ]  # fmt: skip
     assert report["schema"] == 3 and report["headline"] == "accuracy"
     kinds = {"accuracy": {"unit": "%", "better": "higher"}, "loss": {"unit": "nats", "better": "lower"}}
