@@ -22,9 +22,12 @@ from typing import Any
 import numpy as np
 
 from jaxopt_nn.coding.structure import Buffers, describe, from_buffers, rebuild
+from jaxopt_nn.core.files import place_of
 from jaxopt_nn.tensors.base import PyTree
 
 SCHEMA = 2
+#: What to do with a damaged artifact.
+AGAIN = "copy the artifact again, or write it anew"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ def save_artifact(
       ValueError: a name among ``files`` that leads out of the directory, or belongs to the artifact itself.
       OSError: the disk is full, or the place can't be written; nothing is left behind.
     """
-    target = Path(directory).absolute()
+    target = place_of(directory)
     _check_target(target, overwrite)
     _check_names(files or {})
     writer = Buffers()
@@ -93,9 +96,9 @@ def load_artifact(directory: str | os.PathLike[str]) -> tuple[PyTree, dict[str, 
       FileNotFoundError: no such directory.
       ValueError: the artifact is truncated, was edited, or is of an unknown schema or kind; says what is wrong.
     """
-    source = Path(directory).absolute()
+    source = place_of(directory)
     if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such directory")
+        raise FileNotFoundError(f"{source}: no such directory; pass the folder that was written, e.g. RUN/artifact")
     manifest = _read_manifest(source / "manifest.json")
     check_files(source, manifest["files"])
     buffers = _read_arrays(source / "arrays")
@@ -236,9 +239,9 @@ def check_files(directory: Path, expected: dict[str, list[Any]]) -> None:
             raise ValueError(f"{file}: missing; the manifest lists it with {size} bytes")
         data = file.read_bytes()
         if len(data) != size:
-            raise ValueError(f"{file}: {len(data)} bytes, the manifest says {size}")
+            raise ValueError(f"{file}: {len(data)} bytes, the manifest says {size}; {AGAIN}")
         if _crc(data) != crc:
-            raise ValueError(f"{file}: its content is not what the manifest's checksum says; the file was changed")
+            raise ValueError(f"{file}: its content is not what the manifest's checksum says; {AGAIN}")
 
 
 def _canonical(manifest: dict[str, Any]) -> str:
@@ -272,7 +275,7 @@ def _read_manifest(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: no valid JSON ({error}); the file was truncated or edited") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ValueError(f"{file}: schema {found!r}; this version reads schema {SCHEMA}")
+        raise ValueError(f"{file}: schema {found!r}; this version reads {SCHEMA}: write the artifact anew, or use its version")
     if manifest.get("sha256") != _digest(manifest):
         raise ValueError(f"{file}: its content is not what its own checksum says; the file was edited")
     return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from typing import Any
 
@@ -38,6 +39,18 @@ def require(value: Any, kind: Any, what: str, example: str) -> Any:
             f"{what} is the function {value.__name__} itself; call it, {value.__name__}({_needed(value)}): pass {example}"
         )
     raise TypeError(f"{what} is {in_words(value)}; pass {example}")
+
+
+def check_takes(function: Any, n: int, what: str, example: str) -> None:
+    """Raises TypeError where a function can't be called with ``n`` arguments."""
+    if not callable(function):
+        raise TypeError(f"{what} is {in_words(function)}; pass {example}")
+    with contextlib.suppress(ValueError):  # of some built-in functions the signature is not known
+        signature = inspect.signature(function)
+        try:
+            signature.bind(*range(n))
+        except TypeError:
+            raise TypeError(f"{what} is {in_words(function)}{signature}; pass {example}") from None
 
 
 def _needed(function: Any) -> str:

@@ -6,10 +6,24 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxopt_nn.core.arguments import in_words
 
 MOVE = "move it away, or pass another --workdir"
+
+
+def place_of(name: Any, what: str = "directory") -> Path:
+    """The absolute path of a file or folder that was named.
+
+    Raises:
+      TypeError: no name. ValueError: an empty one.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"{what} is {in_words(name)}; pass the name of a file or folder")
+    if not os.fspath(name):
+        raise ValueError(f"{what}='': pass the name of a directory; '.' is the current one")
+    return Path(name).absolute()
 
 
 def open_workdir(workdir: str | os.PathLike[str], folders: Sequence[str] = (), files: Sequence[str] = ()) -> Path:
@@ -19,11 +33,7 @@ def open_workdir(workdir: str | os.PathLike[str], folders: Sequence[str] = (), f
       ValueError: an empty name.
       OSError: it can't be made or written, or something else stands in the place of what a run makes there.
     """
-    if not isinstance(workdir, str | os.PathLike):
-        raise TypeError(f"workdir is {in_words(workdir)}; pass the name of a directory")
-    if not os.fspath(workdir):
-        raise ValueError("workdir='': pass the name of a directory; '.' is the current one")
-    path = Path(workdir).absolute()
+    path = place_of(workdir, "workdir")
     probe = path / f".writable-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)

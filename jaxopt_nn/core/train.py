@@ -10,12 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import check_takes, in_words
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
-from jaxopt_nn.core.transform import PyTree, State, Transform
+from jaxopt_nn.core.transform import PyTree, State, Transform, as_transform
 
 if TYPE_CHECKING:
     import optax
+
+
+#: What messages ask for as the loss of a step.
+LOSS = "a function (variables, batch, key) -> (scalar, (metrics, {path: changed leaf})); of nothing to tell, (scalar, ({}, {}))"
 
 
 class TrainState(NamedTuple):
@@ -77,10 +82,20 @@ def init_train_state(
       rules: the states of the rules by site (``Network.states``).
       still: paths of the leaves that no optimizer moves: running statistics, constants (``Network.still``).
     """
+    as_transform(method, "init_train_state: method")
+    _check_optimizer(optimizer, "init_train_state")
+    if not (hasattr(key, "dtype") and key.shape in ((), (2,), (4,))):
+        raise TypeError(f"init_train_state: key is {in_words(key)}; pass a PRNG key: jax.random.key(0)")
     state = method.init(params, info) if state is None else state
     moved, _ = _split(params, trained(params, still))
     opt = optimizer.init({"params": moved, "learnt": state.learnt, "rules": _learnt(rules)})
     return TrainState(params, state.learnt, state.carried, opt, jnp.zeros((), jnp.int32), key, dict(rules))
+
+
+def _check_optimizer(optimizer: Any, what: str) -> None:
+    """Raises TypeError where it is no optax transformation."""
+    if isinstance(optimizer, Transform) or not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"{what}: optimizer is {in_words(optimizer)}; pass an optax transformation, e.g. optax.sgd(0.1)")
 
 
 def _learnt(rules: Mapping[str, State]) -> dict[str, PyTree]:
@@ -162,6 +177,9 @@ def make_step(
     """
     import optax  # the package imports without it
 
+    check_takes(loss, 3 if update_rules is None else 4, "make_step: loss", LOSS)
+    as_transform(method, "make_step: method")
+    _check_optimizer(optimizer, "make_step")
     told, update = (_without_rules(loss), _keep_rules) if update_rules is None else (loss, update_rules)
 
     def step(ts: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
@@ -206,10 +224,18 @@ def _without_rules(loss: Callable[..., Any]) -> Callable[..., Any]:
     """A loss that knows of no rules, as one that measures nothing for them."""
 
     def told(variables: PyTree, batch: Any, key: Any, rules: Any) -> tuple[Any, tuple[Any, ...]]:
-        value, found = loss(variables, batch, key)
-        return value, (*found, {})
+        given = loss(variables, batch, key)
+        pair = given[1] if isinstance(given, tuple) and len(given) == 2 else None
+        if not (isinstance(pair, tuple) and len(pair) == 2 and jnp.ndim(given[0]) == 0):
+            raise TypeError(f"make_step: loss returned {_shapes(given)}; pass {LOSS}")
+        return given[0], (*pair, {})
 
     return told
+
+
+def _shapes(tree: PyTree) -> str:
+    """What a loss returned, in a few words."""
+    return f"({', '.join(map(in_words, tree))})" if isinstance(tree, tuple) else in_words(tree)
 
 
 def _norms(slopes: PyTree) -> dict[str, jax.Array]:

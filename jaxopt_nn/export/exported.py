@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.export
 
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.export.programs import PLATFORMS, Programs, abstract, closed, opened, serialized
 from jaxopt_nn.formulations.prepare import prepare
@@ -42,7 +43,9 @@ def exported(
       ValueError: another platform or batch; inputs of several batch sizes; a prepared tensor; ``apply`` fails on such inputs,
         or can't be traced for a batch of any size; inputs or outputs in a container that ``jax.export`` can't write.
     """
-    network, shapes = network_of(network), _shapes(tuple(inputs), batch)
+    network = network_of(network)
+    require(inputs, tuple | list, "exported: inputs", "a tuple of what apply takes after its variables: (x,)")
+    shapes = _shapes(tuple(inputs), batch)
     check_platforms(platforms)
     for path, leaf in leaves_by_path(network.variables).items():
         if is_compressed(leaf) and (ready := getattr(leaf, "platform", None)) is not None:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.model import Known, ModelInfo
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
@@ -43,6 +44,7 @@ def mask_units(keep: Keep) -> Transform:
       ValueError: a mask that is no vector of bools, or keeps nothing; at ``init``, a path that is no leaf (near misses
         are named), an axis that the leaf does not have, or a mask of another length.
     """
+    require(keep, Mapping, "mask_units: keep", "a dict {path: {axis: bool [length]}}; True is kept")
     masks = {path: {axis: _checked(path, axis, m) for axis, m in axes.items()} for path, axes in keep.items()}
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:

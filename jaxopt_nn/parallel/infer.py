@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
 
@@ -129,6 +130,9 @@ class Predictor:
 
 
 def _checked(devices: Sequence[jax.Device]) -> tuple[jax.Device, ...]:
+    listed = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
+    if not listed:
+        raise TypeError(f"predictor: devices is {in_words(devices)}; pass a list of some of jax.devices(), or None for all")
     devices = tuple(devices)
     if not devices:
         raise ValueError("predictor(devices=[]): no device; pass some of jax.devices(), or None for all")

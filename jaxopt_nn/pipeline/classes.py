@@ -125,8 +125,9 @@ def classification(
     """
     classes = Classes(labels, weights, ignore)
     return Task(
-        _cross_entropy(classes), train, test, valid, {"accuracy": _accuracy(classes), **given_metrics(metrics)}, headline, inputs,
-        batch_size, _softened(classes), functools.partial(_check_classes, classes), "nats",
+        _cross_entropy(classes), train, test, valid,
+        {"accuracy": _accuracy(classes), **given_metrics(metrics)}, headline, inputs, batch_size,
+        _softened(classes), functools.partial(_check_classes, classes), "nats",
         logits=True, chance=functools.partial(_chance, classes),
     )  # fmt: skip
 
@@ -166,8 +167,8 @@ def language_model(
     classes = Classes(labels, weights, ignore)
     return Task(
         _cross_entropy(classes), train, test, valid,
-        {units[per]: _rate(classes, per), "accuracy": _accuracy(classes), **given_metrics(metrics)}, units[per], inputs, batch_size,
-        _softened(classes), functools.partial(_check_classes, classes), "nats",
+        {units[per]: _rate(classes, per), "accuracy": _accuracy(classes), **given_metrics(metrics)}, units[per], inputs,
+        batch_size, _softened(classes), functools.partial(_check_classes, classes), "nats",
         logits=True, chance=functools.partial(_chance, classes),
     )  # fmt: skip
 
@@ -301,6 +302,7 @@ def multilabel(
     """
     classes = Classes(labels, weights, None)
     return Task(
-        _binary_cross_entropy(classes), train, test, valid, {**dict(_multilabel_metrics(classes)), **given_metrics(metrics)}, "f1",
-        inputs, batch_size, _bernoulli(classes), functools.partial(check_same, labels), "nats", logits=True,
+        _binary_cross_entropy(classes), train, test, valid,
+        {**dict(_multilabel_metrics(classes)), **given_metrics(metrics)}, "f1", inputs, batch_size,
+        _bernoulli(classes), functools.partial(check_same, labels), "nats", logits=True,
     )  # fmt: skip

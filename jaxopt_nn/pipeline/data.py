@@ -6,12 +6,13 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxopt_nn.core.arguments import in_words, require
 from jaxopt_nn.core.paths import leaves_by_path
 
 PyTree = Any
@@ -186,7 +187,8 @@ class Stream:
         """What the data gives; an error of its own names the batch."""
         done = 0
         try:
-            found = iter(self._given(**arguments) if callable(self._given) else self._given)
+            given = self._given(**arguments) if callable(self._given) else self._given
+            found = iter(require(given, Iterable, "what its function returns", "an iterator over batches"))
             again, self._last = found is self._last, found
             while not again:
                 yield next(found)
@@ -260,6 +262,8 @@ def source_of(given: Any, name: str) -> Source:
     """Data as a source: a tuple, dict or array of arrays lies in memory; a list, a loader or a function gives batches."""
     if isinstance(given, Arrays | Stream):
         return given
+    if isinstance(given, str | bytes):
+        raise TypeError(f"{name} is {in_words(given)}; read the file first, and pass arrays (inputs, labels)")
     in_memory = isinstance(given, tuple | dict) or hasattr(given, "__array__")
     if in_memory:
         return Arrays(given, name)

@@ -102,9 +102,10 @@ class Tensor(abc.ABC):
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         """What stands in the place of an array's operators: a plain ``apply`` got compressed weights."""
-        raise TypeError(self._no_array())
+        raise TypeError(self.no_array())
 
-    def _no_array(self) -> str:
+    def no_array(self) -> str:
+        """What to say where an array was expected."""
         return (
             f"a {type(self).__name__} of shape {self.shape} is no array: run the model as jaxopt_nn.Network(apply, variables) "
             "or jaxopt_nn.rewrite(apply), which compute on compressed weights, or call jaxopt_nn.densify(variables) first"
@@ -118,7 +119,7 @@ class Tensor(abc.ABC):
     def __getattr__(self, name: str) -> Any:
         """Raises AttributeError; of what an array has (``T``, ``astype``), says what to do."""
         if hasattr(jax.Array, name) and not hasattr(type(self), name) and not name.startswith("__"):
-            raise AttributeError(f"{name}: {self._no_array()}")
+            raise AttributeError(f"{name}: {self.no_array()}")
         return object.__getattribute__(self, name)
 
     def _expanded(self, operation: str, *args: Any, **kwargs: Any) -> Any:
@@ -181,6 +182,13 @@ class Tensor(abc.ABC):
 def is_compressed(x: Any) -> bool:
     """Whether ``x`` is a compressed tensor."""
     return isinstance(x, Tensor)
+
+
+def check_dense(tree: PyTree) -> None:
+    """Raises TypeError, as an operator on one would, where a tree holds a compressed tensor."""
+    for leaf in jax.tree.leaves(tree, is_leaf=is_compressed):
+        if is_compressed(leaf):
+            raise TypeError(leaf.no_array())
 
 
 def densify(tree: PyTree) -> PyTree:
