@@ -1,7 +1,9 @@
 """jaxopt_nn: makes trained JAX networks smaller and faster, and says what it cost."""
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
-from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
+from jaxopt_nn.core.combine import by_path, chain, where
+from jaxopt_nn.core.gates import between, every, frozen, later
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.matrix import Matrix
 from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Site
 from jaxopt_nn.core.passes import Pass, Plan
@@ -10,7 +12,7 @@ from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
-from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity, leafwise
+from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity
 from jaxopt_nn.cost.aot import compile_for
 from jaxopt_nn.export.exported import exported
 from jaxopt_nn.export.imported import imported

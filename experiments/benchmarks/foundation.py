@@ -29,7 +29,8 @@ from experiments.benchmarks.common import emit
 from experiments.common import flag_values, load_task
 from experiments.config import checked
 from experiments.model import Model
-from jaxopt_nn.core.combine import every, where
+from jaxopt_nn.core.combine import where
+from jaxopt_nn.core.gates import every
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import State, Transform, identity
 from jaxopt_nn.cost.latency import interleaved
