@@ -15,7 +15,7 @@ import pytest
 from jaxopt_nn.pipeline import registry
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
-FOLDERS = ("jaxopt_nn", "experiments", "configs", "tests", "colab", ".ci")
+FOLDERS = ("jaxopt_nn", "experiments", "configs", "docs", "tests", "colab", ".ci")
 SUFFIXES = {"", ".cfg", ".ipynb", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
 TEXTS = sorted(
     path
@@ -25,7 +25,7 @@ TEXTS = sorted(
 )
 # Where a home, a checkout or a scratch folder of one machine lies.
 MACHINE_PATH = re.compile(r"(?<![\w.~/<>{}$-])(?:/(?:home|root|Users|work|mnt)|[A-Z]:\\Users)[/\\]\w")
-EXTRAS = ("bench", "experiments", "notebooks", "test", "tpu")
+EXTRAS = ("bench", "docs", "experiments", "notebooks", "test", "tpu")
 LOCAL = {"jaxopt_nn", "experiments", "configs", "tests"}
 # What the library uses only where it is there: for a report's plots, the bar of progress, TensorBoard's files.
 OPTIONAL = {"jaxopt_nn": {"matplotlib", "rich", "tensorboardx"}}
