@@ -1,14 +1,12 @@
-"""Combinators over transforms: ``chain``, ``by_path``, ``where``, ``every``, ``between``, ``later``, ``frozen``."""
+"""Combinators over transforms: ``chain``, ``by_path``, ``where``."""
 
 from __future__ import annotations
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.cuts import Cuts
@@ -27,7 +25,6 @@ from jaxopt_nn.core.transform import (
     as_state,
     as_transform,
     followed,
-    keep_state,
 )
 from jaxopt_nn.tensors.base import is_compressed
 
@@ -39,6 +36,21 @@ def chain(*members: Transform) -> Transform:
       TypeError: a member is no ``Transform``.
       ValueError: no member; or, at ``init``, a leaf whose values are changed after a member that packs them, or a packer
         that loses zeros after a mask.
+
+    Example:
+      >>> v = {"kernel": jnp.arange(1.0, 65.0).reshape(8, 8)}
+      >>> method = jn.chain(jn.prune(sparsity=0.75), jn.quantize(4))
+      >>> state = method.init(v)
+      >>> stored = method.pack(v, state)  # a mask around codes: only the 16 codes that are kept are stored
+      >>> type(stored["kernel"]).__name__, jn.nbytes(v), jn.nbytes(stored)
+      ('Masked', 256, 48)
+      >>> bool((jn.densify(stored)["kernel"] == method.view(v, state)["kernel"]).all())  # the pack law
+      True
+      >>> jn.chain(jn.quantize(4), jn.clip(-1.0, 1.0)).init(v)
+      Traceback (most recent call last):
+          ...
+      ValueError: kernel: member 1 of the chain (clip) changes values that an earlier member has packed into codes;
+        put the member that packs last
     """
     if not members:
         raise ValueError("chain() needs at least one transform; identity() is the one that does nothing")
@@ -211,6 +223,18 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
       TypeError: ``cases`` is no list of (pattern, transform).
       ValueError: no case; or, at ``init``, a pattern that matches no leaf (near misses are named): none of all that the
         info names, which may be more than the given ones, nor of these.
+
+    Example:
+      >>> v = {"body": {"kernel": jnp.ones((64, 64))}, "head": {"kernel": jnp.ones((64, 64))}}
+      >>> method = jn.by_path([("head/kernel", jn.quantize(8)), ("**/kernel", jn.quantize(4))])
+      >>> stored = method.pack(v, method.init(v))
+      >>> stored["body"]["kernel"].bits, stored["head"]["kernel"].bits
+      (4, 8)
+      >>> jn.by_path([("haed/kernel", jn.quantize(8))]).init(v)
+      Traceback (most recent call last):
+          ...
+      ValueError: pattern 'haed/kernel' matches no path of 2: patterns are globs over whole paths,
+        * within a name, ** for any number of names; nearest: head/kernel, body/kernel
     """
     cases = _checked_cases(cases)
     if not cases:
@@ -357,84 +381,22 @@ def _apart(state: State, members: Sequence[Transform]) -> list[State]:
 
 
 def where(pattern: str, method: Transform) -> Transform:
-    """``method`` on the leaves whose path matches ``pattern`` (``by_path`` with one case)."""
-    return by_path([(pattern, method)])
+    """``method`` on the leaves whose path matches ``pattern`` (``by_path`` with one case).
 
-
-def _check_steps(call: str, name: str, value: Any, least: int) -> None:
-    """Raises TypeError or ValueError where a number of steps is none; ``call`` shows the order of the arguments."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{call}: {name} is {in_words(value)}; pass a whole number of steps")
-    if value < least:
-        raise ValueError(f"{call}: {name}={value}; allowed are whole numbers of steps from {least}")
-
-
-def _gated(method: Transform, open_at: Callable[[Any], Any]) -> Transform:
-    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        carried = jax.lax.cond(
-            open_at(jnp.asarray(step)),
-            lambda: method.update(params, state, step=step, grads=grads).carried,
-            lambda: state.carried,
-        )
-        return State(state.learnt, carried)
-
-    return method._replace(update=update)
-
-
-def every(n: int, method: Transform, last: int | None = None) -> Transform:
-    """``method`` whose ``update`` runs at steps 0, n, 2n, ... only, and at step ``last``.
-
-    With the last step of the training as ``last``, a schedule reaches its target also where ``n`` does not divide it.
+    Patterns are globs over whole path segments: ``*`` is one segment or part of it, ``**`` any number of segments.
 
     Raises:
-      ValueError: ``n`` below 1, ``last`` below 0.
+      ValueError: at ``init``, a pattern that matches no leaf; near misses are named.
+
+    Example:
+      >>> v = {"layer": {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)}}
+      >>> method = jn.where("**/kernel", jn.prune(sparsity=0.5))
+      >>> float((method.view(v, method.init(v))["layer"]["kernel"] == 0).mean())
+      0.5
+      >>> jn.where("**/kernels", jn.prune(sparsity=0.5)).init(v)
+      Traceback (most recent call last):
+          ...
+      ValueError: pattern '**/kernels' matches no path of 2: patterns are globs over whole paths,
+        * within a name, ** for any number of names; nearest: layer/kernel, layer/bias
     """
-    _check_steps("every(n, method, last=None)", "n", n, 1)
-    if last is not None:
-        _check_steps("every(n, method, last=None)", "last", last, 0)
-    return _gated(as_transform(method, "every: method"), lambda step: (step % n == 0) | (last is not None and step == last))
-
-
-def between(start: int, stop: int, method: Transform) -> Transform:
-    """``method`` whose ``update`` runs at steps ``start <= step <= stop`` only."""
-    _check_steps("between(start, stop, method)", "start", start, 0)
-    _check_steps("between(start, stop, method)", "stop", stop, start)
-    return _gated(as_transform(method, "between: method"), lambda step: (step >= start) & (step <= stop))
-
-
-def later(steps: int, method: Transform) -> Transform:
-    """``method`` whose ``update`` counts from ``steps`` on: a training that goes on where another one of that length ended."""
-
-    _check_steps("later(steps, method)", "steps", steps, 0)
-    method = as_transform(method, "later: method")
-
-    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        return method.update(params, state, step=step + steps, grads=grads)
-
-    traits = method.traits._replace(pending=lambda step: method.traits.pending(step + steps))
-    return method._replace(update=update, traits=traits)
-
-
-def frozen(method: Transform) -> Transform:
-    """``method`` whose state no longer changes: an earlier stage of a recipe.
-
-    All of its state is ``carried``, as a state of ``method``: ``State(learnt=(), carried=State(learnt, carried))``. So no
-    optimizer sees what was learnt, and neither weight decay nor a projection can move it.
-    """
-
-    method = as_transform(method, "frozen: method")
-
-    def thawed(fn: Callable[[PyTree, State], Any]) -> Callable[[PyTree, State], Any]:
-        return lambda params, state: fn(params, as_state(state, method.traits.name).carried)
-
-    def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        return State((), method.init(params, info))
-
-    def follows(state: State, cuts: Cuts) -> State:
-        return state if cuts.moments is not None else State((), followed(method, state.carried, cuts))
-
-    traits = method.traits._replace(
-        needs=method.traits.needs - {"grads"}, pending=lambda step: None, facts=thawed(method.traits.facts), follows=follows
-    )
-    project = lambda params, state: (method.project(params, state.carried)[0], ())
-    return Transform(init, keep_state, thawed(method.view), project, thawed(method.pack), traits)
+    return by_path([(pattern, method)])

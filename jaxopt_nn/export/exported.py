@@ -42,6 +42,12 @@ def exported(
     Raises:
       ValueError: another platform or batch; inputs of several batch sizes; a prepared tensor; ``apply`` fails on such inputs,
         or can't be traced for a batch of any size; inputs or outputs in a container that ``jax.export`` can't write.
+
+    Example:
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.ones((4, 2))})
+      >>> programs = jn.exported(net, (jax.ShapeDtypeStruct((1, 4), "float32"),), ["cpu", "tpu"])
+      >>> sorted(programs)
+      ['cpu', 'tpu']
     """
     network = network_of(network)
     require(inputs, tuple | list, "exported: inputs", "a tuple of what apply takes after its variables: (x,)")

@@ -31,6 +31,13 @@ def evaluate(network: Network, task: Task, data: Any = None) -> dict[str, float]
 
     Raises:
       TypeError: ``network`` is no ``Network``. ValueError: data that does not fit.
+
+    Example:
+      >>> x = np.array([[1.0], [2.0]], np.float32)
+      >>> task = jn.regression(test=(x, 2 * x))
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.array([[2.0]])})
+      >>> jn.evaluate(net, task)["loss"], jn.evaluate(net, task, data=(x, x))["loss"]  # on the test data, and on other data
+      (0.0, 2.5)
     """
     network = network_of(network)
     require(task, Task, "task", "a Task, e.g. classification(train=(x, y), test=(x, y))")
