@@ -290,11 +290,11 @@ def _write_manifest(file: Path, manifest: dict[str, Any]) -> None:
 
 def _read_manifest(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ValueError(f"{file}: missing; the directory is no artifact, or was truncated")
+        raise ValueError(f"{file}: missing; pass the folder of an artifact, e.g. RUN/artifact, and if it is one, {AGAIN}")
     try:
         manifest = json.loads(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{file}: no valid JSON ({error}); the file was truncated or edited") from error
+        raise ValueError(f"{file}: no valid JSON ({error}); {AGAIN}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
         raise ValueError(f"{file}: schema {found!r}; this version reads {SCHEMA}: write the artifact anew, or use its version")

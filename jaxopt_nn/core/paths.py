@@ -156,8 +156,7 @@ def _globs(text: str) -> list[str]:
     loose = re.sub(r"(\.|\\[dw]|\[[^]]*\])[*+]\??", "*", loose).replace("\\", "")
     name = loose.strip("/").replace("**/*", "*")
     dotted = name.replace(".", "/")
-    rest = name.partition("/")[2]
     tries = [loose, name, dotted]
     tries += [f"{each}/**" for each in (name, dotted)] + [f"**/{each}" for each in (name, dotted)]
-    tries += [f"**/{each}/**" for each in (name, dotted)] + ([rest, f"**/{rest}"] if rest else [])
+    tries += [f"**/{each}/**" for each in (name, dotted)]
     return [each for each in tries if each]

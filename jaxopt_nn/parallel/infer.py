@@ -174,7 +174,7 @@ def _batch(inputs: tuple[PyTree, ...]) -> int:
     sizes = {path: len(x) for path, x in leaves.items()}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{path} has {n}" for path, n in sizes.items())
-        raise ValueError(f"predict: inputs of different batch sizes: {said} rows")
+        raise ValueError(f"predict: inputs of different batch sizes: {said} rows; pass inputs of equally many rows")
     return next(iter(sizes.values()))
 
 

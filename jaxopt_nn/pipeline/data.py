@@ -80,7 +80,7 @@ class Arrays:
       >>> jn.Arrays((np.zeros((10, 4)), np.arange(9)), "train")
       Traceback (most recent call last):
           ...
-      ValueError: train: the first axes are the examples, and differ: 0 [10, 4], 1 [9]
+      ValueError: train: the first axes are the examples, and differ: 0 [10, 4], 1 [9]; pass ...
     """
 
     def __init__(self, tree: PyTree, name: str):

@@ -139,7 +139,7 @@ class Stage:
         if self.optimizer is not None and self.weight_decay:
             raise ValueError(f"{where}: weight_decay={self.weight_decay} beside an optimizer; give the optimizer its own")
         if not callable(self.learning_rate) and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"{where}: learning_rate={self.learning_rate}; a positive number or an optax schedule")
+            raise ValueError(f"{where}: learning_rate={self.learning_rate}; pass a positive number or an optax schedule")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"{where}: weight_decay={self.weight_decay}; a number from 0, e.g. 0.01")
         if not 0 <= self.ema < 1:
@@ -223,11 +223,12 @@ def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
     earlier: list[str] = ["baseline"]
     for stage in recipe:
         if stage.name in earlier:
-            raise ValueError(f"recipe: two stages are called {stage.name!r} (the float network is 'baseline')")
+            raise ValueError(f"recipe: two stages are called {stage.name!r} (the float network is 'baseline'); rename one")
         for name in stage.thaw:
             if name not in earlier[1:]:
                 raise ValueError(
-                    f"stage {stage.name!r}: thaw={name!r} is no earlier stage; {earlier[1:] or 'there is none'}"
+                    f"stage {stage.name!r}: thaw={name!r} is no earlier stage; "
+                    f"{f'allowed are {earlier[1:]}' if earlier[1:] else 'there is none: leave thaw out'}"
                 )
         earlier.append(stage.name)
     return tuple(recipe)

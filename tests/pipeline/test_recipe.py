@@ -86,7 +86,7 @@ def test_good_recipes():
         ([CLIP], TypeError, "pass a list"),
         ([Stage("a", CLIP), Stage("a", CLIP)], ValueError, "two stages are called 'a'"),
         ([Stage("baseline", CLIP)], ValueError, "two stages are called 'baseline'"),
-        ([Stage("a", CLIP), Stage("b", CLIP, thaw=("c",))], ValueError, r"thaw='c' is no earlier stage; \['a'\]"),
+        ([Stage("a", CLIP), Stage("b", CLIP, thaw=("c",))], ValueError, r"thaw='c' is no earlier stage; allowed are \['a'\]"),
     ],
 )
 def test_bad_recipes(recipe, error, said):
