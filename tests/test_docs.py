@@ -15,7 +15,11 @@ REPOSITORY = pathlib.Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 #: Pages that train or compile for longer than two seconds.
-LONG = set[str]()
+LONG = {
+    "docs/tutorials/first-compression.md",
+    "docs/tutorials/language-model.md",
+    "docs/tutorials/your-model.md",
+}
 FENCE = re.compile(r"^```(\{?[\w-]*\}?)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
