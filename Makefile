@@ -21,8 +21,8 @@ FIND_PYTHON = for python in "$(PYTHON)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions
 
 .PHONY: demo test test-all lint types pytest slow docs links readme which clean
 
-# `test` includes `experiments`: where it is installed nothing more is.
-demo: $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-experiments)
+# `test` includes `cli`: where it is installed nothing more is.
+demo: $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-cli)
 	JAX_PLATFORMS=$(JAX_PLATFORMS) $(BIN)/python -m experiments.compress --config=configs/digits_quickstart.py --workdir=$(WORKDIR)
 
 test: lint types pytest
