@@ -126,8 +126,7 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
       ValueError: it is none, or does not say of which model it is.
       FileNotFoundError: no such directory.
     """
-    if (Path(artifact) / "artifact" / "manifest.json").is_file():
-        raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / 'artifact'}")
+    check_no_run(artifact)
     tree, manifest = load_artifact(artifact)
     extra = manifest.get("extra")
     extra = extra if isinstance(extra, Mapping) else {}
@@ -157,6 +156,12 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
                 "with config.export=['cpu'], so that the artifact holds its program"
             ) from error
     return ready, task, rule
+
+
+def check_no_run(artifact: str | os.PathLike[str]) -> None:
+    """Raises ValueError for the folder of a run, in which the artifact lies."""
+    if (Path(artifact) / "artifact" / "manifest.json").is_file():
+        raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / 'artifact'}")
 
 
 def shapes(variables: Any) -> dict[str, tuple[int, ...]]:
