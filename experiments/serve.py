@@ -19,12 +19,10 @@ import asyncio
 import os
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from experiments import common
-from experiments.config import parsed
-
-EXTRA = "it needs the `serve` extra: pip install 'jaxopt_nn[serve]'"
+from . import common
+from .command import start
 
 
 def run(
@@ -66,10 +64,10 @@ def run(
     try:
         import uvloop
 
-        from experiments.serving.server import Server
+        from .serving.server import Server
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"experiments.serve: {error}; {EXTRA}") from error
-    from experiments.serving.engine import opened
+        raise ModuleNotFoundError(f"{error}; what the server needs comes with: pip install 'jaxopt_nn[serve]'") from error
+    from .serving.engine import opened
 
     engine, facts = opened(artifact, max_batch)
 
@@ -79,6 +77,18 @@ def run(
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("artifact", None, "The directory of the artifact.")
+    flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.")
+    flags.DEFINE_integer("port", 8000, "0 takes a free one and prints it.")
+    flags.DEFINE_integer("max_batch", 256, "Examples that run together, and examples of a request, at most.")
+    flags.DEFINE_float("max_delay_ms", 2.0, "For which a request waits for others while the network is idle.")
+    flags.DEFINE_integer("queue", 4096, "Examples that may wait; a request beyond them gets status 503.")
+    flags.DEFINE_float("deadline_ms", 5000.0, "From a request's headers to its answer; later it gets status 504.")
+    flags.DEFINE_float("stop_seconds", 25.0, "From the first signal to the end of the process, at most.")
+    flags.mark_flags_as_required(["artifact"])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -91,13 +101,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("artifact", None, "The directory of the artifact.")
-    flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.")
-    flags.DEFINE_integer("port", 8000, "0 takes a free one and prints it.")
-    flags.DEFINE_integer("max_batch", 256, "Examples that run together, and examples of a request, at most.")
-    flags.DEFINE_float("max_delay_ms", 2.0, "For which a request waits for others while the network is idle.")
-    flags.DEFINE_integer("queue", 4096, "Examples that may wait; a request beyond them gets status 503.")
-    flags.DEFINE_float("deadline_ms", 5000.0, "From a request's headers to its answer; later it gets status 504.")
-    flags.DEFINE_float("stop_seconds", 25.0, "From the first signal to the end of the process, at most.")
-    flags.mark_flags_as_required(["artifact"])
-    app.run(main, flags_parser=parsed)
+    start(define_flags, main, __doc__)

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import predict
-from experiments.serving.wire import Field
 from jaxopt_nn.coding.artifact import directory_bytes, load_artifact
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.export.imported import Imported
 from jaxopt_nn.interpret.network import Network, abstract_outputs, like
 from jaxopt_nn.parallel.infer import predictor
 from jaxopt_nn.pipeline.store import load
+
+from .. import predict
+from .wire import Field
 
 PyTree = Any
 #: The arrays of one request or answer, ``[rows, ...]`` each, in the order of the fields.
@@ -49,8 +50,8 @@ class Engine:
         for path, x in leaves_by_path(example).items():
             if not all(isinstance(n, int) for n in x.shape[1:]):
                 raise ValueError(
-                    f"input {path}: {x.dtype}{list(x.shape)} has an axis of open length beside the batch; programs are compiled "
-                    "when the server starts, so export the network with inputs of fixed lengths"
+                    f"input {path}: {x.dtype}{list(x.shape)} has an axis of open length beside the batch; programs are "
+                    "compiled when the server starts, so export the network with inputs of fixed lengths"
                 )
             if isinstance(network.apply, Imported) and isinstance(x.shape[0], int):
                 raise ValueError(

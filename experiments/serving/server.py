@@ -15,10 +15,10 @@ from typing import Any
 import jax
 from aiohttp import web
 
-from experiments.serving import wire
-from experiments.serving.batching import Batcher, QueueFull, Stopped
-from experiments.serving.engine import Arrays, Engine
-from experiments.serving.metrics import CONTENT_TYPE, Metrics
+from . import wire
+from .batching import Batcher, QueueFull, Stopped
+from .engine import Arrays, Engine
+from .metrics import CONTENT_TYPE, Metrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 #: A header by which a client asks for less time than the server's own deadline, in ms.
