@@ -21,6 +21,7 @@ from .engine import Arrays, Engine
 from .metrics import CONTENT_TYPE, Metrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PATHS = ("/v1/predict", "/v1/model", "/healthz", "/readyz", "/metrics")
 #: A header by which a client asks for less time than the server's own deadline, in ms.
 DEADLINE = "X-Deadline-Ms"
 #: Seconds in which open connections are still served, and told to close, after the server has stopped to accept new ones.
@@ -62,11 +63,9 @@ class Server:
     @property
     def app(self) -> web.Application:
         app = web.Application(client_max_size=self._max_bytes, middlewares=[self._answered])
-        app.router.add_post("/v1/predict", self._predict)
-        app.router.add_get("/v1/model", self._describe)
-        app.router.add_get("/healthz", self._live)
-        app.router.add_get("/readyz", self._ready)
-        app.router.add_get("/metrics", self._measured)
+        handlers = (self._predict, self._describe, self._live, self._ready, self._measured)
+        for path, handler in zip(PATHS, handlers, strict=True):
+            app.router.add_route("POST" if handler == self._predict else "GET", path, handler)
         return app
 
     async def run(self, host: str, port: int, stop_seconds: float) -> None:
@@ -134,6 +133,8 @@ class Server:
         deadline = self._deadline_of(request)
         try:
             async with asyncio.timeout(deadline):
+                if (request.content_length or 0) > self._max_bytes:
+                    raise web.HTTPRequestEntityTooLarge(self._max_bytes, request.content_length)
                 sent = wire.decoded(await request.read(), kind, self._engine.inputs, self._engine.max_batch)
                 outputs = await self._batcher.submit(sent, sent.rows)
         except TimeoutError:
@@ -194,9 +195,15 @@ async def _or_error(handler: Handler, request: web.Request) -> web.StreamRespons
         return error(503, str(full) or "the queue is full; try again", {"Retry-After": "1"})
     except Stopped:
         return error(503, "the server stops; try another", {"Retry-After": "1"})
+    except web.HTTPNotFound:
+        return error(404, f"{request.path}: no such path; there are {', '.join(PATHS)}")
+    except web.HTTPMethodNotAllowed as raised:
+        allowed = ", ".join(sorted(raised.allowed_methods))
+        return error(405, f"{request.path}: {raised.method}; allowed is {allowed}", {"Allow": allowed})
+    except web.HTTPRequestEntityTooLarge:
+        return error(413, f"a body of more than {request.client_max_size} bytes; send fewer examples in a request")
     except web.HTTPException as raised:
-        headers = {"Allow": raised.headers["Allow"]} if "Allow" in raised.headers else None
-        return error(raised.status, raised.text or raised.reason, headers)
+        return error(raised.status, raised.text or raised.reason)
     except Exception:
         logging.exception("%s %s", request.method, request.path)
         return error(500, "the server failed; its log says why")
