@@ -106,7 +106,7 @@ def opened(artifact: str | os.PathLike[str], max_batch: int) -> tuple[Engine, di
     _, manifest = load_artifact(artifact)
     if f"programs/{jax.default_backend()}.run" in manifest["files"]:
         network, source = load(artifact), "exported program"
-        example = network.apply.inputs  # type: ignore[attr-defined]
+        example = network.apply.inputs
     else:
         network, task, _ = predict.loaded(artifact)
         example, source = like(task.example), "model of the config"

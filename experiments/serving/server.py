@@ -65,7 +65,8 @@ class Server:
         app = web.Application(client_max_size=self._max_bytes, middlewares=[self._answered])
         handlers = (self._predict, self._describe, self._live, self._ready, self._measured)
         for path, handler in zip(PATHS, handlers, strict=True):
-            app.router.add_route("POST" if handler == self._predict else "GET", path, handler)
+            add = app.router.add_post if handler == self._predict else app.router.add_get
+            add(path, handler)
         return app
 
     async def run(self, host: str, port: int, stop_seconds: float) -> None:

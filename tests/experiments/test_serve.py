@@ -57,19 +57,35 @@ def wanted(x):
 
 
 class Client:
-    """One connection to a server."""
+    """One connection to a server, open within its ``with``."""
 
     def __init__(self, port):
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
-    def __call__(self, method, path, body=None, headers=None):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._connection.close()
+
+    def ask(self, method, path, body=None, headers=None):
         self._connection.request(method, path, body, headers or {})
-        response = self._connection.getresponse()
-        return response.status, response.headers, response.read()
+        with self._connection.getresponse() as response:
+            return response.status, response.headers, response.read()
 
     def predict(self, x):
-        status, headers, body = self("POST", "/v1/predict", npy(x), NPY)
+        status, headers, body = self.ask("POST", "/v1/predict", npy(x), NPY)
         return status, np.load(io.BytesIO(body)) if status == 200 else (headers, json.loads(body))
+
+
+def ask(port, *request):
+    with Client(port) as client:
+        return client.ask(*request)
+
+
+def predict(port, x):
+    with Client(port) as client:
+        return client.predict(x)
 
 
 @contextlib.contextmanager
@@ -106,7 +122,7 @@ def together(calls):
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     directory = tmp_path_factory.mktemp("served") / "artifact"
-    network = own_model(0)
+    network = Network(lambda v, x: jnp.tanh(x.reshape(x.shape[0], FEATURES)) @ v["w"], {"w": own_model(0).variables["w"]})
     save(directory, network, programs=exported(network, (jax.ShapeDtypeStruct((2, 4, 4), jnp.float32),), ("cpu",)))
     return directory
 
@@ -143,26 +159,26 @@ MALFORMED = [
 
 @pytest.mark.slow
 def test_wrong_requests_are_refused_by_name_and_right_ones_answered(server, rng):
-    client, x = Client(server), images(rng, 3)
+    x = images(rng, 3)
     for method, path, body, headers, status, message in MALFORMED:
-        got, _, said = client(method, path, body, headers)
+        got, _, said = ask(server, method, path, body, headers)
         assert (got, message in json.loads(said)["error"]) == (status, True), said
-    status, outputs = client.predict(x)
+    status, outputs = predict(server, x)
     np.testing.assert_allclose(outputs, wanted(x), atol=1e-5)
-    assert client.predict(x[0])[1].shape == (CLASSES,)
+    assert predict(server, x[0])[1].shape == (CLASSES,)
     for accept in ({}, {"Accept": "application/x-npz"}):
-        status, headers, body = client("POST", "/v1/predict", json.dumps({"inputs": x.tolist()}), {**JSON, **accept})
+        status, headers, body = ask(server, "POST", "/v1/predict", json.dumps({"inputs": x.tolist()}), {**JSON, **accept})
         out = np.load(io.BytesIO(body)) if accept else json.loads(body)
         np.testing.assert_allclose(out["outputs"], wanted(x), atol=1e-5)
-    status, _, body = client("GET", "/v1/model")
+    status, _, body = ask(server, "GET", "/v1/model")
     model = json.loads(body)
     assert model["inputs"] == [{"name": "inputs", "dtype": "float32", "shape": ["batch", 4, 4]}]
     assert (model["runs"], model["compiled_batches"]) == ("exported program", [1, 2, 4, 8, 16])
-    assert [client("GET", path)[0] for path in ("/healthz", "/readyz")] == [200, 200]
+    assert [ask(server, "GET", path)[0] for path in ("/healthz", "/readyz")] == [200, 200]
 
 
 def metric(port, name):
-    lines = Client(port)("GET", "/metrics")[2].decode().splitlines()
+    lines = ask(port, "GET", "/metrics")[2].decode().splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
@@ -172,13 +188,14 @@ def test_many_clients_get_their_own_answers(server):
     before = [metric(server, name) for name in (predicted, "serve_batch_examples_sum")]
 
     def requests(seed):
-        client, rng = Client(server), np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         right = examples = 0
-        for _ in range(50):
-            x = images(rng, rng.integers(1, 17))
-            status, outputs = client.predict(x)
-            right += status == 200 and np.allclose(outputs, wanted(x), atol=1e-5)
-            examples += len(x)
+        with Client(server) as client:
+            for _ in range(50):
+                x = images(rng, rng.integers(1, 17))
+                status, outputs = client.predict(x)
+                right += status == 200 and np.allclose(outputs, wanted(x), atol=1e-5)
+                examples += len(x)
         return right, examples
 
     right, examples = zip(*together([lambda seed=seed: requests(seed) for seed in range(8)]))
@@ -192,8 +209,8 @@ def test_many_clients_get_their_own_answers(server):
 def test_overload_is_told_and_what_was_taken_is_answered(slow, rng):
     x = images(rng, 4)
     with served(slow, "--max_batch=4", "--queue=8") as (port, _):
-        ends = together([lambda: Client(port).predict(x) for _ in range(10)])
-        assert Client(port)("GET", "/healthz")[0] == 200
+        ends = together([lambda: predict(port, x) for _ in range(10)])
+        assert ask(port, "GET", "/healthz")[0] == 200
     answered = [outputs for status, outputs in ends if status == 200]
     refused = [told for status, told in ends if status == 503]
     assert len(answered) + len(refused) == 10 and len(answered) >= 3 and len(refused) >= 5
@@ -205,12 +222,12 @@ def test_overload_is_told_and_what_was_taken_is_answered(slow, rng):
 def test_late_answers_are_none(slow, rng):
     x = images(rng, 1)
     with served(slow, "--max_batch=1", "--deadline_ms=500") as (port, _):
-        ends = together([lambda: Client(port).predict(x) for _ in range(6)])
+        ends = together([lambda: predict(port, x) for _ in range(6)])
         assert sorted({status for status, _ in ends}) == [200, 504]
         assert all("no answer within 500 ms" in told[1]["error"] for status, told in ends if status == 504)
         before = metric(port, "serve_batch_examples_count")
-        assert Client(port)("POST", "/v1/predict", npy(x), {**NPY, "X-Deadline-Ms": "5"})[0] == 504
-        assert Client(port).predict(x)[0] == 200, "the queue is free again"
+        assert ask(port, "POST", "/v1/predict", npy(x), {**NPY, "X-Deadline-Ms": "5"})[0] == 504
+        assert predict(port, x)[0] == 200, "the queue is free again"
         assert metric(port, "serve_batch_examples_count") <= before + 2
 
 
@@ -220,13 +237,10 @@ def test_a_stop_under_load_loses_nothing(slow, rng):
     ends = []
 
     def requests(port):
-        client = Client(port)
-        while True:
-            try:
+        with Client(port) as client, contextlib.suppress(ConnectionRefusedError):  # it had stopped to listen before that one
+            while True:
                 status, outputs = client.predict(x)
-            except ConnectionRefusedError:
-                return  # the server had stopped to listen before the request was sent
-            ends.append(status == 200 and np.allclose(outputs, wanted(x), atol=0.1))
+                ends.append(status == 200 and np.allclose(outputs, wanted(x), atol=0.1))
 
     with served(slow, "--max_batch=4") as (port, process):
         threads = [threading.Thread(target=requests, args=(port,)) for _ in range(6)]
@@ -243,7 +257,7 @@ def test_a_stop_under_load_loses_nothing(slow, rng):
 
 def cut_off(port, x):
     with pytest.raises((ConnectionError, http.client.HTTPException)):
-        Client(port).predict(x)
+        predict(port, x)
 
 
 @pytest.mark.slow
@@ -267,12 +281,11 @@ def test_the_end_at_once(tmp_path, rng, flags, signals, status):
 @pytest.mark.slow
 def test_nothing_is_predicted_before_it_is_ready(slow, rng):
     with served(slow, "--max_batch=4", ready=False) as (port, process):
-        client = Client(port)
-        assert [client("GET", path)[0] for path in ("/healthz", "/readyz")] == [200, 503]
-        status, (headers, body) = client.predict(images(rng, 1))
+        assert [ask(port, "GET", path)[0] for path in ("/healthz", "/readyz")] == [200, 503]
+        status, (headers, body) = predict(port, images(rng, 1))
         assert status == 503 and "compiles" in body["error"] and headers["Retry-After"] == "1"
         assert process.stdout.readline() == "ready\n"
-        assert client("GET", "/readyz")[0] == 200 and client.predict(images(rng, 1))[0] == 200
+        assert ask(port, "GET", "/readyz")[0] == 200 and predict(port, images(rng, 1))[0] == 200
 
 
 @pytest.mark.slow
