@@ -18,7 +18,7 @@ from jaxopt_nn.interpret.network import Network, abstract_outputs, like
 from jaxopt_nn.parallel.infer import predictor
 from jaxopt_nn.pipeline.store import load
 
-from .. import predict
+from .. import common, predict
 from .wire import Field
 
 PyTree = Any
@@ -102,7 +102,7 @@ def opened(artifact: str | os.PathLike[str], max_batch: int) -> tuple[Engine, di
     Raises:
       FileNotFoundError: no such directory. ValueError: it holds no network that can run here, or is damaged.
     """
-    predict.check_no_run(artifact)
+    common.check_no_run(artifact)
     _, manifest = load_artifact(artifact)
     if f"programs/{jax.default_backend()}.run" in manifest["files"]:
         network, source = load(artifact), "exported program"
