@@ -148,6 +148,10 @@ def test_the_commands_from_an_installation(environment, tmp_path):
     assert (tmp_path / "run" / "report.html").is_file() and (tmp_path / "run" / "sizes.png").is_file()
     assert "examples/s" in run(jaxopt, "predict", "--artifact=run/artifact", "--repeats=3", cwd=tmp_path)
     assert "checksums right" in run(jaxopt, "verify", "run/artifact", cwd=tmp_path)
+    run(jaxopt, "export", "--artifact=run/artifact", "--to=jax,safetensors", "--platforms=cpu", "--out=out", cwd=tmp_path)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    told = run(jaxopt, "verify", "--code", "out/jax", cwd=tmp_path)
+    assert "program for cpu: runs" in told and "program and model's code differ by" in told
     (tmp_path / "run" / "artifact" / "manifest.json").write_text("{}")
     assert "manifest.json: schema None" in run(jaxopt, "verify", "run/artifact", cwd=tmp_path, code=1)
 
