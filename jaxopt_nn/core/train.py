@@ -106,8 +106,7 @@ def init_train_state(
       >>> [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(moments)[0]]  # none for "mean"
       ["['kernel']"]
     """
-    as_transform(method, "init_train_state: method")
-    _check_optimizer(optimizer, "init_train_state")
+    _check_training(method, optimizer, "init_train_state")
     if not (hasattr(key, "dtype") and key.shape in ((), (2,), (4,))):
         raise TypeError(f"init_train_state: key is {in_words(key)}; pass a PRNG key: jax.random.key(0)")
     state = method.init(params, info) if state is None else state
@@ -116,8 +115,9 @@ def init_train_state(
     return TrainState(params, state.learnt, state.carried, opt, jnp.zeros((), jnp.int32), key, dict(rules))
 
 
-def _check_optimizer(optimizer: Any, what: str) -> None:
-    """Raises TypeError where it is no optax transformation."""
+def _check_training(method: Any, optimizer: Any, what: str) -> None:
+    """Raises TypeError where there is no transform, or no optax transformation."""
+    as_transform(method, f"{what}: method")
     if isinstance(optimizer, Transform) or not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise TypeError(f"{what}: optimizer is {in_words(optimizer)}; pass an optax transformation, e.g. optax.sgd(0.1)")
 
@@ -214,8 +214,7 @@ def make_step(
     import optax  # the package imports without it
 
     check_takes(loss, 3 if update_rules is None else 4, "make_step: loss", LOSS)
-    as_transform(method, "make_step: method")
-    _check_optimizer(optimizer, "make_step")
+    _check_training(method, optimizer, "make_step")
     told, update = (_without_rules(loss), _keep_rules) if update_rules is None else (loss, update_rules)
 
     def step(ts: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:

@@ -14,8 +14,9 @@ from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import State
+from jaxopt_nn.interpret.cases import cases_of
 from jaxopt_nn.interpret.program import check_apply, fails_on
-from jaxopt_nn.interpret.rewrite import Rewritten, cases_of, rewrite
+from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
 
 PyTree = Any
 #: ``(variables, *inputs, key) -> (outputs, {path: leaf that the call changed})``: a network in training mode.

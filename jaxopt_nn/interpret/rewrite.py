@@ -12,15 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_nn.core.arguments import in_words, is_factory, require
+from jaxopt_nn.core.arguments import is_factory, require
 from jaxopt_nn.core.model import Site
-from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches, near_misses, no_match
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path, near_misses
 from jaxopt_nn.core.report import Recorder, Report
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import State, Transform, explain
 from jaxopt_nn.formulations.table import Choice
 from jaxopt_nn.interpret import jaxprs
+from jaxopt_nn.interpret.cases import EXAMPLES, Cases, assigned, cases_of
 from jaxopt_nn.interpret.evaluate import Evaluator, Totals
 from jaxopt_nn.interpret.explain import Watched, runs
 from jaxopt_nn.interpret.leaves import told
@@ -30,11 +31,8 @@ from jaxopt_nn.interpret.tags import Key
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
-Cases = Sequence[tuple[str, Any]]
 #: The name of a tap that came without one.
 SINGLE = "tap"
-#: What messages give as an example of a value at a site.
-EXAMPLES = {Rule: "arithmetic('w4a8')", Tap: "moments()"}
 
 
 class Rewritten:
@@ -82,7 +80,7 @@ class Rewritten:
           report: of these arguments, as ``explain`` gives it.
         """
         leaves, program = leaves_by_path(variables), self.program(variables, inputs)
-        sites = [program.sites[key] for key in _assigned(program, self._rules, "rule")] if self._rules else []
+        sites = [program.sites[key] for key in assigned(program, self._rules, "rule")] if self._rules else []
         coded = [site.name for site in sites if any(is_compressed(leaves[path]) for path in site.leaves)]
         declined = {message.path: message.reason for message in report.of("float")}
         if not coded or any(name not in declined for name in coded):
@@ -160,7 +158,7 @@ class Rewritten:
           weights: of the rows of the inputs, as in ``capture``.
         """
         program = self.program(variables, inputs, () if weights is None else tuple(weights.shape))
-        rules = _assigned(program, self._rules, "rule")
+        rules = assigned(program, self._rules, "rule")
         wanted = {key: rule.measures(program.sites[key]) for key, rule in rules.items() if not _in_condition(program, key)}
         taps = {key: {name: _stopped(tap) for name, tap in own.items()} for key, own in wanted.items() if own}
         evaluator = self._evaluator(program, dict(states or {}), Recorder(), Evaluator, taps, weights)
@@ -183,7 +181,7 @@ class Rewritten:
 
     def _ruled(self, variables: PyTree, inputs: tuple[PyTree, ...]) -> Iterator[tuple[Site, Rule]]:
         program = self.program(variables, inputs)
-        for key, rule in _assigned(program, self._rules, "rule").items():
+        for key, rule in assigned(program, self._rules, "rule").items():
             yield program.sites[key], rule
 
     def _evaluate(
@@ -206,7 +204,7 @@ class Rewritten:
         taps: Mapping[Key, Mapping[str, Tap]] = MappingProxyType({}),
         weights: Any = None,
     ) -> Evaluator:
-        rules = _assigned(program, self._rules, "rule")
+        rules = assigned(program, self._rules, "rule")
         for key in [k for k, rule in rules.items() if program.sites[k].weight is None and not rule.activations]:
             site, rule = program.sites[key], rules.pop(key)
             recorder.add("float", site.name, f"no operand is a weight, and rule {rule.name} takes weights only")
@@ -361,50 +359,6 @@ def _abstract(leaf: Any) -> Hashable:
     return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
 
 
-def _assigned(program: Program, cases: Cases, what: str) -> dict[tuple[int, ...], Any]:
-    """``{site key: value of the first case whose pattern matches}``; a pattern is matched with the name and the leaf.
-
-    Raises:
-      ValueError: a pattern matches no site.
-    """
-    found: dict[tuple[int, ...], Any] = {}
-    used: set[str] = set()
-    for key, site in program.sites.items():
-        for pattern, value in cases:
-            if _site_matches(pattern, site):
-                used.add(pattern)
-                found.setdefault(key, value)
-    names = [site.name for site in program.sites.values()]
-    for pattern, _ in cases:
-        if pattern not in used and pattern != "**":
-            raise ValueError(f"{what} {no_match(pattern, names, 'site')}")
-    return found
-
-
-def _site_matches(pattern: str, site: Site) -> bool:
-    return matches(pattern, site.name) or (site.leaf is not None and matches(pattern, site.leaf))
-
-
-def cases_of(given: Any, kind: type, what: str, *, groups: bool = False) -> Cases:
-    """One value, pairs, or a mapping as ``[(pattern, value), ...]``; with ``groups`` a mapping may stand for a value.
-
-    Raises:
-      TypeError: it is none of these.
-    """
-    if isinstance(given, kind):
-        return [("**", given)]
-    example = f"a {kind.__name__}, e.g. {EXAMPLES[kind]}, or a list of pairs [('**/kernel', {EXAMPLES[kind]}), ...]"
-    if not isinstance(given, Mapping | list | tuple):
-        require(given, kind, what, example)
-    cases = list(given.items()) if isinstance(given, Mapping) else list(given)
-    for case in cases:
-        if not (isinstance(case, tuple | list) and len(case) == 2 and isinstance(case[0], str)):
-            raise TypeError(f"{what}: an entry is {in_words(case)}, no pair; pass {example}")
-        if not (groups and isinstance(case[1], Mapping)):
-            require(case[1], kind, f"{what}: what stands for {case[0]!r}", example)
-    return [(pattern, value) for pattern, value in cases]
-
-
 def rewrite(apply: Callable[..., PyTree], rules: Rule | Mapping[str, Rule] | Cases = ()) -> Rewritten:
     """The model with rules at its sites. With no rules it evaluates compressed tensors as they are (weight-only).
 
@@ -468,4 +422,4 @@ def capture(
         made.append((pattern, {name: require(each, Tap, f"taps: {name!r}", EXAMPLES[Tap]) for name, each in named.items()}))
     if not all(named for _, named in made) or not made:
         raise TypeError(f"capture: no tap; pass one, e.g. {EXAMPLES[Tap]}, or a list of pairs (pattern, Tap)")
-    return Capturing(apply, lambda program: {k: dict(own) for k, own in _assigned(program, made, "tap").items()})
+    return Capturing(apply, lambda program: {k: dict(own) for k, own in assigned(program, made, "tap").items()})

@@ -175,8 +175,9 @@ class _Form(NamedTuple):
     facts: tuple[Facts, ...] = ()
 
 
-def _check_call(seed: Any, latency: Any, config: Any) -> None:
+def _check_call(task: Any, seed: Any, latency: Any, config: Any) -> None:
     """Raises TypeError or ValueError where an argument of ``compress`` is not allowed."""
+    check_task(task)
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(f"compress: seed is {in_words(seed)}; pass a whole number")
     batches = [] if isinstance(latency, bool) else latency
@@ -220,8 +221,7 @@ class Compressor:
     ) -> Result:
         """As ``compress``; ``ship`` writes it down."""
         start = time.monotonic()
-        check_task(task)
-        _check_call(seed, latency, config)
+        _check_call(task, seed, latency, config)
         network = check_network(network)
         self.check(network, task, teacher)  # what is wrong with a recipe shows before any training
         run = Run(task, teacher or network, jax.random.key(seed), checkpoints, watch)

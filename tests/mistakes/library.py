@@ -209,7 +209,7 @@ DATA = [
     ("jn.language_model(test=images, per='word')", ValueError, "per='word'", "allowed are 'token' and 'byte'"),
     ("jn.Task('mse', test=(images, labels))", TypeError, "loss is 'mse'", "pass a function (outputs, batch)"),
     (
-        "compress([jn.Stage('w4', w4)], task=jn.Task(lambda o, b: (o.sum(-1)[None] - b[1]) ** 2, test=(images, labels[:, None])))",
+        "compress([jn.Stage('w4', w4)], task=jn.Task(lambda o, b: o.sum(-1)[None] - b[1], test=(images, labels[:, None])))",
         ValueError, "it mixes examples", "bring them, or the targets, to one shape",
     ),
     ("jn.evaluate(net, (images, labels))", TypeError, "task is a tuple", "pass a Task"),
