@@ -296,7 +296,8 @@ def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo())
       >>> print(jn.explain(jn.chain(jn.prune(sparsity=0.5), jn.quantize(4)), v, info))
       skipped     gain  combined with an activation by `mul`
     """
-    as_transform(method, "explain: method")
+    if not hasattr(method, "traits"):  # a pass has them too
+        as_transform(method, "explain: method")
     messages = []
     for path, leaf in leaves_by_path(variables).items():
         verdict = method.traits.takes(path, leaf, info)

@@ -78,7 +78,8 @@ def check_numbers(variables: PyTree, inputs: tuple[PyTree, ...]) -> None:
 
 
 def complaint(error: BaseException) -> str:
-    """The first line of what a model said, without web addresses."""
+    """The first line of what a model said, without web addresses; of an error with a cause, the cause's."""
+    error = error.__cause__ or error
     said = next(iter(str(error).strip().splitlines()), "")
     said = re.sub(r"\s*\(?https?://\S+", "", said)[:300].rstrip(" .:")
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
