@@ -19,10 +19,10 @@ FIND_PYTHON = for python in "$(PYTHON)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions
 	echo "PYTHON=$(PYTHON) cannot be used ($$("$(PYTHON)" --version 2>&1 | head -n 1)): Python 3.11 or newer that" \
 	"runs and has venv and ensurepip is needed; pass PYTHON=/path/to/python3.11" >&2; exit 1
 
-.PHONY: demo test test-all lint types pytest slow docs links readme which clean
+.PHONY: demo test test-all lint types pytest slow docs links which clean
 
-# `test` includes `experiments`: where it is installed nothing more is.
-demo: $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-experiments)
+# `test` includes `cli`: where it is installed nothing more is.
+demo: $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-cli)
 	JAX_PLATFORMS=$(JAX_PLATFORMS) $(BIN)/python -m experiments.compress --config=configs/digits_quickstart.py --workdir=$(WORKDIR)
 
 test: lint types pytest
@@ -51,9 +51,6 @@ docs: $(VENV)/installed-docs
 
 links: $(VENV)/installed-docs
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
-
-readme: $(VENV)/installed-test
-	$(BIN)/python -m experiments.readme
 
 which:
 	@$(FIND_PYTHON)

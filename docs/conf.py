@@ -9,6 +9,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -47,6 +48,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has the types
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -89,6 +91,19 @@ def public(app: Sphinx, env: Any, node: pending_xref, content: Any) -> Any:
     return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, "obj", f"jaxopt_nn.{name}", node, content)
 
 
+def parsable(app: Sphinx, kind: str, name: str, value: Any, options: Any, signature: str | None, returns: Any) -> Any:
+    """A default without a literal (`<factory>`, a function) would keep the types of the whole signature from being read."""
+    return signature and re.sub(r"<(?:[^<>]|<[^<>]*>)*>", "...", signature), returns
+
+
+def told_already(app: Sphinx, kind: str, name: str, value: Any, skip: bool, options: Any) -> bool | None:
+    """The fields of a named tuple stand in its docstring; by themselves they only say their position."""
+    return True if (getattr(value, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Sphinx) -> None:
+    next(field for field in PyObject.doc_field_types if field.name == "variable").label = "Attributes"
+    app.connect("autodoc-process-signature", parsable)
     app.add_post_transform(LinkedNames)
+    app.connect("autodoc-skip-member", told_already)
     app.connect("missing-reference", public)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import plots
+
+from .config import imported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +32,7 @@ def load_task(config: Mapping[str, Any], fold: int = 0) -> Task:
       ValueError: the source is unknown, has other arguments, or gives something else than a ``Task``.
     """
     source = config["data"]["source"]
-    load = registry.imported(source)
+    load = imported(source)
     arguments = {k: v for k, v in config["data"].items() if k not in ("source", "cross_validate")}
     known = inspect.signature(load).parameters
     told = {"fold": fold, "seed": config["seed"], "batch_size": config["batch_size"]}
@@ -93,6 +97,12 @@ def picture(draw: Callable[[Figure], None], width: float, height: float) -> byte
         return out.getvalue()
 
 
+def check_no_run(artifact: str | os.PathLike[str]) -> None:
+    """Raises ValueError where the folder of a run stands in the place of its artifact's."""
+    if (Path(artifact) / "artifact" / "manifest.json").is_file():
+        raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / 'artifact'}")
+
+
 @contextlib.contextmanager
 def plain_errors(stopped: str = "stopped") -> Iterator[None]:
     """Ends the program with the message of an error that says what to do, without a traceback.
@@ -104,18 +114,17 @@ def plain_errors(stopped: str = "stopped") -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
-    except (FloatingPointError, OSError, TypeError, ValueError) as error:
+    except (FloatingPointError, ModuleNotFoundError, OSError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 
 def flag_values(argv: Sequence[str]) -> flags.FlagValues:
     """The parsed flags; libraries that log every file are told to be quiet.
 
-    Raises:
-      app.UsageError: an argument that is no flag.
+    An argument that is no flag ends the program with a message.
     """
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+        sys.exit(f"error: {' '.join(argv[1:])}: unexpected; arguments are flags, --name=value, and --help lists them")
     given = flags.FLAGS
     if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file

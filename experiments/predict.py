@@ -22,11 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments import common
-from experiments.config import checked, parsed
-from experiments.model import Model
 from jaxopt_nn.coding.artifact import directory_bytes, load_artifact
 from jaxopt_nn.core.files import write_file
 from jaxopt_nn.core.paths import leaves_by_path
@@ -39,6 +36,11 @@ from jaxopt_nn.pipeline.data import Arrays
 from jaxopt_nn.pipeline.store import load, network_from
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import tables
+
+from . import common
+from .command import start
+from .config import checked, imported
+from .model import Model
 
 PyTree = Any
 WARMUP = 3
@@ -126,8 +128,32 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
       ValueError: it is none, or does not say of which model it is.
       FileNotFoundError: no such directory.
     """
-    if (Path(artifact) / "artifact" / "manifest.json").is_file():
-        raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / 'artifact'}")
+    stored, task, built = of_config(artifact)
+    rule = next((rule.name for _, rule in stored.rules), None)
+    ready = stored.replace(variables=prepare(stored.variables))
+    try:
+        abstract_outputs(ready, *like(task.example, 2), what="the model")
+    except ValueError as error:
+        if shapes(stored.variables) == built:
+            raise
+        try:  # a pass has cut it, and the model's code holds other widths
+            return load(artifact), task, rule
+        except ValueError:
+            raise ValueError(
+                f"{artifact}: a pass has cut this network, and the model's code holds other widths ({error}); compress it "
+                "with config.export=['cpu'], so that the artifact holds its program"
+            ) from error
+    return ready, task, rule
+
+
+def of_config(artifact: str | os.PathLike[str]) -> tuple[Network, Task, dict[str, tuple[int, ...]]]:
+    """The network of an artifact, as stored, with the code that its config names; the task; the shapes that the code builds.
+
+    Raises:
+      ValueError: it is none, or does not say of which model it is.
+      FileNotFoundError: no such directory.
+    """
+    common.check_no_run(artifact)
     tree, manifest = load_artifact(artifact)
     extra = manifest.get("extra")
     extra = extra if isinstance(extra, Mapping) else {}
@@ -142,21 +168,8 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
     network = Model(config["model"], config["model_args"], config["float"], "float").network
     own = registry.rule(asked) if ":" in asked else None
     saved = network_from(tree, manifest, network.apply, own, str(artifact))
-    task, rule = common.load_task(config), next((each["name"] for each in extra["rules"]), None)
-    ready = network.replace(variables=prepare(saved.variables), rules=saved.rules, states=saved.states, training=None)
-    try:
-        abstract_outputs(ready, *like(task.example, 2), what="the model")
-    except ValueError as error:
-        if shapes(saved.variables) == shapes(network.variables):
-            raise
-        try:  # a pass has cut it, and the model's code holds other widths
-            return load(artifact), task, rule
-        except ValueError:
-            raise ValueError(
-                f"{artifact}: a pass has cut this network, and {config['model']} holds other widths ({error}); compress it "
-                "with config.export=['cpu'], so that the artifact holds its program"
-            ) from error
-    return ready, task, rule
+    stored = network.replace(variables=saved.variables, rules=saved.rules, states=saved.states, training=None)
+    return stored, common.load_task(config), shapes(network.variables)
 
 
 def shapes(variables: Any) -> dict[str, tuple[int, ...]]:
@@ -173,7 +186,7 @@ def given(data: str, task: Task) -> Examples:
     if not data:
         return of_source(task)
     if ":" in data and not Path(data).exists():
-        load = registry.imported(data)
+        load = imported(data)
         known = inspect.signature(load).parameters
         made = load(**{k: v for k, v in {"fold": 0, "seed": 0}.items() if k in known})
         if isinstance(made, Task):
@@ -319,6 +332,15 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("artifact", None, "The directory of the artifact.")
+    flags.DEFINE_string("data", "", "package.module:load or an .npz; empty: the test part of the config's data.")
+    flags.DEFINE_integer("batch_size", 128, "Rows on all devices together.")
+    flags.DEFINE_integer("repeats", 100, "Batches whose latency is measured.")
+    flags.DEFINE_string("output", "", "An .npz for the predictions.")
+    flags.mark_flags_as_required(["artifact"])
+
+
 def main(argv: Sequence[str]) -> None:
     flag = common.flag_values(argv)
     with common.plain_errors():
@@ -330,10 +352,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("artifact", None, "The directory of the artifact.")
-    flags.DEFINE_string("data", "", "package.module:load or an .npz; empty: the test part of the config's data.")
-    flags.DEFINE_integer("batch_size", 128, "Rows on all devices together.")
-    flags.DEFINE_integer("repeats", 100, "Batches whose latency is measured.")
-    flags.DEFINE_string("output", "", "An .npz for the predictions.")
-    flags.mark_flags_as_required(["artifact"])
-    app.run(main, flags_parser=parsed)
+    start(define_flags, main, __doc__)

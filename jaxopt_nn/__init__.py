@@ -1,7 +1,13 @@
 """jaxopt_nn: makes trained JAX networks smaller and faster, and says what it cost."""
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
-from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
+from jaxopt_nn.coding.compressed_tensors import from_compressed_tensors, to_compressed_tensors
+from jaxopt_nn.coding.msgpack import from_msgpack, to_msgpack
+from jaxopt_nn.coding.orbax import from_orbax, to_orbax
+from jaxopt_nn.coding.safetensors import from_safetensors, to_safetensors
+from jaxopt_nn.core.combine import by_path, chain, where
+from jaxopt_nn.core.gates import between, every, frozen, later
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.matrix import Matrix
 from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Site
 from jaxopt_nn.core.passes import Pass, Plan
@@ -10,7 +16,7 @@ from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
-from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity, leafwise
+from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity
 from jaxopt_nn.cost.aot import compile_for
 from jaxopt_nn.export.exported import exported
 from jaxopt_nn.export.imported import imported
@@ -53,6 +59,8 @@ from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.qtensor import QTensor
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Arrays",
@@ -115,6 +123,10 @@ __all__ = [
     "explain",
     "exported",
     "fake_quant_activations",
+    "from_compressed_tensors",
+    "from_msgpack",
+    "from_orbax",
+    "from_safetensors",
     "frozen",
     "global_budget",
     "gram",
@@ -158,6 +170,10 @@ __all__ = [
     "shrink_widths",
     "staircase",
     "static_ranges",
+    "to_compressed_tensors",
+    "to_msgpack",
+    "to_orbax",
+    "to_safetensors",
     "transfer_weights",
     "unit_activity",
     "weak_units",

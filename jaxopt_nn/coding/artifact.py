@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_nn.coding.structure import Buffers, describe, rebuild
+from jaxopt_nn.coding.structure import Buffers, describe, from_buffers, rebuild
 from jaxopt_nn.tensors.base import PyTree
 
 SCHEMA = 2
@@ -29,10 +29,15 @@ SCHEMA = 2
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """Where an artifact lies and the sum of its files' sizes; usable as a path."""
+    """Where files lie and the sum of their sizes; usable as a path.
+
+    Attributes:
+      dense: by path, why a leaf was written as floats although it is compressed.
+    """
 
     path: Path
     bytes: int
+    dense: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -61,6 +66,15 @@ def save_artifact(
       TypeError: a node or leaf of another kind; named by its path.
       ValueError: a name among ``files`` that leads out of the directory, or belongs to the artifact itself.
       OSError: the disk is full, or the place can't be written; nothing is left behind.
+
+    Example:
+      >>> artifact = jn.save_artifact("tree", {"kernel": jnp.ones((64, 64), jnp.bfloat16)}, extra={"trained": "by hand"})
+      >>> artifact.path.name, artifact.bytes > 0
+      ('tree', True)
+      >>> jn.save_artifact("tree", {"kernel": jnp.ones(3)})
+      Traceback (most recent call last):
+          ...
+      FileExistsError: .../tree exists; pass overwrite=True, or another directory
     """
     target = Path(directory).absolute()
     _check_target(target, overwrite)
@@ -92,6 +106,14 @@ def load_artifact(directory: str | os.PathLike[str]) -> tuple[PyTree, dict[str, 
     Raises:
       FileNotFoundError: no such directory.
       ValueError: the artifact is truncated, was edited, or is of an unknown schema or kind; says what is wrong.
+
+    Example:
+      >>> v = {"kernel": jnp.linspace(-1, 1, 64 * 64).reshape(64, 64)}
+      >>> method = jn.quantize(3)
+      >>> artifact = jn.save_artifact("codes", method.pack(v, method.init(v)), recipe="quantize(3)")
+      >>> tree, manifest = jn.load_artifact("codes")
+      >>> tree["kernel"].bits, manifest["recipe"]
+      (3, 'quantize(3)')
     """
     source = Path(directory).absolute()
     if not source.is_dir():
@@ -100,7 +122,7 @@ def load_artifact(directory: str | os.PathLike[str]) -> tuple[PyTree, dict[str, 
     check_files(source, manifest["files"])
     buffers = _read_arrays(source / "arrays")
     try:
-        return rebuild(manifest["structure"], "", buffers), manifest
+        return rebuild(manifest["structure"], "", from_buffers(buffers)), manifest
     except (KeyError, TypeError) as error:
         raise ValueError(f"{source}: the manifest's structure is malformed: {error!r}") from error
 
@@ -183,7 +205,7 @@ def _write_arrays(directory: Path, buffers: dict[str, np.ndarray]) -> None:
         return
     try:
         # plain files: Orbax's own database holds random names, compressed, so that equal arrays differ by a few bytes
-        with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        with quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
             checkpointer.save(directory, args=ocp.args.PyTreeSave(buffers))
         # holds the name of this process's temporary directory; nobody reads it where renaming is atomic
         (directory / "commit_success.txt").unlink(missing_ok=True)
@@ -194,7 +216,7 @@ def _write_arrays(directory: Path, buffers: dict[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Orbax's warning that there is no database to merge."""
     logger = logging.getLogger("absl")
     level = logger.level
