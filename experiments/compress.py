@@ -23,13 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from experiments import common
-from experiments.common import load_task
-from experiments.config import checked, parsed
-from experiments.model import Model, check_replaceable, check_same_tree, save_variables
 from jaxopt_nn.core.files import open_workdir
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.remap import Remap
@@ -45,6 +41,12 @@ from jaxopt_nn.reporting import folds as of_folds
 from jaxopt_nn.reporting import tables
 from jaxopt_nn.reporting.progress import Progress
 from jaxopt_nn.reporting.write import FILES, FOLDERS
+
+from . import common
+from .command import start
+from .common import load_task
+from .config import checked
+from .model import Model, check_replaceable, check_same_tree, save_variables
 
 PyTree = Any
 #: Names of trainings that are no stage of the recipe.
@@ -261,6 +263,12 @@ def show(made: dict[str, Any], workdir: str) -> None:
     print(f"report: {os.path.join(workdir, 'report.html')}")
 
 
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the run.")
+    flags.DEFINE_string("workdir", None, "Where the report and the artifact go; made if missing.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
 def main(argv: Sequence[str]) -> None:
     given = common.flag_values(argv)
     with common.plain_errors("stopped; the same command goes on from the last checkpoint"):
@@ -270,7 +278,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the run.")
-    flags.DEFINE_string("workdir", None, "Where the report and the artifact go; made if missing.")
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parsed)
+    start(define_flags, main, __doc__)
