@@ -205,14 +205,15 @@ def _place(
 # -- curves over the steps ---------------------------------------------------------------------------------------------
 
 
-class _Steps(NamedTuple):
+class Steps(NamedTuple):
     """The history on one axis of steps: entries of each stage with their places, and where stages begin and end."""
 
     stages: list[tuple[str, list[int], list[dict[str, Any]]]]
     spans: list[tuple[str, int, int]]
 
 
-def _steps(history: Sequence[dict[str, Any]]) -> _Steps:
+def steps(history: Sequence[dict[str, Any]]) -> Steps:
+    """The history with each stage behind the one before."""
     stages: list[tuple[str, list[int], list[dict[str, Any]]]] = []
     spans = []
     start = 0
@@ -222,7 +223,7 @@ def _steps(history: Sequence[dict[str, Any]]) -> _Steps:
         end = start + max(entry["step"] for entry in logged)
         spans.append((name, start, end))
         start = end
-    return _Steps(stages, spans)
+    return Steps(stages, spans)
 
 
 def _borders(figure: Figure, panels: Sequence[Axes], spans: Sequence[tuple[str, int, int]]) -> None:
@@ -251,14 +252,14 @@ def training_curves(report: Report) -> Figure | None:
     history = report.get("history")
     if not history:
         return None
-    steps = _steps(history)
+    over = steps(history)
     known = dict.fromkeys(name for entry in history for name in entry["metrics"])
     names = sorted(known, key=lambda name: (name != "loss", name != report["headline"]))[:CURVES]
     figure = _figure(WIDTH, 1.0 + 1.8 * len(names))
     panels = list(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0])
     for axes, name in zip(panels, names, strict=True):
         share = report["metrics"].get(name, {}).get("unit") == "%"
-        for _, places, logged in steps.stages:
+        for _, places, logged in over.stages:
             values = [entry["metrics"].get(name, math.nan) * (100 if share else 1) for entry in logged]
             axes.plot(places, values, color=BLUE, marker="o" if len(places) < 3 else "", markersize=3)
         axes.set_ylabel(f"training {_names([name], 30)[0]}{', %' if share else ''}")
@@ -266,7 +267,7 @@ def training_curves(report: Report) -> Figure | None:
     if min(losses) > 0 and max(losses) > 10 * min(losses):
         _logarithmic(panels[0], "y", "{:g}".format)
     panels[-1].set_xlabel("steps")
-    _borders(figure, panels, steps.spans)
+    _borders(figure, panels, over.spans)
     return figure
 
 
@@ -279,7 +280,7 @@ def gradient_norms(report: Report) -> Figure | None:
     logged = [entry["gradient_norms"] for entry in history if entry.get("gradient_norms")]
     if not logged:
         return None
-    steps = _steps(history)
+    over = steps(history)
     known = list(dict.fromkeys(path for norms in logged for path in norms))
     paths = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, min(LINES, len(known))).round().astype(int))]
     positive = [norms[path] for norms in logged for path in paths if 0 < norms.get(path, 0) < math.inf]
@@ -289,7 +290,7 @@ def gradient_norms(report: Report) -> Figure | None:
     axes.set_yscale("log")
     for k, (path, name) in enumerate(zip(paths, _names(paths, 40), strict=True)):
         color = colormaps["viridis"](0.82 * k / max(len(paths) - 1, 1))
-        for _, places, group in steps.stages:
+        for _, places, group in over.stages:
             norms = [entry.get("gradient_norms", {}).get(path, math.nan) for entry in group]
             values = [floor if norm == 0 else norm for norm in norms]
             marker = "o" if len(places) < 3 else ""
@@ -309,7 +310,7 @@ def gradient_norms(report: Report) -> Figure | None:
         title=_left_out(len(paths), len(known), "leaves, evenly chosen"),
         title_fontsize=8,
     )
-    _borders(figure, [axes], steps.spans)
+    _borders(figure, [axes], over.spans)
     return figure
 
 
