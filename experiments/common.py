@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import plots
+
+from .config import imported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +30,7 @@ def load_task(config: Mapping[str, Any], fold: int = 0) -> Task:
       ValueError: the source is unknown, has other arguments, or gives something else than a ``Task``.
     """
     source = config["data"]["source"]
-    load = registry.imported(source)
+    load = imported(source)
     arguments = {k: v for k, v in config["data"].items() if k not in ("source", "cross_validate")}
     known = inspect.signature(load).parameters
     told = {"fold": fold, "seed": config["seed"], "batch_size": config["batch_size"]}
@@ -111,11 +113,10 @@ def plain_errors(stopped: str = "stopped") -> Iterator[None]:
 def flag_values(argv: Sequence[str]) -> flags.FlagValues:
     """The parsed flags; libraries that log every file are told to be quiet.
 
-    Raises:
-      app.UsageError: an argument that is no flag.
+    An argument that is no flag ends the program with a message.
     """
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+        sys.exit(f"error: {' '.join(argv[1:])}: unexpected; arguments are flags, --name=value, and --help lists them")
     given = flags.FLAGS
     if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file

@@ -23,13 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from experiments import common
-from experiments.common import load_task
-from experiments.config import checked, parsed
-from experiments.model import Model, check_replaceable, check_same_tree, save_variables
 from jaxopt_nn.core.files import open_workdir
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.remap import Remap
@@ -45,6 +41,12 @@ from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import tables
 from jaxopt_nn.reporting.progress import Progress
 from jaxopt_nn.reporting.write import FILES, FOLDERS
+
+from . import common
+from .command import start
+from .common import load_task
+from .config import checked, imported
+from .model import Model, check_replaceable, check_same_tree, save_variables
 
 PyTree = Any
 #: Names of trainings that are no stage of the recipe.
@@ -127,7 +129,7 @@ class Experiment:
         self._teacher = None
         if teacher:
             self._teacher = Model(teacher["model"], teacher["model_args"], teacher["float"], "teacher")
-        registry.imported(config["data"]["source"])
+        imported(config["data"]["source"])
         for stage in config["stages"]:
             if stage.get("name") in RESERVED:
                 raise ValueError(f"config.stages: {stage['name']!r} is the name of the training before the recipe")
@@ -254,6 +256,12 @@ def show(made: dict[str, Any], workdir: str) -> None:
     print(f"report: {os.path.join(workdir, 'report.html')}")
 
 
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the run.")
+    flags.DEFINE_string("workdir", None, "Where the report and the artifact go; made if missing.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
 def main(argv: Sequence[str]) -> None:
     given = common.flag_values(argv)
     with common.plain_errors("stopped; the same command goes on from the last checkpoint"):
@@ -262,7 +270,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the run.")
-    flags.DEFINE_string("workdir", None, "Where the report and the artifact go; made if missing.")
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parsed)
+    start(define_flags, main, __doc__)

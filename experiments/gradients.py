@@ -14,13 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from experiments import common, compress
-from experiments.config import checked, parsed
 from jaxopt_nn.core.files import open_workdir, write_file
 from jaxopt_nn.pipeline.checkpoints import nothing
+
+from . import common, compress
+from .command import start
+from .config import checked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,6 +156,12 @@ def _sentences(found: Mapping[str, Any], paths: Sequence[str]) -> list[str]:
     return out
 
 
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the trainings.")
+    flags.DEFINE_string("workdir", None, "Where the runs and the findings go; made if missing.")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
 def main(argv: Sequence[str]) -> None:
     given = common.flag_values(argv)
     with common.plain_errors("stopped; the same command goes on from the last checkpoint"):
@@ -162,7 +170,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the trainings.")
-    flags.DEFINE_string("workdir", None, "Where the runs and the findings go; made if missing.")
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parsed)
+    start(define_flags, main, __doc__)

@@ -14,12 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from experiments import common
-from experiments.config import checked, parsed
-from experiments.model import Model
 from jaxopt_nn.core.files import open_workdir, write_file
 from jaxopt_nn.core.model import ModelInfo, Roles, Site
 from jaxopt_nn.core.paths import leaves_by_path
@@ -31,6 +28,11 @@ from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting.tables import human_bytes, json_text
 from jaxopt_nn.tensors.base import nbytes
+
+from . import common
+from .command import start
+from .config import checked
+from .model import Model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -257,6 +259,14 @@ def human_count(value: float) -> str:
     return f"{value:.3g}"
 
 
+def define_flags() -> None:
+    config_flags.DEFINE_config_file(
+        "config", None, "A file whose get_config() names the model, the data and the recipe."
+    )
+    flags.DEFINE_string("workdir", None, "Where the files go; made if missing. None writes nothing.")
+    flags.mark_flags_as_required(["config"])
+
+
 def main(argv: Sequence[str]) -> None:
     flag = common.flag_values(argv)
     with common.plain_errors():
@@ -272,9 +282,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file(
-        "config", None, "A file whose get_config() names the model, the data and the recipe."
-    )
-    flags.DEFINE_string("workdir", None, "Where the files go; made if missing. None writes nothing.")
-    flags.mark_flags_as_required(["config"])
-    app.run(main, flags_parser=parsed)
+    start(define_flags, main, __doc__)

@@ -22,11 +22,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments import common
-from experiments.config import checked, parsed
-from experiments.model import Model
 from jaxopt_nn.coding.artifact import directory_bytes, load_artifact
 from jaxopt_nn.core.files import write_file
 from jaxopt_nn.core.paths import leaves_by_path
@@ -39,6 +36,11 @@ from jaxopt_nn.pipeline.data import Arrays
 from jaxopt_nn.pipeline.store import load, network_from
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import tables
+
+from . import common
+from .command import start
+from .config import checked, imported
+from .model import Model
 
 PyTree = Any
 WARMUP = 3
@@ -173,7 +175,7 @@ def given(data: str, task: Task) -> Examples:
     if not data:
         return of_source(task)
     if ":" in data and not Path(data).exists():
-        load = registry.imported(data)
+        load = imported(data)
         known = inspect.signature(load).parameters
         made = load(**{k: v for k, v in {"fold": 0, "seed": 0}.items() if k in known})
         if isinstance(made, Task):
@@ -319,6 +321,15 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("artifact", None, "The directory of the artifact.")
+    flags.DEFINE_string("data", "", "package.module:load or an .npz; empty: the test part of the config's data.")
+    flags.DEFINE_integer("batch_size", 128, "Rows on all devices together.")
+    flags.DEFINE_integer("repeats", 100, "Batches whose latency is measured.")
+    flags.DEFINE_string("output", "", "An .npz for the predictions.")
+    flags.mark_flags_as_required(["artifact"])
+
+
 def main(argv: Sequence[str]) -> None:
     flag = common.flag_values(argv)
     with common.plain_errors():
@@ -330,10 +341,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("artifact", None, "The directory of the artifact.")
-    flags.DEFINE_string("data", "", "package.module:load or an .npz; empty: the test part of the config's data.")
-    flags.DEFINE_integer("batch_size", 128, "Rows on all devices together.")
-    flags.DEFINE_integer("repeats", 100, "Batches whose latency is measured.")
-    flags.DEFINE_string("output", "", "An .npz for the predictions.")
-    flags.mark_flags_as_required(["artifact"])
-    app.run(main, flags_parser=parsed)
+    start(define_flags, main, __doc__)

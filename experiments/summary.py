@@ -6,9 +6,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from experiments.common import picture
-from experiments.grid import Cell, short_names
 from jaxopt_nn.reporting.tables import human_bytes, last, scores
+
+from .common import picture
+from .grid import Cell, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

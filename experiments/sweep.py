@@ -17,18 +17,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from experiments import common, compress
-from experiments.config import checked, parsed
-from experiments.grid import Cell, addresses, cell_named, cells_of, read_grid
-from experiments.summary import draw, header_and_cells, record, scored, summary
 from jaxopt_nn.core.files import open_workdir, write_file
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import locked, nothing
 from jaxopt_nn.pipeline.recipe import check_recipe
 from jaxopt_nn.reporting.tables import json_text
+
+from . import common, compress
+from .command import start
+from .config import checked
+from .grid import Cell, addresses, cell_named, cells_of, read_grid
+from .summary import draw, header_and_cells, record, scored, summary
 
 Say = Callable[[str], None]
 
@@ -212,6 +214,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the runs.")
+    flags.DEFINE_string("grid", "", "Overrides: key=value,value;key=value,value")
+    flags.DEFINE_string("workdir", None, "Where the runs and the summary go; made if missing.")
+    flags.DEFINE_integer("seeds", 5, "Runs of each cell.")
+    flags.DEFINE_string("baseline", "", "The cell that the others are compared with: key=value,key=value")
+    flags.mark_flags_as_required(["config", "workdir"])
+
+
 def main(argv: Sequence[str]) -> None:
     flag = common.flag_values(argv)
     with common.plain_errors(f"stopped; finished runs are kept in {flag.workdir}, and the same command goes on"):
@@ -225,10 +236,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "A file whose get_config() gives the runs.")
-    flags.DEFINE_string("grid", "", "Overrides: key=value,value;key=value,value")
-    flags.DEFINE_string("workdir", None, "Where the runs and the summary go; made if missing.")
-    flags.DEFINE_integer("seeds", 5, "Runs of each cell.")
-    flags.DEFINE_string("baseline", "", "The cell that the others are compared with: key=value,key=value")
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parsed)
+    start(define_flags, main, __doc__)

@@ -1,6 +1,9 @@
 """jaxopt_nn: makes trained JAX networks smaller and faster, and says what it cost."""
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
+from jaxopt_nn.coding.msgpack import from_msgpack, to_msgpack
+from jaxopt_nn.coding.orbax import from_orbax, to_orbax
+from jaxopt_nn.coding.safetensors import from_safetensors, to_safetensors
 from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
 from jaxopt_nn.core.matrix import Matrix
 from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Site
@@ -53,6 +56,8 @@ from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.qtensor import QTensor
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Arrays",
@@ -115,6 +120,9 @@ __all__ = [
     "explain",
     "exported",
     "fake_quant_activations",
+    "from_msgpack",
+    "from_orbax",
+    "from_safetensors",
     "frozen",
     "global_budget",
     "gram",
@@ -158,6 +166,9 @@ __all__ = [
     "shrink_widths",
     "staircase",
     "static_ranges",
+    "to_msgpack",
+    "to_orbax",
+    "to_safetensors",
     "transfer_weights",
     "unit_activity",
     "weak_units",

@@ -15,7 +15,7 @@ import pytest
 from jaxopt_nn.pipeline import registry
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
-FOLDERS = ("jaxopt_nn", "experiments", "configs", "tests", "colab", ".ci")
+FOLDERS = ("jaxopt_nn", "experiments", "configs", "docs", "tests", "colab", ".ci")
 SUFFIXES = {"", ".cfg", ".ipynb", ".json", ".md", ".py", ".toml", ".txt", ".yaml", ".yml"}
 TEXTS = sorted(
     path
@@ -25,10 +25,10 @@ TEXTS = sorted(
 )
 # Where a home, a checkout or a scratch folder of one machine lies.
 MACHINE_PATH = re.compile(r"(?<![\w.~/<>{}$-])(?:/(?:home|root|Users|work|mnt)|[A-Z]:\\Users)[/\\]\w")
-EXTRAS = ("bench", "experiments", "notebooks", "test", "tpu")
+EXTRAS = ("bench", "cli", "docs", "export", "notebooks", "plots", "test", "tpu")
 LOCAL = {"jaxopt_nn", "experiments", "configs", "tests"}
-# What the library uses only where it is there: for a report's plots, the bar of progress, TensorBoard's files.
-OPTIONAL = {"jaxopt_nn": {"matplotlib", "rich", "tensorboardx"}}
+# What the library uses only where it is there: for a report's plots, the bar of progress, TensorBoard's and safetensors files.
+OPTIONAL = {"jaxopt_nn": {"matplotlib", "rich", "safetensors", "tensorboardx"}}
 
 
 def module_names(path: pathlib.Path) -> set[str]:
@@ -77,22 +77,42 @@ def test_no_text_names_a_path_of_one_machine():
     assert not found, "\n".join(found)
 
 
-def test_the_distribution_holds_the_library_alone():
+def test_packages_are_those_of_the_tree():
+    """The library, and inside it the commands and their configs; benchmarks and findings stay in the repository."""
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg")
-    assert config["metadata"]["license"] == "Apache-2.0"
-    assert config["options"]["packages"] == "find:"
-    assert config["options.packages.find"]["include"] == "jaxopt_nn*"
+    folders = {"jaxopt_nn": "jaxopt_nn", "experiments": "jaxopt_nn.experiments", "configs": "jaxopt_nn.configs"}
+    there = {
+        ".".join([package, *init.parent.relative_to(REPOSITORY / folder).parts])
+        for folder, package in folders.items()
+        for init in (REPOSITORY / folder).rglob("__init__.py")
+        if "benchmarks" not in init.parts
+    }
+    assert config["options"]["packages"].split() == sorted(there)
+    mapped = dict(line.split(" = ") for line in config["options"]["package_dir"].strip().splitlines())
+    assert mapped == {package: folder for folder, package in folders.items() if folder != package}
+
+
+def test_extras_are_named_for_what_they_do():
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
     assert tuple(sorted(config["options.extras_require"])) == EXTRAS
-    assert declared("experiments") <= declared("test")
+    assert declared("cli", "export") <= declared("test") and declared("plots") <= declared("cli")
+
+
+def test_the_package_declares_what_it_imports_and_no_more():
+    names = {name for path in (REPOSITORY / "jaxopt_nn").rglob("*.py") for name in module_names(path)}
+    owners = importlib.metadata.packages_distributions()
+    imported = {canonical(owner) for name in names - {"jaxopt_nn"} for owner in owners.get(name, ())}
+    assert declared() - {"flatbuffers"} <= imported, "flatbuffers is what jax.export needs"
 
 
 @pytest.mark.parametrize(
     "folder, extras",
     [
         ("jaxopt_nn", ()),
-        ("configs", ("experiments",)),
-        ("experiments", ("experiments", "bench")),
+        ("configs", ("cli",)),
+        ("experiments", ("cli", "bench")),
         ("tests", ("test",)),
     ],
 )

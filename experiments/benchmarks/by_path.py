@@ -11,9 +11,10 @@ import time
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.common import emit
 from jaxopt_nn.core.combine import by_path
 from jaxopt_nn.methods.quantize import quantize
+
+from .common import emit
 
 
 def row(cases: int) -> dict[str, object]:

@@ -13,12 +13,13 @@ from typing import Any
 
 import jax
 
-from experiments.benchmarks.common import emit
-from experiments.models.gpt import GPT
 from jaxopt_nn.cost.latency import interleaved
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import capture
 from jaxopt_nn.methods.taps import gram
+
+from ..models.gpt import GPT
+from .common import emit
 
 
 def gram_macs(info: Any, tokens: int) -> int:

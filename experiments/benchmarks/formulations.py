@@ -20,11 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from experiments.benchmarks import peers
-from experiments.benchmarks.common import emit
-from experiments.common import flag_values
-from experiments.models.lenet import LeNet5
-from experiments.models.mlp import lenet300
 from jaxopt_nn.core.combine import where
 from jaxopt_nn.cost.latency import interleaved
 from jaxopt_nn.formulations.prepare import prepare
@@ -33,6 +28,12 @@ from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.tensors.base import nbytes
+
+from ..common import flag_values
+from ..models.lenet import LeNet5
+from ..models.mlp import lenet300
+from . import peers
+from .common import emit
 
 WIDTH, DEPTH, GROUP = 4096, 4, 128
 #: Arithmetic -> bits, group, and the share of float's time that is aimed at, for each batch.

@@ -25,10 +25,6 @@ import optax
 from absl import app, flags
 
 from configs import fashion_distill, fashion_lenet300_deep, fashion_lenet300_qat4
-from experiments.benchmarks.common import emit
-from experiments.common import flag_values, load_task
-from experiments.config import checked
-from experiments.model import Model
 from jaxopt_nn.core.combine import every, where
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import State, Transform, identity
@@ -48,6 +44,11 @@ from jaxopt_nn.pipeline.fit import Trainer
 from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Task
+
+from ..common import flag_values, load_task
+from ..config import checked
+from ..model import Model
+from .common import emit
 
 PyTree = Any
 #: Best of JaxPruner's allocations, gradual magnitude pruning with 10 epochs of fine-tuning, on this network and data.
@@ -126,7 +127,7 @@ def part_quantize(nets: Networks) -> list[dict[str, Any]]:
 def _qwix(nets: Networks, weights: Any, activations: Any = None) -> Callable[..., Any]:
     import qwix
 
-    from experiments.models.mlp import lenet300
+    from ..models.mlp import lenet300
 
     rule = qwix.QtRule(weight_qtype=weights, act_qtype=activations)
     return qwix.quantize_model(lenet300(), qwix.QtProvider([rule])).apply

@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 
-from experiments.benchmarks.common import emit
+from .common import emit
 
 CODE = "import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.common import emit
+from .common import emit
 
 LEAVES, ROWS, COLUMNS = 10, 2500, 4000  # 1e8 weights
 

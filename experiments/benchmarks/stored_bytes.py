@@ -10,10 +10,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.common import emit
 from jaxopt_nn.core.combine import chain
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
+
+from .common import emit
 
 ROWS, COLUMNS = 1024, 1024
 

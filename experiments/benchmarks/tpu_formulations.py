@@ -20,14 +20,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.common import emit
-from experiments.models.gpt import GPT
 from jaxopt_nn.cost.aot import compile_for
 from jaxopt_nn.cost.hlo import costs
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.tensors.qtensor import QTensor
+
+from ..models.gpt import GPT
+from .common import emit
 
 #: Name -> bits, entries of a group (-1: one scale for each output), arithmetic.
 FORMS = {

@@ -14,8 +14,6 @@ import argparse
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks.common import emit
-from experiments.models.gpt import GPT
 from jaxopt_nn.cost.aot import compile_for
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
@@ -23,6 +21,9 @@ from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.tensors.base import nbytes
+
+from ..models.gpt import GPT
+from .common import emit
 
 
 def main() -> None:

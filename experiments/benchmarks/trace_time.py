@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-from experiments.benchmarks.common import emit
 from jaxopt_nn.core.rule import identity_rule
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize
+
+from .common import emit
 
 WIDTH = 64
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.common import emit
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.rule import identity_rule
 from jaxopt_nn.formulations.prepare import prepare
@@ -24,6 +23,8 @@ from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
 from tests.zoo import ZOO
+
+from .common import emit
 
 
 def difference(ours: Any, theirs: Any) -> tuple[float, float]:

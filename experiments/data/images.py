@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.data.files import Source, present
 from jaxopt_nn.pipeline.classes import classification
 from jaxopt_nn.pipeline.task import Task
+
+from .files import Source, present
 
 Arrays = tuple[np.ndarray, np.ndarray]
 

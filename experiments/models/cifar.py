@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from experiments.models.build import Network, of_module
-from experiments.models.resnet import ResNet
+from .build import Network, of_module
+from .resnet import ResNet
 
 
 def resnet20(seed: int = 0, channels: Sequence[int] = (16, 32, 64), blocks: int = 3) -> Network:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from experiments.models import mlp as mlps
-from experiments.models import mlp_nnx
-from experiments.models.build import Network, of_module, of_nnx_class
+from . import mlp as mlps
+from . import mlp_nnx
+from .build import Network, of_module, of_nnx_class
 
 CLASSES = 10
 

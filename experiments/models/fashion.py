@@ -5,10 +5,10 @@ Inputs are ``[B, 28, 28, 1]``, outputs ``[B, 10]``. Sizes are arguments: a confi
 
 from collections.abc import Sequence
 
-from experiments.models import lenet, mlp, mlp_nnx
-from experiments.models import resnet as resnets
-from experiments.models import vit as vits
-from experiments.models.build import Network, of_module, of_nnx_class
+from . import lenet, mlp, mlp_nnx
+from . import resnet as resnets
+from . import vit as vits
+from .build import Network, of_module, of_nnx_class
 
 CLASSES = 10
 

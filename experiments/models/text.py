@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from experiments.models.build import Network, of_module
-from experiments.models.gpt import GPT
+from .build import Network, of_module
+from .gpt import GPT
 
 
 def gpt(

@@ -3,10 +3,11 @@
 import flax.linen as nn
 import jax
 
-from experiments.data.digits import digits
-from experiments.models.build import Network, of_module
 from jaxopt_nn.pipeline.numbers import reconstruction
 from jaxopt_nn.pipeline.task import Task
+
+from ..data.digits import digits
+from ..models.build import Network, of_module
 
 
 class Autoencoder(nn.Module):

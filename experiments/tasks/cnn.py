@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from experiments.models.build import Network, of_module
+from ..models.build import Network, of_module
 
 
 class CNN(nn.Module):

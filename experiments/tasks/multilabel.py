@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from experiments.data.digits import digits
-from experiments.models.build import Network, of_nnx_class
-from experiments.models.mlp_nnx import MLP
 from jaxopt_nn.pipeline.classes import multilabel
 from jaxopt_nn.pipeline.task import Task
+
+from ..data.digits import digits
+from ..models.build import Network, of_nnx_class
+from ..models.mlp_nnx import MLP
 
 #: Of each digit: even, prime, at least five, drawn with a loop, a multiple of three.
 PROPERTIES = np.array([[d % 2 == 0, d in (2, 3, 5, 7), d > 4, d in (0, 6, 8, 9), d % 3 == 0] for d in range(10)], np.int32)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.models.build import Network, of_module
 from jaxopt_nn.pipeline.classes import language_model
 from jaxopt_nn.pipeline.task import Task
+
+from ..models.build import Network, of_module
 
 LETTERS = "_.$ abcdefghijklmnopqrstuvwxyz"  # padding, end and beginning of a line first
 UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "

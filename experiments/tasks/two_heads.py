@@ -5,11 +5,12 @@ import jax
 import numpy as np
 import optax
 
-from experiments.data.digits import digits
-from experiments.models.build import Network, of_module
 from jaxopt_nn.pipeline.data import Source
 from jaxopt_nn.pipeline.metrics import mean_of
 from jaxopt_nn.pipeline.task import Task
+
+from ..data.digits import digits
+from ..models.build import Network, of_module
 
 HEADS = {"digit": 10, "turns": 4}
 

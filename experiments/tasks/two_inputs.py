@@ -5,10 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data.digits import digits
-from experiments.models.build import Network, of_inputs
 from jaxopt_nn.pipeline.numbers import regression
 from jaxopt_nn.pipeline.task import Task
+
+from ..data.digits import digits
+from ..models.build import Network, of_inputs
 
 
 class Adder(nn.Module):

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxopt_nn.coding.structure import Buffers, describe, rebuild
+from jaxopt_nn.coding.structure import Buffers, describe, from_buffers, rebuild
 from jaxopt_nn.tensors.base import PyTree
 
 SCHEMA = 2
@@ -100,7 +100,7 @@ def load_artifact(directory: str | os.PathLike[str]) -> tuple[PyTree, dict[str, 
     check_files(source, manifest["files"])
     buffers = _read_arrays(source / "arrays")
     try:
-        return rebuild(manifest["structure"], "", buffers), manifest
+        return rebuild(manifest["structure"], "", from_buffers(buffers)), manifest
     except (KeyError, TypeError) as error:
         raise ValueError(f"{source}: the manifest's structure is malformed: {error!r}") from error
 
@@ -183,7 +183,7 @@ def _write_arrays(directory: Path, buffers: dict[str, np.ndarray]) -> None:
         return
     try:
         # plain files: Orbax's own database holds random names, compressed, so that equal arrays differ by a few bytes
-        with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+        with quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
             checkpointer.save(directory, args=ocp.args.PyTreeSave(buffers))
         # holds the name of this process's temporary directory; nobody reads it where renaming is atomic
         (directory / "commit_success.txt").unlink(missing_ok=True)
@@ -194,7 +194,7 @@ def _write_arrays(directory: Path, buffers: dict[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Orbax's warning that there is no database to merge."""
     logger = logging.getLogger("absl")
     level = logger.level

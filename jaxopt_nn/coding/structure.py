@@ -1,16 +1,15 @@
-"""A tree of arrays and compressed tensors as JSON and a few buffers of bytes, and back.
+"""A tree of arrays and compressed tensors as JSON and arrays, and back: the one codec of all containers.
 
-The arrays, in the tree's order, are laid end to end into uint8 buffers, since a checkpoint has a fixed price for each array
-and a compressed network has many small ones. The JSON says where each array lies, its dtype, shape and checksum, and how
-the tree is put together. Only known kinds are rebuilt; nothing is imported that a file names.
+The JSON says how the tree is put together and, for each array, its dtype, its shape and where the container's ``Writer`` put
+it. Only known kinds are rebuilt; nothing is imported that a file names.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +21,28 @@ from jaxopt_nn.tensors.base import PyTree, Tensor, is_compressed
 BUFFER_BYTES = 64 * 2**20
 
 
+class Writer(Protocol):
+    """Where the arrays of a tree go."""
+
+    def add(self, path: str, value: Any) -> dict[str, Any]:
+        """Keeps the array of the leaf at ``path``; what the reader needs to find it again, as JSON."""
+
+
+#: Gets the JSON of an array, as ``Writer.add`` gave it, and its path; gives the array.
+Reader = Callable[[Mapping[str, Any], str], np.ndarray]
+
+
 class Buffers:
-    """Bytes laid end to end; an array lies in one buffer as a whole."""
+    """A writer that lays arrays end to end, in the tree's order, into uint8 buffers; an array lies in one as a whole.
+
+    A checkpoint has a fixed price for each array, and a compressed network has many small ones.
+    """
 
     def __init__(self) -> None:
         self._parts: list[list[bytes]] = [[]]
         self._size = 0
 
-    def add(self, value: Any) -> dict[str, Any]:
+    def add(self, path: str, value: Any) -> dict[str, Any]:
         value = np.asarray(value)
         data = value.tobytes()
         if self._size and self._size + len(data) > BUFFER_BYTES:
@@ -45,17 +58,35 @@ class Buffers:
         return {name: buffer for name, buffer in joined.items() if buffer.size}
 
 
-class _Discard(Buffers):
-    def add(self, value: Any) -> dict[str, Any]:
+def from_buffers(buffers: Mapping[str, np.ndarray]) -> Reader:
+    """The reader of what ``Buffers`` wrote; raises ValueError where bytes are missing or changed."""
+
+    def read(node: Mapping[str, Any], path: str) -> np.ndarray:
+        dtype, shape, (name, start) = jnp.dtype(node["dtype"]), tuple(node["shape"]), node["at"]
+        size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        data = buffers.get(str(name), np.zeros(0, np.uint8))[start : start + size]
+        if data.size != size:
+            raise ValueError(
+                f"{path}: {dtype.name}{list(shape)} needs {size} bytes at {node['at']}, the arrays hold {data.size}"
+            )
+        if zlib.crc32(data.tobytes()) != node["crc32"]:
+            raise ValueError(f"{path}: the checksum of its {size} bytes is not that of the manifest")
+        return np.frombuffer(data.tobytes(), dtype).reshape(shape)
+
+    return read
+
+
+class _Discard:
+    def add(self, path: str, value: Any) -> dict[str, Any]:
         return {}
 
 
 def check_storable(variables: PyTree) -> None:
-    """Raises TypeError, with the path, where a tree holds what an artifact can't."""
+    """Raises TypeError, with the path, where a tree holds what can't be stored."""
     describe(variables, "", _Discard())
 
 
-def describe(node: PyTree, path: str, writer: Buffers) -> dict[str, Any]:
+def describe(node: PyTree, path: str, writer: Writer) -> dict[str, Any]:
     """The node as JSON; its arrays go to ``writer``."""
     child = lambda key, value: describe(value, f"{path}/{key}" if path else str(key), writer)
     if node is None:
@@ -72,11 +103,12 @@ def describe(node: PyTree, path: str, writer: Buffers) -> dict[str, Any]:
     if isinstance(node, jax.Array | np.ndarray | np.generic):
         if jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
             key = jnp.asarray(node)
-            data = writer.add(jax.random.key_data(key))
+            data = writer.add(path, jax.random.key_data(key))
             return {"kind": "key", "implementation": str(jax.random.key_impl(key)), **data}
         if node.dtype.hasobject or node.dtype.kind in "SUMm":
             raise TypeError(f"{path or 'variables'}: an array of dtype {node.dtype} can't be stored; pass numbers")
-        return {"kind": "array", **writer.add(node)}
+        native = node if node.dtype.isnative else node.astype(node.dtype.newbyteorder("="))
+        return {"kind": "array", **writer.add(path, native)}
     raise TypeError(
         f"{path or 'variables'}: {type(node).__name__} can't be stored; an artifact holds dicts, lists, tuples, None, "
         "arrays and compressed tensors (for Flax: flax.core.unfreeze, nnx.to_pure_dict)"
@@ -113,8 +145,9 @@ def _tensor_kinds(base: type = Tensor) -> dict[str, type]:
     return kinds
 
 
-def rebuild(node: dict[str, Any], path: str, buffers: dict[str, np.ndarray]) -> Any:
-    child = lambda key, value: rebuild(value, f"{path}/{key}" if path else str(key), buffers)
+def rebuild(node: dict[str, Any], path: str, read: Reader) -> Any:
+    """The node that ``describe`` gave as JSON, its arrays by ``read``."""
+    child = lambda key, value: rebuild(value, f"{path}/{key}" if path else str(key), read)
     kind = node["kind"]
     if kind == "none":
         return None
@@ -124,9 +157,9 @@ def rebuild(node: dict[str, Any], path: str, buffers: dict[str, np.ndarray]) -> 
         items = [child(i, value) for i, value in enumerate(node["items"])]
         return items if kind == "list" else tuple(items)
     if kind == "array":
-        return _on_device(_array(node, path, buffers))
+        return on_device(read(node, path))
     if kind == "key":
-        return jax.random.wrap_key_data(jnp.asarray(_array(node, path, buffers)), impl=node["implementation"])
+        return jax.random.wrap_key_data(jnp.asarray(read(node, path)), impl=node["implementation"])
     kinds = _tensor_kinds()
     if kind not in kinds:
         raise ValueError(f"{path}: kind {kind!r} is unknown; this version knows {', '.join(sorted(kinds))}")
@@ -141,19 +174,6 @@ def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
-def _array(node: dict[str, Any], path: str, buffers: dict[str, np.ndarray]) -> np.ndarray:
-    dtype, shape, (name, start) = jnp.dtype(node["dtype"]), tuple(node["shape"]), node["at"]
-    size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
-    data = buffers.get(str(name), np.zeros(0, np.uint8))[start : start + size]
-    if data.size != size:
-        raise ValueError(
-            f"{path}: {dtype.name}{list(shape)} needs {size} bytes at {node['at']}, the arrays hold {data.size}"
-        )
-    if zlib.crc32(data.tobytes()) != node["crc32"]:
-        raise ValueError(f"{path}: the checksum of its {size} bytes is not that of the manifest")
-    return np.frombuffer(data.tobytes(), dtype).reshape(shape)
-
-
-def _on_device(value: np.ndarray) -> Any:
+def on_device(value: np.ndarray) -> Any:
     """A JAX array; a dtype that JAX would narrow (64 bits, unless enabled) stays with NumPy."""
     return jnp.asarray(value) if jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 MOVE = "move it away, or pass another --workdir"
@@ -42,15 +42,31 @@ def check_place(path: Path, kind: str) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary neighbour, which is then renamed."""
+    """Writes a file whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary neighbour for the block to write; then it is renamed to ``path``, or deleted if the block fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(temporary, "wb") as stream:
-            stream.write(content)
-            stream.flush()
+        yield temporary
+        with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Raises OSError where ``path`` can't be written: no folder to hold it, or something that is not to be replaced."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such directory; make it first")
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; pass the name of a file")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; pass overwrite=True, or another name")

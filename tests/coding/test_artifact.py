@@ -129,7 +129,7 @@ def test_every_dtype(dtype):
     values = jnp.asarray(RNG.integers(0, 2, (3, 5)), dtype)
     writer = structure.Buffers()
     described = json.loads(json.dumps(structure.describe({"x": values}, "", writer)))
-    assert_equal(structure.rebuild(described, "", writer.buffers()), {"x": values})
+    assert_equal(structure.rebuild(described, "", structure.from_buffers(writer.buffers())), {"x": values})
 
 
 trees = st.recursive(
@@ -147,7 +147,7 @@ trees = st.recursive(
 def test_any_nesting(tree):
     writer = structure.Buffers()
     described = json.loads(json.dumps(structure.describe(tree, "", writer)))
-    assert same(structure.rebuild(described, "", writer.buffers()), tree)
+    assert same(structure.rebuild(described, "", structure.from_buffers(writer.buffers())), tree)
 
 
 def same(got, expected):
