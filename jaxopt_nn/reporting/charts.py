@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from jaxopt_nn.reporting import plots, svg
 from jaxopt_nn.reporting.html import figure
+from jaxopt_nn.reporting.rows import Scores, number, score_rows, scored
 from jaxopt_nn.reporting.svg import Chart
 from jaxopt_nn.reporting.tables import entries, human_bytes, shown, unit_of
 
 Report = dict[str, Any]
 Form = Callable[[float], str]
-BASELINE, TEST = "baseline", ", test data"
 #: Curves of gradient norms and histograms on one page.
 LINES, HISTOGRAMS = 12, 12
+ENDS = ("low", "high")
 
 
 def scale_of(kind: Mapping[str, str]) -> float:
@@ -30,74 +31,38 @@ def metric_label(name: str, kind: Mapping[str, str]) -> str:
     return f"{name}{unit}{' (lower is better)' if kind['better'] == 'lower' else ''}"
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-class Scores(NamedTuple):
-    """The headline metric of a row: of each fold (NaN where one has none), their mean, and its difference to the baseline."""
-
-    name: str
-    values: list[float]
-    mean: Mapping[str, Any]
-    difference: Mapping[str, Any]
-
-
-def score_rows(report: Report) -> list[Scores]:
-    """Baseline and stages on the data by which they are compared, then, on the test data, what else is known there."""
-    metric, folds, over = report["headline"], report.get("folds") or [], report.get("summary") or {}
-    tested, validated = over.get("test") or {}, any("valid" in fold for fold in folds)
-
-    def row(name: str, numbers: Iterable[Mapping[str, Any]], told: Mapping[str, Any] | None) -> Scores:
-        mean, difference = ((told or {}).get(key, {}).get(metric) or {} for key in ("metrics", "difference"))
-        return Scores(name, [_number(each.get(metric)) for each in numbers], mean, difference)
-
-    out = [row(BASELINE, [fold.get("valid", fold["baseline"]) for fold in folds], over.get("baseline"))]
-    for k, stage in enumerate(report["stages"]):
-        out.append(row(stage["name"], [f["stages"][k]["metrics"] for f in folds], over["stages"][k] if over else None))
-    test = TEST if validated else ""
-    if validated:
-        out.append(row(BASELINE + TEST, [fold["baseline"] for fold in folds], tested.get("baseline")))
-        out.append(row(f"{report['stages'][-1]['name']}{test}", [fold["final"] for fold in folds], tested.get("final")))
-    if any(fold.get("control") for fold in folds):
-        out.append(row(f"control{test}", [fold.get("control") or {} for fold in folds], tested.get("control")))
-    return out
-
-
 def score_by_size(report: Report) -> str:
     """The headline against stored bytes: each stage's mean with its interval, each fold's value faint beside it."""
     name = report["headline"]
     kind = report["metrics"][name]
-    scale = scale_of(kind)
-    places = []
-    for entry, row in zip(entries(report), score_rows(report)):
-        places.append((entry, _number(row.mean.get("mean", entry["metrics"].get(name))), row.mean, row.values))
-    finite = [place for place in places if math.isfinite(place[1])]
-    if not report["stages"] or not finite:
+    told = [(entry, row, scored(report, entry, row)) for entry, row in zip(entries(report), score_rows(report))]
+    drawn = [(entry, row, score) for entry, row, score in told if math.isfinite(score)]
+    if not report["stages"] or not drawn:
         return ""
-    spread = lambda told: [_number(told.get(end)) for end in ("low", "high")]
-    ends = [scale * v for _, mean, told, values in finite for v in (mean, *spread(told), *values)]
-    sizes, least = [max(e["bytes"], 1) for e, *_ in finite], 1.0 if scale == 100 else 0.0
+    scale, sizes = scale_of(kind), [max(entry["bytes"], 1) for entry, *_ in drawn]
+    ends = [scale * x for _, row, score in drawn for x in (score, *row.values, *(number(row.mean.get(end)) for end in ENDS))]
+    least, down = 1.0 if kind["unit"] == "%" else 0.0, kind["better"] == "lower"
     chart = Chart(
         svg.spanning("stored bytes (smaller to the right)", sizes, pad=0.15, log=True, reverse=True, form=human_bytes),
-        svg.spanning(metric_label(name, kind), ends, pad=0.15, least=least, reverse=kind["better"] == "lower"),
+        svg.spanning(metric_label(name, kind), ends, pad=0.15, least=least, reverse=down),
         f"{name} of each stage against its stored bytes",
     )  # fmt: skip
-    chart.line([(size, scale * mean) for size, (_, mean, *_) in zip(sizes, finite)], series=6, kind="thin")
-    for k, (entry, mean, told, values) in enumerate(finite):
-        size = sizes[k]
-        beside = 14.0 * sum(0.9 < size / other < 1.1 for other in sizes[:k])  # those of one size stand in a row
-        for i, value in enumerate(values if len(values) > 1 else ()):
-            chart.point(size, scale * value, f"{entry['name']}, fold {i + 1}\n{shown(report, name, value)}", k, faint=True, shift=beside)
-        tip = f"{entry['name']}\n{name} {shown(report, name, mean)}\n{entry['bytes']:,} bytes, {entry['ratio']:.2f}x smaller"
-        if told.get("low") is not None:
-            tip += f"\n95 % interval {shown(report, name, told['low'])} to {shown(report, name, told['high'])}"
-            chart.interval(size, scale * mean, scale * told["low"], scale * told["high"], tip, k, shift=beside)
-        chart.point(size, scale * mean, tip, k, shift=beside)
-        chart.label(size, scale * mean, entry["name"], beside)
-    many = "Large marks are means over folds with 95 % intervals, small ones single folds." if len(finite[0][3]) > 1 else ""
-    legend = {entry["name"]: k for k, (entry, *_) in enumerate(finite)}
-    return figure("What it costs against bytes", chart, f"{many} Better is up, smaller is to the right.".strip(), legend)
+    chart.line([(size, scale * score) for size, (*_, score) in zip(sizes, drawn)], series=6, kind="thin")
+    for k, (entry, row, score) in enumerate(drawn):
+        size, beside = sizes[k], 14.0 * sum(0.9 < sizes[k] / other < 1.1 for other in sizes[:k])  # those of one size in a row
+        tip = f"{entry['name']}\n{name} {shown(report, name, score)}\n{entry['bytes']:,} bytes, ratio {entry['ratio']:.2f}x"
+        for i, value in enumerate(row.values if row.mean else ()):
+            fold = f"{entry['name']}, fold {i + 1}\n{shown(report, name, value)}"
+            chart.point(size, scale * value, fold, k, faint=True, shift=beside)
+        if row.mean:
+            low, high = (row.mean[end] for end in ENDS)
+            tip += f"\n95% interval {shown(report, name, low)} to {shown(report, name, high)}"
+            chart.interval(size, scale * score, scale * low, scale * high, tip, k, shift=beside)
+        chart.point(size, scale * score, tip, k, shift=beside)
+        chart.label(size, scale * score, entry["name"], beside)
+    many = "Large marks are means over folds with 95% intervals, small ones single folds. " if drawn[0][1].mean else ""
+    legend = {entry["name"]: k for k, (entry, *_) in enumerate(drawn)}
+    return figure("What it costs against bytes", chart, f"{many}Better is up, smaller is to the right.", legend)
 
 
 def folds(report: Report) -> list[str]:
@@ -107,14 +72,12 @@ def folds(report: Report) -> list[str]:
         return []
     name = report["headline"]
     kind, unit = report["metrics"][name], unit_of(report, name)
+    value = functools.partial(shown, report, name)
     points = lambda value: f"{scale_of(kind) * value:+.3g} {unit}".strip()
-    bases = {row.name: row.values for row in rows}
-    base = lambda row: bases[BASELINE + TEST] if row.name.endswith(TEST) and BASELINE + TEST in bases else bases[BASELINE]
-    less = lambda row: [value - other for value, other in zip(row.values, base(row))]
-    against = [Scores(row.name, less(row), row.difference, {}) for row in rows if row.name not in (BASELINE, BASELINE + TEST)]
+    against = [Scores(row.name, row.differences, row.difference, [], {}) for row in rows if row.differences]
     return [
-        _strip(f"{name.capitalize()} of each fold", metric_label(name, kind), rows, kind, functools.partial(shown, report, name)),
-        _strip("Paired difference to the baseline", f"difference in {name}, {unit}".rstrip(", "), against, kind, points, zero=True),
+        _strip(f"{name.capitalize()} of each fold", metric_label(name, kind), rows, kind, value),
+        _strip("Paired difference to the baseline", f"difference in {name}, {unit}".rstrip(", "), against, kind, points, True),
     ]
 
 
@@ -123,7 +86,7 @@ def _strip(title: str, label: str, rows: Sequence[Scores], kind: Mapping[str, st
     if not rows:
         return ""
     scale = scale_of(kind)
-    ends = [v for row in rows for v in (*row.values, *(_number(row.mean.get(end)) for end in ("low", "high")))]
+    ends = [v for row in rows for v in (*row.values, *(number(row.mean.get(end)) for end in ("low", "high")))]
     chart = Chart(
         svg.spanning(label, [*(scale * v for v in ends), *([0.0] if zero else [])]),
         svg.named([row.name for row in rows]), f"{title}, by stage", height=60 + 34 * len(rows),
@@ -135,10 +98,10 @@ def _strip(title: str, label: str, rows: Sequence[Scores], kind: Mapping[str, st
             chart.point(scale * value, i - 0.16, f"{row.name}, fold {fold + 1}\n{form(value)}", 0, faint=True)
         if row.mean:
             mean, low, high = (row.mean[key] for key in ("mean", "low", "high"))
-            tip = f"{row.name}\nmean {form(mean)}\n95 % interval {form(low)} to {form(high)}"
+            tip = f"{row.name}\nmean {form(mean)}\n95% interval {form(low)} to {form(high)}"
             chart.interval(scale * mean, i + 0.16, scale * low, scale * high, tip, 1, across=True)
             chart.point(scale * mean, i + 0.16, tip, 1)
-    return figure(title, chart, "", {"a fold": 0, "mean, 95 % interval": 1})
+    return figure(title, chart, "", {"a fold": 0, "mean, 95% interval": 1})
 
 
 def latency(report: Report) -> str:
@@ -148,7 +111,7 @@ def latency(report: Report) -> str:
         return ""
     batches = list(stages[-1]["latency"])
     measured = [at for stage in stages for at in stage["latency"].values()]
-    ends = [_number(at.get(end)) for at in measured for end in ("ratio", "low", "high")]
+    ends = [number(at.get(end)) for at in measured for end in ("ratio", "low", "high")]
     chart = Chart(
         svg.Axis("batch", -0.5, len(batches) - 0.5, names=tuple(batches)),
         svg.spanning("time over the baseline's", [*ends, 1.0], least=0.2),
@@ -159,11 +122,11 @@ def latency(report: Report) -> str:
         shift = 0.5 * (k - (len(stages) - 1) / 2) / len(stages)
         for i, batch in enumerate(batches):
             if at := stage["latency"].get(batch):
-                ratio, low, high = (_number(at.get(end)) for end in ("ratio", "low", "high"))
-                tip = f"{stage['name']}, batch {batch}\n{ratio:.2f}x, 95 % interval {low:.2f}x to {high:.2f}x\n{at['ms']:.3g} ms"
+                ratio, low, high = (number(at.get(end)) for end in ("ratio", "low", "high"))
+                tip = f"{stage['name']}, batch {batch}\n{ratio:.2f}x, 95% interval {low:.2f}x to {high:.2f}x\n{at['ms']:.3g} ms"
                 chart.interval(i + shift, ratio, low, high, tip, k)
                 chart.point(i + shift, ratio, tip, k)
-    caption = "Median of interleaved pairs with its 95 % interval; below the dashed line is faster."
+    caption = "Median of interleaved pairs with its 95% interval; below the dashed line is faster."
     return figure("Latency by batch", chart, caption, {stage["name"]: k for k, stage in enumerate(stages)})
 
 
@@ -182,7 +145,7 @@ def _curve(report: Report, name: str, steps: plots.Steps) -> str:
     lines: dict[int, list[tuple[str, list[tuple[float, float]], list[str]]]] = {0: [], 1: []}
     for stage, places, logged in steps.stages:
         for k, key in enumerate(("metrics", "valid")):
-            found = [(x, scale * _number((entry.get(key) or {}).get(name))) for x, entry in zip(places, logged)]
+            found = [(float(x), scale * number((entry.get(key) or {}).get(name))) for x, entry in zip(places, logged)]
             kept = [point for point in found if math.isfinite(point[1])]
             what = ("training", "validation")[k]
             lines[k].append((stage, kept, [f"{stage}, step {x:,}\n{what} {name} {y:.4g}" for x, y in kept]))

@@ -54,7 +54,7 @@ class Row:
     """A table's line; ``run`` ties it to marks of charts, ``words`` are found by the filter beside the cells' texts."""
 
     cells: Sequence[Cell | str]
-    run: int | None = None
+    run: str = ""
     words: str = ""
 
 
@@ -116,7 +116,11 @@ def beside(figures: Iterable[str], small: bool = False) -> str:
 
 
 def table(
-    caption: str, columns: Sequence[Column], rows: Sequence[Row | Sequence[Cell | str]], search: bool = False, fixed: bool = False
+    caption: str,
+    columns: Sequence[Column],
+    rows: Sequence[Row | Sequence[Cell | str]],
+    search: bool = False,
+    fixed: bool = False,
 ) -> str:
     """A table in a box that scrolls by itself; nothing without rows.
 
@@ -139,9 +143,8 @@ def table(
 
 
 def _row(row: Row, columns: Sequence[Column]) -> str:
-    tie = "" if row.run is None else f' data-run="{row.run}"'
     cells = [_cell(cell, column.kind) for cell, column in zip(row.cells, columns, strict=True)]
-    return f"<tr{tie}{_attribute('data-words', row.words)}>{''.join(cells)}</tr>"
+    return f"<tr{_attribute('data-run', row.run)}{_attribute('data-words', row.words)}>{''.join(cells)}</tr>"
 
 
 def _cell(cell: Cell | str, kind: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxopt_nn.reporting.rows import Scores, score_rows, scored
 from jaxopt_nn.reporting.tables import entries, human_bytes, last, shown
 
 if TYPE_CHECKING:
@@ -100,19 +101,18 @@ def _logarithmic(axes: Axes, which: str, form: Callable[[float], str]) -> None:
 def metric_bytes(report: Report) -> Figure | None:
     """The headline metric against stored bytes over the stages; those without a finite score are left out.
 
-    Each fold's end is a light point where there are several.
+    Where there are several folds, each is a light point, and means have their intervals.
     """
     name = report["headline"]
     kind = report["metrics"][name]
     scale, down = (100 if kind["unit"] == "%" else 1), kind["better"] == "lower"
-    value_of = lambda numbers: math.nan if numbers.get(name) is None else scale * numbers[name]
-    scores = [(e, value_of(e["metrics"])) for e in entries(report)]
-    finite = [(e, score) for e, score in scores if math.isfinite(score)]
+    scores = [(e, row, scale * scored(report, e, row)) for e, row in zip(entries(report), score_rows(report))]
+    finite = [place for place in scores if math.isfinite(place[-1])]
     if not finite or not report["stages"]:
         return None
-    found, value = zip(*finite, strict=True)
+    found, folds, value = zip(*finite, strict=True)
     size = [max(e["bytes"], 1) for e in found]
-    first = 1 if math.isfinite(scores[0][1]) else 0  # where the stages begin
+    first = 1 if math.isfinite(scores[0][-1]) else 0  # where the stages begin
     figure = _figure(WIDTH, 4.4)
     axes = figure.subplots()
     for baseline in value[:first]:
@@ -122,10 +122,7 @@ def metric_bytes(report: Report) -> Figure | None:
     axes.scatter(
         size[:first], value[:first], s=150, marker="*", color=ORANGE, edgecolor="white", linewidth=0.8, zorder=4
     )
-    folds = report.get("cross_validation", {}).get("of_folds", {}) if report.get("cross_validation") else {}
-    spread = [x for x in map(value_of, folds.get("final", ())) if math.isfinite(x)]
-    if spread:
-        axes.scatter([size[-1]] * len(spread), spread, s=26, color=BLUE, alpha=0.35, linewidth=0, zorder=2)
+    spread = _folds(axes, size, folds, scale)
     low, high = min([*value, *spread]), max([*value, *spread])
     margin = max(0.45 * (high - low), 0.5 if scale == 100 else 0.02 * max(abs(high), abs(low), 1e-9))
     axes.set_ylim(*((high + margin, low - margin) if down else (low - margin, high + margin)))  # better is up
@@ -134,9 +131,22 @@ def metric_bytes(report: Report) -> Figure | None:
     axes.set_xlim(max(size) * wide, min(size) / wide)
     axes.set_xlabel("stored bytes (log scale, smaller to the right)")
     axes.set_ylabel(f"{_names([name], 40)[0]}{', ' + kind['unit'] if kind['unit'] else ''}{' (better is up)' if down else ''}")
-    said = [shown(report, name, entry["metrics"][name]) for entry in found]
+    said = [shown(report, name, score / scale) for score in value]
     _place(figure, axes, _labels(found, value, said, -1 if down else 1), list(zip(size, value)))
     return figure
+
+
+def _folds(axes: Axes, sizes: Sequence[float], rows: Sequence[Scores], scale: float) -> list[float]:
+    """Draws the folds of each stage and the intervals of their means; all values that were drawn."""
+    out: list[float] = []
+    for size, row in zip(sizes, rows, strict=True):
+        if row.mean:
+            values = [scale * value for value in row.values if math.isfinite(value)]
+            ends = [scale * row.mean[end] for end in ("low", "high")]
+            axes.scatter([size] * len(values), values, s=26, color=BLUE, alpha=0.35, linewidth=0, zorder=2)
+            axes.vlines(size, *ends, color=BLUE, linewidth=1.2, zorder=2)
+            out += [*values, *ends]
+    return out
 
 
 def _labels(
@@ -405,7 +415,7 @@ PLOTS = {
     "metric_bytes.png": Plot(
         metric_bytes, "what it costs against bytes",
         "Each point is the network after a stage as it would be deployed: smaller is to the right, better is up; "
-        "the star and the dashed line are the baseline; light points are the ends of single folds.",
+        "the star and the dashed line are the baseline; light points are single folds, lines 95% intervals of their mean.",
     ),
     "training.png": Plot(
         training_curves, "training",

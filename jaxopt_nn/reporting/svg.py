@@ -123,11 +123,11 @@ class Chart:
         return left + self._x.place(x) * (right - left), bottom - self._y.place(y) * (bottom - top)
 
     def point(
-        self, x: float, y: float, tip: str = "", series: int = 0, faint: bool = False, run: int | None = None, shift: float = 0.0
+        self, x: float, y: float, tip: str = "", series: int = 0, faint: bool = False, run: str = "", shift: float = 0.0
     ) -> None:
         """A mark, moved to the right by ``shift`` units of the drawing.
 
-        ``run`` ties it to the table's row of that number, so that filtering the table filters the chart.
+        ``run`` ties it to the table's row of that name, so that filtering the table filters the chart.
         """
         if not (math.isfinite(x) and math.isfinite(y)):
             return
@@ -135,11 +135,12 @@ class Chart:
         px += shift
         self._points.append((px, py))
         shape = _shape(SHAPES[series % len(SHAPES)], px, py, 3.2 if faint else 4.6)
-        self._marks.append(f'<g class="c{series % COLOURS} mark{" faint" if faint else ""}"{_tie(run)}>{_title(tip)}{shape}</g>')
+        kind = f"c{series % COLOURS} mark{' faint' if faint else ''}"
+        self._marks.append(f'<g class="{kind}"{_tie(run)}>{_title(tip)}{shape}</g>')
 
     def interval(
         self, x: float, y: float, low: float, high: float, tip: str = "", series: int = 0, across: bool = False,
-        run: int | None = None, shift: float = 0.0,
+        run: str = "", shift: float = 0.0,
     ) -> None:  # fmt: skip
         """An error bar through a point: upright, or ``across``; ``run`` and ``shift`` as those of a point."""
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -238,8 +239,8 @@ class Chart:
         return out
 
 
-def _tie(run: int | None) -> str:
-    return "" if run is None else f' data-run="{run}"'
+def _tie(run: str) -> str:
+    return f' data-run="{escape(run)}"' if run else ""
 
 
 def _title(tip: str) -> str:
