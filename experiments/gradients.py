@@ -119,7 +119,7 @@ def _panel(axes: Axes, entries: Mapping[str, Mapping[str, Any]], path: str) -> N
         (colour, dashes), norms = STYLES[ste], entry["norms"][path]
         if any(norms):
             marker = "o" if len(norms) < 3 else ""
-            axes.plot(entry["steps"], norms, color=colour, linestyle=dashes, linewidth=1.4, marker=marker, markersize=4, label=ste)
+            axes.plot(entry["steps"], norms, color=colour, linestyle=dashes, marker=marker, markersize=4, label=ste)
         else:
             axes.text(0.97, 0.95, f"{ste}: exactly 0", color=colour, transform=axes.transAxes, ha="right", va="top")
 

@@ -76,32 +76,34 @@ def folds(report: Report) -> list[str]:
     points = lambda value: f"{scale_of(kind) * value:+.3g} {unit}".strip()
     against = [Scores(row.name, row.differences, row.difference, [], {}) for row in rows if row.differences]
     return [
-        _strip(f"{name.capitalize()} of each fold", metric_label(name, kind), rows, kind, value),
-        _strip("Paired difference to the baseline", f"difference in {name}, {unit}".rstrip(", "), against, kind, points, True),
+        strip(f"{name.capitalize()} of each fold", metric_label(name, kind), rows, kind, value),
+        strip("Paired difference to the baseline", f"difference in {name}, {unit}".rstrip(", "), against, kind, points, True),
     ]
 
 
-def _strip(title: str, label: str, rows: Sequence[Scores], kind: Mapping[str, str], form: Form, zero: bool = False) -> str:
-    """A line for each row: its values as faint marks, mean and interval across them."""
+def strip(
+    title: str, label: str, rows: Sequence[Scores], kind: Mapping[str, str], form: Form, zero: bool = False, each: str = "fold"
+) -> str:
+    """A line for each row: its values, one of ``each``, as faint marks, mean and interval across them."""
     if not rows:
         return ""
     scale = scale_of(kind)
     ends = [v for row in rows for v in (*row.values, *(number(row.mean.get(end)) for end in ("low", "high")))]
     chart = Chart(
         svg.spanning(label, [*(scale * v for v in ends), *([0.0] if zero else [])]),
-        svg.named([row.name for row in rows]), f"{title}, by stage", height=60 + 34 * len(rows),
+        svg.named([row.name for row in rows]), title, height=60 + 34 * len(rows),
     )  # fmt: skip
     if zero:
         chart.reference(x=0.0)
     for i, row in enumerate(rows):
-        for fold, value in enumerate(row.values):
-            chart.point(scale * value, i - 0.16, f"{row.name}, fold {fold + 1}\n{form(value)}", 0, faint=True)
+        for k, value in enumerate(row.values):
+            chart.point(scale * value, i - 0.16, f"{row.name}, {each} {k + 1}\n{form(value)}", 0, faint=True)
         if row.mean:
             mean, low, high = (row.mean[key] for key in ("mean", "low", "high"))
             tip = f"{row.name}\nmean {form(mean)}\n95% interval {form(low)} to {form(high)}"
             chart.interval(scale * mean, i + 0.16, scale * low, scale * high, tip, 1, across=True)
             chart.point(scale * mean, i + 0.16, tip, 1)
-    return figure(title, chart, "", {"a fold": 0, "mean, 95% interval": 1})
+    return figure(title, chart, "", {f"a {each}": 0, "mean, 95% interval": 1})
 
 
 def latency(report: Report) -> str:
