@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
@@ -93,6 +95,12 @@ def picture(draw: Callable[[Figure], None], width: float, height: float) -> byte
         out = io.BytesIO()
         figure.savefig(out, format="png")
         return out.getvalue()
+
+
+def check_no_run(artifact: str | os.PathLike[str]) -> None:
+    """Raises ValueError where the folder of a run stands in the place of its artifact's."""
+    if (Path(artifact) / "artifact" / "manifest.json").is_file():
+        raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / 'artifact'}")
 
 
 @contextlib.contextmanager

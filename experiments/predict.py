@@ -128,8 +128,7 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
       ValueError: it is none, or does not say of which model it is.
       FileNotFoundError: no such directory.
     """
-    if (Path(artifact) / "artifact" / "manifest.json").is_file():
-        raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / 'artifact'}")
+    common.check_no_run(artifact)
     tree, manifest = load_artifact(artifact)
     extra = manifest.get("extra")
     extra = extra if isinstance(extra, Mapping) else {}
