@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
@@ -14,6 +16,8 @@ from absl import flags, logging
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import plots
+
+from .config import imported
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,7 +32,7 @@ def load_task(config: Mapping[str, Any], fold: int = 0) -> Task:
       ValueError: the source is unknown, has other arguments, or gives something else than a ``Task``.
     """
     source = config["data"]["source"]
-    load = registry.imported(source)
+    load = imported(source)
     arguments = {k: v for k, v in config["data"].items() if k not in ("source", "cross_validate")}
     known = inspect.signature(load).parameters
     told = {"fold": fold, "seed": config["seed"], "batch_size": config["batch_size"]}
@@ -91,6 +95,12 @@ def picture(draw: Callable[[Figure], None], width: float, height: float) -> byte
         out = io.BytesIO()
         figure.savefig(out, format="png")
         return out.getvalue()
+
+
+def check_no_run(artifact: str | os.PathLike[str]) -> None:
+    """Raises ValueError where the folder of a run stands in the place of its artifact's."""
+    if (Path(artifact) / "artifact" / "manifest.json").is_file():
+        raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / 'artifact'}")
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ from jaxopt_nn.reporting.write import FILES, FOLDERS
 from . import common
 from .command import start
 from .common import load_task
-from .config import checked
+from .config import checked, imported
 from .model import Model, check_replaceable, check_same_tree, save_variables
 
 PyTree = Any
@@ -141,7 +141,7 @@ class Experiment:
         self._teacher = None
         if teacher:
             self._teacher = Model(teacher["model"], teacher["model_args"], teacher["float"], "teacher")
-        registry.imported(config["data"]["source"])
+        imported(config["data"]["source"])
         for stage in config["stages"]:
             if stage.get("name") in RESERVED:
                 raise ValueError(f"config.stages: {stage['name']!r} is the name of the training before the recipe")

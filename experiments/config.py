@@ -6,16 +6,20 @@ import contextlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_path
 
 from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.export.exported import check_platforms
+from jaxopt_nn.pipeline import registry
 
-PASS = "pass a Python file with a get_config(), such as configs/digits_quickstart.py"
+#: The shipped configs lie beside this package, in the repository and in an installation.
+CONFIGS = Path(__file__).parent.parent / "configs"
+PASS = "pass a Python file with a get_config(), or the name of a shipped config"
 NEEDED = ("seed", "model", "batch_size", "data", "float", "stages")
 #: Fields that a config may leave out, and their values then.
 DEFAULTS: dict[str, Any] = {
@@ -24,6 +28,45 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 TRAINING = ("epochs", "learning_rate", "weight_decay", "ema", "distill", "training_rule", "gradient_norms")
 TEACHER: dict[str, Any] = {"model_args": {}, "checkpoint": "", "data": {}}
+
+
+def imported(name: str) -> Any:
+    """The object at ``package.module:attribute``; ``experiments`` is this package, which an installation has elsewhere.
+
+    Raises:
+      ValueError: another form of name, no such module, or no such attribute (near misses are named).
+    """
+    package, dot, rest = name.partition(".")
+    return registry.imported(f"{__package__}.{rest}" if package + dot == "experiments." else name)
+
+
+def config_file(name: str) -> str:
+    """The file of a config: ``name`` itself where there is such a file, else the shipped config of that name.
+
+    Raises:
+      FileNotFoundError: neither; near misses are named.
+    """
+    file, shipped = Path(name.partition(":")[0]), CONFIGS / f"{name}.py"  # ml_collections takes file.py:argument
+    if file.exists():
+        return name
+    if shipped.is_file():
+        return str(shipped)
+    known = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
+    near = near_misses(file.stem, known)
+    told = f"nearest shipped configs: {', '.join(near)}" if near else f"shipped configs: {', '.join(known)}"
+    raise FileNotFoundError(f"no such file: {name!r}; {told}")
+
+
+def with_files(argv: Sequence[str]) -> list[str]:
+    """The command line with files in the place of the names of shipped configs, as ``--config=file``."""
+    out: list[str] = []
+    for argument in argv:
+        if out and out[-1] in ("-config", "--config"):
+            argument = f"{out.pop()}={argument}"
+        flag, equals, value = argument.partition("=")
+        named = flag in ("-config", "--config") and equals
+        out.append(f"--config={config_file(value)}" if named else argument)
+    return out
 
 
 def plain(value: Any) -> Any:
@@ -93,10 +136,13 @@ def parsed(argv: Sequence[str]) -> list[str]:
     """Command-line flags; a wrong file or a mistyped config field ends the program without a traceback."""
     flag = flags.FLAGS["config"] if "config" in flags.FLAGS else None
     try:
-        left = app.parse_flags_with_usage(list(argv))
+        argv = with_files(argv)
+        left: list[str] = flags.FLAGS(argv)
         if flag is not None:
             getattr(flag.value, "lock", None)  # where the file could not be read, any attribute raises
         return left
+    except flags.Error as error:
+        sys.exit(f"error: {error}\n--help lists the flags")
     except OSError as error:
         sys.exit(f"--config: {str(error.__cause__ or error).splitlines()[-1].strip()}; {PASS}")
     except SyntaxError as error:

@@ -25,6 +25,8 @@ from jaxopt_nn.pipeline.task import Objective, Task
 from jaxopt_nn.pipeline.twins import twin
 from jaxopt_nn.reporting.progress import Watch
 
+from .config import imported
+
 PyTree = Any
 #: What Orbax writes into a checkpoint; a run that was killed while it replaced one leaves any part of it.
 ORBAX = {
@@ -42,7 +44,7 @@ class Model:
 
     def __init__(self, name: str, arguments: Mapping[str, Any], training: Mapping[str, Any], stage: str):
         self._name, self._arguments = name, dict(arguments)
-        self._build = registry.imported(name)
+        self._build = imported(name)
         self.network = self._built(0)
         self._stage = Stage(stage, identity(), **registry.stage_fields(training))
         self._trainer = functools.lru_cache(maxsize=4)(self._compiled)

@@ -39,7 +39,7 @@ from jaxopt_nn.reporting import tables
 
 from . import common
 from .command import start
-from .config import checked
+from .config import checked, imported
 from .model import Model
 
 PyTree = Any
@@ -128,8 +128,7 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
       ValueError: it is none, or does not say of which model it is.
       FileNotFoundError: no such directory.
     """
-    if (Path(artifact) / "artifact" / "manifest.json").is_file():
-        raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / 'artifact'}")
+    common.check_no_run(artifact)
     tree, manifest = load_artifact(artifact)
     extra = manifest.get("extra")
     extra = extra if isinstance(extra, Mapping) else {}
@@ -175,7 +174,7 @@ def given(data: str, task: Task) -> Examples:
     if not data:
         return of_source(task)
     if ":" in data and not Path(data).exists():
-        load = registry.imported(data)
+        load = imported(data)
         known = inspect.signature(load).parameters
         made = load(**{k: v for k, v in {"fold": 0, "seed": 0}.items() if k in known})
         if isinstance(made, Task):

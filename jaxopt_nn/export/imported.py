@@ -41,18 +41,33 @@ def imported(
             f"the network was exported for {held}, and JAX runs on {platform} here: set JAX_PLATFORMS to a platform of these "
             f"that this machine has, export the network with platforms=(..., {platform!r}), or load it with the model's code"
         )
-    prepare, run = (deserialized(data, f"{platform}.{name}") for name, data in programs[platform]._asdict().items())
+    prepare, run = fitted(programs[platform], platform, variables, states)
     leaves = leaves_by_path(variables)
-    given = opened(leaves)
-    stored = {path: given[path] for path, x in leaves.items() if is_compressed(x)}
+    arrays = opened(leaves)
+    stored = {path: arrays[path] for path, x in leaves.items() if is_compressed(x)}
+    ready = {**arrays, **jax.jit(prepare.call)(stored)}
+    return Network(Imported(run), {"leaves": ready, "states": opened(states or {})})
+
+
+def fitted(
+    programs: Programs, platform: str, variables: PyTree, states: Mapping[str, State] | None = None
+) -> tuple[jax.export.Exported, jax.export.Exported]:
+    """The program that prepares and the one that runs, of any platform; nothing is run.
+
+    Raises:
+      ValueError: damaged programs, or ones that take other variables or states.
+    """
+    prepare, run = (deserialized(data, f"{platform}.{name}") for name, data in programs._asdict().items())
+    leaves = leaves_by_path(variables)
+    arrays = opened(leaves)
     (wanted,), _ = _arguments(prepare)
-    _check_names(stored, wanted, "stored tensor")
-    ready = {**given, **jax.jit(prepare.call)(stored)}
-    held_states = opened(states or {})
+    _check_names({path: arrays[path] for path, x in leaves.items() if is_compressed(x)}, wanted, "stored tensor")
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in prepare.out_avals]
+    prepared = jax.tree.unflatten(prepare.out_tree, shapes)
     (wanted_leaves, wanted_states, _), _ = _arguments(run)
-    _check_names(ready, wanted_leaves, "leaf")
-    _check_names(held_states, wanted_states, "state of a rule at")
-    return Network(Imported(run), {"leaves": ready, "states": held_states})
+    _check_names({**arrays, **prepared}, wanted_leaves, "leaf")
+    _check_names(opened(states or {}), wanted_states, "state of a rule at")
+    return prepare, run
 
 
 class Imported:

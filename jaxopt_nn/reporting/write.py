@@ -28,15 +28,17 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from jaxopt_nn.core.files import write_file
 from jaxopt_nn.reporting import page, plots
+from jaxopt_nn.reporting.rows import class_rows, fold_rows, latency_rows
 from jaxopt_nn.reporting.tables import (
     LEAF_LEGEND,
     LEGEND,
+    Table,
     circumstances,
     fact_tables,
     headline,
@@ -54,29 +56,38 @@ FILES = ("report.html", "report.json", "report.md", *plots.PLOTS)
 
 
 def markdown(report: dict[str, Any], images: Collection[str] = ()) -> str:
-    """The report as Markdown; ``images`` are the names of those plots that lie beside it."""
-    parts = ["# Compression report", "", headline(report), "", *_markdown_table(*rows(report)), ""]
-    parts += [f"- {sentence}" for sentence in [*sentences(report), circumstances(report), LEGEND]]
-    parts.append("")
+    """The report as Markdown, in the page's order; ``images`` are the names of those plots that lie beside it."""
+    parts = [f"# {report.get('title') or 'Compression report'}", "", headline(report), ""]
+    parts += [f"- {sentence}" for sentence in [*sentences(report), circumstances(report)]]
+    parts += ["", "## Stages", "", *_markdown_table(rows(report)), LEGEND, ""]
     if not has_matplotlib():
         parts += ["No plot: matplotlib is not installed.", ""]
-    for name in images:
-        parts += [f"![{plots.PLOTS[name].title}]({name})", "", plots.PLOTS[name].caption, ""]
-    header, cells = leaf_rows(last(report))
-    if cells:
-        parts += ["## Leaves after the last stage", "", *_markdown_table(header, cells), "", f"- {LEAF_LEGEND}", ""]
-    for title, note, (header, cells) in fact_tables(report):
-        parts += [f"## {title}", "", note, "", *_markdown_table(header, cells), ""]
-    if report["skipped"]:
-        listed = [[s["path"], s["reason"]] for s in report["skipped"]]
-        parts += ["## Left alone, or not used as packed", "", *_markdown_table(["path", "reason"], listed), ""]
-    return "\n".join(parts)
+    parts += [*_plots(images, "metric_bytes.png"), *_part("Times over the baseline's, by batch", latency_rows(report))]
+    parts += _part("All folds", fold_rows(report))
+    parts += _part(f"By layer, after {last(report)['name']}", leaf_rows(last(report)), LEAF_LEGEND)
+    parts += [*_plots(images, "leaves.png", "weights.png"), *_part("By class", class_rows(report))]
+    parts += _plots(images, "training.png", "gradients.png")
+    for name, note, table in fact_tables(report):
+        parts += _part(name, table, note)
+    listed = [[s["path"], s["reason"]] for s in report["skipped"]]
+    return "\n".join([*parts, *_part("Left alone, or not used as packed", (["path", "reason"], listed))])
 
 
-def _markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+def _part(title: str, table: Table | None, note: str = "") -> list[str]:
+    """A table with its heading; nothing of an empty one."""
+    return [f"## {title}", "", *_markdown_table(table), *([note, ""] if note else [])] if table and table[1] else []
+
+
+def _plots(images: Collection[str], *names: str) -> list[str]:
+    shown = [(name, plots.PLOTS[name]) for name in names if name in images]
+    return [line for name, plot in shown for line in (f"![{plot.title}]({name})", "", plot.caption, "")]
+
+
+def _markdown_table(table: Table) -> list[str]:
+    header, cells = table
     lines = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (header, *cells)]
     bars = ["| " + " | ".join(line) + " |" for line in lines]
-    return [bars[0], "|" + "|".join(" --- " for _ in header) + "|", *bars[1:]]
+    return [bars[0], "|" + "|".join(" --- " for _ in header) + "|", *bars[1:], ""]
 
 
 def has_matplotlib() -> bool:
@@ -95,7 +106,7 @@ def write(report: dict[str, Any], workdir: Path) -> None:
     """
     text = json_text(_finite(report)) + "\n"
     images = plots.images(report) if has_matplotlib() else {}
-    words = {"report.html": page.page(report, images), "report.md": markdown(report, images), "report.json": text}
+    words = {"report.html": page.page(report), "report.md": markdown(report, images), "report.json": text}
     (workdir / "report.json").unlink(missing_ok=True)
     for name in plots.PLOTS.keys() - images.keys():
         (workdir / name).unlink(missing_ok=True)

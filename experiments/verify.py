@@ -1,0 +1,181 @@
+"""Reads an artifact back whole and checks everything about it that can be checked here.
+
+    python -m experiments.verify runs/digits_quickstart/artifact
+
+Checked are the manifest's own checksum, each file's size and checksum, every array against the structure, and for each
+exported program that it can be read and takes the stored weights. The program for this platform is run: the weights that it
+prepares equal those that ``jaxopt_nn.prepare`` makes of the stored ones, to the bit; its outputs on random inputs are finite;
+and they are compared with those of the model's code where the artifact's config names it. The exit status is 1 where something
+is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.coding.artifact import directory_bytes, load_artifact, read_files
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.transform import State
+from jaxopt_nn.export.imported import Imported, fitted, imported
+from jaxopt_nn.export.programs import Programs, of_files, opened
+from jaxopt_nn.formulations.prepare import prepare
+from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.reporting.leaf_table import format_of
+from jaxopt_nn.tensors.base import nbytes
+
+from . import common
+from .command import start
+from .predict import loaded
+
+PyTree = Any
+#: Rows of the inputs that a program is tried on, and the length of an axis that may have any, of texts say.
+ROWS = 4
+#: Most that outputs of program and code may differ, as a share of the largest: rounding activations amplifies the last bits.
+TOLERANCE = 0.05
+
+
+def run(artifact: str) -> dict[str, Any]:
+    """Verifies an artifact.
+
+    Args:
+      artifact: the directory that ``jaxopt_nn.save``, ``save_artifact`` or ``compress`` wrote.
+
+    Returns:
+      ``artifact``; ``bytes`` on disk and ``files``, their number; ``leaves``, each with ``path``, ``shape``, ``format`` and
+      ``bytes``; ``programs``, ``{platform: what was checked}``; ``code``, how the model's code compares.
+
+    Raises:
+      ValueError: something is wrong; says what.
+      FileNotFoundError: no such directory.
+    """
+    common.check_no_run(artifact)
+    tree, manifest = load_artifact(artifact)
+    variables, states = parts(tree, manifest)
+    programs = of_files(read_files(artifact, manifest))
+    network, said = checked_programs(programs, variables, states)
+    return {
+        "artifact": artifact,
+        "bytes": directory_bytes(artifact),
+        "files": len(manifest["files"]) + 1,
+        "leaves": [
+            {"path": path, "shape": list(leaf.shape), "format": format_of(leaf), "bytes": nbytes(leaf)}
+            for path, leaf in leaves_by_path(variables).items()
+        ],
+        "programs": said,
+        "code": compared(artifact, network) if network is not None else None,
+    }  # fmt: skip
+
+
+def parts(tree: PyTree, manifest: Mapping[str, Any]) -> tuple[PyTree, dict[str, State]]:
+    """Variables and states of a network; of an artifact that holds another tree, that tree."""
+    extra = manifest["extra"]
+    if not isinstance(extra, Mapping) or "rules" not in extra:
+        return tree, {}
+    return tree["variables"], {site: State(**state) for site, state in tree["states"].items()}
+
+
+def checked_programs(
+    programs: Mapping[str, Programs], variables: PyTree, states: Mapping[str, State]
+) -> tuple[Network | None, dict[str, str]]:
+    """The network of the program for this platform, where there is one, and a word on each program.
+
+    Raises:
+      ValueError: a program is damaged, takes other weights, prepares them otherwise, or gives NaN or Inf.
+    """
+    here, network, said = jax.default_backend(), None, {}
+    for platform, program in programs.items():
+        fitted(program, platform, variables, states)
+        said[platform] = f"readable, takes the stored weights; not run, this machine has {here}"
+    if here in programs:
+        network = imported(programs, variables, states)
+        check_prepared(network.variables["leaves"], variables)
+        if not all(np.isfinite(x).all() for x in outputs(network, example(network))):
+            raise ValueError(f"programs/{here}: gives NaN or Inf on random inputs")
+        said[here] = "runs; prepares the stored weights as jaxopt_nn.prepare does, to the bit; outputs are finite"
+    return network, said
+
+
+def check_prepared(leaves: Mapping[str, list[Any]], variables: PyTree) -> None:
+    """Raises ValueError where the arrays that a program prepared are not those of the stored tree."""
+    for path, arrays in opened(leaves_by_path(jax.jit(prepare)(variables))).items():
+        same = [_bits(a) == _bits(b) for a, b in zip(arrays, leaves[path], strict=True)]
+        if not all(same):
+            raise ValueError(f"{path}: the program prepares another weight than the one that is stored")
+
+
+def _bits(x: jax.Array) -> bytes:
+    return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x).tobytes()
+
+
+def example(network: Network) -> tuple[PyTree, ...]:
+    """Inputs that its program takes: floats from a normal distribution, zeros of other kinds."""
+    assert isinstance(network.apply, Imported)
+    rng = np.random.default_rng(0)
+
+    def drawn(x: jax.ShapeDtypeStruct) -> jax.Array:
+        shape = tuple(n if isinstance(n, int) else ROWS for n in x.shape)
+        return jnp.asarray(rng.standard_normal(shape) if jnp.issubdtype(x.dtype, jnp.floating) else np.zeros(shape), x.dtype)
+
+    return tuple(jax.tree.map(drawn, network.apply.inputs))
+
+
+def outputs(network: Network, inputs: tuple[PyTree, ...]) -> list[np.ndarray]:
+    """The floating outputs, as float32."""
+    found = [jnp.asarray(x) for x in jax.tree.leaves(network(*inputs))]
+    return [np.asarray(x, np.float32) for x in found if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+def compared(artifact: str, network: Network) -> str:
+    """How the outputs of the program differ from those of the model's code.
+
+    Raises:
+      ValueError: by more than ``TOLERANCE``.
+    """
+    try:
+        code = loaded(artifact)[0]
+    except (OSError, ValueError) as error:
+        return f"not compared with the model's code: {str(error).splitlines()[0]}"
+    if isinstance(code.apply, Imported):
+        return "not compared with the model's code: a pass has cut the network, and the code holds other widths"
+    inputs = example(network)
+    worst = 0.0
+    for a, b in zip(outputs(network, inputs), outputs(code, inputs), strict=True):
+        worst = max(worst, float(np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)))
+    if worst > TOLERANCE:
+        raise ValueError(f"program and model's code differ by {worst:.2g} of the largest output, more than {TOLERANCE}")
+    return f"program and model's code differ by {worst:.2g} of the largest output"
+
+
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """What the table does not say."""
+    stored = sum(leaf["bytes"] for leaf in found["leaves"])
+    out = [f"{found['artifact']}: {found['files']} files, {found['bytes']:,} bytes; weights {stored:,} bytes; checksums right"]
+    out += [f"program for {platform}: {said}" for platform, said in found["programs"].items()]
+    if not found["programs"]:
+        out.append("holds no program: loading it needs the model's code")
+    return [*out, found["code"]] if found["code"] else out
+
+
+def define_flags() -> None:
+    """None of its own: the argument is the artifact's directory."""
+
+
+def main(argv: Sequence[str]) -> None:
+    common.flag_values(argv[:1])
+    if len(argv) != 2:
+        sys.exit("error: pass the artifact's directory: jaxopt verify DIRECTORY")
+    with common.plain_errors():
+        found = run(argv[1])
+    lines = [[leaf["path"], str(leaf["shape"]), leaf["format"], f"{leaf['bytes']:,}"] for leaf in found["leaves"]]
+    common.show(["leaf", "shape", "format", "bytes"], lines, left=3)
+    print("\n".join(sentences(found)))
+
+
+if __name__ == "__main__":
+    start(define_flags, main, __doc__)

@@ -1,0 +1,104 @@
+"""``jaxopt verify``: a good artifact is told leaf by leaf, a damaged one is refused by name."""
+
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_nn as jn
+from experiments import verify
+
+
+def apply(variables, x):
+    return jnp.tanh(x @ variables["w"]) @ variables["head"] + variables["b"][None]
+
+
+def network(scale=1.0):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)
+    variables = {"w": draw(16, 8), "head": draw(8, 3), "b": jnp.zeros(3)}
+    method = jn.by_path([("w", jn.quantize(4)), ("head", jn.quantize(4))])
+    return jn.Network(apply, method.pack(variables, method.init(variables, jn.ModelInfo())), rules=jn.arithmetic("w4a8"))
+
+
+INPUTS = (np.zeros((2, 16), np.float32),)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory):
+    target = tmp_path_factory.mktemp("verify") / "artifact"
+    jn.save(target, network(), programs=jn.exported(network(), INPUTS, ["cpu", "tpu"]))
+    return target
+
+
+def test_leaves_programs_and_bytes(artifact, capsys):
+    verify.main(["jaxopt verify", str(artifact)])
+    text = capsys.readouterr().out
+    found = verify.run(str(artifact))
+    stored = network().variables
+    assert {leaf["path"]: leaf["bytes"] for leaf in found["leaves"]} == {n: jn.nbytes(x) for n, x in stored.items()}
+    assert found["bytes"] == sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
+    assert found["programs"]["cpu"].startswith("runs; ") and found["programs"]["tpu"].startswith("readable")
+    assert "does not name the model" in found["code"], "this artifact has no config"
+    assert "QTensor int4" in text and "checksums right" in text
+
+
+def test_a_tree_that_is_no_network(tmp_path):
+    jn.save_artifact(tmp_path / "tree", {"w": np.ones((2, 3), np.float32)})
+    found = verify.run(str(tmp_path / "tree"))
+    assert found["programs"] == {} and [leaf["bytes"] for leaf in found["leaves"]] == [24]
+
+
+def flip(file: pathlib.Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def largest(folder: pathlib.Path) -> pathlib.Path:
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda at: flip(largest(at / "arrays")), "not what the manifest's checksum says"),
+        (lambda at: flip(at / "programs" / "tpu.run"), "not what the manifest's checksum says"),
+        (lambda at: flip(at / "manifest.json"), "manifest.json: "),
+        (lambda at: (at / "programs" / "cpu.prepare").unlink(), "missing; the manifest lists it"),
+        (lambda at: largest(at / "arrays").write_bytes(b""), "0 bytes, the manifest says"),
+        (lambda at: shutil.rmtree(at), "no such directory"),
+    ],
+)
+def test_damage_ends_with_status_1_and_one_line(artifact, tmp_path, damage, said):
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact, copy)
+    damage(copy)
+    with pytest.raises(SystemExit) as ended:
+        verify.main(["jaxopt verify", str(copy)])
+    assert isinstance(ended.value.code, str) and said in ended.value.code and "\n" not in ended.value.code
+
+
+def test_a_program_of_other_weights_is_found(tmp_path):
+    """Checksums that are right again do not hide that program and tree are not of one network."""
+    changed = {name: jn.densify(x) for name, x in network().variables.items()}
+    with pytest.raises(ValueError, match="are not of one network"):
+        programs = jn.exported(network(), INPUTS, ["tpu"])
+        jn.save(tmp_path / "mixed", jn.Network(apply, changed), programs=programs)
+        verify.run(str(tmp_path / "mixed"))
+
+
+def test_a_program_that_prepares_another_weight_is_found(artifact):
+    tree, _ = jn.load_artifact(artifact)
+    ready = jn.load(artifact).variables["leaves"]
+    verify.check_prepared(ready, tree["variables"])
+    with pytest.raises(ValueError, match="w: the program prepares another weight"):
+        verify.check_prepared(ready, {**tree["variables"], "w": network(2.0).variables["w"]})
+
+
+def test_the_arguments():
+    for argv in ([], ["a", "b"]):
+        with pytest.raises(SystemExit, match="pass the artifact's directory"):
+            verify.main(["jaxopt verify", *argv])
