@@ -7,8 +7,8 @@ import pytest
 
 from jaxopt_nn.core import files
 from jaxopt_nn.reporting import page, plots, tables
-from jaxopt_nn.reporting.folds import summary
 from jaxopt_nn.reporting import write as reports
+from jaxopt_nn.reporting.folds import summary
 
 
 def leaf(path, bits, shape=(20, 50), **changed):
@@ -75,7 +75,8 @@ def of_folds(report, ends=(0.95, 1.0), sizes=(400, 410), valid=None, control=Non
         }
         for k, (a, size) in enumerate(zip(ends, sizes, strict=True))
     ]  # fmt: skip
-    pooled = {"folds": len(ends), "examples": 1797, "baseline": folds[0]["baseline"], "final": {"accuracy": 0.9749, "loss": 0.6}}
+    final = {"accuracy": 0.9749, "loss": 0.6}
+    pooled = {"folds": len(ends), "examples": 1797, "baseline": folds[0]["baseline"], "final": final}
     return {**report, "folds": folds, "summary": summary(folds), "cross_validation": pooled}
 
 
@@ -104,8 +105,8 @@ def test_the_table_says_it_in_columns():
     assert folds[4].split()[:4] == ["quantize", "95.00%", "±", "0.00"], "of the data by which stages are compared"
     assert folds[5:9] == [
         "metrics in the table: means over 2 folds of the test data ± half of the 95% interval (Student's t)",
-        "test data, 1,797 examples, each tested once: accuracy 98.00% ± 0.00 before, 97.50% ± 31.77 after; final less baseline, "
-        "paired by fold: -0.50 points, 95% interval -32.27 to +31.27",
+        "test data, 1,797 examples, each tested once: accuracy 98.00% ± 0.00 before, 97.50% ± 31.77 after; final less "
+        "baseline, paired by fold: -0.50 points, 95% interval -32.27 to +31.27",
         "of single folds, accuracy ends at 95.00%, 100.00%",
         "sizes, times, leaves and artifact are of fold 1; over all folds, bytes end between 400 and 410",
     ]
