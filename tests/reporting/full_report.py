@@ -64,7 +64,9 @@ def full(**changed):
         "baseline": entry("baseline", 0.98, 4000),
         "stages": [entry("prune", 0.97, 1500, facts=[fact]), entry("quantize", 0.95, 400)],
         "folds": folds, "summary": summary(folds), "control": {"metrics": numbers(0.985)},
-        "cross_validation": {"folds": 3, "examples": 90, **{k: numbers(0.96) for k in ("baseline", "final", "control")}},
+        "cross_validation": {
+            "folds": 3, "examples": 90, **{name: numbers(0.96) for name in ("baseline", "final", "control")},
+        },
         "teacher": {"metrics": numbers(0.99), "params": 20_000},
         "artifact": {"path": "x", "bytes": 500, "metrics_reloaded": numbers(0.95)},
         "skipped": [{"path": "a/bias", "reason": "matches no pattern | of the recipe"}],
