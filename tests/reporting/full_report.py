@@ -75,7 +75,8 @@ def full(**changed):
             "a/kernel": {"edges": [-1.0, -0.25, 0.25, 1.0], "before": [300, 400, 300], "after": [0, 900, 100]},
         },
         "confusion": {
-            "labels": [0, 1, 2], "baseline": [[29, 1, 0], [0, 30, 0], [2, 0, 28]], "final": [[28, 1, 1], [0, 29, 1], [1, 0, 29]],
+            "labels": [0, 1, 2],
+            "baseline": [[29, 1, 0], [0, 30, 0], [2, 0, 28]], "final": [[28, 1, 1], [0, 29, 1], [1, 0, 29]],
             "changed": [{"label": k, "lost": lost, "won": won} for k, (lost, won) in enumerate([(2, 1), (1, 0), (0, 1)])],
         },
         **changed,
