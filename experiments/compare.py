@@ -2,9 +2,9 @@
 
     python -m experiments.compare RUN RUN ... [--out=FOLDER]
 
-A RUN is a folder that ``experiments.compress`` has written. ``compare.html`` and ``compare.json`` go into FOLDER, by default the
-folder that all runs share. Runs of one config with other seeds count as one setting, with mean and interval. What can't be
-read, or has not finished, is listed with the reason.
+A RUN is a folder that ``experiments.compress`` has written. ``compare.html`` and ``compare.json`` go into FOLDER, by default
+the folder that all runs share. Runs of one config with other seeds count as one setting, with mean and interval. What can't
+be read, or has not finished, is listed with the reason.
 """
 
 from __future__ import annotations
@@ -55,13 +55,12 @@ def show(made: Mapping[str, Any], page: str) -> None:
         sign = -1 if group["metric"]["better"] == "higher" else 1
         cells = sorted((c for c in made["cells"] if c["group"] == number), key=lambda c: sign * c["score"]["mean"])
         header = ["setting", "n", f"{group['metric']['name']} on {group['data']}", "bytes", "ratio", "best in"]
-        common.show(header, [
-            [
-                cell["name"], str(cell["n"]), score_text(cell["score"]["mean"], cell["score"]["std"], cell["metric"]), f"{cell['bytes']['mean']:,.0f}",
-                f"{cell['ratio']['mean']:.2f}x", ", ".join(cell["front"]) or "-",
-            ]
-            for cell in cells
-        ])  # fmt: skip
+        lines = []
+        for cell in cells:
+            score = score_text(cell["score"]["mean"], cell["score"]["std"], cell["metric"])
+            size, ratio = f"{cell['bytes']['mean']:,.0f}", f"{cell['ratio']['mean']:.2f}x"
+            lines.append([cell["name"], str(cell["n"]), score, size, ratio, ", ".join(cell["front"]) or "-"])
+        common.show(header, lines)
     for entry in made["failed"]:
         print(f"not compared: {entry['folder']}: {entry['error']}")
     print(f"page: {page}")

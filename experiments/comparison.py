@@ -54,11 +54,11 @@ def compared(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """
     reports: dict[str, dict[str, Any]] = {}
     failed = []
-    for folder in dict.fromkeys(Path(os.path.relpath(folder, out)).as_posix() for folder in folders):
+    for name, folder in {Path(os.path.relpath(folder, out)).as_posix(): folder for folder in folders}.items():
         try:
-            reports[folder] = read_report(out / folder)
+            reports[name] = read_report(folder)
         except ValueError as error:
-            failed.append({"folder": folder, "error": str(error)})
+            failed.append({"folder": name, "error": str(error)})
     settings, repeated = _settings(reports)
     failed += repeated
     names = _names(settings)
@@ -131,7 +131,7 @@ def _names(settings: Sequence[Sequence[str]]) -> list[str]:
     shared = [os.path.commonpath(members) for members in settings]
     alone = collections.Counter(shared)
     return [
-        path if path and alone[path] == 1 else f"{members[0]} and {len(members) - 1} more"
+        path if path.strip("./") and alone[path] == 1 else f"{members[0]} and {len(members) - 1} more"
         for path, members in zip(shared, settings, strict=True)
     ]
 
@@ -166,7 +166,7 @@ def _signed(cell: Mapping[str, Any]) -> float:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Of each ``(cost, score)``, whether no other point costs at most as much, scores at least as well, and is not its equal."""
+    """Of each ``(cost, score)``, whether no unequal point costs at most as much and scores at least as well."""
     on, best = [False] * len(points), -math.inf
     order = sorted(range(len(points)), key=lambda i: points[i][0])
     for _, equals in itertools.groupby(order, key=lambda i: points[i][0]):

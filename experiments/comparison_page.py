@@ -19,7 +19,7 @@ from .grid import short_names
 Made = Mapping[str, Any]
 Cell = Mapping[str, Any]
 #: Differing fields with a column of their own, rows of a chart of differences, costs with a chart of their own.
-FIELDS, STRIPS, COSTS = 6, 40, 3
+FIELDS, STRIPS, COSTS = 6, 40, 4
 
 
 def page(made: Made) -> str:
@@ -59,10 +59,11 @@ def _group(made: Made, number: int) -> str:
     fronts = [_front(cells, cost) for cost in costs[:COSTS] if sum(cost in cell for _, cell in cells) > 1]
     repeated = any(cell["n"] > 1 for _, cell in cells)
     runs = _runs(cells)
+    said = "± is half of the interval that holds the mean over seeds with 95% confidence (Student's t)."
     return html.section(f"{group['metric']['name'].capitalize()}{_on(group)}", [
         html.beside(fronts), _leaderboard(made, cells, costs),
         html.details("All runs", runs) if repeated else "", html.beside(_strips(made, cells)),
-        html.note("Intervals hold the mean over seeds with 95% confidence (Student's t).") if repeated else "",
+        html.note(said) if repeated else "",
     ])  # fmt: skip
 
 
@@ -71,10 +72,12 @@ def _front(cells: Sequence[tuple[str, Cell]], cost: str) -> str:
     known = [(key, cell) for key, cell in cells if cost in cell]
     metric = known[0][1]["metric"]
     scale = scale_of(metric)
-    form, label = (human_bytes, "stored bytes") if cost == "bytes" else ("{:.3g}".format, f"median latency, ms, batch {cost[3:]}")
+    timed = cost != "bytes"
+    form, label = ("{:.3g}".format, f"median ms at batch {cost[3:]}") if timed else (human_bytes, "stored bytes")
+    places = [cell[cost]["mean"] for _, cell in known]
     ends = [scale * x for _, cell in known for x in (*(run["score"] for run in cell["runs"]), *_ends(cell["score"]))]
     chart = Chart(
-        svg.spanning(f"{label} (smaller to the right)", [cell[cost]["mean"] for _, cell in known], log=True, reverse=True, form=form),
+        svg.spanning(f"{label} (smaller to the right)", places, log=True, reverse=True, form=form),
         svg.spanning(metric_label(metric["name"], metric), ends, reverse=metric["better"] == "lower"),
         f"{metric['name']} against {label}",
     )  # fmt: skip
@@ -83,21 +86,16 @@ def _front(cells: Sequence[tuple[str, Cell]], cost: str) -> str:
     for key, cell in known:
         series = 1 if cost in cell["front"] else 0
         x, y = cell[cost]["mean"], scale * cell["score"]["mean"]
-        tip = f"{cell['name']}\n{metric['name']} {_value(cell, 'score')}, n={cell['n']}\n{form(x)}{'' if cost == 'bytes' else ' ms'}"
+        tip = f"{cell['name']}\n{metric['name']} {_value(cell, 'score')}, n={cell['n']}\n{form(x)}{' ms' if timed else ''}"
         for run in cell["runs"] if cell["n"] > 1 else ():
             chart.point(x, scale * run["score"], f"{run['folder']}\n{_number(run['score'], metric)}", series, True, run=key)
         if cell["score"]["low"] is not None:
             chart.interval(x, y, *(scale * end for end in _ends(cell["score"])), tip, series, run=key)
         chart.point(x, y, tip, series, run=key)
-    for key, cell in known:
         if cost in cell["front"]:
-            chart.label(cell[cost]["mean"], scale * cell["score"]["mean"], cell["name"])
-    legend = {"others": 0, "on the Pareto front": 1}
-    return figure_of(label, chart, metric, legend)
-
-
-def figure_of(label: str, chart: Chart, metric: Mapping[str, str], legend: Mapping[str, int]) -> str:
+            chart.label(x, y, cell["name"])
     caption = "On the front, nothing is both cheaper and better. Better is up, cheaper is to the right."
+    legend = {"others": 0, "on the Pareto front": 1}
     return html.figure(f"{metric['name'].capitalize()} against {label}", chart, caption, legend)
 
 
@@ -115,10 +113,15 @@ def _value(cell: Cell, name: str) -> str:
     return _number(cell[name]["mean"], cell["metric"])
 
 
-def _interval(spread: Mapping[str, Any] | None, metric: Mapping[str, str], sign: str = "") -> str:
-    if not spread or spread["low"] is None:
+def _estimate(spread: Mapping[str, Any] | None, metric: Mapping[str, str], sign: str = "") -> str:
+    """A mean and half of its interval: ``97.58% ± 1.66``."""
+    if not spread:
         return "-"
-    return " to ".join(_number(spread[end], metric, sign) for end in ("low", "high"))
+    mean = _number(spread["mean"], metric, sign)
+    if spread["high"] is None:
+        return mean
+    half = spread["high"] - spread["mean"]
+    return f"{mean} ± {f'{100 * half:.2f}' if metric['unit'] == '%' else f'{half:.2g}'}"
 
 
 def _leaderboard(made: Made, cells: Sequence[tuple[str, Cell]], costs: Sequence[str]) -> str:
@@ -129,11 +132,11 @@ def _leaderboard(made: Made, cells: Sequence[tuple[str, Cell]], costs: Sequence[
     fields = [field for field in fields if len({repr(cell["overrides"].get(field)) for _, cell in cells}) > 1]
     shown = fields if len(fields) <= FIELDS else []
     unit = ", points" if metric["unit"] == "%" else ""
-    columns = [Column("setting", "text"), *(Column(short, "text", field, choices=True) for field, short in zip(shown, short_names(shown)))]
-    columns += [Column("n", help="runs, one for each seed"), Column(metric["name"]), Column("95% interval")]
-    columns += [Column(f"against float{unit}", help="paired by seed"), Column("its 95% interval")]
+    choices = [Column(short, "text", field, choices=True) for field, short in zip(shown, short_names(shown))]
+    columns = [Column("setting", "text"), *choices, Column("n", help="runs, one for each seed")]
+    columns += [Column(metric["name"]), Column(f"against float{unit}", help="paired by seed")]
     if made["baseline"]:
-        columns += [Column(f"against baseline{unit}", help=f"paired by seed with {made['baseline']}"), Column("its 95% interval")]
+        columns.append(Column(f"against baseline{unit}", help=f"paired by seed with {made['baseline']}"))
     columns += [Column("bytes"), Column("ratio"), *(Column(cost) for cost in costs[1:]), Column("best in", "text")]
     rows = [
         Row(_line(made, cell, shown, costs), key, " ".join(f"{f}={v}" for f, v in cell["overrides"].items()))
@@ -147,10 +150,9 @@ def _line(made: Made, cell: Cell, fields: Sequence[str], costs: Sequence[str]) -
     one = cell["n"] == 1 and cell["runs"][0]["folder"]
     line: list[html.Cell | str] = [html.Cell(cell["name"], link=f"{cell['runs'][0]['folder']}/report.html" if one else "")]
     line += [_text(cell["overrides"], field) for field in fields]
-    line += [str(cell["n"]), _value(cell, "score"), _interval(cell["score"], metric)]
-    differences = [cell["against_float"], *([cell["difference"]] if made["baseline"] else [])]
-    for spread in differences:
-        line += [_number(spread["mean"], metric, "+") if spread else "-", _interval(spread, metric, "+")]
+    line += [str(cell["n"]), _estimate(cell["score"], metric), _estimate(cell["against_float"], metric, "+")]
+    if made["baseline"]:
+        line.append("baseline" if cell["name"] == made["baseline"] else _estimate(cell["difference"], metric, "+"))
     line += [f"{cell['bytes']['mean']:,.0f}", f"{cell['ratio']['mean']:.2f}x"]
     line += [f"{cell[cost]['mean']:.3g}" if cost in cell else "-" for cost in costs[1:]]
     return [*line, ", ".join(cell["front"]) or "-"]
@@ -182,10 +184,11 @@ def _strips(made: Made, cells: Sequence[tuple[str, Cell]]) -> list[str]:
     unit = "points" if metric["unit"] == "%" else metric["unit"]
     form = lambda value: f"{_number(value, metric, '+')} {unit}".strip()
     out = []
+    label = f"difference in {metric['name']}, {unit}".rstrip(", ")
     for key, title in (("against_float", "Against the float network"), ("difference", f"Against {made['baseline']}")):
         told = [(cell["name"], cell[key]) for _, cell in cells[:STRIPS] if cell[key]]
-        rows = [Scores(name, spread["values"], spread if spread["low"] is not None else {}, [], {}) for name, spread in told]
-        out.append(strip(title, f"difference in {metric['name']}, {unit}".rstrip(", "), rows, metric, form, zero=True, each="seed"))
+        rows = [Scores(name, of["values"], of if of["low"] is not None else {}, [], {}) for name, of in told]
+        out.append(strip(title, label, rows, metric, form, zero=True, each="seed"))
     return out
 
 

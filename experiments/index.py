@@ -2,9 +2,9 @@
 
     python -m experiments.index FOLDER
 
-Finds every folder below FOLDER in which ``experiments.compress`` or ``experiments.sweep`` has run, and writes ``index.html`` and
-``index.json`` into FOLDER: a leaderboard with filters, score against bytes and latency, and the fields in which configs differ.
-Runs that can't be read or have not finished are listed with the reason.
+Finds every folder below FOLDER in which ``experiments.compress`` or ``experiments.sweep`` has run, and writes ``index.html``
+and ``index.json`` into FOLDER: a leaderboard with filters, score against bytes and latency, and the fields in which configs
+differ. Runs that can't be read or have not finished are listed with the reason.
 """
 
 from __future__ import annotations

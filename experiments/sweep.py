@@ -45,7 +45,7 @@ def run(
     baseline: str = "",
     say: Say = nothing,
 ) -> dict[str, Any]:
-    """Carries out every run of the grid that is not finished, and writes ``sweep.json``, ``sweep.html``, ``sweep.md`` and ``sweep.png``.
+    """Carries out every run of the grid that is not finished; writes ``sweep.json``, ``.html``, ``.md`` and ``.png``.
 
     All cells are run with one seed before the next, so that a sweep that is stopped early compares all of them.
 
@@ -199,7 +199,8 @@ def comparison(made: Mapping[str, Any]) -> dict[str, Any]:
     data = made["config"]["data"]["source"]
     cells = [{**cell, "data": data} for cell in made["cells"] if cell["n"]]
     title = f"Sweep of {made['config']['model']} on {data}"
-    return {"title": title, "baseline": made["baseline"], **grouped(cells), "failed": made["failed"], "sentences": sentences(made)}
+    said = {"baseline": made["baseline"], "failed": made["failed"], "sentences": _left(made)}
+    return {"title": title, **said, **grouped(cells)}
 
 
 def page(made: Mapping[str, Any]) -> str:
@@ -218,9 +219,11 @@ def sentences(made: Mapping[str, Any]) -> list[str]:
         out.append(
             f"difference to {made['baseline']}: mean over seeds of the same seed's difference ± its standard error"
         )
-    if made["missing"]:
-        out.append(f"{made['missing']} runs are not done yet; the same command goes on")
-    return out + [f"failed: {f['cell']} seed {f['seed']}: {f['error']}" for f in made["failed"]]
+    return out + _left(made) + [f"failed: {f['cell']} seed {f['seed']}: {f['error']}" for f in made["failed"]]
+
+
+def _left(made: Mapping[str, Any]) -> list[str]:
+    return [f"{made['missing']} runs are not done yet; the same command goes on"] if made["missing"] else []
 
 
 def duration(seconds: float) -> str:

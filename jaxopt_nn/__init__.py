@@ -1,6 +1,7 @@
 """jaxopt_nn: makes trained JAX networks smaller and faster, and says what it cost."""
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
+from jaxopt_nn.coding.compressed_tensors import from_compressed_tensors, to_compressed_tensors
 from jaxopt_nn.coding.msgpack import from_msgpack, to_msgpack
 from jaxopt_nn.coding.orbax import from_orbax, to_orbax
 from jaxopt_nn.coding.safetensors import from_safetensors, to_safetensors
@@ -120,6 +121,7 @@ __all__ = [
     "explain",
     "exported",
     "fake_quant_activations",
+    "from_compressed_tensors",
     "from_msgpack",
     "from_orbax",
     "from_safetensors",
@@ -166,6 +168,7 @@ __all__ = [
     "shrink_widths",
     "staircase",
     "static_ranges",
+    "to_compressed_tensors",
     "to_msgpack",
     "to_orbax",
     "to_safetensors",

@@ -28,7 +28,11 @@ MACHINE_PATH = re.compile(r"(?<![\w.~/<>{}$-])(?:/(?:home|root|Users|work|mnt)|[
 EXTRAS = ("bench", "cli", "docs", "export", "notebooks", "plots", "test", "tpu")
 LOCAL = {"jaxopt_nn", "experiments", "configs", "tests"}
 # What the library uses only where it is there: for a report's plots, the bar of progress, TensorBoard's and safetensors files.
-OPTIONAL = {"jaxopt_nn": {"matplotlib", "rich", "safetensors", "tensorboardx"}}
+# The scripts of `tests/golden` run in an environment of their own.
+OPTIONAL = {
+    "jaxopt_nn": {"matplotlib", "rich", "safetensors", "tensorboardx"},
+    "tests": {"compressed-tensors", "torch"},
+}
 
 
 def module_names(path: pathlib.Path) -> set[str]:

@@ -29,10 +29,15 @@ SCHEMA = 2
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-    """Where an artifact lies and the sum of its files' sizes; usable as a path."""
+    """Where files lie and the sum of their sizes; usable as a path.
+
+    Attributes:
+      dense: by path, why a leaf was written as floats although it is compressed.
+    """
 
     path: Path
     bytes: int
+    dense: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -41,15 +41,11 @@ def to_safetensors(path: str | os.PathLike[str], tree: PyTree, *, overwrite: boo
       >>> bool((jn.from_safetensors(file)["w"].codes == tree["w"].codes).all())
       True
     """
-    try:
-        from safetensors.numpy import save_file
-    except ImportError as error:
-        raise ImportError(INSTALL) from error
     target = Path(path).absolute()
     check_free(target, overwrite)
     header, arrays = named.encode(tree)
     with replacing(target) as temporary:
-        save_file(arrays, temporary, metadata={named.HEADER: header})
+        write(temporary, arrays, {named.HEADER: header})
     return Artifact(target, target.stat().st_size)
 
 
@@ -77,6 +73,15 @@ def from_safetensors(path: str | os.PathLike[str], *, separator: str | None = No
     if named.HEADER in metadata:
         return named.decode(metadata[named.HEADER], arrays, str(path))
     return named.nested(arrays, str(path), separator)
+
+
+def write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Writes arrays of ``PLAIN`` dtypes straight from their memory."""
+    try:
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ImportError(INSTALL) from error
+    save_file(arrays, path, metadata=metadata)
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

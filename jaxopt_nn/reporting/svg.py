@@ -54,8 +54,8 @@ class Axis:
         """Places and texts of the ticks."""
         if self.names:
             return list(enumerate(self.names))
-        if self.log:
-            values = _log_ticks(self.low, self.high)
+        values = _log_ticks(self.low, self.high) if self.log else []
+        if values:
             return [(value, (self.form or "{:g}".format)(value)) for value in values]
         step = _step(self.high - self.low)
         first = math.ceil(self.low / step - 1e-9)
@@ -88,14 +88,13 @@ def _step(span: float, most: int = 6) -> float:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten, with 2 and 5 between them where these are few, and linear steps within less than a factor of three."""
+    """Powers of ten, with 2 and 5 between them where these are few; none within less than a factor of three or so."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
         values = [f * 10.0**p for p in powers for f in factors if low <= f * 10.0**p <= high]
-        if 3 <= len(values):
+        if len(values) >= 3:
             return values[:: -(-len(values) // 6)]
-    step = _step(high - low, 4)
-    return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return []
 
 
 class Chart:
@@ -204,10 +203,11 @@ class Chart:
     def html(self) -> str:
         """The drawing."""
         left, top, right, bottom = self._frame
-        words = [*self._ticks(), *_placed(self._labels, self._points, self._frame)]
+        words = _placed(self._labels, self._points, self._frame)
         return "\n".join([
             f'<svg viewBox="0 0 {self._width} {self._height}" role="img" aria-label="{escape(self._alt)}">',
-            *words, *self._marks, f'<path class="frame" d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}"/>', "</svg>",
+            *self._ticks(), *self._marks, f'<path class="frame" d="M{left:.1f} {top:.1f}V{bottom:.1f}H{right:.1f}"/>',
+            *words, "</svg>",
         ])  # fmt: skip
 
     def _inside(self, x: float, y: float) -> tuple[float, float]:

@@ -1,0 +1,316 @@
+"""Trees in the layout of ``compressed-tensors``, which vLLM and Transformers read, and back.
+
+A folder with ``model.safetensors`` and a ``config.json`` whose ``quantization_config`` says how the weights are coded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxopt_nn.coding import named, safetensors
+from jaxopt_nn.coding.artifact import Artifact, directory_bytes
+from jaxopt_nn.coding.linear import PARTS, WIDTHS, Layers, Linear, laid_out, refusal
+from jaxopt_nn.core.files import replacing, write_file
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
+from jaxopt_nn.tensors.base import PyTree, is_compressed
+
+WEIGHTS, CONFIG, SECTION = "model.safetensors", "config.json", "quantization_config"
+Names = Callable[[str, int | None], str]
+
+
+def default_name(path: str, layer: int | None) -> str:
+    """``params/block/query/kernel`` as ``block.query.weight``, its layer 3 as ``block.query.3.weight``; others with dots."""
+    parts = path.removeprefix("params/").split("/")
+    inner = [] if layer is None else [str(layer)]
+    return ".".join([*parts[:-1], *inner, "weight"] if parts[-1] == "kernel" else [*parts, *inner])
+
+
+def to_compressed_tensors(
+    directory: str | os.PathLike[str],
+    tree: PyTree,
+    *,
+    names: Names = default_name,
+    others: str = "error",
+    activations: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Artifact:
+    """Writes a tree in the layout of the ``compressed-tensors`` package; ``from_compressed_tensors`` reads it.
+
+    What fits are matrices with integer codes of 1, 2, 4 or 8 bits (``QTensor``), symmetric or with integer zero points, with
+    scales for each output or for groups along the inputs; which axis has the inputs is told by the scales. 8 bits become
+    ``int-quantized`` (``weight``, int8), fewer ``pack-quantized`` (``weight_packed``, int32 words). Weights lie as
+    ``[out, in]``, floats under a path that ends in ``kernel`` too; ``[S, in, out]`` becomes S layers. Other arrays stay.
+
+    Args:
+      directory: made where it is missing; its parent must exist.
+      tree: dicts, lists, tuples and None around arrays and compressed tensors: ``network.variables``, say.
+      names: ``(path, layer) -> name of the weight``, ``"model.layers.3.mlp.up_proj.weight"``; layer is None where the weight
+        is one matrix. Where a runtime is to load the files, these are the names that its own code has.
+      others: what becomes of compressed tensors that do not fit: ``"error"``, or ``"dense"``: floats.
+      activations: 8 says that layers of 8 bits get activations rounded to 8 bits, with a scale for each token.
+      config: further entries of ``config.json``, such as the architecture.
+      overwrite: replaces the two files where they stand.
+
+    Returns:
+      the folder; its ``dense`` says which leaves were written as floats, and why.
+
+    Raises:
+      FileExistsError: a file stands there and ``overwrite`` is False.
+      ImportError: safetensors is not installed.
+      ValueError: leaves that do not fit, each with the reason; a name that is not a weight's, or of two arrays; an argument
+        that is not allowed.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> import jax.numpy as jnp, jaxopt_nn as jn
+      >>> kernel = jn.QTensor.quantize(jnp.ones((64, 8)), scale=0.25 * jnp.ones((2, 8)), bits=4)
+      >>> folder = jn.to_compressed_tensors(pathlib.Path(tempfile.mkdtemp()) / "net", {"params": {"up": {"kernel": kernel}}})
+      >>> sorted(file.name for file in folder.path.iterdir())
+      ['config.json', 'model.safetensors']
+    """
+    if others not in ("error", "dense") or activations not in (None, 8):
+        raise ValueError(
+            f"to_compressed_tensors(others={others!r}, activations={activations!r}): others may be 'error' or 'dense', "
+            "activations None or 8"
+        )
+    target = Path(directory).absolute()
+    _check_folder(target, overwrite)
+    laid, dense = _laid(tree, others)
+    leaves = dict(_layers(laid, names))
+    header, arrays = named.encode(laid, _array_names(leaves, names))
+    section = quantization_config({name: layer for _, name, layer in leaves.values()}, activations)
+    target.mkdir(exist_ok=True)
+    with replacing(target / WEIGHTS) as temporary:
+        safetensors.write(temporary, arrays, {named.HEADER: header, "format": "pt"})
+    text = json.dumps({**(config or {}), SECTION: section}, indent=2, sort_keys=True)
+    write_file(target / CONFIG, f"{text}\n".encode())
+    return Artifact(target, directory_bytes(target), dense)
+
+
+def from_compressed_tensors(directory: str | os.PathLike[str]) -> PyTree:
+    """The tree of a folder in the layout of ``compressed-tensors``, ours or another's.
+
+    Args:
+      directory: with ``config.json`` and ``model.safetensors``, or its shards and their index.
+
+    Returns:
+      What ``to_compressed_tensors`` wrote, equal to the bit where no leaf was made dense. Of another's files a nested dict
+      by the names of its modules, integer weights as ``QTensor`` in the format's order, ``[out, in]``: turn one with
+      ``tensor.transpose((1, 0))``.
+
+    Raises:
+      FileNotFoundError: no such folder or file.
+      ImportError: safetensors is not installed.
+      ValueError: no such layout, a damaged file, or weights of a kind that ``QTensor`` can't hold; named.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> import jax.numpy as jnp, jaxopt_nn as jn
+      >>> kernel = jn.QTensor.quantize(jnp.ones((64, 8)), scale=0.25 * jnp.ones((2, 8)), bits=4)
+      >>> folder = jn.to_compressed_tensors(pathlib.Path(tempfile.mkdtemp()) / "net", {"params": {"up": {"kernel": kernel}}})
+      >>> bool((jn.from_compressed_tensors(folder)["params"]["up"]["kernel"].codes == kernel.codes).all())
+      True
+    """
+    source = Path(directory)
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: no such directory")
+    files = _files(source)
+    read = [safetensors.read(file) for file in files]
+    metadata = read[0][1]
+    if len(read) == 1 and named.HEADER in metadata:
+        laid = named.decode(metadata[named.HEADER], read[0][0], str(files[0]))
+        return map_with_path(lambda _, x: _restored(x), laid)
+    arrays = {name: value for each, _ in read for name, value in each.items()}
+    return _foreign(arrays, _section(source), str(source))
+
+
+def _laid(tree: PyTree, others: str) -> tuple[PyTree, dict[str, str]]:
+    """The tree with its matrices laid out, and which leaves are dense, with the reason.
+
+    Raises:
+      ValueError: leaves that do not fit, unless ``others`` is ``"dense"``.
+    """
+    dense: dict[str, str] = {}
+    for path, leaf in leaves_by_path(tree).items():
+        if is_compressed(leaf) and (reason := refusal(leaf)) is not None:
+            dense[path] = reason
+    if dense and others == "error":
+        listed = "\n".join(f"  {path}: {reason}" for path, reason in dense.items())
+        raise ValueError(
+            f"these leaves do not fit the compressed-tensors layout:\n{listed}\nPass others='dense' to write them as floats, "
+            "or use jaxopt_nn.to_safetensors, which keeps them as they are"
+        )
+
+    def laid(path: str, leaf: Any) -> Any:
+        if is_compressed(leaf) and path not in dense:
+            return laid_out(leaf)
+        leaf = leaf.densify() if is_compressed(leaf) else leaf
+        matrix = getattr(leaf, "ndim", 0) == 2 and path.split("/")[-1] == "kernel"
+        return Linear(leaf.T, turned=True, float_dtype=leaf.dtype.name) if matrix else leaf
+
+    return map_with_path(laid, tree), dense
+
+
+def _restored(leaf: Any) -> Any:
+    if isinstance(leaf, Layers) or (isinstance(leaf, Linear) and leaf.bits is not None):
+        return leaf.tensor()
+    return leaf.densify() if isinstance(leaf, Linear) else leaf
+
+
+def _layers(laid: PyTree, names: Names) -> Iterator[tuple[str, tuple[str, str, Linear]]]:
+    """``(path inside the tree, (path of the leaf, name of the weight, layer))``."""
+    for path, leaf in leaves_by_path(laid).items():
+        if isinstance(leaf, Linear):
+            yield path, (path, _weight_name(names(path, None), path, leaf, names), leaf)
+        elif isinstance(leaf, Layers):
+            for i, layer in enumerate(leaf.layers):
+                yield f"{path}/layers/{i}", (path, _weight_name(names(path, i), path, layer, names), layer)
+
+
+def _weight_name(name: str, path: str, layer: Linear, names: Names) -> str:
+    if name.endswith(".weight"):
+        return name
+    if names is default_name:
+        return f"{name}.weight"
+    raise ValueError(f"{path}: names gave {name!r}; the name of a linear layer's weight ends in '.weight'")
+
+
+def _array_names(leaves: Mapping[str, tuple[str, str, Linear]], names: Names) -> Callable[[str], str]:
+    """``path of an array inside the laid-out tree -> its name in the file``."""
+
+    def name(path: str) -> str:
+        parent, _, part = path.rpartition("/")
+        if part in PARTS and parent in leaves:
+            return leaves[parent][1].removesuffix("weight") + part
+        return names(path, None)
+
+    return name
+
+
+def quantization_config(layers: Mapping[str, Linear], activations: int | None = None) -> dict[str, Any]:
+    """The section of ``config.json`` for layers by the names of their weights."""
+    groups: dict[str, dict[str, Any]] = {}
+    for name, layer in layers.items():
+        if layer.bits is not None:
+            scheme = _scheme(layer, activations)
+            group = groups.setdefault(json.dumps(scheme, sort_keys=True), {**scheme, "targets": []})
+            group["targets"].append(name.removesuffix(".weight"))
+    formats = {group["format"] for group in groups.values()}
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision" if formats else "dense",
+        "config_groups": {f"group_{i}": group for i, group in enumerate(groups.values())},
+        "ignore": [name.removesuffix(".weight") for name, layer in layers.items() if layer.bits is None],
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }
+
+
+def _scheme(layer: Linear, activations: int | None) -> dict[str, Any]:
+    columns = layer.values()[0].shape[1] if layer.weight_shape is None else int(layer.weight_shape[1])
+    groups = layer.weight_scale.shape[1]
+    strategy, size = ("channel", None) if groups == 1 else ("group", columns // groups)
+    common = {"num_bits": layer.bits, "type": "int", "dynamic": False, "symmetric": layer.weight_zero_point is None}
+    tokens = {"num_bits": 8, "type": "int", "dynamic": True, "symmetric": True, "strategy": "token", "group_size": None}
+    return {
+        "format": "int-quantized" if layer.weight_packed is None else "pack-quantized",
+        "weights": {**common, "strategy": strategy, "group_size": size},
+        "input_activations": tokens if activations == 8 and layer.bits == 8 else None,
+        "output_activations": None,
+    }
+
+
+def _foreign(arrays: Mapping[str, np.ndarray], section: Mapping[str, Any], source: str) -> PyTree:
+    """Another's arrays as a nested dict, its integer weights as ``QTensor``."""
+    rest, weights = dict(arrays), {}
+    for scale in [name for name in arrays if name.endswith(".weight_scale")]:
+        module = scale.removesuffix(".weight_scale")
+        parts = {part: rest.pop(f"{module}.{part}") for part in PARTS if f"{module}.{part}" in rest}
+        extra = sorted(name for name in rest if name.startswith(f"{module}.weight_"))
+        if extra:
+            raise ValueError(f"{source}: {', '.join(extra)}: this version does not know that part of a weight")
+        weights[f"{module}.weight"] = _read_layer(module, parts, section, source)
+    tree = named.nested({**rest, **dict.fromkeys(weights, np.zeros(0))}, source, ".")
+    return map_with_path(lambda path, x: weights.get(path.replace("/", "."), x), tree)
+
+
+def _read_layer(module: str, parts: Mapping[str, np.ndarray], section: Mapping[str, Any], source: str) -> Any:
+    """The ``QTensor`` of a module.
+
+    Raises:
+      ValueError: its parts are not those of integer codes with scales for each output or group.
+    """
+    scheme = scheme_of(module, section, source)
+    codes, scale = parts.get("weight_packed", parts.get("weight")), parts["weight_scale"]
+    kind, bits = scheme.get("type", "int"), scheme.get("num_bits")
+    strategy = scheme.get("strategy") or "channel"
+    known = kind == "int" and bits in WIDTHS and strategy in ("tensor", "channel", "group")
+    if not known or codes is None or codes.dtype != (np.int32 if "weight_packed" in parts else np.int8):
+        held = ", ".join(f"{part} {x.dtype}{list(x.shape)}" for part, x in parts.items())
+        raise ValueError(
+            f"{source}: {module}: {bits} bits of {kind} by {strategy} ({held}); this version reads int codes of {WIDTHS} bits "
+            "by tensor, channel or group"
+        )
+    scale = scale.reshape(1, 1) if scale.size == 1 else scale.reshape(len(scale), -1)
+    zero = None if scheme.get("symmetric", True) else parts.get("weight_zero_point")
+    if zero is not None and "weight_packed" not in parts:
+        zero = zero.reshape(scale.shape)
+    return Linear(
+        parts.get("weight"), parts.get("weight_packed"), scale, zero, parts.get("weight_shape"), bits=bits,
+        float_dtype=scale.dtype.name, has_zero=zero is not None,
+    ).tensor()  # fmt: skip
+
+
+def scheme_of(module: str, section: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """What the config says of a module's weights: by its name, a regular expression, or the class that all others have."""
+    groups = list(section.get("config_groups", {}).values())
+    by_name = lambda t: t == module
+    by_expression = lambda t: t.startswith("re:") and re.match(t[3:], module) is not None
+    by_class = lambda t: "." not in t and t[:1].isupper()
+    for fits in (by_name, by_expression, by_class):
+        for group in groups:
+            if any(map(fits, group.get("targets", ()))) and group.get("weights"):
+                return dict(group["weights"])
+    raise ValueError(f"{source}: {module}: no group of {SECTION} in {CONFIG} has it among its targets")
+
+
+def _section(source: Path) -> dict[str, Any]:
+    file = source / CONFIG
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; the layout says there how weights are coded")
+    try:
+        section = json.loads(file.read_bytes()).get(SECTION)
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{file}: no JSON of a model ({error})") from error
+    if not isinstance(section, dict) or section.get("quant_method") != "compressed-tensors":
+        raise ValueError(f"{file}: has no {SECTION} of compressed-tensors; read {WEIGHTS} with jaxopt_nn.from_safetensors")
+    return section
+
+
+def _files(source: Path) -> list[Path]:
+    index = source / f"{WEIGHTS}.index.json"
+    if not index.is_file():
+        return [source / WEIGHTS]
+    try:
+        return [source / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{index}: no index of shards ({error!r})") from error
+
+
+def _check_folder(target: Path, overwrite: bool) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: no such directory; make it first")
+    standing = [name for name in (WEIGHTS, CONFIG) if (target / name).exists()]
+    if standing and not overwrite:
+        raise FileExistsError(f"{target / standing[0]} exists; pass overwrite=True, or another folder")
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f"{target} is a file; pass the name of a folder")
