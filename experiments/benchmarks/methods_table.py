@@ -2,8 +2,8 @@
 
 Command: ``python -m experiments.benchmarks.methods_table`` (10 minutes on 2 cores)
 
-LeNet-300-100 in NNX on scikit-learn's digits. Each case is the code in its first column, on networks that were trained on three of
-five folds; accuracies are over the 1,080 images of these folds' test parts, changes are paired by fold.
+LeNet-300-100 in NNX on scikit-learn's digits. Each case is the code in its first column. Three of five folds: accuracies
+are over the 1,080 images of their test parts, changes are paired by fold.
 """
 
 from __future__ import annotations
