@@ -3,12 +3,16 @@
 import ast
 import doctest
 import importlib
+import json
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import jax
 import pytest
+from sphinx.search.en import SearchEnglish
 
 import jaxopt_nn
 from experiments import layout
@@ -25,6 +29,7 @@ LONG = {
     "docs/how-to/export.md",
     "docs/how-to/mixed-bits.md",
     "docs/how-to/resume.md",
+    "docs/how-to/serve.md",
     "docs/how-to/what-was-skipped.md",
     "docs/how-to/why-not-faster.md",
     "docs/how-to/write-a-criterion.md",
@@ -63,6 +68,7 @@ def with_speed(page: pathlib.Path) -> object:
 def test_python_runs_as_written(page, tmp_path, monkeypatch):
     """In an empty folder, so that files that a page writes are gone after it, and with JAX's defaults, as a reader has them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # of programs that a page starts
     test = doctest.DocTestParser().get_doctest(code(page), {"__name__": "__main__"}, name(page), name(page), 0)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     with jax.numpy_rank_promotion("allow"):
@@ -128,3 +134,42 @@ def test_the_table_of_packages_is_true():
 
 def test_the_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text().splitlines()) < 150
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """The built pages; a warning, such as a link that leads nowhere, is an error."""
+    out = tmp_path_factory.mktemp("html")
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", "html", str(DOCS), str(out)]
+    done = subprocess.run(build, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def ranked(index, words):
+    """Names of the pages that hold all of the words, those first that hold more of them in their titles."""
+
+    def pages(table, word):
+        at = index[table].get(word, [])
+        return set(at if isinstance(at, list) else [at])
+
+    stems = [SearchEnglish({}).stem(word) for word in words.split()]
+    found = set.intersection(*(pages("terms", word) | pages("titleterms", word) for word in stems))
+    score = {page: sum(page in pages("titleterms", word) for word in stems) for page in found}
+    return [index["docnames"][page] for page in sorted(found, key=lambda page: (-score[page], page))]
+
+
+@pytest.mark.slow
+def test_twelve_questions_are_answered_by_a_section_and_by_the_search(html):
+    index = json.loads(re.fullmatch(r"Search.setIndex\((.*)\)", (html / "searchindex.js").read_text(), re.DOTALL)[1])
+    rows = re.findall(r"^\| .* \| \[.*\]\((.*)\.md#(.*)\) \| (.*) \|$", (DOCS / "questions.md").read_text(), re.MULTILINE)
+    assert len(rows) == 12
+    for page, section, words in rows:
+        assert f'id="{section}"' in (html / f"{page}.html").read_text(), section
+        assert page in ranked(index, words)[:3], words
+
+
+@pytest.mark.slow
+def test_pages_need_nothing_from_another_host(html):
+    loaded = re.compile(r'<(?:script|img|link)[^>]* (?:src|href)="(?:https?:)?//[^"]*"')
+    assert not {page.name: loaded.findall(page.read_text()) for page in html.rglob("*.html") if loaded.search(page.read_text())}
