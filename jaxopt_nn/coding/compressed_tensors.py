@@ -69,10 +69,8 @@ def to_compressed_tensors(
         that is not allowed.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, jaxopt_nn as jn
       >>> kernel = jn.QTensor.quantize(jnp.ones((64, 8)), scale=0.25 * jnp.ones((2, 8)), bits=4)
-      >>> folder = jn.to_compressed_tensors(pathlib.Path(tempfile.mkdtemp()) / "net", {"params": {"up": {"kernel": kernel}}})
+      >>> folder = jn.to_compressed_tensors("net", {"params": {"up": {"kernel": kernel}}})
       >>> sorted(file.name for file in folder.path.iterdir())
       ['config.json', 'model.safetensors']
     """
@@ -112,10 +110,8 @@ def from_compressed_tensors(directory: str | os.PathLike[str]) -> PyTree:
       ValueError: no such layout, a damaged file, or weights of a kind that ``QTensor`` can't hold; named.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, jaxopt_nn as jn
       >>> kernel = jn.QTensor.quantize(jnp.ones((64, 8)), scale=0.25 * jnp.ones((2, 8)), bits=4)
-      >>> folder = jn.to_compressed_tensors(pathlib.Path(tempfile.mkdtemp()) / "net", {"params": {"up": {"kernel": kernel}}})
+      >>> folder = jn.to_compressed_tensors("net", {"params": {"up": {"kernel": kernel}}})
       >>> bool((jn.from_compressed_tensors(folder)["params"]["up"]["kernel"].codes == kernel.codes).all())
       True
     """
