@@ -183,18 +183,22 @@ def test_an_interrupt_keeps_what_is_finished(runs, tmp_path, monkeypatch):
     assert len(runs) == 8
 
 
-def test_pooled_scores_and_numbers_that_are_better_lower():
+def test_means_over_folds_and_numbers_that_are_better_lower():
     cell = cells_of(checked(tiny()), {})[0]
     report = {
-        **KIND, "baseline": {"metrics": {"accuracy": 0.5}},
-        "stages": [{"metrics": {"accuracy": 0.4}, "bytes": 8, "ratio": 2.0}],
-        "cross_validation": {"baseline": {"accuracy": 0.55}, "final": {"accuracy": 0.45}},
+        **KIND, "seed": 3, "baseline": {"metrics": {"accuracy": 0.5}},
+        "stages": [{"metrics": {"accuracy": 0.4}, "bytes": 8, "ratio": 2.0, "latency": {"32": {"ms": 1.5}}}],
+        "summary": {"test": {
+            end: {"metrics": {"accuracy": {"mean": mean}}} for end, mean in (("baseline", 0.55), ("final", 0.45))
+        }},
     }  # fmt: skip
-    found = sweep.record(report, cell, 3)
+    found = sweep.record(report, cell.name, "config/seed_3")
     assert (found["score"], found["baseline_score"], found["folder"]) == (0.45, 0.55, "config/seed_3")
+    assert (found["seed"], found["ms@32"]) == (3, 1.5)
     kind = {"metrics": {"bits/byte": {"unit": "bits/byte", "better": "lower"}}, "headline": "bits/byte"}
     of = lambda value: {"metrics": {"bits/byte": value}, "bytes": 8, "ratio": 2.0}
-    found = [sweep.record({**kind, "baseline": of(2.0), "stages": [of(3.0)]}, cell, seed) for seed in (0, 1)]
+    reports = [{**kind, "seed": seed, "baseline": of(2.0), "stages": [of(3.0)]} for seed in (0, 1)]
+    found = [sweep.record(report, cell.name, "") for report in reports]
     made = sweep.summary({}, [cell], [0, 1], None, found, [])
     assert made["cells"][0]["score"] == {"mean": 3.0, "std": 0.0, "low": 3.0, "high": 3.0, "n": 2} and made["metric"]["better"] == "lower"
     header, cells = sweep.header_and_cells(made)
