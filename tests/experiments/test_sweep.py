@@ -200,7 +200,8 @@ def test_means_over_folds_and_numbers_that_are_better_lower():
     reports = [{**kind, "seed": seed, "baseline": of(2.0), "stages": [of(3.0)]} for seed in (0, 1)]
     found = [sweep.record(report, cell.name, "") for report in reports]
     made = sweep.summary({}, [cell], [0, 1], None, found, [])
-    assert made["cells"][0]["score"] == {"mean": 3.0, "std": 0.0, "low": 3.0, "high": 3.0, "n": 2} and made["metric"]["better"] == "lower"
+    assert made["cells"][0]["score"] == {"mean": 3.0, "std": 0.0, "low": 3.0, "high": 3.0, "n": 2}
+    assert made["metric"]["better"] == "lower"
     header, cells = sweep.header_and_cells(made)
     assert header[2:4] == ["bits/byte", "float"] and cells[0][2:4] == ["3.0000 ± 0.0000", "2.0000 ± 0.0000"]
     assert sweep.scored(found[0]) == "bits/byte 3.0000"

@@ -219,7 +219,7 @@ def test_without_matplotlib_the_report_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(reports, "has_matplotlib", lambda: False)
     reports.write(REPORT, tmp_path)
     assert "No plot: matplotlib is not installed" in (tmp_path / "report.md").read_text()
-    assert "<svg" in (tmp_path / "report.html").read_text(), "the page draws its own charts"
+    assert "<svg" in (tmp_path / "report.html").read_text(), "the page draws by itself"
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "report.json", "report.md"}
 
 
