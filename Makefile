@@ -19,7 +19,7 @@ FIND_PYTHON = for python in "$(PYTHON)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions
 	echo "PYTHON=$(PYTHON) cannot be used ($$("$(PYTHON)" --version 2>&1 | head -n 1)): Python 3.11 or newer that" \
 	"runs and has venv and ensurepip is needed; pass PYTHON=/path/to/python3.11" >&2; exit 1
 
-.PHONY: demo test test-all lint types pytest slow docs links readme which clean
+.PHONY: demo test test-all lint types pytest slow docs links which clean
 
 # `test` includes `cli`: where it is installed nothing more is.
 demo: $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-cli)
@@ -51,9 +51,6 @@ docs: $(VENV)/installed-docs
 
 links: $(VENV)/installed-docs
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
-
-readme: $(VENV)/installed-test
-	$(BIN)/python -m experiments.readme
 
 which:
 	@$(FIND_PYTHON)

@@ -9,7 +9,7 @@ each leaf's initial weights, so that some lie outside the range: with the plain 
 "clip" would be "pass".
 
 About 15 s for the first command, 2 minutes for the second, on 2 cores (AMD EPYC).
-Expected, seed 0, JAX 0.10.2: 87.55 % at 4 bits; the findings are in ``experiments/findings/vanishing_gradients.md``.
+Expected, seed 0, JAX 0.10.2: 87.55 % at 4 bits; the findings are in ``docs/results/vanishing-gradients.md``.
 """
 
 from ml_collections import ConfigDict

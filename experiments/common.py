@@ -114,7 +114,7 @@ def plain_errors(stopped: str = "stopped") -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
-    except (FloatingPointError, OSError, TypeError, ValueError) as error:
+    except (FloatingPointError, ModuleNotFoundError, OSError, TypeError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -128,6 +128,31 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
       ValueError: it is none, or does not say of which model it is.
       FileNotFoundError: no such directory.
     """
+    stored, task, built = of_config(artifact)
+    rule = next((rule.name for _, rule in stored.rules), None)
+    ready = stored.replace(variables=prepare(stored.variables))
+    try:
+        abstract_outputs(ready, *like(task.example, 2), what="the model")
+    except ValueError as error:
+        if shapes(stored.variables) == built:
+            raise
+        try:  # a pass has cut it, and the model's code holds other widths
+            return load(artifact), task, rule
+        except ValueError:
+            raise ValueError(
+                f"{artifact}: a pass has cut this network, and the model's code holds other widths ({error}); compress it "
+                "with config.export=['cpu'], so that the artifact holds its program"
+            ) from error
+    return ready, task, rule
+
+
+def of_config(artifact: str | os.PathLike[str]) -> tuple[Network, Task, dict[str, tuple[int, ...]]]:
+    """The network of an artifact, as stored, with the code that its config names; the task; the shapes that the code builds.
+
+    Raises:
+      ValueError: it is none, or does not say of which model it is.
+      FileNotFoundError: no such directory.
+    """
     common.check_no_run(artifact)
     tree, manifest = load_artifact(artifact)
     extra = manifest.get("extra")
@@ -143,21 +168,8 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
     network = Model(config["model"], config["model_args"], config["float"], "float").network
     own = registry.rule(asked) if ":" in asked else None
     saved = network_from(tree, manifest, network.apply, own, str(artifact))
-    task, rule = common.load_task(config), next((each["name"] for each in extra["rules"]), None)
-    ready = network.replace(variables=prepare(saved.variables), rules=saved.rules, states=saved.states, training=None)
-    try:
-        abstract_outputs(ready, *like(task.example, 2), what="the model")
-    except ValueError as error:
-        if shapes(saved.variables) == shapes(network.variables):
-            raise
-        try:  # a pass has cut it, and the model's code holds other widths
-            return load(artifact), task, rule
-        except ValueError:
-            raise ValueError(
-                f"{artifact}: a pass has cut this network, and {config['model']} holds other widths ({error}); compress it "
-                "with config.export=['cpu'], so that the artifact holds its program"
-            ) from error
-    return ready, task, rule
+    stored = network.replace(variables=saved.variables, rules=saved.rules, states=saved.states, training=None)
+    return stored, common.load_task(config), shapes(network.variables)
 
 
 def shapes(variables: Any) -> dict[str, tuple[int, ...]]:

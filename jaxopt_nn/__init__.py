@@ -5,7 +5,9 @@ from jaxopt_nn.coding.compressed_tensors import from_compressed_tensors, to_comp
 from jaxopt_nn.coding.msgpack import from_msgpack, to_msgpack
 from jaxopt_nn.coding.orbax import from_orbax, to_orbax
 from jaxopt_nn.coding.safetensors import from_safetensors, to_safetensors
-from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
+from jaxopt_nn.core.combine import by_path, chain, where
+from jaxopt_nn.core.gates import between, every, frozen, later
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.matrix import Matrix
 from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Site
 from jaxopt_nn.core.passes import Pass, Plan
@@ -14,7 +16,7 @@ from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
-from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity, leafwise
+from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity
 from jaxopt_nn.cost.aot import compile_for
 from jaxopt_nn.export.exported import exported
 from jaxopt_nn.export.imported import imported

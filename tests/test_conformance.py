@@ -14,13 +14,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, later, where
+from jaxopt_nn.core.combine import by_path, chain, where
+from jaxopt_nn.core.gates import between, every, frozen, later
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Member, ModelInfo, Roles
 from jaxopt_nn.core.passes import Layer, Plan
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.train import init_train_state, make_step
-from jaxopt_nn.core.transform import LeafTraits, State, explain, identity, leafwise, why_not_matrix
+from jaxopt_nn.core.transform import LeafTraits, State, explain, identity, why_not_matrix
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
 from jaxopt_nn.methods.prune import erk, global_budget, magnitude, prune, saliency
 from jaxopt_nn.methods.quantize import quantize

@@ -7,15 +7,33 @@ import pathlib
 import re
 import shlex
 
+import jax
 import pytest
 
 import jaxopt_nn
+from experiments import layout
+from experiments.__main__ import COMMANDS
+from experiments.config import DEFAULTS
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
-PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts) + [REPOSITORY / "README.md"]
 #: Pages that train or compile for longer than two seconds.
-LONG = set[str]()
+LONG = {
+    "docs/how-to/artifacts.md",
+    "docs/how-to/batchnorm-and-dropout.md",
+    "docs/how-to/export.md",
+    "docs/how-to/mixed-bits.md",
+    "docs/how-to/resume.md",
+    "docs/how-to/what-was-skipped.md",
+    "docs/how-to/why-not-faster.md",
+    "docs/how-to/write-a-criterion.md",
+    "docs/how-to/write-a-pass.md",
+    "docs/tutorials/first-compression.md",
+    "docs/tutorials/language-model.md",
+    "docs/tutorials/training-loop.md",
+    "docs/tutorials/your-model.md",
+}
 FENCE = re.compile(r"^```(\{?[\w-]*\}?)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -43,11 +61,12 @@ def with_speed(page: pathlib.Path) -> object:
 
 @pytest.mark.parametrize("page", [with_speed(page) for page in PAGES])
 def test_python_runs_as_written(page, tmp_path, monkeypatch):
-    """In an empty folder: a page that writes files leaves nothing behind."""
+    """In an empty folder, so that files that a page writes are gone after it, and with JAX's defaults, as a reader has them."""
     monkeypatch.chdir(tmp_path)
     test = doctest.DocTestParser().get_doctest(code(page), {"__name__": "__main__"}, name(page), name(page), 0)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
-    assert runner.run(test).failed == 0
+    with jax.numpy_rank_promotion("allow"):
+        assert runner.run(test).failed == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -58,10 +77,11 @@ def test_blocks_are_of_kinds_that_are_checked(page):
 
 
 def commands(page: pathlib.Path) -> list[list[str]]:
-    """Words of each command line that runs a program of ours; a line that ends in a backslash goes on."""
-    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    """``[name, argument, ...]`` of each line that runs one of our programs; one that ends in a backslash goes on."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").replace("python -m experiments.", "jaxopt ").splitlines()
     split = [shlex.split(line, comments=True) for line in lines]
-    return [words for words in split if "-m" in words and words[words.index("-m") + 1].startswith("experiments")]
+    starts = [(words, n) for words in split for n, word in enumerate(words) if word.rpartition("/")[2] == "jaxopt"]
+    return [words[n + 1 :] for words, n in starts]
 
 
 def flags_of(module: str) -> set[str]:
@@ -75,17 +95,36 @@ def flags_of(module: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_are_those_of_the_programs(page):
     """Each program, each flag, each config and each of its fields is there."""
-    for words in commands(page):
-        module, given = words[words.index("-m") + 1], words[words.index("-m") + 2 :]
+    for name, *given in commands(page):
         flags = dict(word.removeprefix("--").partition("=")[::2] for word in given if word.startswith("--"))
-        assert {flag.split(".")[0] for flag in flags} <= flags_of(module), words
+        assert {flag.split(".")[0] for flag in flags} <= flags_of(f"experiments.{name}"), given
         if "config" in flags:
-            config = importlib.import_module(flags["config"].removesuffix(".py").replace("/", ".")).get_config()
+            file = pathlib.Path(flags["config"]).stem
+            config = importlib.import_module(f"configs.{file}").get_config()
             for field in (flag.removeprefix("config.") for flag in flags if flag.startswith("config.")):
-                assert eval(f"config.{field}", {"config": config}) is not ..., field
+                assert field in DEFAULTS or eval(f"config.{field}", {"config": config}) is not None, field
 
 
 def test_each_public_name_has_one_entry_in_the_reference():
     text = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
     entries = re.findall(r"^\.\. auto(?:function|class|data):: (\w+)$", text, re.MULTILINE)
     assert sorted([*entries, "metrics"]) == jaxopt_nn.__all__
+
+
+def test_the_public_list_is_sorted_and_true():
+    assert list(jaxopt_nn.__all__) == sorted(jaxopt_nn.__all__)
+    assert all(hasattr(jaxopt_nn, name) and getattr(jaxopt_nn, name).__doc__ for name in jaxopt_nn.__all__)
+
+
+def test_each_command_has_an_entry():
+    text = (DOCS / "reference" / "commands.md").read_text()
+    assert set(re.findall(r"^\| `jaxopt (\w+)`", text, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_the_table_of_packages_is_true():
+    text = layout.PAGE.read_text()
+    assert layout.updated(text) == text, "run: python -m experiments.layout"
+
+
+def test_the_readme_is_short():
+    assert len((REPOSITORY / "README.md").read_text().splitlines()) < 150

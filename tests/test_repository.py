@@ -25,7 +25,7 @@ TEXTS = sorted(
 )
 # Where a home, a checkout or a scratch folder of one machine lies.
 MACHINE_PATH = re.compile(r"(?<![\w.~/<>{}$-])(?:/(?:home|root|Users|work|mnt)|[A-Z]:\\Users)[/\\]\w")
-EXTRAS = ("bench", "cli", "docs", "export", "notebooks", "plots", "test", "tpu")
+EXTRAS = ("bench", "cli", "docs", "export", "notebooks", "plots", "serve", "test", "tpu")
 LOCAL = {"jaxopt_nn", "experiments", "configs", "tests"}
 # What the library uses only where it is there: for a report's plots, the bar of progress, TensorBoard's and safetensors files.
 # The scripts of `tests/golden` run in an environment of their own.
@@ -82,7 +82,7 @@ def test_no_text_names_a_path_of_one_machine():
 
 
 def test_packages_are_those_of_the_tree():
-    """The library, and inside it the commands and their configs; benchmarks and findings stay in the repository."""
+    """The library, and inside it the commands and their configs; benchmarks stay in the repository."""
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg")
     folders = {"jaxopt_nn": "jaxopt_nn", "experiments": "jaxopt_nn.experiments", "configs": "jaxopt_nn.configs"}
@@ -116,7 +116,7 @@ def test_the_package_declares_what_it_imports_and_no_more():
     [
         ("jaxopt_nn", ()),
         ("configs", ("cli",)),
-        ("experiments", ("cli", "bench")),
+        ("experiments", ("cli", "bench", "serve")),
         ("tests", ("test",)),
     ],
 )

@@ -25,7 +25,8 @@ import optax
 from absl import app, flags
 
 from configs import fashion_distill, fashion_lenet300_deep, fashion_lenet300_qat4
-from jaxopt_nn.core.combine import every, where
+from jaxopt_nn.core.combine import where
+from jaxopt_nn.core.gates import every
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import State, Transform, identity
 from jaxopt_nn.cost.latency import interleaved

@@ -66,6 +66,15 @@ def save_artifact(
       TypeError: a node or leaf of another kind; named by its path.
       ValueError: a name among ``files`` that leads out of the directory, or belongs to the artifact itself.
       OSError: the disk is full, or the place can't be written; nothing is left behind.
+
+    Example:
+      >>> artifact = jn.save_artifact("tree", {"kernel": jnp.ones((64, 64), jnp.bfloat16)}, extra={"trained": "by hand"})
+      >>> artifact.path.name, artifact.bytes > 0
+      ('tree', True)
+      >>> jn.save_artifact("tree", {"kernel": jnp.ones(3)})
+      Traceback (most recent call last):
+          ...
+      FileExistsError: .../tree exists; pass overwrite=True, or another directory
     """
     target = Path(directory).absolute()
     _check_target(target, overwrite)
@@ -97,6 +106,14 @@ def load_artifact(directory: str | os.PathLike[str]) -> tuple[PyTree, dict[str, 
     Raises:
       FileNotFoundError: no such directory.
       ValueError: the artifact is truncated, was edited, or is of an unknown schema or kind; says what is wrong.
+
+    Example:
+      >>> v = {"kernel": jnp.linspace(-1, 1, 64 * 64).reshape(64, 64)}
+      >>> method = jn.quantize(3)
+      >>> artifact = jn.save_artifact("codes", method.pack(v, method.init(v)), recipe="quantize(3)")
+      >>> tree, manifest = jn.load_artifact("codes")
+      >>> tree["kernel"].bits, manifest["recipe"]
+      (3, 'quantize(3)')
     """
     source = Path(directory).absolute()
     if not source.is_dir():

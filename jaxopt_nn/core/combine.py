@@ -1,4 +1,4 @@
-"""Combinators over transforms: ``chain``, ``by_path``, ``where``, ``every``, ``between``, ``later``, ``frozen``."""
+"""Combinators over transforms: ``chain``, ``by_path``, ``where``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.paths import first_match, leaves_by_path, map_with_path, require_match
 from jaxopt_nn.core.tap import Tap
-from jaxopt_nn.core.transform import IDLE, Facts, LeafTraits, PyTree, State, Traits, Transform, followed, keep_state
+from jaxopt_nn.core.transform import IDLE, Facts, LeafTraits, PyTree, State, Traits, Transform, followed
 from jaxopt_nn.tensors.base import is_compressed
 
 
@@ -23,6 +22,21 @@ def chain(*members: Transform) -> Transform:
     Raises:
       ValueError: no member; or, at ``init``, a leaf whose values are changed after a member that packs them, or a packer
         that loses zeros after a mask.
+
+    Example:
+      >>> v = {"kernel": jnp.arange(1.0, 65.0).reshape(8, 8)}
+      >>> method = jn.chain(jn.prune(sparsity=0.75), jn.quantize(4))
+      >>> state = method.init(v)
+      >>> stored = method.pack(v, state)  # a mask around codes: only the 16 codes that are kept are stored
+      >>> type(stored["kernel"]).__name__, jn.nbytes(v), jn.nbytes(stored)
+      ('Masked', 256, 48)
+      >>> bool((jn.densify(stored)["kernel"] == method.view(v, state)["kernel"]).all())  # the pack law
+      True
+      >>> jn.chain(jn.quantize(4), jn.clip(-1.0, 1.0)).init(v)
+      Traceback (most recent call last):
+          ...
+      ValueError: kernel: member 1 of the chain (clip) changes values that an earlier member has packed into codes;
+        put the member that packs last
     """
     if not members:
         raise ValueError("chain() needs at least one transform; identity() is the one that does nothing")
@@ -192,6 +206,17 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
     Raises:
       ValueError: no case; or, at ``init``, a pattern that matches no leaf (near misses are named): none of all that the
         info names, which may be more than the given ones, nor of these.
+
+    Example:
+      >>> v = {"body": {"kernel": jnp.ones((64, 64))}, "head": {"kernel": jnp.ones((64, 64))}}
+      >>> method = jn.by_path([("head/kernel", jn.quantize(8)), ("**/kernel", jn.quantize(4))])
+      >>> stored = method.pack(v, method.init(v))
+      >>> stored["body"]["kernel"].bits, stored["head"]["kernel"].bits
+      (4, 8)
+      >>> jn.by_path([("haed/kernel", jn.quantize(8))]).init(v)
+      Traceback (most recent call last):
+          ...
+      ValueError: pattern 'haed/kernel' matches no path of 2; nearest: head/kernel, body/kernel
     """
     cases = list(cases)
     if not cases:
@@ -306,72 +331,21 @@ def _apart(state: State) -> list[State]:
 
 
 def where(pattern: str, method: Transform) -> Transform:
-    """``method`` on the leaves whose path matches ``pattern`` (``by_path`` with one case)."""
-    return by_path([(pattern, method)])
+    """``method`` on the leaves whose path matches ``pattern`` (``by_path`` with one case).
 
-
-def _gated(method: Transform, open_at: Callable[[Any], Any]) -> Transform:
-    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        carried = jax.lax.cond(
-            open_at(jnp.asarray(step)),
-            lambda: method.update(params, state, step=step, grads=grads).carried,
-            lambda: state.carried,
-        )
-        return State(state.learnt, carried)
-
-    return method._replace(update=update)
-
-
-def every(n: int, method: Transform, last: int | None = None) -> Transform:
-    """``method`` whose ``update`` runs at steps 0, n, 2n, ... only, and at step ``last``.
-
-    With the last step of the training as ``last``, a schedule reaches its target also where ``n`` does not divide it.
+    Patterns are globs over whole path segments: ``*`` is one segment or part of it, ``**`` any number of segments.
 
     Raises:
-      ValueError: ``n`` below 1, ``last`` below 0.
+      ValueError: at ``init``, a pattern that matches no leaf; near misses are named.
+
+    Example:
+      >>> v = {"layer": {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)}}
+      >>> method = jn.where("**/kernel", jn.prune(sparsity=0.5))
+      >>> float((method.view(v, method.init(v))["layer"]["kernel"] == 0).mean())
+      0.5
+      >>> jn.where("**/kernels", jn.prune(sparsity=0.5)).init(v)
+      Traceback (most recent call last):
+          ...
+      ValueError: pattern '**/kernels' matches no path of 2; nearest: layer/kernel, layer/bias
     """
-    if n < 1:
-        raise ValueError(f"every(n={n}): n is a number of steps, at least 1")
-    if last is not None and last < 0:
-        raise ValueError(f"every(n={n}, last={last}): last is a step, 0 or more, or None")
-    return _gated(method, lambda step: (step % n == 0) | (last is not None and step == last))
-
-
-def between(start: int, stop: int, method: Transform) -> Transform:
-    """``method`` whose ``update`` runs at steps ``start <= step <= stop`` only."""
-    if not 0 <= start <= stop:
-        raise ValueError(f"between(start={start}, stop={stop}): needs 0 <= start <= stop")
-    return _gated(method, lambda step: (step >= start) & (step <= stop))
-
-
-def later(steps: int, method: Transform) -> Transform:
-    """``method`` whose ``update`` counts from ``steps`` on: a training that goes on where another one of that length ended."""
-
-    def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        return method.update(params, state, step=step + steps, grads=grads)
-
-    traits = method.traits._replace(pending=lambda step: method.traits.pending(step + steps))
-    return method._replace(update=update, traits=traits)
-
-
-def frozen(method: Transform) -> Transform:
-    """``method`` whose state no longer changes: an earlier stage of a recipe.
-
-    All of its state is ``carried``, as a state of ``method``: ``State(learnt=(), carried=State(learnt, carried))``. So no
-    optimizer sees what was learnt, and neither weight decay nor a projection can move it.
-    """
-
-    def thawed(fn: Callable[[PyTree, State], Any]) -> Callable[[PyTree, State], Any]:
-        return lambda params, state: fn(params, state.carried)
-
-    def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        return State((), method.init(params, info))
-
-    def follows(state: State, cuts: Cuts) -> State:
-        return state if cuts.moments is not None else State((), followed(method, state.carried, cuts))
-
-    traits = method.traits._replace(
-        needs=method.traits.needs - {"grads"}, pending=lambda step: None, facts=thawed(method.traits.facts), follows=follows
-    )
-    project = lambda params, state: (method.project(params, state.carried)[0], ())
-    return Transform(init, keep_state, thawed(method.view), project, thawed(method.pack), traits)
+    return by_path([(pattern, method)])

@@ -163,6 +163,21 @@ class Matrix:
       shape: ``(*stack, inputs, outputs)``. Stack: first the axes that loops and traced indices take (outermost first), then
         those that the site itself keeps apart (batch axes of a dot, groups of a convolution).
       slots: how many of the stack axes are of the first kind.
+
+    Example:
+      >>> def apply(v, x):  # one leaf holds two layers; the first is read transposed
+      ...     return x @ v["both"][0].T + x @ v["both"][1]
+      >>> v = {"both": jnp.arange(8.0).reshape(2, 2, 2)}
+      >>> first, second = (site.uses[0].matrix for site in jn.inspect(apply, v, jnp.ones((1, 2))).sites)
+      >>> first(v["both"])
+      Array([[0., 2.],
+             [1., 3.]], dtype=float32)
+      >>> first.put(v["both"], 10 + first(v["both"]))  # the second layer stays
+      Array([[[10., 11.],
+              [12., 13.]],
+      <BLANKLINE>
+             [[ 4.,  5.],
+              [ 6.,  7.]]], dtype=float32)
     """
 
     leaf: tuple[int, ...]

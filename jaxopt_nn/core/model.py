@@ -24,6 +24,16 @@ class Roles:
 
     Axes are non-negative and sorted; an axis may stand in none of the three (a bias has no input axis). ``window`` names
     those of the input axes over which a convolution slides (height and width).
+
+    Example:
+      >>> v = {"kernel": jnp.ones((3, 3, 1, 8))}
+      >>> def apply(v, x):
+      ...     return jax.lax.conv_general_dilated(x, v["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+      >>> roles = jn.inspect(apply, v, jnp.ones((1, 5, 5, 1))).roles["kernel"]
+      >>> roles.input, roles.output, roles.window
+      ((0, 1, 2), (3,), (0, 1))
+      >>> roles.channel_axes()  # one scale for each index over these
+      (3,)
     """
 
     stack: tuple[int, ...] = ()
@@ -92,6 +102,19 @@ class Site:
       macs: multiply-accumulates of one call of the model; a ``while`` body counts once.
       params: the primitive's static parameters.
       run: ``run(lhs, rhs)`` evaluates the site as it stands, on arrays or compressed tensors.
+
+    Example:
+      >>> v = {"kernel": jnp.arange(6.0).reshape(2, 3)}
+      >>> info = jn.inspect(lambda v, x: v["kernel"] @ x, v, jnp.ones(3))  # the weight at the left
+      >>> site, = info.sites
+      >>> site.name, site.inputs, site.outputs, site.weight
+      ('kernel', 3, 2, 0)
+      >>> site.matrix(v["kernel"])  # [I, O], however the model lays it out
+      Array([[0., 3.],
+             [1., 4.],
+             [2., 5.]], dtype=float32)
+      >>> site.put(v["kernel"], jnp.zeros((3, 2))).shape
+      (2, 3)
     """
 
     name: str
@@ -196,6 +219,15 @@ class Member:
       role: ``producer`` (an output axis of a site's weight), ``vector`` (a bias, a norm's scale: combined element by
         element) or ``consumer`` (a contracted axis of a site's weight).
       units: int ``[length of the axis]``: entry j belongs to unit ``units[j]`` of the group.
+
+    Example:
+      >>> def apply(v, x):  # 2 channels on a 3 by 3 image, flattened: the dense layer reads 18 features
+      ...     return jax.nn.relu(jnp.einsum("bhwi,io->bhwo", x, v["up"])).reshape(len(x), -1) @ v["down"]
+      >>> v = {"up": jnp.ones((1, 2)), "down": jnp.ones((18, 5))}
+      >>> group, _ = jn.axis_groups(apply, v, jnp.ones((1, 3, 3, 1)))
+      >>> producer, consumer = group.members
+      >>> producer.units, consumer.units[:6]  # cutting channel 1 cuts every second row of the dense layer
+      (array([0, 1]), array([0, 1, 0, 1, 0, 1]))
     """
 
     path: str
@@ -212,6 +244,16 @@ class AxisGroup:
       size: number of units.
       members: the axes, the producers first.
       pinned: None, or the reason why no unit may be cut.
+
+    Example:
+      >>> def apply(v, x):
+      ...     return jax.nn.relu(x @ v["up"] + v["bias"]) @ v["down"]
+      >>> v = {"up": jnp.ones((4, 8)), "bias": jnp.zeros(8), "down": jnp.ones((8, 2))}
+      >>> hidden, out = jn.axis_groups(apply, v, jnp.ones((1, 4)))
+      >>> hidden.size, [(m.path, m.axis, m.role) for m in hidden.members]
+      (8, [('up', 1, 'producer'), ('bias', 0, 'vector'), ('down', 0, 'consumer')])
+      >>> out.pinned
+      'reaches an output of `apply`'
     """
 
     size: int
@@ -248,6 +290,18 @@ class Known:
       roles: of its axes; assumed where nothing is known.
       matrix: how its site reads it; of several sites the first that contracts it, else the first lookup; None: not known.
       stats: ``{tap: statistic [S..., ...]}`` that the method asked for, over all sites that read it as ``matrix`` does.
+
+    Example:
+      >>> def small_rows_first(weight, grad, known):  # a criterion: all weights of an input share its score
+      ...     matrix = known.matrix(weight)
+      ...     return known.matrix.put(weight, jnp.abs(matrix).sum(1, keepdims=True) + 0 * matrix)
+      >>> v = {"kernel": jnp.array([[3.0, 3.0], [1.0, 4.0], [2.0, 2.0]])}
+      >>> info = jn.inspect(lambda v, x: x @ v["kernel"], v, jnp.ones((1, 3)))
+      >>> method = jn.prune(small_rows_first, sparsity=1 / 3)
+      >>> method.view(v, method.init(v, info))["kernel"]
+      Array([[3., 3.],
+             [1., 4.],
+             [0., 0.]], dtype=float32)
     """
 
     roles: Roles
@@ -271,6 +325,16 @@ class ModelInfo:
       stats: ``{(member, site, tap): statistic}``, arrays, from ``calibrate``.
       sites, leaves, report: as found by ``inspect``; printing the object gives the report's table, cut to a screen.
       couplings: the axis groups with what reads them, from ``calibrate`` for a method that needs them; None: not asked for.
+
+    Example:
+      >>> v = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+      >>> info = jn.inspect(lambda v, x: x @ v["kernel"] + v["bias"], v, jnp.ones((8, 4)))
+      >>> info.roles["kernel"]
+      Roles(stack=(), input=(0,), output=(1,), window=())
+      >>> [(site.name, site.kind, site.macs) for site in info.sites], info.coverage
+      ([('kernel', 'dot', 64)], 1.0)
+      >>> [(leaf.path, leaf.reason) for leaf in info.leaves if not leaf.sites]
+      [('bias', 'combined with an activation by `add`')]
     """
 
     roles: Mapping[str, Roles] = dataclasses.field(default_factory=dict)

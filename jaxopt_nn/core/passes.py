@@ -96,6 +96,20 @@ class Plan:
       leaves: ``{path: shape}`` of the network that it is for.
       inputs: what its ``apply`` takes besides, as abstract arrays.
       layers: in order of evaluation.
+
+    Example:
+      >>> def apply(v, x):
+      ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
+      >>> net = jn.Network(apply, {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))})
+      >>> plan = jn.shrink_widths({"up": 3}).plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
+      >>> edited = plan.replace({"up": [0, 7]})
+      >>> print(edited)
+      layer  units  stay
+      up        8     2  up axis 1: 8 -> 2, down axis 0: 8 -> 2
+      down      2     2  reaches an output of `apply`
+      12 of 48 parameters stay
+      >>> jn.Plan.from_json(edited.to_json()).widths
+      {'up': 2, 'down': 2}
     """
 
     name: str
@@ -301,6 +315,16 @@ class Pass(NamedTuple):
       execute: ``(network, plan) -> (network, remap)``. ``remap`` (``Remap``) carries over all that belongs to the network.
       traits: as a transform's: ``name``; ``takes``, which leaves it may cut; ``taps``, ``passes`` and ``needs``, what ``plan``
         must see of the model on data.
+
+    Example:
+      >>> def apply(v, x):
+      ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
+      >>> net = jn.Network(apply, {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))})
+      >>> cut = jn.shrink_widths({"up": 3})
+      >>> plan = cut.plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
+      >>> small, remap = cut.execute(net, plan)
+      >>> small.variables["up"].shape, small.variables["down"].shape
+      ((4, 3), (3, 2))
     """
 
     plan: Callable[..., Plan]

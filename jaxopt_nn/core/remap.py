@@ -23,6 +23,18 @@ class Remap:
     """Carries what belongs to a network over to the network that a plan makes of it.
 
     What can't be carried is made anew and named in the report (kind ``anew``).
+
+    Example:
+      >>> def apply(v, x):
+      ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
+      >>> net = jn.Network(apply, {"up": jnp.arange(32.0).reshape(4, 8), "down": jnp.ones((8, 2))})
+      >>> cut = jn.shrink_widths({"up": 2})
+      >>> small, remap = cut.execute(net, cut.plan(net, jn.ModelInfo(), jnp.ones((1, 4))))
+      >>> remap.leaf("up", jnp.arange(32).reshape(4, 8))[0]  # a gradient, a moment: cut as the leaf is
+      Array([6, 7], dtype=int32)
+      >>> state, report = remap.state(jn.prune(sparsity=0.5), jn.prune(sparsity=0.5).init(net.variables), small.variables)
+      >>> state.carried["down"].mask.shape, len(report)
+      ((2, 2), 0)
     """
 
     plan: Plan

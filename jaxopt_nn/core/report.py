@@ -10,7 +10,24 @@ from jaxopt_nn.core.leaf_rows import LeafRow, Run, summary, table
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One remark on a leaf or a site: its kind (of ``KINDS``), its path or name, the reason as a full clause."""
+    """One remark on a leaf or a site: its kind (of ``KINDS``), its path or name, the reason as a full clause.
+
+    Attributes:
+      kind: one of ``skipped``, ``partial``, ``no site``, ``derived``, ``densified``, ``stored``, ``float``, ``assumed``,
+        ``derivative``, ``opaque``, ``constant``, ``anew``, ``moved``, ``note`` (``KINDS`` says what each means).
+      path: of the leaf, or the name of the site.
+      reason: a full clause.
+
+    Raises:
+      ValueError: another kind.
+
+    Example:
+      >>> v = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+      >>> for message in jn.explain(jn.where("kernel", jn.prune(sparsity=0.5)), v):
+      ...     print(message.kind, "|", message.path, "|", message.reason)
+      skipped | bias | matches no pattern of the recipe
+      assumed | kernel | roles: last axis is the output, no stack (pass info=inspect(...))
+    """
 
     kind: str
     path: str
@@ -54,6 +71,16 @@ class Report:
       rows: of all leaves, in the tree's order.
       activations: the sites that no leaf feeds: both operands are activations, or one is a constant.
       others: dots and convolutions that are in no site: of constants alone, or inside what can't be looked into.
+
+    Example:
+      >>> v = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
+      >>> report = jn.explain(jn.where("kernel", jn.quantize(8)), v)
+      >>> print(report)
+      skipped     bias    matches no pattern of the recipe
+      note        kernel  keeps 50% of its bytes: its scales take as much as its codes, or more
+      assumed     kernel  roles: last axis is the output, no stack (pass info=inspect(...))
+      >>> len(report.of("skipped")), report.as_json()[0]["kind"]
+      (1, 'skipped')
     """
 
     messages: tuple[Message, ...] = ()

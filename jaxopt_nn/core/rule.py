@@ -43,6 +43,14 @@ class Rule(NamedTuple):
       training: the rule that stands for this one in training: in float, with straight-through gradients, on the same state.
         None: sites are trained as they stand.
       made: ``(factory, ((argument, value), ...))``, as ``rule_factory`` sets it: what an artifact says of the rule.
+
+    Example:
+      >>> def rounded(site, state, lhs, rhs):  # the site as it stands, on activations rounded to whole numbers
+      ...     return site.run(jnp.round(lhs), rhs)
+      >>> v = {"kernel": jnp.ones((2, 1))}
+      >>> run = jn.rewrite(lambda v, x: x @ v["kernel"], jn.Rule(rounded, name="rounded"))
+      >>> run(v, jnp.array([[0.9, 3.2]]))
+      Array([[4.]], dtype=float32)
     """
 
     apply: Callable[..., Any]
@@ -65,6 +73,15 @@ def rule_factory(make: Callable[..., Rule]) -> Callable[..., Rule]:
 
     An artifact names the function by its module and its name, with the arguments, and ``load`` calls it again; so arguments
     are what JSON can hold: strings, numbers, None.
+
+    Example:
+      >>> @jn.rule_factory
+      ... def scaled(factor=2.0):
+      ...     return jn.Rule(lambda site, state, lhs, rhs: factor * site.run(lhs, rhs), name=f"times {factor}")
+      >>> scaled() is scaled(2.0)  # so that two networks with it share a program
+      True
+      >>> scaled(3.0).made[1]
+      (('factor', 3.0),)
     """
     signature, name = inspect.signature(make), f"{make.__module__}:{make.__qualname__}"
 
@@ -105,5 +122,13 @@ def rule_of(said: Mapping[str, Any]) -> Rule:
 
 @rule_factory
 def identity_rule() -> Rule:
-    """The rule that evaluates every site as it stands."""
+    """The rule that evaluates every site as it stands.
+
+    Example:
+      >>> v = {"kernel": jnp.ones((4, 2))}
+      >>> run = jn.rewrite(lambda v, x: x @ v["kernel"], jn.identity_rule())
+      >>> run(v, jnp.ones((1, 4)))
+      Array([[4., 4.]], dtype=float32)
+      >>> stage = jn.Stage("w4a8", jn.quantize(4), rule=jn.arithmetic("w4a8"), training_rule=jn.identity_rule())
+    """
     return Rule(lambda site, state, lhs, rhs: site.run(lhs, rhs), name="identity", activations=True)

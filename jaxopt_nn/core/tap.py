@@ -24,6 +24,17 @@ class Tap(NamedTuple):
         much each row counts, float32, broadcasts against ``[rows...]``; None where all count alike.
       merge: ``(accumulator, accumulator) -> accumulator``, associative; joins batches, devices and shards.
       of: ``"input"`` or ``"output"``.
+
+    Example:
+      >>> counts = jn.Tap(  # how many rows each site has seen
+      ...     zero=lambda site: jnp.zeros((), jnp.int32),
+      ...     add=lambda acc, x, weight, site: acc + x.size // site.inputs,
+      ...     merge=lambda a, b: a + b,
+      ... )
+      >>> v = {"kernel": jnp.ones((4, 2))}
+      >>> outputs, stats = jn.capture(lambda v, x: x @ v["kernel"], counts)(v, jnp.ones((3, 5, 4)))
+      >>> stats
+      {'kernel': Array(15, dtype=int32)}
     """
 
     zero: Callable[[Site], PyTree]

@@ -27,6 +27,15 @@ class TrainState(NamedTuple):
       opt: the optimizer's state, over ``{"params", "learnt", "rules"}``, the last what rules learn, by site.
       step: int32 scalar. key: PRNG key; step ``t`` uses ``fold_in(key, t)``.
       rules: the states of the rules by site.
+
+    Example:
+      >>> import optax
+      >>> method, optimizer = jn.prune(sparsity=0.5), optax.adam(1e-3)
+      >>> state = jn.init_train_state({"kernel": jnp.ones((2, 2))}, method, optimizer, jax.random.key(0))
+      >>> int(state.step), state.carried["kernel"].mask  # ties go by position
+      (0, Array([[ True,  True],
+             [False, False]], dtype=bool))
+      >>> seen = method.view(state.params, state.state)  # state.state: learnt and carried, as the method takes them
     """
 
     params: PyTree
@@ -76,6 +85,21 @@ def init_train_state(
       state: overrides ``method.init`` (a later stage of a recipe).
       rules: the states of the rules by site (``Network.states``).
       still: paths of the leaves that no optimizer moves: running statistics, constants (``Network.still``).
+      params: the whole ``variables``.
+      method: the transform that is trained with them.
+      optimizer: any optax transformation.
+      key: of the training: step ``t`` uses ``fold_in(key, t)``.
+      info: what ``method.init`` gets.
+
+    Example:
+      >>> import optax
+      >>> v = {"kernel": jnp.ones((4, 2)), "mean": jnp.zeros(4)}
+      >>> state = jn.init_train_state(v, jn.identity(), optax.adam(1e-3), jax.random.key(0), still=("mean",))
+      >>> int(state.step)
+      0
+      >>> moments = state.opt[0].mu["params"]
+      >>> [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(moments)[0]]  # none for "mean"
+      ["['kernel']"]
     """
     state = method.init(params, info) if state is None else state
     moved, _ = _split(params, trained(params, still))
@@ -159,6 +183,18 @@ def make_step(
 
     Returns:
       ``step(train_state, batch) -> (train_state, metrics)``; ``metrics`` gets ``loss`` added.
+
+    Example:
+      >>> import optax
+      >>> def loss(v, batch, key):
+      ...     x, y = batch
+      ...     return jnp.square(x @ v["kernel"] - y).mean(), ({}, {})
+      >>> method, optimizer = jn.prune(sparsity=0.5), optax.sgd(0.1)
+      >>> state = jn.init_train_state({"kernel": jnp.array([[1.0], [2.0]])}, method, optimizer, jax.random.key(0))
+      >>> step = jax.jit(jn.make_step(loss, method, optimizer))
+      >>> state, metrics = step(state, (jnp.ones((4, 2)), jnp.zeros((4, 1))))
+      >>> float(metrics["loss"]), state.params["kernel"].ravel()  # the masked weight got no gradient
+      (4.0, Array([1. , 1.6], dtype=float32))
     """
     import optax  # the package imports without it
 

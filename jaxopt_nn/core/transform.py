@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxopt_nn.core.cuts import Cut, Cuts, by_shape
-from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
-from jaxopt_nn.core.paths import leaves_by_path, map_with_path
+from jaxopt_nn.core.cuts import Cuts
+from jaxopt_nn.core.model import ModelInfo, Site, StatKey
+from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.tensors.base import is_compressed
@@ -24,6 +23,16 @@ class State(NamedTuple):
 
     ``learnt`` is trained by gradient and owned by the optimizer (LSQ steps, codebooks, thresholds); ``carried`` is
     changed by ``update`` alone (masks, ranges, codes, the PRNG key).
+
+    Example:
+      >>> v = {"kernel": jnp.array([[4.0, 1.0], [2.0, 3.0]])}
+      >>> method = jn.prune(sparsity=0.5)
+      >>> state = method.init(v)
+      >>> state.learnt  # nothing to train: the mask is no number
+      {'kernel': ()}
+      >>> state.carried["kernel"].mask
+      Array([[ True, False],
+             [False,  True]], dtype=bool)
     """
 
     learnt: PyTree = ()
@@ -39,6 +48,14 @@ class LeafTraits(NamedTuple):
       keeps_zeros: an entry that is exactly zero stays exactly zero.
       passed: of a chain, each member that leaves the leaf alone, with its reason.
       notes: what else its user should know, as full clauses.
+
+    Example:
+      >>> v = {"kernel": jnp.ones((64, 64)), "bias": jnp.zeros(64)}
+      >>> method = jn.chain(jn.prune(sparsity=0.5), jn.quantize(4))
+      >>> method.traits.takes("kernel", v["kernel"], jn.ModelInfo()).packs
+      'codes'
+      >>> method.traits.takes("bias", v["bias"], jn.ModelInfo())  # a str is the reason why a leaf is left alone
+      'has 1 axes; nothing is contracted over it'
     """
 
     packs: str | None = None
@@ -53,6 +70,15 @@ class Facts(NamedTuple):
     Attributes:
       title, note: of the table, how to read it.
       header, cells: names of the columns, and lines of words and numbers.
+
+    Example:
+      >>> v = {"kernel": jnp.array([[0.5, -2.0], [0.1, 0.3]])}
+      >>> method = jn.clip(-1.0, 1.0)
+      >>> fact, = method.traits.facts(v, method.init(v))  # what a report says of a clip
+      >>> fact.title, fact.header
+      ('Clipped weights', ('path', 'min', 'max', 'lo', 'hi', 'clipped, %'))
+      >>> fact.cells[0][0], fact.cells[0][-1]
+      ('kernel', 25.0)
     """
 
     title: str
@@ -83,6 +109,15 @@ class Traits(NamedTuple):
       facts: ``(params, state) -> (Facts, ...)``: what a report says of it, beside numbers that all methods have.
       follows: ``(state, cuts) -> State`` for a network that a pass has cut: each array of the state is cut as the leaf that it
         lies beside, or made anew and reported (groups that the cut breaks). None: it has no state, or does not say.
+
+    Example:
+      >>> traits = jn.prune(sparsity=jn.cubic(0.9, end=100)).traits
+      >>> traits.name, sorted(traits.needs)
+      ('prune', ['roles'])
+      >>> print(traits.pending(50))
+      sparsity is at 0.7875 and ends at 0.9
+      >>> print(traits.pending(100))
+      None
     """
 
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
@@ -109,6 +144,14 @@ class Transform(NamedTuple):
       pack: ``(params, state) -> params`` with compressed tensors; host code over jitted functions.
         Law: ``densify(pack(p, s)) == view(p, s)``.
       traits: static facts.
+
+    Example:
+      >>> def view(params, state):  # what the forward pass sees: no weight below zero
+      ...     return jax.tree.map(lambda w: jnp.maximum(w, 0), params)
+      >>> positive = jn.identity()._replace(view=view, pack=view)
+      >>> v = {"kernel": jnp.array([[0.3, -0.9]])}
+      >>> positive.view(v, positive.init(v))["kernel"]
+      Array([[0.3, 0. ]], dtype=float32)
     """
 
     init: Callable[..., State]
@@ -155,7 +198,15 @@ IDLE = "identity changes nothing"
 
 
 def identity() -> Transform:
-    """The transform that changes nothing, and so takes no leaf: plain training."""
+    """The transform that changes nothing, and so takes no leaf: plain training.
+
+    Example:
+      >>> v = {"kernel": jnp.ones((4, 2))}
+      >>> plain = jn.identity()
+      >>> plain.view(v, plain.init(v)) is v
+      True
+      >>> stage = jn.Stage("float", jn.identity(), epochs=3)  # the float training of a recipe
+    """
     return Transform(
         lambda params, info=ModelInfo(): State(), keep_state, keep_params, keep_both, keep_params,
         Traits(lambda path, leaf, info: IDLE, name="identity"),
@@ -189,186 +240,30 @@ def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
     return None
 
 
-def _judged(
-    takes: Callable[[str, Any, ModelInfo], LeafTraits | str], taps: Callable[[Site], Mapping[str, Tap]]
-) -> Callable[[str, Any, ModelInfo], LeafTraits | str]:
-    """``takes`` of a method that needs statistics: not of a leaf beside whose entries none can be laid."""
-
-    def judge(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
-        verdict = takes(path, leaf, info)
-        if isinstance(verdict, str) or info.matrix(path) is not None:
-            return verdict
-        reads = [(site, use) for site in info.sites for use in site.uses if use.path == path]
-        missed = [use.reason.removeprefix(f"{path} ") for site, use in reads if taps(site)]
-        return f"what is measured can't be laid beside its entries: it {missed[0]}" if missed else verdict
-
-    return takes if taps is no_taps else judge
-
-
-def leaf_taps(
-    takes: Callable[[str, Any, ModelInfo], LeafTraits | str], taps: Callable[[Site], Mapping[str, Tap]]
-) -> Callable[[ModelInfo], dict[StatKey, Tap]]:
-    """``Traits.taps`` of a method that sees the sites of the leaves that it takes; ``taps`` says what, by site."""
-
-    def lacking(info: ModelInfo) -> dict[StatKey, Tap]:
-        leaves = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in info.leaves}
-        taken = {path for path, leaf in leaves.items() if not isinstance(takes(path, leaf, info), str)}
-        found: dict[StatKey, Tap] = {
-            ((), site.name, name): tap
-            for site in info.sites
-            if taken.intersection(site.leaves)
-            for name, tap in taps(site).items()
-        }
-        return {key: tap for key, tap in found.items() if key not in info.stats}
-
-    return lacking
-
-
-def known_of(path: str, ndim: int, info: ModelInfo, taps: Callable[[Site], Mapping[str, Tap]]) -> Known:
-    """What ``info`` knows of a leaf; statistics are those of the sites that read it as its matrix does, merged."""
-    matrix = info.matrix(path)
-    stats: dict[str, Any] = {}
-    for site, own in info.sites_of(path):
-        for name, tap in taps(site).items() if own is not None and own == matrix else ():
-            new = info.stats.get(((), site.name, name))
-            if new is None:
-                raise ValueError(
-                    f"{path}: the statistic {name!r} of site {site.name} is missing; pass info=calibrate(apply, variables, "
-                    "method, batches)"
-                )
-            merge = tap.merge
-            for _ in site.stack:
-                merge = jax.vmap(merge)
-            stats[name] = merge(stats[name], new) if name in stats else new
-    return Known(info.roles_of(path, ndim), matrix, stats)
-
-
 def no_taps(site: Site) -> Mapping[str, Tap]:
     """The taps of a method that sees nothing of the model's activations."""
     return {}
-
-
-def leafwise(
-    takes: Callable[[str, Any, ModelInfo], LeafTraits | str],
-    init: Callable[[str, Any, Known], tuple[Any, Any]],
-    view: Callable[[Any, Any, Any], Any],
-    *,
-    update: Callable[..., Any] | None = None,
-    project: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None,
-    pack: Callable[[str, Any, Any, Any], Any] | None = None,
-    needs: frozenset[str] = frozenset(),
-    taps: Callable[[Site], Mapping[str, Tap]] = no_taps,
-    follows: Callable[[Any, Any, Cut], tuple[Any, Any] | str] | None = None,
-    name: str = "a transform",
-) -> Transform:
-    """Lifts a method for single leaves to a transform.
-
-    Args:
-      takes: as in ``Traits``.
-      init: ``(path, leaf, known) -> (learnt, carried)`` of that leaf; works on abstract leaves.
-      view: ``(leaf, learnt, carried) -> leaf``.
-      update: ``(leaf, learnt, carried, step, grad) -> carried``.
-      project: ``(leaf, learnt, carried) -> (leaf, learnt)``.
-      pack: ``(path, leaf, learnt, carried) -> compressed tensor``; the view, uncompressed, if None.
-      taps: ``site -> {name: Tap}``: what ``init`` must see of a site of the leaf, as ``known.stats``.
-      follows: ``(learnt, carried, cut) -> (learnt, carried) | str`` of a leaf that a pass has cut; a str is the reason why it
-        is made anew. By the shapes of its arrays (``by_shape``) if None.
-      needs, name: as in ``Traits``.
-    """
-    own = _Leafwise(_judged(takes, taps), init, view, update, project, pack, taps, follows, name)
-    passes = 0 if taps is no_taps else 1
-    traits = Traits(own.takes, True, needs, leaf_taps(own.takes, taps), passes=passes, name=name, follows=own.follow_all)
-    return Transform(
-        own.init_all, own.update_all, own.view_all, own.project_all if project else keep_both, own.pack_all, traits
-    )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Leafwise:
-    """A method for single leaves on all leaves that it takes; fields as in ``leafwise``."""
-
-    takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
-    init: Callable[[str, Any, Known], tuple[Any, Any]]
-    view: Callable[[Any, Any, Any], Any]
-    update: Callable[..., Any] | None
-    project: Callable[[Any, Any, Any], tuple[Any, Any]] | None
-    pack: Callable[[str, Any, Any, Any], Any] | None
-    taps: Callable[[Site], Mapping[str, Tap]]
-    follows: Callable[[Any, Any, Cut], tuple[Any, Any] | str] | None
-    name: str
-
-    def init_all(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(self.takes(p, x, info), str)}
-        states = {p: self.init(p, x, known_of(p, x.ndim, info, self.taps)) for p, x in taken.items()}
-        return State({p: s[0] for p, s in states.items()}, {p: s[1] for p, s in states.items()})
-
-    def on_taken(self, fn: Callable[..., Any], params: PyTree, state: State) -> PyTree:
-        def visit(path: str, leaf: Any) -> Any:
-            return fn(path, leaf, state.learnt[path], state.carried[path]) if path in state.carried else leaf
-
-        return map_with_path(visit, params)
-
-    def update_all(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        if self.update is None:
-            return state
-        slopes = {} if grads is None else leaves_by_path(grads)
-        carried = {
-            path: self.update(leaf, state.learnt[path], state.carried[path], step, slopes.get(path))
-            for path, leaf in leaves_by_path(params).items()
-            if path in state.carried
-        }
-        return State(state.learnt, carried)
-
-    def project_all(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
-        assert self.project is not None
-        leaves = leaves_by_path(params)
-        made = {path: self.project(leaves[path], state.learnt[path], own) for path, own in state.carried.items()}
-        return (
-            map_with_path(lambda path, leaf: made[path][0] if path in made else leaf, params),
-            {path: learnt for path, (_, learnt) in made.items()},
-        )
-
-    def view_all(self, params: PyTree, state: State) -> PyTree:
-        return self.on_taken(lambda path, *args: self.view(*args), params, state)
-
-    def pack_all(self, params: PyTree, state: State) -> PyTree:
-        return self.view_all(params, state) if self.pack is None else self.on_taken(self.pack, params, state)
-
-    def follow_all(self, state: State, cuts: Cuts) -> State:
-        leaves = leaves_by_path(cuts.params)
-
-        def anew(path: str) -> tuple[Any, Any]:
-            if cuts.moments is not None:
-                return cuts.moments[path], state.carried[path]
-            return self.init(path, leaves[path], known_of(path, leaves[path].ndim, cuts.info, self.taps))
-
-        def carried_over(path: str, cut: Cut) -> tuple[Any, Any] | str:
-            learnt, carried = state.learnt[path], state.carried[path]
-            if self.follows is not None:
-                return self.follows(learnt, carried, cut)
-            if cuts.moments is None:
-                return by_shape((learnt, carried), anew(path), cut)
-            made = by_shape(learnt, cuts.moments[path], cut)
-            return made if isinstance(made, str) else (made, carried)
-
-        def one(path: str) -> tuple[Any, Any]:
-            if path not in cuts.leaves:
-                return state.learnt[path], state.carried[path]
-            made = carried_over(path, cuts.leaves[path])
-            if isinstance(made, str):
-                what = "state" if cuts.moments is None else "optimizer's moments"
-                cuts.recorder.add("anew", path, f"{self.name}: its {what} made anew, since {made}")
-                return anew(path)
-            return made
-
-        found = {path: one(path) for path in state.carried}
-        return State({path: own[0] for path, own in found.items()}, {path: own[1] for path, own in found.items()})
 
 
 def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo()) -> Report:
     """Every leaf that ``method`` leaves alone, with the reason, also where only one member of a chain does.
 
     And every leaf whose roles were assumed, and what else is to be said of those that it takes.
+
+    Args:
+      variables: arrays or ``jax.ShapeDtypeStruct``.
+      info: of ``inspect`` or ``calibrate``; without it roles are assumed, and said to be.
+
+    Returns:
+      A ``Report`` with messages of the kinds ``skipped``, ``partial``, ``assumed`` and ``note``.
+
+    Example:
+      >>> def apply(v, x):
+      ...     return x @ v["kernel"] * v["gain"]
+      >>> v = {"kernel": jnp.ones((64, 64)), "gain": jnp.ones(64)}
+      >>> info = jn.inspect(apply, v, jnp.ones((1, 64)))
+      >>> print(jn.explain(jn.chain(jn.prune(sparsity=0.5), jn.quantize(4)), v, info))
+      skipped     gain  combined with an activation by `mul`
     """
     messages = []
     for path, leaf in leaves_by_path(variables).items():

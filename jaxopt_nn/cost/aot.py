@@ -168,6 +168,12 @@ def compile_for(
 
     Raises:
       ValueError: an unknown topology. RuntimeError: the TPU compiler is not installed.
+
+    Example:
+      >>> v = {"kernel": jax.ShapeDtypeStruct((64, 64), "float32")}
+      >>> compiled = jn.compile_for(lambda v, x: x @ v["kernel"], v, (jax.ShapeDtypeStruct((8, 64), "float32"),), "local")
+      >>> compiled.argument_bytes, compiled.output_bytes  # 4 bytes for each of 64 * 64 + 8 * 64 numbers, and of 8 * 64
+      (18432, 2048)
     """
     targets = devices(topology)
     known = _memory(topology, targets[0]) if hbm_bytes is None else hbm_bytes

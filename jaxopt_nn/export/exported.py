@@ -40,6 +40,12 @@ def exported(
     Raises:
       ValueError: another platform or batch; inputs of several batch sizes; a prepared tensor; ``apply`` fails on such inputs,
         or can't be traced for a batch of any size; inputs or outputs in a container that ``jax.export`` can't write.
+
+    Example:
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.ones((4, 2))})
+      >>> programs = jn.exported(net, (jax.ShapeDtypeStruct((1, 4), "float32"),), ["cpu", "tpu"])
+      >>> sorted(programs)
+      ['cpu', 'tpu']
     """
     network, shapes = network_of(network), _shapes(tuple(inputs), batch)
     check_platforms(platforms)

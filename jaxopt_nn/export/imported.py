@@ -33,6 +33,14 @@ def imported(
     Raises:
       ValueError: JAX runs on another platform here; damaged programs; variables or states that are not those of the programs.
         When called: inputs of another structure, shape or dtype.
+
+    Example:
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.ones((4, 2))})
+      >>> programs = jn.exported(net, (jnp.ones((1, 4)),), ["cpu"])
+      >>> jn.imported(programs, net.variables)(jnp.ones((3, 4)))  # a batch of any size
+      Array([[4., 4.],
+             [4., 4.],
+             [4., 4.]], dtype=float32)
     """
     platform = jax.default_backend()
     if platform not in programs:

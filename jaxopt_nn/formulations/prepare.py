@@ -40,6 +40,16 @@ def prepare(
 
     Raises:
       ValueError: another platform, width or batch.
+
+    Example:
+      >>> v = {"kernel": jnp.linspace(-1, 1, 64 * 64).reshape(64, 64)}
+      >>> method = jn.quantize(4)
+      >>> stored = method.pack(v, method.init(v))
+      >>> on_tpu = jn.prepare(stored, "tpu")
+      >>> stored["kernel"].codes.dtype.name, on_tpu["kernel"].codes.dtype.name  # packed bytes; the TPU's own 4-bit integers
+      ('uint8', 'int4')
+      >>> bool((jn.densify(stored)["kernel"] == jn.densify(on_tpu)["kernel"]).all())
+      True
     """
     platform = platform or jax.default_backend()
     if platform not in table.PLATFORMS:

@@ -38,6 +38,15 @@ def linen(
     Raises:
       TypeError: ``model`` is no module, e.g. a class of modules, or ``variables`` no dict.
       ValueError: ``variables`` has no collection ``params``: the inner tree was passed.
+
+    Example:
+      >>> import flax.linen as nn
+      >>> model = nn.Sequential([nn.Dense(8), nn.BatchNorm(use_running_average=True), nn.Dense(2)])
+      >>> net = jn.linen(model, model.init(jax.random.key(0), jnp.ones((1, 4))))
+      >>> net(jnp.ones((3, 4))).shape
+      (3, 2)
+      >>> sorted(net.still)  # what no optimizer moves
+      ['batch_stats/layers_1/mean', 'batch_stats/layers_1/var']
     """
     _check(model, variables)
     method = evaluation.get("method") or "__call__"

@@ -24,6 +24,14 @@ def nnx(model: flax_nnx.Module) -> Network:
 
     Raises:
       TypeError: ``model`` is no NNX module, e.g. a class of modules.
+
+    Example:
+      >>> from flax import nnx
+      >>> net = jn.nnx(nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
+      >>> jax.tree.map(jnp.shape, net.variables)
+      {'bias': (2,), 'kernel': (4, 2)}
+      >>> net(jnp.ones((3, 4))).shape
+      (3, 2)
     """
     from flax import nnx as flax_nnx
 

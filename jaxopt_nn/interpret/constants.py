@@ -20,6 +20,13 @@ def keep_constants(apply: Callable[..., Any]) -> Callable[..., Any]:
 
     It is taken wherever ``apply`` is (``inspect``, ``rewrite``, ``capture``, ``compress``); what is closed over is listed in
     the report and stays as it is.
+
+    Example:
+      >>> table = jnp.ones((64, 64))  # random features, say, that are meant to stay
+      >>> v = {"kernel": jnp.ones((64, 2))}
+      >>> apply = jn.keep_constants(lambda v, x: (x @ table) @ v["kernel"])
+      >>> [site.name for site in jn.inspect(apply, v, jnp.ones((1, 64))).sites]  # the table's site has no path
+      ['@#0', 'kernel']
     """
 
     @functools.wraps(apply)

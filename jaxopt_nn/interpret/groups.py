@@ -59,6 +59,15 @@ def axis_groups(apply: Callable[..., PyTree], variables: PyTree, *inputs: PyTree
 
     Raises:
       ValueError: no array in ``variables``, or most of the weights are closed over by ``apply``.
+
+    Example:
+      >>> def apply(v, x):
+      ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
+      >>> v = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}
+      >>> for group in jn.axis_groups(apply, v, jnp.ones((1, 4))):
+      ...     print(group.size, [(m.path, m.axis) for m in group.members], group.pinned)
+      8 [('up', 1), ('down', 0)] None
+      2 [('down', 1)] reaches an output of `apply`
     """
     return tuple(c.group for c in couplings(apply, variables, *inputs))
 

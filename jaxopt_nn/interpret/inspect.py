@@ -27,6 +27,16 @@ def inspect(apply: Callable[..., PyTree], variables: PyTree, *inputs: PyTree) ->
 
     Raises:
       ValueError: no array in ``variables``, or most of the weights are closed over by ``apply``.
+
+    Example:
+      >>> def apply(v, x):
+      ...     return jax.nn.relu(x @ v["up"] + v["bias"]) @ v["down"]
+      >>> v = {"up": jnp.ones((4, 8)), "bias": jnp.zeros(8), "down": jnp.ones((8, 2))}
+      >>> info = jn.inspect(apply, v, jax.ShapeDtypeStruct((32, 4), "float32"))
+      >>> [site.name for site in info.sites], f"{sum(site.macs for site in info.sites):,} MACs"
+      (['up', 'down'], '1,536 MACs')
+      >>> info.roles["up"]
+      Roles(stack=(), input=(0,), output=(1,), window=())
     """
     info = trace_model(apply, variables, inputs).info
     runs = {site.name: as_it_stands(site) for site in info.sites}

@@ -46,6 +46,17 @@ class Network:
 
     Raises:
       TypeError: ``apply`` or ``training`` is no function, ``rules`` no rules. ValueError: a path in ``still`` that is no leaf.
+
+    Example:
+      >>> def apply(v, x):
+      ...     return x @ v["kernel"]
+      >>> net = jn.Network(apply, {"kernel": jnp.linspace(-1, 1, 64 * 8).reshape(64, 8)})
+      >>> net(jnp.ones((2, 64))).shape
+      (2, 8)
+      >>> method = jn.quantize(8)
+      >>> small = jn.Network(apply, method.pack(net.variables, method.init(net.variables)), rules=jn.arithmetic("w8a8"))
+      >>> small(jnp.ones((2, 64))).shape, len(jax.tree.leaves(small))  # a pytree: here codes and scales
+      ((2, 8), 2)
     """
 
     apply: Callable[..., PyTree]

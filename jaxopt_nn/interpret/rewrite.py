@@ -383,6 +383,14 @@ def rewrite(apply: Callable[..., PyTree], rules: Rule | Mapping[str, Rule] | Cas
 
     Raises:
       TypeError: ``rules`` is none of these. ValueError: at the first call, a pattern that matches no site.
+
+    Example:
+      >>> v = {"kernel": jnp.linspace(-1, 1, 64 * 64).reshape(64, 64)}
+      >>> method = jn.quantize(4)
+      >>> stored = method.pack(v, method.init(v))
+      >>> run = jn.rewrite(lambda v, x: x @ v["kernel"])  # the model's code knows of no compressed tensor
+      >>> run(stored, jnp.ones((2, 64))).shape
+      (2, 64)
     """
     return Rewritten(apply, _cases(rules, Rule, "rules"))
 
@@ -406,6 +414,14 @@ def capture(
 
     Raises:
       TypeError: ``taps`` is none of these, or is empty. ValueError: at the first call, a pattern that matches no site.
+
+    Example:
+      >>> def apply(v, x):
+      ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
+      >>> v = {"up": jnp.array([[1.0, -1.0]]), "down": jnp.ones((2, 1))}
+      >>> outputs, stats = jn.capture(apply, jn.abs_max())(v, jnp.array([[2.0], [3.0]]))
+      >>> stats["up"], stats["down"]  # what each site reads: the second behind the ReLU
+      (Array([3.], dtype=float32), Array([3., 0.], dtype=float32))
     """
     if callable(taps):
         return Capturing(apply, lambda program: {k: dict(own) for k, s in program.sites.items() if (own := taps(s))})

@@ -33,6 +33,16 @@ def arithmetic(name: str) -> Rule:
 
     Raises:
       ValueError: another name.
+
+    Example:
+      >>> v = {"kernel": jnp.linspace(-1, 1, 64 * 8).reshape(64, 8)}
+      >>> method = jn.quantize(8)
+      >>> stored = method.pack(v, method.init(v))
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], stored, rules=jn.arithmetic("w8a8"))
+      >>> x = jnp.linspace(0, 1, 64).reshape(1, 64)
+      >>> exact = x @ v["kernel"]
+      >>> bool(jnp.abs(net(x) - exact).max() < 0.01 * jnp.abs(exact).max())  # integers multiplied, within 1 %
+      False
     """
     w_bits, a_bits = widths(name)
 
@@ -99,6 +109,12 @@ def fake_quant_activations(bits: int = 8, ste: str = "clip") -> Rule:
 
     Raises:
       ValueError: bits outside 2 to 8; another derivative than those of ``numerics.affine.fake_quant``.
+
+    Example:
+      >>> v = {"kernel": jnp.eye(3)}
+      >>> run = jn.rewrite(lambda v, x: x @ v["kernel"], jn.fake_quant_activations(2))
+      >>> run(v, jnp.array([[1.0, 0.4, -0.9]]))  # two bits: one step on each side of zero, by row
+      Array([[ 1.,  0., -1.]], dtype=float32)
     """
     if bits not in range(2, 9):
         raise ValueError(f"fake_quant_activations(bits={bits!r}): allowed are 2 to 8")

@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.cuts import Cut
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.core.transform import Facts, LeafTraits, PyTree, State, Transform, leafwise, why_not_matrix
+from jaxopt_nn.core.transform import Facts, LeafTraits, PyTree, State, Transform, why_not_matrix
 
 _FLOAT32_MAX = float(jnp.finfo(jnp.float32).max)
 
@@ -56,6 +57,17 @@ def clip(lo: float, hi: float, *, ste: str = "clip", project: bool = True) -> Tr
 
     Raises:
       ValueError: not ``lo < hi``, a bound that is no finite number, another ``ste``; at ``pack``, NaN weights.
+
+    Example:
+      >>> v = {"kernel": jnp.array([[0.5, -2.0], [0.1, 3.0]])}
+      >>> method = jn.clip(-1.0, 1.0)
+      >>> state = method.init(v)
+      >>> method.view(v, state)["kernel"]
+      Array([[ 0.5, -1. ],
+             [ 0.1,  1. ]], dtype=float32)
+      >>> jax.grad(lambda v: method.view(v, state)["kernel"].sum())(v)["kernel"]  # none outside the box
+      Array([[1., 0.],
+             [1., 0.]], dtype=float32)
     """
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"clip(lo={lo}, hi={hi}): needs finite lo < hi, e.g. clip(-1.0, 1.0)")
@@ -88,6 +100,13 @@ def clip_percentile(
 
     Raises:
       ValueError: an argument outside the above; at ``pack``, NaN weights (or a box from NaN weights).
+
+    Example:
+      >>> v = {"kernel": jnp.arange(-50.0, 51.0).reshape(1, 101)}
+      >>> method = jn.clip_percentile(10, 90)
+      >>> seen = method.view(v, method.init(v))["kernel"]
+      >>> float(seen.min()), float(seen.max())
+      (-40.0, 40.0)
     """
     if not 0 <= low < high <= 100:
         raise ValueError(f"clip_percentile(low={low}, high={high}): per cent, 0 <= low < high <= 100")
@@ -112,6 +131,12 @@ def clip_std(k: float = 3.0, *, granularity: str = "leaf", ste: str = "clip", pr
     Raises:
       ValueError: an argument outside the above; at ``pack``, weights that are NaN, or a box from weights that were
         not finite.
+
+    Example:
+      >>> v = {"kernel": jnp.array([[1.0, -1.0] * 10 + [10.0, -10.0]])}
+      >>> method = jn.clip_std(1.0)  # the deviation of these is sqrt(10)
+      >>> round(float(method.view(v, method.init(v))["kernel"].max()), 3)
+      3.162
     """
     if not (math.isfinite(k) and k > 0):
         raise ValueError(f"clip_std(k={k}): a finite number of standard deviations above 0, e.g. 3.0")
@@ -270,6 +295,13 @@ def clipping(params: PyTree, state: State) -> Clippings:
     ``state`` is that of any transform that has a clipping somewhere in it (``chain``, ``where``, ``every``, ...): its boxes
     are found in ``state.carried``, and ``params`` compared with them, so what an earlier member of a chain does to the
     weights is left out. Reads values: outside jit.
+
+    Example:
+      >>> v = {"kernel": jnp.array([[0.5, -2.0], [0.25, 3.0]])}
+      >>> method = jn.where("kernel", jn.clip(-1.0, 1.0))
+      >>> print(jn.clipping(v, method.init(v)))
+      leaf          min        max         lo         hi   clipped   on edge
+      kernel         -2          3         -1          1    50.00%     0.00%
     """
     leaves = leaves_by_path(params)
     found, _ = jax.tree_util.tree_flatten_with_path(state.carried, is_leaf=lambda x: isinstance(x, Box))

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.cuts import Cuts
+from jaxopt_nn.core.leafwise import known_of, leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, known_of, leafwise, no_taps, why_not_matrix
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, no_taps, why_not_matrix
 from jaxopt_nn.numerics import topk
 from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.masked import Masked
@@ -43,12 +44,42 @@ class Pruned:
 
 
 def magnitude(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
-    """``|w|`` (Han et al. 2015)."""
+    """``|w|`` (Han et al. 2015).
+
+    Args:
+      weight: float32, the leaf.
+      grad: not used. known: not used.
+
+    Returns:
+      The score, of the weight's shape.
+
+    Example:
+      >>> jn.magnitude(jnp.array([1.0, -2.0]), None, jn.Known(jn.Roles()))
+      Array([1., 2.], dtype=float32)
+      >>> method = jn.prune(jn.magnitude, sparsity=0.5)  # the default
+    """
     return jnp.abs(weight)
 
 
 def saliency(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
-    """``|w dL/dw|``, the first-order change of the loss (Molchanov et al. 2017, eq. 8; SNIP, Lee et al. 2019, eq. 4)."""
+    """``|w dL/dw|``, the first-order change of the loss (Molchanov et al. 2017, eq. 8; SNIP, Lee et al. 2019, eq. 4).
+
+    Args:
+      weight: float32, the leaf.
+      grad: of the loss, in the leaf's place, at what the forward pass sees; float32.
+      known: not used.
+
+    Returns:
+      The score, of the weight's shape.
+
+    Raises:
+      ValueError: no gradient: ``init`` has none, so it needs a schedule that prunes in ``update``.
+
+    Example:
+      >>> jn.saliency(jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5]), jn.Known(jn.Roles()))
+      Array([3., 1.], dtype=float32)
+      >>> method = jn.prune(jn.saliency, sparsity=jn.cubic(0.9, end=1000))
+    """
     if grad is None:
         raise ValueError(
             "saliency needs gradients, which update gets and init does not: pass a schedule that starts at 0, e.g. "
@@ -99,7 +130,22 @@ def _layers(shape: tuple[int, ...], roles: Roles) -> tuple[int, tuple[int, ...]]
 
 
 def per_leaf(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
-    """The same sparsity in every leaf, and in every layer of a stack."""
+    """The same sparsity in every leaf, and in every layer of a stack.
+
+    Args:
+      scores: ``{path: float array of the leaf's shape}``.
+      roles: ``{path: Roles}``.
+      sparsity: share of zeros in [0, 1], a number or a float32 scalar.
+
+    Returns:
+      ``{path: bool mask}``; True is kept: ``size - round(sparsity * size)`` entries of each layer.
+
+    Example:
+      >>> scores = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 4.0]])}
+      >>> roles = {path: jn.Roles((), (0,), (1,)) for path in scores}
+      >>> jn.per_leaf(scores, roles, 0.5)
+      {'a': Array([[False,  True]], dtype=bool), 'b': Array([[False,  True]], dtype=bool)}
+    """
 
     def kept(path: str) -> jax.Array:
         return _kept(math.prod(_layers(scores[path].shape, roles[path])[1]), sparsity)
@@ -108,7 +154,20 @@ def per_leaf(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: An
 
 
 def global_budget(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
-    """One budget over all leaves together: the lowest scores of the whole network go."""
+    """One budget over all leaves together: the lowest scores of the whole network go.
+
+    As Frankle & Carbin (2019, section 4) prune deeper networks. Arguments and result as of ``per_leaf``, but that the number
+    kept is exact over all leaves; a leaf may lose all of its weights.
+
+    Raises:
+      ValueError: 2^31 weights or more, which int32 can't count.
+
+    Example:
+      >>> scores = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 4.0]])}
+      >>> roles = {path: jn.Roles((), (0,), (1,)) for path in scores}
+      >>> jn.global_budget(scores, roles, 0.5)
+      {'a': Array([[False, False]], dtype=bool), 'b': Array([[ True,  True]], dtype=bool)}
+    """
     flat = jnp.concatenate([score.reshape(-1) for score in scores.values()])
     mask = _keep(flat, (), _kept(flat.size, sparsity))
     out, at = {}, 0
@@ -127,6 +186,17 @@ def erk(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) ->
     the total is exact where RigL rounds layer by layer: ``size - round(sparsity * size)`` over all leaves.
     Stack axes are no part of ``dims``, and each layer of a stack keeps equally many; leaves without a stack make up for
     what a stack rounds.
+
+    Arguments and result as of ``per_leaf``.
+
+    Example:
+      >>> scores = {"wide": jnp.ones((100, 100)), "thin": jnp.ones((100, 4))}
+      >>> roles = {path: jn.Roles((), (0,), (1,)) for path in scores}
+      >>> masks = jn.erk(scores, roles, 0.9)
+      >>> {path: round(float(mask.mean()), 3) for path, mask in masks.items()}
+      {'thin': 0.89, 'wide': 0.068}
+      >>> sum(int(mask.sum()) for mask in masks.values())  # a tenth of 10,400
+      1040
     """
     facts = {path: _layers(score.shape, roles[path]) for path, score in scores.items()}
     # Densest first: so whoever exceeds 1 has had its turn before those that share what is left.
@@ -197,6 +267,18 @@ def prune(
       ValueError: both or neither of sparsity and threshold; a number, or a schedule's value at step 0, outside the above;
         an allocation beside a threshold; at ``pack``, NaN or Inf.
       TypeError: a criterion or an allocation that is no function, a sparsity or threshold that is no number.
+
+    Example:
+      >>> v = {"kernel": jnp.array([[0.5, -2.0], [0.1, 3.0]])}
+      >>> method = jn.prune(sparsity=0.5)
+      >>> method.view(v, method.init(v))["kernel"]
+      Array([[ 0., -2.],
+             [ 0.,  3.]], dtype=float32)
+      >>> gradual = jn.prune(jn.saliency, sparsity=jn.cubic(0.9, end=1000))  # by |w dL/dw|, while it trains
+      >>> small = jn.prune(threshold=0.2)
+      >>> small.view(v, small.init(v))["kernel"]
+      Array([[ 0.5, -2. ],
+             [ 0. ,  3. ]], dtype=float32)
     """
     amount = threshold if sparsity is None else sparsity
     _check_functions(criterion, allocation)

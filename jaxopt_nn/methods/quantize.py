@@ -32,8 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.cuts import Cut
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
-from jaxopt_nn.core.transform import LeafTraits, Transform, leafwise, why_not_matrix
+from jaxopt_nn.core.transform import LeafTraits, Transform, why_not_matrix
 from jaxopt_nn.numerics import affine
 from jaxopt_nn.tensors import layout
 from jaxopt_nn.tensors.qtensor import QTensor
@@ -151,6 +152,16 @@ def quantize(
     Raises:
       ValueError: a value outside the above, stochastic rounding without a key or a key without it; at ``init``, a leaf
         that ``group`` does not divide; at ``pack``, NaN or Inf.
+
+    Example:
+      >>> v = {"kernel": jnp.tile(jnp.array([[0.9], [-0.4], [0.1], [-1.75]]), (8, 8))}
+      >>> method = jn.quantize(4)
+      >>> state = method.init(v)
+      >>> method.view(v, state)["kernel"][:4, 0]  # multiples of 1.75 / 7, the column's step
+      Array([ 1.  , -0.5 ,  0.  , -1.75], dtype=float32)
+      >>> stored = method.pack(v, state)
+      >>> stored["kernel"].bits, jn.nbytes(v), jn.nbytes(stored)
+      (4, 1024, 160)
     """
     _check(bits, granularity, group, ste)
     root, generator = _root_key(rounding, key)

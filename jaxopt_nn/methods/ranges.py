@@ -33,6 +33,13 @@ def static_ranges(name: str = "w8a8") -> Rule:
 
     Raises:
       ValueError: another name; at a site's first run, no range: pass the network through ``calibrated``.
+
+    Example:
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.eye(3)}, rules=jn.static_ranges("w8a8"))
+      >>> batches = [jnp.array([[1.0, 2.0, -3.0]]), jnp.array([[0.5, -4.0, 1.0]])]
+      >>> net = jn.calibrated(net, batches)
+      >>> float(net.states["kernel"].carried)  # the largest |x| of all batches
+      4.0
     """
     return _ranged(name, "static_ranges", f"{name}, static ranges", None)
 
@@ -48,6 +55,12 @@ def moving_ranges(name: str = "w8a8", decay: float = 0.99) -> Rule:
 
     Raises:
       ValueError: another name or decay; at a site's first run, no range.
+
+    Example:
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.eye(3)}, rules=jn.moving_ranges("w8a8", decay=0.9))
+      >>> net = jn.calibrated(net, [jnp.array([[1.0, 2.0, -3.0]])])  # where it starts; training moves it
+      >>> float(net.states["kernel"].carried)
+      3.0
     """
     if not 0 <= decay < 1:
         raise ValueError(f"moving_ranges(decay={decay}): allowed are numbers from 0 to below 1, e.g. 0.99")

@@ -29,6 +29,12 @@ def cubic(final: float, end: int, begin: int = 0, initial: float = 0.0) -> Sched
 
     Raises:
       ValueError: a share outside [0, 1], or steps in another order.
+
+    Example:
+      >>> sparsity = jn.cubic(0.9, end=100)
+      >>> [round(float(sparsity(step)), 3) for step in (0, 25, 50, 100, 200)]
+      [0.0, 0.52, 0.787, 0.9, 0.9]
+      >>> method = jn.every(10, jn.prune(sparsity=sparsity), last=100)
     """
     _check_shares("cubic", final=final, initial=initial)
     if not 0 <= begin <= end:
@@ -59,6 +65,11 @@ def staircase(final: float, rounds: int, end: int, initial: float = 0.0) -> Sche
 
     Raises:
       ValueError: a value outside the above.
+
+    Example:
+      >>> sparsity = jn.staircase(0.9, rounds=3, end=30)
+      >>> [round(float(sparsity(step)), 3) for step in (0, 9, 10, 20, 30)]  # each round removes the same share of the rest
+      [0.536, 0.536, 0.785, 0.9, 0.9]
     """
     _check_shares("staircase", final=final, initial=initial)
     if initial > final:

@@ -52,6 +52,13 @@ def gram(block: int | None = None) -> Tap:
 
     Raises:
       ValueError: a block below 1; at a site, a block that does not divide I.
+
+    Example:
+      >>> x = jnp.array([[1.0, 2.0], [3.0, 0.0]])
+      >>> _, stats = jn.capture(lambda v, x: x @ v["kernel"], jn.gram())({"kernel": jnp.eye(2)}, x)
+      >>> stats["kernel"]  # x.T @ x
+      Array([[10.,  2.],
+             [ 2.,  4.]], dtype=float32)
     """
     if block is not None and block < 1:
         raise ValueError(f"gram(block={block}): a number of inputs, at least 1, or None for the whole matrix")
@@ -83,7 +90,14 @@ def gram(block: int | None = None) -> Tap:
 
 @functools.cache
 def abs_max() -> Tap:
-    """The largest ``|x|`` of each input feature: float32 ``[I]``; 0 where no row was seen."""
+    """The largest ``|x|`` of each input feature: float32 ``[I]``; 0 where no row was seen.
+
+    Example:
+      >>> x = jnp.array([[1.0, -5.0], [2.0, 3.0]])
+      >>> _, stats = jn.capture(lambda v, x: x @ v["kernel"], jn.abs_max())({"kernel": jnp.eye(2)}, x)
+      >>> stats["kernel"]
+      Array([2., 5.], dtype=float32)
+    """
 
     def add(acc: Any, x: Any, weight: Any, site: Site) -> Any:
         if site.kind == "gather":
@@ -95,7 +109,14 @@ def abs_max() -> Tap:
 
 @functools.cache
 def minmax() -> Tap:
-    """``[2]``: the least and the largest entry of all; (inf, -inf) where no row was seen. Complex values by magnitude."""
+    """``[2]``: the least and the largest entry of all; (inf, -inf) where no row was seen. Complex values by magnitude.
+
+    Example:
+      >>> x = jnp.array([[1.0, -5.0], [2.0, 3.0]])
+      >>> _, stats = jn.capture(lambda v, x: x @ v["kernel"], jn.minmax())({"kernel": jnp.eye(2)}, x)
+      >>> stats["kernel"]
+      Array([-5.,  3.], dtype=float32)
+    """
 
     def add(acc: Any, x: Any, weight: Any, site: Site) -> Any:
         if site.kind == "gather":
@@ -117,6 +138,13 @@ def moments() -> Tap:
     """``{"weight": [], "mean": [I], "m2": [I]}``: sum of weights, mean, and ``sum_n w_n |x_n - mean|^2``, by feature.
 
     The variance is ``m2 / weight``. Joined as in Chan, Golub & LeVeque (1979), so that a mean far from zero costs no digits.
+
+    Example:
+      >>> x = jnp.array([[1.0, 2.0], [3.0, 2.0]])
+      >>> _, stats = jn.capture(lambda v, x: x @ v["kernel"], jn.moments())({"kernel": jnp.eye(2)}, x)
+      >>> own = stats["kernel"]
+      >>> own["mean"], own["m2"] / own["weight"]  # mean and variance by feature
+      (Array([2., 2.], dtype=float32), Array([1., 0.], dtype=float32))
     """
 
     def zero(site: Site) -> Any:
@@ -150,6 +178,12 @@ def histogram(lo: float, hi: float, bins: int = 256) -> Tap:
 
     Raises:
       ValueError: not ``lo < hi``, fewer than 2 bins.
+
+    Example:
+      >>> x = jnp.array([[0.1, 0.9], [0.6, 7.0]])
+      >>> _, stats = jn.capture(lambda v, x: x @ v["kernel"], jn.histogram(0.0, 1.0, bins=2))({"kernel": jnp.eye(2)}, x)
+      >>> stats["kernel"]
+      Array([1., 3.], dtype=float32)
     """
     if not lo < hi or bins < 2:
         raise ValueError(f"histogram(lo={lo}, hi={hi}, bins={bins}): needs lo < hi and at least 2 bins")
@@ -167,7 +201,14 @@ def histogram(lo: float, hi: float, bins: int = 256) -> Tap:
 
 @functools.cache
 def activity() -> Tap:
-    """``{"largest": [I], "total": [I], "weight": []}``: largest ``|x|``, weighted sum of ``|x|``, sum of weights."""
+    """``{"largest": [I], "total": [I], "weight": []}``: largest ``|x|``, weighted sum of ``|x|``, sum of weights.
+
+    Example:
+      >>> x = jnp.array([[1.0, -5.0], [2.0, 3.0]])
+      >>> _, stats = jn.capture(lambda v, x: x @ v["kernel"], jn.activity())({"kernel": jnp.eye(2)}, x)
+      >>> stats["kernel"]["largest"], stats["kernel"]["total"] / stats["kernel"]["weight"]
+      (Array([2., 5.], dtype=float32), Array([1.5, 4. ], dtype=float32))
+    """
 
     def zero(site: Site) -> Any:
         return {"largest": jnp.zeros(site.inputs), "total": jnp.zeros(site.inputs), "weight": jnp.zeros(())}

@@ -35,6 +35,18 @@ def transfer_weights(source: PyTree, target: PyTree, rename: Sequence[tuple[str,
     Raises:
       ValueError: a pattern that matches no leaf, or whose replacement has more wildcards; two leaves for one place; a
         compressed tensor in either tree; nothing moved at all.
+
+    Example:
+      >>> source = {"encoder": {"kernel": jnp.ones((2, 2))}, "head": jnp.ones((2, 5))}
+      >>> target = {"params": {"kernel": jnp.zeros((2, 2)), "head": jnp.zeros((2, 3))}}
+      >>> moved, report = jn.transfer_weights(source, target, rename=[("encoder/*", "params/*"), ("head", "params/head")])
+      >>> moved["params"]["kernel"]
+      Array([[1., 1.],
+             [1., 1.]], dtype=float32)
+      >>> print(report)
+      skipped     params/head    target keeps its own: head does not fit: shape [2, 5] in source, [2, 3] in target
+      moved       params/kernel  from encoder/kernel
+      skipped     head           of source does not fit params/head: shape [2, 5] in source, [2, 3] in target
     """
     have, want = leaves_by_path(source), leaves_by_path(target)
     for name, leaves in (("source", have), ("target", want)):

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.cuts import Cut
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
-from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, leafwise
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform
 from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.masked import Masked
 
@@ -42,6 +43,14 @@ def mask_units(keep: Keep) -> Transform:
     Raises:
       ValueError: a mask that is no vector of bools, or keeps nothing; at ``init``, a path that is no leaf (near misses
         are named), an axis that the leaf does not have, or a mask of another length.
+
+    Example:
+      >>> v = {"up": jnp.ones((2, 3)), "down": jnp.ones((3, 2))}
+      >>> keep = np.array([True, False, True])
+      >>> method = jn.mask_units({"up": {1: keep}, "down": {0: keep}})
+      >>> method.view(v, method.init(v))["up"]
+      Array([[1., 0., 1.],
+             [1., 0., 1.]], dtype=float32)
     """
     masks = {path: {axis: _checked(path, axis, m) for axis, m in axes.items()} for path, axes in keep.items()}
 

@@ -45,6 +45,12 @@ def predictor(
     Raises:
       ValueError: no device, a device twice or of another process, devices of two kinds, ``batch_size`` below 1.
       TypeError: ``batch_size`` is no whole number.
+
+    Example:
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.ones((4, 2))})
+      >>> predict = jn.predictor(net, devices=jax.devices()[:2], batch_size=8)
+      >>> predict(np.ones((13, 4), np.float32)).shape  # two chunks, the second filled up and cut
+      (13, 2)
     """
     network = network_of(network)
     return Predictor(network, _checked(jax.local_devices() if devices is None else devices), batch_size)

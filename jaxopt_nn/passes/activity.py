@@ -42,6 +42,12 @@ def unit_activity(
 
     Raises:
       ValueError: no batch, NaN activations.
+
+    Example:
+      >>> v = {"up": jnp.array([[1.0, -1.0, 0.5]]), "down": jnp.ones((3, 2))}
+      >>> batches = [jnp.array([[2.0]]), jnp.array([[4.0]])]
+      >>> jn.unit_activity(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], v, batches)
+      {'up': array([4., 0., 2.], dtype=float32)}
     """
     first = lambda group: (group.members[0].path, group.members[0].axis)
     found, _, batches = coupled(apply, variables, batches)

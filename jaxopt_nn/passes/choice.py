@@ -39,6 +39,12 @@ def dead_units(
 
     Raises:
       ValueError: a negative threshold, no example, inputs of different lengths, a batch size below 1, NaN activations.
+
+    Example:
+      >>> v = {"up": jnp.array([[1.0, -1.0, 0.5]]), "down": jnp.ones((3, 2))}
+      >>> plan = jn.dead_units(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], v, jnp.array([[2.0], [4.0]]))
+      >>> plan.kept["up"]  # unit 1 never fires on positive inputs
+      array([0, 2])
     """
     return _found("dead_units", apply, variables, inputs, batch_size, dead(threshold))
 
@@ -65,6 +71,13 @@ def weak_units(
 
     Raises:
       ValueError: share outside [0, 1): at 1 fewer units than one would stay; a score of another shape; as ``dead_units``.
+
+    Example:
+      >>> v = {"up": jnp.array([[1.0, 0.1, 0.5, 0.2]]), "down": jnp.ones((4, 2))}
+      >>> apply = lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"]
+      >>> plan = jn.weak_units(apply, v, jnp.array([[2.0], [4.0]]), share=0.5)
+      >>> plan.kept["up"]
+      array([0, 2])
     """
     return _found("weak_units", apply, variables, inputs, batch_size, weak(share, score))
 

@@ -46,6 +46,14 @@ def cut_neurons(
       ValueError: as these two; ``share`` and a ``threshold`` together. At ``plan``: no such statistics, compressed variables.
         At ``execute``: a plan of another network; ``apply`` does not run on the cut variables; a rebuilt network of other
         shapes.
+
+    Example:
+      >>> v = {"up": jnp.array([[1.0, -1.0, 0.5]]), "down": jnp.ones((3, 2))}
+      >>> net = jn.Network(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], v)
+      >>> x, cut = jnp.array([[2.0], [4.0]]), jn.cut_neurons()
+      >>> small, _ = cut.execute(net, cut.plan(net, jn.calibrate(net, cut, [x]), x))
+      >>> small.variables["up"].shape, bool((small(x) == net(x)).all())  # a dead unit less, the same answers
+      ((1, 2), True)
     """
     name = "cut_neurons"
     choose = choice(name, threshold, share, score)

@@ -26,6 +26,16 @@ def prune_neurons(
 
     Raises:
       ValueError: as these two; ``share`` and a ``threshold`` together; at ``init``, no such statistics.
+
+    Example:
+      >>> v = {"up": jnp.array([[1.0, -1.0, 0.5]]), "down": jnp.ones((3, 2))}
+      >>> net = jn.Network(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], v)
+      >>> method = jn.prune_neurons()
+      >>> state = method.init(v, jn.calibrate(net, method, [jnp.array([[2.0], [4.0]])]))
+      >>> method.view(v, state)["down"]  # the dead unit's row is zero
+      Array([[1., 1.],
+             [0., 0.],
+             [1., 1.]], dtype=float32)
     """
     name = "prune_neurons"
     choose = choice(name, threshold, share, score)

@@ -37,6 +37,15 @@ def shrink_widths(
       ValueError: widths that are no share and no dict. At ``plan``: a share outside (0, 1]; fewer units than one, or more than
         there are; a pattern that matches no layer or pinned layers only, or a layer matched by two; compressed tensors; an
         importance of another shape. At ``execute``: as ``cut_neurons``.
+
+    Example:
+      >>> def apply(v, x):
+      ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
+      >>> net = jn.Network(apply, {"up": jnp.arange(32.0).reshape(4, 8), "down": jnp.ones((8, 2))})
+      >>> cut = jn.shrink_widths(0.5)
+      >>> small, _ = cut.execute(net, cut.plan(net, jn.ModelInfo(), jax.ShapeDtypeStruct((1, 4), "float32")))
+      >>> jax.tree.map(jnp.shape, small.variables)
+      {'down': (4, 2), 'up': (4, 4)}
     """
     name = "shrink_widths"
     if not isinstance(widths, Mapping) and (isinstance(widths, bool) or not isinstance(widths, float)):

@@ -76,6 +76,18 @@ def calibrate(
       ValueError: no batch; compressed variables; ``batches`` that can be gone over once only, or that end earlier in a later
         pass; statistics that hold NaN or Inf; ``sequential`` with a method that weighs leaves against each other; a position of
         another calibration.
+
+    Example:
+      >>> def wanda(weight, grad, known):  # Sun et al. 2024: |w| times the norm of the input that it meets
+      ...     norms = jnp.sqrt(jnp.diagonal(known.stats["gram"], axis1=-2, axis2=-1))
+      ...     return known.matrix.put(weight, jnp.abs(known.matrix(weight)) * norms[..., None])
+      >>> wanda.taps = lambda site: {"gram": jn.gram()}
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.array([[2.0], [1.0]])})
+      >>> method = jn.prune(wanda, sparsity=0.5)
+      >>> info = jn.calibrate(net, method, [jnp.array([[1.0, 9.0]]), jnp.array([[1.0, 8.0]])])
+      >>> method.view(net.variables, method.init(net.variables, info))["kernel"]  # the smaller weight stays
+      Array([[0.],
+             [1.]], dtype=float32)
     """
     apply, variables = network_of(network).apply, network.variables
     if any(map(is_compressed, leaves_by_path(variables).values())):
@@ -105,6 +117,13 @@ def calibrated(network: Network, batches: Batches) -> Network:
     Raises:
       ValueError: no batch; ``batches`` that can be gone over once only; statistics that hold NaN or Inf; a site in the
         condition of a ``while``.
+
+    Example:
+      >>> v = {"up": jnp.eye(2), "down": jnp.ones((2, 1))}
+      >>> net = jn.Network(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], v, rules=jn.static_ranges("w8a8"))
+      >>> ranged = jn.calibrated(net, [jnp.array([[1.0, -3.0]]), jnp.array([[2.0, 0.5]])])
+      >>> {site: float(state.carried) for site, state in sorted(ranged.states.items())}
+      {'down': 2.0, 'up': 3.0}
     """
     variables = network_of(network).variables
     run = _Run(network.apply, batches, None, None, None, nothing)

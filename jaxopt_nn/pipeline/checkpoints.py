@@ -42,6 +42,13 @@ class Checkpoints:
       directory: made if missing.
       seconds: least time between two positions; the last position is always kept.
       say: gets a line where a position is damaged.
+
+    Example:
+      >>> places = jn.Checkpoints("positions", seconds=0.0)
+      >>> places.save(100, {"kernel": jnp.ones((2, 2))}, {"loss": 0.5})
+      >>> step, tree, meta = places.restore({"kernel": jax.ShapeDtypeStruct((2, 2), "float32")})
+      >>> step, tree["kernel"].shape, meta
+      (100, (2, 2), {'loss': 0.5})
     """
 
     def __init__(self, directory: str | os.PathLike[str], seconds: float = 10.0, say: Callable[[str], None] = nothing):

@@ -157,6 +157,14 @@ def classification(
         ``[B, 1]``; floats ``[..., classes]``, one-hot or soft. Weights ``[B]`` or of the labels' shape.
       ignore: a label that counts for nothing, e.g. -1.
       metrics: further ones. headline: which stands for all.
+
+    Example:
+      >>> images = np.eye(3, dtype=np.float32).repeat(4, 0)
+      >>> labels = np.arange(3).repeat(4)
+      >>> task = jn.classification(train=(images, labels), test=(images, labels))
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": 5 * jnp.eye(3)})
+      >>> jn.evaluate(net, task)["accuracy"], task.headline
+      (1.0, 'accuracy')
     """
     classes = Classes(labels, weights, ignore)
     return Task(
@@ -190,6 +198,13 @@ def language_model(
 
     Raises:
       ValueError: another ``per``.
+
+    Example:
+      >>> tokens = np.array([[1, 2, 3, 0], [3, 2, 1, 2]])  # 0 is padding
+      >>> task = jn.language_model(test=tokens, ignore=0)
+      >>> net = jn.Network(lambda v, tokens: v["table"][tokens], {"table": jnp.zeros((4, 4))})
+      >>> round(jn.evaluate(net, task)["perplexity"], 3)  # knows nothing of 4 tokens
+      4.0
     """
     units = {"token": "perplexity", "byte": "bits/byte"}
     if per not in units:
@@ -323,6 +338,13 @@ def multilabel(
     """Several yes-or-no labels for each example: sigmoid cross-entropy; F1 over all answers, area under the ROC curve.
 
     Labels 0 or 1, ``[B, labels]``, for logits of that shape; a logit above 0 says yes. Arguments as for ``classification``.
+
+    Example:
+      >>> x = np.array([[1, -1], [-1, 1], [1, 1]], np.float32)
+      >>> task = jn.multilabel(test=(x, np.array([[1, 0], [0, 1], [1, 0]])))
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.eye(2)})
+      >>> {name: round(value, 3) for name, value in jn.evaluate(net, task).items()}
+      {'f1': 0.857, 'auc': 0.833, 'accuracy': 0.833, 'loss': 0.48}
     """
     classes = Classes(labels, weights, None)
     return Task(

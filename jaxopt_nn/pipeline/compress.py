@@ -133,6 +133,16 @@ def compress(
         that does not reach its end; data that fails in the middle of an epoch; a ``workdir`` with positions of another run.
       FloatingPointError: the loss of a stage is NaN or Inf.
       OSError: ``workdir`` can't be written, another run is using it, or the disk is full; no file is left half-written.
+
+    Example:
+      >>> rng = np.random.default_rng(0)
+      >>> x = rng.standard_normal((64, 8), np.float32)
+      >>> task = jn.classification(train=(x, x[:, :3].argmax(1)), test=(x, x[:, :3].argmax(1)))
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.eye(8, 3)})
+      >>> recipe = [jn.Stage("prune", jn.prune(sparsity=0.5), epochs=1)]
+      >>> result = jn.compress(net, recipe, task, latency=False)
+      >>> result.stages[0]["nonzero"], result(x[:2]).shape
+      (12, (2, 3))
     """
     compressor = Compressor(recipe, control)
     check_platforms(export)

@@ -68,6 +68,18 @@ class Arrays:
 
     Raises:
       ValueError: no array, no example, lengths that differ, NaN or Inf among floats.
+
+    Example:
+      >>> data = jn.Arrays((np.zeros((10, 4), np.float32), np.arange(10)), "train")
+      >>> data.size, data.steps(batch_size=4)  # what fills no batch is left out of an epoch
+      (10, 2)
+      >>> inputs, labels = data.rows(slice(0, 3))
+      >>> inputs.shape, labels
+      ((3, 4), array([0, 1, 2]))
+      >>> jn.Arrays((np.zeros((10, 4)), np.arange(9)), "train")
+      Traceback (most recent call last):
+          ...
+      ValueError: train: the first axes are the examples, and differ: 0 [10, 4], 1 [9]
     """
 
     def __init__(self, tree: PyTree, name: str):
@@ -144,6 +156,17 @@ class Stream:
     Raises:
       ValueError: an iterator, which can be gone over once only. Where batches are asked for: what gives the same iterator
         again; a batch that does not fit, or that the data fails to give; fewer or more batches than an epoch has.
+
+    Example:
+      >>> def batches(epoch):  # a function is called once an epoch; a loader or a list works as well
+      ...     rng = np.random.default_rng(epoch)
+      ...     for rows in (4, 4, 2):
+      ...         yield rng.normal(size=(rows, 3)).astype(np.float32), np.zeros(rows, int)
+      >>> data = jn.Stream(batches, "train")
+      >>> data.steps(batch_size=4)  # counted once; its own batches decide, not batch_size
+      3
+      >>> [int(real.sum()) for _, real in data.batches(4)]  # rows that are real: the last batch is filled up
+      [4, 4, 2]
     """
 
     def __init__(self, given: Any, name: str):

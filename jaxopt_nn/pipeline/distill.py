@@ -37,6 +37,14 @@ def distillation_loss(
     Raises:
       ValueError: an argument outside the above: another number of classes, or labels of another shape.
       TypeError: labels that are no integers.
+
+    Example:
+      >>> teacher = jnp.array([[4.0, 0.0, 0.0]])
+      >>> labels = jnp.array([0])
+      >>> jn.distillation_loss(teacher, teacher, labels, hard_weight=0.0)  # a student equal to its teacher
+      Array([0.], dtype=float32)
+      >>> float(jn.distillation_loss(jnp.zeros((1, 3)), teacher, labels, hard_weight=0.0)[0]) > 0
+      True
     """
     import optax  # the package imports without it
 

@@ -34,6 +34,13 @@ def evaluate(network: Network, task: Task, data: Any = None) -> dict[str, float]
 
     Raises:
       TypeError: ``network`` is no ``Network``. ValueError: data that does not fit.
+
+    Example:
+      >>> x = np.array([[1.0], [2.0]], np.float32)
+      >>> task = jn.regression(test=(x, 2 * x))
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.array([[2.0]])})
+      >>> jn.evaluate(net, task)["loss"], jn.evaluate(net, task, data=(x, x))["loss"]  # on the test data, and on other data
+      (0.0, 2.5)
     """
     source = task.test if data is None else source_of(data, "data")
     return task.result(accumulated(network_of(network), task, source))

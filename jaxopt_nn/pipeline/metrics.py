@@ -1,4 +1,12 @@
-"""Metrics: what is measured on a whole set, batch after batch."""
+"""Metrics: what is measured on a whole set, batch after batch.
+
+Example:
+  >>> right = jn.metrics.mean_of(lambda out, batch: out.argmax(-1) == batch[1], better="higher", unit="%")
+  >>> first = right.measure(jnp.eye(3), (None, jnp.array([0, 1, 0])), jnp.ones(3))
+  >>> second = right.measure(jnp.eye(3), (None, jnp.array([0, 0, 0])), jnp.array([1.0, 1.0, 0.0]))  # two real rows
+  >>> right.result(right.merge(first, second))  # 3 of 5
+  0.6
+"""
 
 from __future__ import annotations
 
@@ -15,12 +23,22 @@ PyTree = Any
 
 
 def added(a: PyTree, b: PyTree) -> PyTree:
-    """Joins two accumulators of sums."""
+    """Joins two accumulators of sums.
+
+    Example:
+      >>> jn.metrics.added((2.0, 4.0), (1.0, 1.0))
+      (3.0, 5.0)
+    """
     return jax.tree.map(lambda x, y: x + y, a, b)
 
 
 def joined(a: PyTree, b: PyTree) -> PyTree:
-    """Joins two accumulators that keep every example, along their first axes."""
+    """Joins two accumulators that keep every example, along their first axes.
+
+    Example:
+      >>> jn.metrics.joined({"scores": np.array([0.1, 0.9])}, {"scores": np.array([0.5])})
+      {'scores': array([0.1, 0.9, 0.5])}
+    """
     return jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b)
 
 
@@ -37,6 +55,15 @@ class Metric(NamedTuple):
 
     Raises:
       ValueError: another ``better``.
+
+    Example:
+      >>> def measure(outputs, batch, real):  # the largest error: rows that only fill up a batch count for nothing
+      ...     return jnp.max(jnp.abs(outputs[:, 0] - batch[1][:, 0]) * real)
+      >>> worst = jn.Metric(measure, float, merge=lambda a, b: max(a, b), better="lower")
+      >>> x = np.array([[1.0], [2.0], [4.0]], np.float32)
+      >>> task = jn.regression(test=(x, x**2), metrics={"worst": worst})
+      >>> jn.evaluate(jn.Network(lambda v, x: x * v["gain"], {"gain": jnp.ones(1)}), task)["worst"]
+      12.0
     """
 
     measure: Callable[[PyTree, PyTree, Any], PyTree]
@@ -75,6 +102,11 @@ def spread(weights: Any, values: Any, real: Any = None) -> Any:
 
     Raises:
       ValueError: weights of another shape.
+
+    Example:
+      >>> jn.metrics.spread(jnp.array([1.0, 2.0]), jnp.zeros((2, 3)), real=jnp.array([1.0, 0.0]))
+      Array([[1., 1., 1.],
+             [0., 0., 0.]], dtype=float32)
     """
     weights = jnp.asarray(1.0 if weights is None else weights, jnp.float32)
     if weights.ndim > values.ndim or any(w not in (1, v) for w, v in zip(weights.shape, values.shape)):
@@ -87,13 +119,23 @@ def counted(values: Any, weights: Any, real: Any) -> tuple[Any, Any]:
     """``(sum w v, sum w)``, float32: values ``[B, ...]``, weights and rows that are real as for ``spread``.
 
     A weight of 0 counts for nothing, whatever its value (0 times inf would be NaN).
+
+    Example:
+      >>> total, count = jn.metrics.counted(jnp.array([1.0, 5.0, jnp.inf]), jnp.array([1.0, 3.0, 0.0]), jnp.ones(3))
+      >>> float(total), float(count)
+      (16.0, 4.0)
     """
     weights = spread(weights, values, real)
     return jnp.sum(jnp.where(weights > 0, values.astype(jnp.float32) * weights, 0.0)), jnp.sum(weights)
 
 
 def ratio(sums: tuple[Any, Any]) -> float:
-    """The mean of a pair of ``counted``; NaN where nothing was."""
+    """The mean of a pair of ``counted``; NaN where nothing was.
+
+    Example:
+      >>> jn.metrics.ratio((16.0, 4.0)), jn.metrics.ratio((0.0, 0.0))
+      (4.0, nan)
+    """
     total, count = map(float, sums)
     return total / count if count else math.nan
 
@@ -106,6 +148,16 @@ def mean_of(
     Args:
       values: ``(outputs, batch) -> values [B, ...]`` or ``(values, weights)``.
       finish: of the mean, e.g. ``math.sqrt`` for a root of a mean square.
+
+    Returns:
+      A ``Metric`` whose accumulator is ``(sum w v, sum w)``.
+
+    Example:
+      >>> import math
+      >>> rmse = jn.metrics.mean_of(lambda out, batch: jnp.square(out - batch), finish=math.sqrt)
+      >>> sums = rmse.measure(jnp.array([1.0, 4.0]), jnp.array([1.0, 0.0]), jnp.ones(2))
+      >>> round(rmse.result(sums), 3)  # sqrt((0 + 16) / 2)
+      2.828
     """
     return Metric(functools.partial(_mean, values), functools.partial(_finished, finish), added, better, unit)
 
@@ -126,6 +178,15 @@ def f1(scores: Callable[[PyTree, PyTree], tuple[Any, Any, Any]]) -> Metric:
 
     Args:
       scores: ``(outputs, batch) -> (logits [B, ...], truths 0 or 1 of that shape, weights or None)``; yes: a logit above 0.
+
+    Returns:
+      A ``Metric``; NaN where there is neither a yes nor a truth.
+
+    Example:
+      >>> metric = jn.metrics.f1(lambda out, batch: (out, batch, None))
+      >>> logits, truths = jnp.array([2.0, 1.0, -1.0, -2.0]), jnp.array([1, 0, 1, 0])
+      >>> metric.result(metric.measure(logits, truths, jnp.ones(4)))  # one right yes, one wrong, one missed
+      0.5
     """
     return Metric(functools.partial(_confusion, scores), _f1, added, "higher", "%")
 
@@ -146,6 +207,15 @@ def auc(scores: Callable[[PyTree, PyTree], tuple[Any, Any, Any]]) -> Metric:
 
     Args:
       scores: as for ``f1``; any monotone score does. Weights of 0 leave an answer out, others count fully.
+
+    Returns:
+      A ``Metric`` that keeps every score; NaN where one of the two kinds is missing.
+
+    Example:
+      >>> metric = jn.metrics.auc(lambda out, batch: (out, batch, None))
+      >>> scores, truths = jnp.array([0.9, 0.7, 0.4, 0.2]), jnp.array([1, 0, 1, 0])
+      >>> metric.result(metric.measure(scores, truths, jnp.ones(4)))  # 3 of 4 pairs stand in order
+      0.75
     """
     return Metric(functools.partial(_ranked, scores), _area, joined, "higher", "%")
 
@@ -172,6 +242,12 @@ def explained(values: Callable[[PyTree, PyTree], tuple[Any, Any, Any]]) -> Metri
 
     Args:
       values: ``(outputs, batch) -> (predictions [B, ...], targets of that shape, weights or None)``.
+
+    Example:
+      >>> metric = jn.metrics.explained(lambda out, batch: (out, batch, None))
+      >>> predictions, targets = jnp.array([1.0, 2.0, 4.0]), jnp.array([1.0, 2.0, 3.0])
+      >>> round(metric.result(metric.measure(predictions, targets, jnp.ones(3))), 3)
+      0.5
     """
     return Metric(functools.partial(_moments, values), _r2, _pooled, "higher", "%")
 

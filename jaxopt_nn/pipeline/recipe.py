@@ -32,6 +32,15 @@ class Distill:
 
     Raises:
       ValueError: a temperature that is not positive, a weight outside [0, 1].
+
+    Example:
+      >>> stage = jn.Stage("student", jn.identity(), epochs=10, distill=jn.Distill(temperature=3.0, hard_weight=0.2))
+      >>> stage.distill.temperature
+      3.0
+      >>> jn.Distill(temperature=0.0)
+      Traceback (most recent call last):
+          ...
+      ValueError: Distill(temperature=0.0): a positive number, e.g. 4.0
     """
 
     temperature: float = 4.0
@@ -74,6 +83,14 @@ class Stage:
     Raises:
       ValueError: an empty name, negative epochs, a number outside the above.
       TypeError: a field of another type.
+
+    Example:
+      >>> recipe = [
+      ...     jn.Stage("prune", lambda steps: jn.prune(sparsity=jn.cubic(0.9, end=steps - 1)), epochs=5),
+      ...     jn.Stage("w4a8", jn.quantize(4), epochs=5, learning_rate=3e-4, rule=jn.arithmetic("w4a8")),
+      ... ]
+      >>> [stage.name for stage in recipe]
+      ['prune', 'w4a8']
     """
 
     name: str
@@ -214,6 +231,14 @@ def control(recipe: Recipe) -> tuple[Stage, ...]:
     Stages keep their epochs, learning rates, optimizers, averages and teacher; transforms and rules go.
     ``compress(network, control(recipe), task)`` with the same seed trains the float network as long, on the same minibatches:
     what its last stage gained over the baseline is the training's share of what the recipe's gained.
+
+    Example:
+      >>> recipe = [
+      ...     jn.Stage("prune", jn.prune(sparsity=0.5), epochs=3),
+      ...     jn.Stage("w4a8", jn.quantize(4), rule=jn.arithmetic("w4a8")),
+      ... ]
+      >>> [(stage.name, stage.epochs, stage.rule) for stage in jn.control(recipe)]
+      [('prune', 3, None), ('w4a8', 0, None)]
     """
     plain = functools.partial(dataclasses.replace, transform=identity(), rule=None, training_rule=None, thaw=())
     return tuple(map(plain, check_recipe(recipe)))

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import optax
 
-from jaxopt_nn.core.combine import by_path, every, where
+from jaxopt_nn.core.combine import by_path, where
+from jaxopt_nn.core.gates import every
 from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.core.rule import Rule, identity_rule

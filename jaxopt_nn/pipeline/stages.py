@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from jaxopt_nn.core.combine import chain, frozen, later
+from jaxopt_nn.core.combine import chain
+from jaxopt_nn.core.gates import frozen, later
 from jaxopt_nn.core.transform import State, Transform
 from jaxopt_nn.pipeline.recipe import Stage
 

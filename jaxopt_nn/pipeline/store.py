@@ -35,6 +35,15 @@ def save(
 
     Raises:
       TypeError: no ``Network``. Else as ``save_artifact``.
+
+    Example:
+      >>> method = jn.quantize(8)
+      >>> v = {"kernel": jnp.linspace(-1, 1, 64 * 8).reshape(64, 8)}
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], method.pack(v, method.init(v)), rules=jn.arithmetic("w8a8"))
+      >>> artifact = jn.save("small", net)
+      >>> again = jn.load("small", net.apply)
+      >>> bool((again(jnp.ones((2, 64))) == net(jnp.ones((2, 64)))).all())
+      True
     """
     network = network_of(network)
     states = {site: {"learnt": state.learnt, "carried": state.carried} for site, state in network.states.items()}
@@ -65,6 +74,14 @@ def load(
     Raises:
       FileNotFoundError: no such directory. ValueError: it holds no network, or is damaged; a rule that can't be made anew; no
         ``apply``, and no program, or none for this platform.
+
+    Example:
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.ones((4, 2))})
+      >>> artifact = jn.save("program", net, programs=jn.exported(net, (jnp.ones((1, 4)),), ["cpu"]))
+      >>> jn.load(artifact)(np.ones((3, 4), np.float32))  # without the model's code
+      Array([[4., 4.],
+             [4., 4.],
+             [4., 4.]], dtype=float32)
     """
     tree, manifest = load_artifact(directory)
     if apply is None:

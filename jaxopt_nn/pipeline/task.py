@@ -86,6 +86,19 @@ class Task:
     Raises:
       TypeError: ``loss`` is no function, a metric is no ``Metric``. ValueError: ``headline`` is no metric; a detail has the
         name of a metric; data without an example.
+
+    Example:
+      >>> x = np.linspace(-1, 1, 40, dtype=np.float32).reshape(20, 2)
+      >>> data = {"x": x, "y": x.sum(1)}
+      >>> task = jn.Task(
+      ...     lambda out, batch: jnp.abs(out[:, 0] - batch["y"]),
+      ...     train=data, test=data, inputs="x",
+      ...     metrics={"within": jn.metrics.mean_of(lambda out, batch: jnp.abs(out[:, 0] - batch["y"]) < 0.5, better="higher")},
+      ...     headline="within",
+      ... )
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.ones((2, 1))})
+      >>> jn.evaluate(net, task)
+      {'within': 1.0, 'loss': 0.0}
     """
 
     loss: Callable[..., Any]

@@ -38,6 +38,15 @@ class Masked(Tensor):
       inner_shape: shape without the stack axes.
       count: entries that the fullest layer keeps.
       order: which axis of the weight each trailing axis of ``[S..., *inner_shape]`` is (negative numbers); None: in order.
+
+    Example:
+      >>> v = {"kernel": jnp.arange(32.0).reshape(8, 4)}
+      >>> method = jn.prune(sparsity=0.75)
+      >>> tensor = method.pack(v, method.init(v))["kernel"]
+      >>> tensor.kept  # what is stored: 8 numbers, and a bit for each weight
+      Array([24., 25., 26., 27., 28., 29., 30., 31.], dtype=float32)
+      >>> tensor.nbytes, v["kernel"].nbytes
+      (36, 128)
     """
 
     mask: Array

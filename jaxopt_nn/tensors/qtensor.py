@@ -19,7 +19,26 @@ from jaxopt_nn.tensors.coded import DATA, STATIC, Coded
 @partial(jax.tree_util.register_dataclass, data_fields=DATA, meta_fields=STATIC)
 @dataclasses.dataclass(frozen=True)
 class QTensor(Coded):
-    """``(codes - zero) * scale``: the codes are the integers themselves. For the attributes see ``Coded``."""
+    """``(codes - zero) * scale``: the codes are the integers themselves. For the attributes see ``Coded``.
+
+    Attributes:
+      codes: uint8 (packed, or unsigned), int8, or native int4, uint4, int2, uint2.
+      scale: float32 (or bfloat16) of the weight's rank; along each axis 1 entry, all, or a divisor of them.
+      zero: None, or integers or floats that broadcast like ``scale``.
+      bits, signed: the range of the codes.
+      float_dtype: name of the dtype that ``densify`` gives.
+      axis, length: the packed axis, and its number of entries; None where nothing is packed.
+      order, rounding, platform: as in ``Coded``; set by ``prepare``.
+
+    Example:
+      >>> w = jnp.array([[0.9, -0.4], [0.3, 0.8]])
+      >>> q = jn.QTensor.quantize(w, scale=jnp.full((1, 2), 0.25), bits=3)
+      >>> q.densify()  # codes -4 to 3, times 0.25
+      Array([[ 0.75, -0.5 ],
+             [ 0.25,  0.75]], dtype=float32)
+      >>> q.codes.dtype.name, q.nbytes  # 4 codes of 3 bits along one axis, 2 scales
+      ('uint8', 10)
+    """
 
     integral: ClassVar[bool] = True
 

@@ -8,10 +8,12 @@ import optax
 import pytest
 
 from jaxopt_nn.core import combine
-from jaxopt_nn.core.combine import between, by_path, chain, every, frozen, where
+from jaxopt_nn.core.combine import by_path, chain, where
+from jaxopt_nn.core.gates import between, every, frozen
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Leaf, ModelInfo, Roles
 from jaxopt_nn.core.train import init_train_state, make_step
-from jaxopt_nn.core.transform import LeafTraits, State, Traits, explain, identity, leafwise
+from jaxopt_nn.core.transform import LeafTraits, State, Traits, explain, identity
 from jaxopt_nn.methods.clip import clip
 from jaxopt_nn.methods.prune import magnitude, prune
 from jaxopt_nn.methods.quantize import quantize

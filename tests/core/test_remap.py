@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_nn.core.combine import by_path, chain, every, frozen, later, where
+from jaxopt_nn.core.combine import by_path, chain, where
 from jaxopt_nn.core.cuts import Cut
+from jaxopt_nn.core.gates import every, frozen, later
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.train import averaging, init_train_state, make_step
-from jaxopt_nn.core.transform import LeafTraits, State, identity, leafwise, why_not_matrix
+from jaxopt_nn.core.transform import LeafTraits, State, identity, why_not_matrix
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.clip import clip, clip_percentile

@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.train import averaged, averaging, init_train_state, make_step
-from jaxopt_nn.core.transform import LeafTraits, State, Traits, identity, keep_both, leafwise
+from jaxopt_nn.core.transform import LeafTraits, State, Traits, identity, keep_both
 from jaxopt_nn.methods.clip import clip
 from jaxopt_nn.methods.prune import magnitude, prune
 from jaxopt_nn.methods.quantize import quantize

@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_nn.core.combine import chain, every, where
+from jaxopt_nn.core.combine import chain, where
+from jaxopt_nn.core.gates import every
 from jaxopt_nn.core.model import ModelInfo, Roles
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import State, explain

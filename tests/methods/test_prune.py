@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxopt_nn.core.combine import every
+from jaxopt_nn.core.gates import every
 from jaxopt_nn.core.model import ModelInfo, Roles
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.methods.prune import _kept, erk, global_budget, magnitude, per_leaf, prune, saliency

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxopt_nn.core.combine import every
+from jaxopt_nn.core.gates import every
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.schedules import cubic, staircase
 

@@ -8,8 +8,9 @@ import pytest
 from jax import lax
 
 from jaxopt_nn.core.combine import by_path, chain, where
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known
-from jaxopt_nn.core.transform import LeafTraits, explain, leafwise, why_not_matrix
+from jaxopt_nn.core.transform import LeafTraits, explain, why_not_matrix
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture

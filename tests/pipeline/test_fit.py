@@ -8,8 +8,9 @@ import optax
 import pytest
 
 from jaxopt_nn.core import memory
+from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.train import averaged, averaging, init_train_state
-from jaxopt_nn.core.transform import LeafTraits, State, identity, leafwise
+from jaxopt_nn.core.transform import LeafTraits, State, identity
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.arithmetic import fake_quant_activations
 from jaxopt_nn.methods.clip import clip

@@ -1,0 +1,47 @@
+"""The reference: every public name has an example in its docstring, and all of them run."""
+
+import doctest
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_nn as jn
+
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+#: Public functions of ``jn.metrics``, which is a module; ``Metric`` is a public name of its own.
+METRICS = [
+    name
+    for name, value in vars(jn.metrics).items()
+    if inspect.isfunction(value) and value.__module__ == jn.metrics.__name__ and not name.startswith("_")
+]
+NAMES = {name: getattr(jn, name) for name in jn.__all__}
+NAMES |= {f"metrics.{name}": getattr(jn.metrics, name) for name in METRICS}
+
+
+def sections(value) -> str:
+    return inspect.getdoc(value) or ""
+
+
+def test_no_public_name_is_without_an_example():
+    without = [name for name, value in NAMES.items() if "\n\nExample:\n" not in sections(value)]
+    assert not without, f"public names without an example: {', '.join(without)}"
+
+
+def test_examples_are_short():
+    counts = {name: sections(value).count(">>> ") for name, value in NAMES.items()}
+    assert not {name: n for name, n in counts.items() if not 1 <= n <= 9}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_runs(name, tmp_path, monkeypatch):
+    """As a reader types it: with JAX's defaults, files in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    known = {"jn": jn, "jax": jax, "jnp": jnp, "np": np}
+    example = doctest.DocTestParser().get_doctest(sections(NAMES[name]), known, name, None, 0)
+    said: list[str] = []
+    with jax.numpy_rank_promotion("allow"):
+        doctest.DocTestRunner(optionflags=FLAGS).run(example, out=said.append)
+    assert not said, "".join(said)
