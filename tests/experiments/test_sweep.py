@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from experiments import compress, summary, sweep
 from experiments.config import checked
-from experiments.grid import addresses, cells_of, read_grid
+from experiments.grid import cells_of, read_grid
+from jaxopt_nn.core.paths import addresses
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.checkpoints import locked
 from jaxopt_nn.pipeline.classes import classification
