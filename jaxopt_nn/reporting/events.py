@@ -37,7 +37,8 @@ def write_events(report: Mapping[str, Any], images: Mapping[str, bytes], folder:
                 writer.add_scalar(name, entry[name], step)
         for name, picture in images.items():
             writer.add_image(name.removesuffix(".png"), _pixels(picture), dataformats="HWC")
-        fields = {key: x if isinstance(x, bool | int | float | str) else str(x) for key, x in addresses(report["config"]).items()}
+        plain = lambda value: value if isinstance(value, bool | int | float | str) else str(value)
+        fields = {key: plain(value) for key, value in addresses(report["config"]).items()}
         final = {f"final/{name}": value for name, value in scores(dict(report))[1].items() if value is not None}
         writer.add_hparams(fields, final, name="hparams")
 

@@ -103,8 +103,8 @@ def write(report: dict[str, Any], workdir: Path) -> None:
     """Writes the plots, ``report.html``, ``report.md`` and, last, ``report.json``; each file is whole or not there.
 
     Where the trainings have a folder ``tensorboard``, it gets metrics, config and plots too (``write_events``). An older
-    ``report.json`` goes first, and plots that this report hasn't: where a ``report.json`` stands, the other files belong to it. A
-    number that is NaN or Inf is null in ``report.json``, and "nan" or "inf" elsewhere.
+    ``report.json`` goes first, and plots that this report hasn't: where a ``report.json`` stands, the other files belong to
+    it. A number that is NaN or Inf is null in ``report.json``, and "nan" or "inf" elsewhere.
 
     Raises:
       TypeError, ValueError: the report can't be kept as JSON; nothing is written or removed.
