@@ -31,13 +31,16 @@ TEACHER: dict[str, Any] = {"model_args": {}, "checkpoint": "", "data": {}}
 
 
 def imported(name: str) -> Any:
-    """The object at ``package.module:attribute``; ``experiments`` is this package, which an installation has elsewhere.
+    """The object at ``package.module:attribute``; a module of ``experiments`` that is shipped is the one in this package.
+
+    An installation has the package under another name, and ``experiments`` may be the user's own.
 
     Raises:
       ValueError: another form of name, no such module, or no such attribute (near misses are named).
     """
-    package, dot, rest = name.partition(".")
-    return registry.imported(f"{__package__}.{rest}" if package + dot == "experiments." else name)
+    first, *rest = name.partition(":")[0].split(".")
+    shipped = first == "experiments" and Path(__file__).parent.joinpath(*rest).with_suffix(".py").is_file()
+    return registry.imported(f"{__package__}{name.removeprefix(first)}" if shipped else name)
 
 
 def config_file(name: str) -> str:

@@ -25,6 +25,7 @@ LONG = {
     "docs/how-to/export.md",
     "docs/how-to/mixed-bits.md",
     "docs/how-to/resume.md",
+    "docs/how-to/serve.md",
     "docs/how-to/what-was-skipped.md",
     "docs/how-to/why-not-faster.md",
     "docs/how-to/write-a-criterion.md",
@@ -63,6 +64,7 @@ def with_speed(page: pathlib.Path) -> object:
 def test_python_runs_as_written(page, tmp_path, monkeypatch):
     """In an empty folder, so that files that a page writes are gone after it, and with JAX's defaults, as a reader has them."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # of programs that a page starts
     test = doctest.DocTestParser().get_doctest(code(page), {"__name__": "__main__"}, name(page), name(page), 0)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     with jax.numpy_rank_promotion("allow"):

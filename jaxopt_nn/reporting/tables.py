@@ -285,7 +285,8 @@ def _artifact(report: dict[str, Any]) -> list[str]:
     size = _sized(artifact["bytes"], report["baseline"]["bytes"])
     again = shown(report, name, artifact["metrics_reloaded"].get(name))
     fold = " on the test data of fold 1" if report.get("summary") else ""
-    return [f"artifact: {artifact['bytes']:,} bytes on disk, {size} the baseline's arrays; read back, its {name}{fold} is {again}"]
+    stored = f"{artifact['bytes']:,} bytes on disk, {size} the baseline's arrays"
+    return [f"artifact: {stored}; read back, its {name}{fold} is {again}"]
 
 
 def _sized(size: int, other: int) -> str:

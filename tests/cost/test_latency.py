@@ -60,7 +60,7 @@ def noisy(rng, rounds=240, ratio=1.0):
 
 @pytest.mark.parametrize("ratio", [1.0, 1.5])
 def test_the_interval_of_a_paired_ratio_holds_the_truth(rng, ratio):
-    """Of 400 simulated runs at most 5 % (and three standard errors) miss it: for equal programs, that is who calls one slower."""
+    """Of 400 simulated runs at most 5 % (and three standard errors) miss it; of equal programs those call one slower."""
     found = np.array([paired_ratio(*noisy(rng, ratio=ratio)) for _ in range(400)])
     missed = np.mean((found[:, 1] > ratio) | (found[:, 2] < ratio))
     assert missed <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)

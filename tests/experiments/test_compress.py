@@ -121,11 +121,11 @@ def test_the_table_is_of_all_folds(quickstart):
     for k, over in enumerate([report["summary"]["baseline"], *report["summary"]["stages"]]):
         of = lambda fold, k=k: (fold["valid"] if k == 0 else fold["stages"][k - 1]["metrics"])["accuracy"]
         each = np.array([of(fold) for fold in report["folds"]])
-        known = {"mean": each.mean(), "low": each.mean() - t * np.ptp(each) / 2, "high": each.mean() + t * np.ptp(each) / 2, "n": 2}
-        assert over["metrics"]["accuracy"] == pytest.approx(known)
+        mean, half = each.mean(), t * np.ptp(each) / 2
+        assert over["metrics"]["accuracy"] == pytest.approx({"mean": mean, "low": mean - half, "high": mean + half, "n": 2})
         less = each - [fold["valid"]["accuracy"] for fold in report["folds"]]
         assert k == 0 or over["difference"]["accuracy"]["mean"] == pytest.approx(less.mean())
-    assert tables.rows(report)[1][-1][1] == f"{each.mean():.2%} ± {100 * t * np.ptp(each) / 2:.2f}"
+    assert tables.rows(report)[1][-1][1] == f"{mean:.2%} ± {100 * half:.2f}"
 
 
 def test_validation_data_is_seen_by_no_training_and_by_curves(quickstart):

@@ -46,7 +46,8 @@ def test_both_hold_the_truth_as_often_as_they_say(rng, n):
     """Of 2,000 samples; the median's also of a skewed distribution."""
     draws = rng.normal(1.0, 3.0, (2000, n))
     skewed = rng.lognormal(0.0, 1.5, (2000, n))
-    for interval, samples, exact in ((mean_interval, draws, True), (median_interval, draws, False), (median_interval, skewed, False)):
+    cases = ((mean_interval, draws, True), (median_interval, draws, False), (median_interval, skewed, False))
+    for interval, samples, exact in cases:
         found = np.array([interval(sample)[1:] for sample in samples])
         share = np.mean((found[:, 0] <= 1) & (1 <= found[:, 1]))
         error = 3 * math.sqrt(0.95 * 0.05 / len(samples))

@@ -134,8 +134,8 @@ def test_the_report_has_its_schema(run):
     report = json.loads((workdir / "report.json").read_text())
     assert report == result.report
     assert list(report) == [
-        "schema", "title", "model", "data", "config", "seed", "devices", "versions", "metrics", "headline", "baseline", "stages",
-        "control", "artifact", "skipped", "history", "histograms", "confusion", "seconds", "folds",
+        "schema", "title", "model", "data", "config", "seed", "devices", "versions", "metrics", "headline", "baseline",
+        "stages", "control", "artifact", "skipped", "history", "histograms", "confusion", "seconds", "folds",
     ]  # fmt: skip
     assert (report["model"], report["data"]) == ("386 parameters in 4 leaves", "64 test examples")
     assert report["schema"] == 4 and report["headline"] == "accuracy"

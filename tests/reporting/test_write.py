@@ -28,7 +28,8 @@ def timed(milliseconds, ratio=1.0):
 def entry(name, accuracy, size, **changed):
     return {
         "name": name, "metrics": {"accuracy": accuracy, "loss": 0.5}, "params": 1000, "nonzero": 250, "bytes": size,
-        "resident_bytes": 2 * size, "ratio": 4000 / size, "bits_per_weight": size / 125, "latency": timed({"1": 0.5, "32": 12.0}),
+        "resident_bytes": 2 * size, "ratio": 4000 / size, "bits_per_weight": size / 125,
+        "latency": timed({"1": 0.5, "32": 12.0}),
         "leaves": [leaf("a/kernel", size / 125), leaf("a/bias", 32.0, (50,))], "facts": [], **changed,
     }  # fmt: skip
 
