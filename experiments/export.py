@@ -1,6 +1,6 @@
 """Takes an artifact to where networks run: programs without its code, or weights in the format of another tool.
 
-    python -m experiments.export --artifact=runs/digits_quickstart/artifact --to=jax,safetensors --out=exported
+    jaxopt export --artifact=runs/digits_quickstart/artifact --to=jax,safetensors --out=exported
 
 ``jax``: an artifact with ``jax.export`` programs for ``--platforms``, weights as stored, for a batch of any size.
 ``safetensors``, ``msgpack``, ``orbax``: the variables, compressed as they are. ``compressed-tensors``: integer weights as vLLM

@@ -1,6 +1,6 @@
 """Runs a config over a grid of overrides and several seeds; says mean, spread and paired differences.
 
-    python -m experiments.sweep --config=configs/digits_quickstart.py --workdir=runs/sweep --seeds=5 \\
+    jaxopt sweep --config=digits_quickstart --workdir=runs/sweep --seeds=5 \\
         --grid="stages[1].sparsity=0.8,0.9;stages[2].bits=4,8" --baseline="stages[1].sparsity=0.8,stages[2].bits=4"
 
 Each run is one of ``experiments.compress`` in ``WORKDIR/<cell>/seed_<n>``, latency not measured. A sweep that was stopped goes
