@@ -247,8 +247,6 @@ class Compressor:
         rows, untimed = _timed(rows, forms, task, latency)
         rows, unmeasured = self._sensitive(rows, forms, now, task, sensitivity)
         plan = self._course.accumulated(task.steps)
-        seen = self._course.view(len(plan.stages) - 1, now, task)
-        matrices = [leaf.path for leaf in now.info.leaves if leaf.matrix and leaf.path in now.info.roles]
         report = {
             "schema": write.SCHEMA,
             **_named(network, task),
@@ -264,7 +262,7 @@ class Compressor:
             "artifact": None,
             "skipped": [*self._skipped(plan.methods[-1], forms, now, task), *untimed, *unmeasured],
             "history": history,
-            "histograms": histograms(network.variables, seen, matrices),
+            "histograms": self._histograms(network, now, task),
             **task.compared(sums.baseline, sums.final),
             "seconds": time.monotonic() - start,
         }
@@ -384,6 +382,12 @@ class Compressor:
             return rows, [{"path": "loss by leaf", "reason": f"not measured: {found}"}]
         leaves = [{**leaf, "alone": found.get(leaf["path"])} for leaf in rows[-1]["leaves"]]
         return [*rows[:-1], {**rows[-1], "leaves": leaves}], []
+
+    def _histograms(self, network: Network, now: Position, task: Task) -> dict[str, Any]:
+        """Of the matrices, in the network given and as they are seen at the end."""
+        seen = self._course.view(len(self._course.recipe) - 1, now, task)
+        matrices = [leaf.path for leaf in now.info.leaves if leaf.matrix and leaf.path in now.info.roles]
+        return histograms(network.variables, seen, matrices)
 
     def _skipped(self, method: Transform, forms: Sequence[_Form], now: Position, task: Task) -> list[dict[str, str]]:
         """What is to be said of leaves: left alone, assumed of, made anew, or not used as they are packed."""
