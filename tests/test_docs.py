@@ -24,6 +24,9 @@ DOCS = REPOSITORY / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts) + [REPOSITORY / "README.md"]
 #: Pages that train or compile for longer than two seconds.
 LONG = {
+    "docs/explanation/pack-law.md",
+    "docs/explanation/two-mechanisms.md",
+    "docs/explanation/why-sparse-is-not-faster.md",
     "docs/how-to/artifacts.md",
     "docs/how-to/batchnorm-and-dropout.md",
     "docs/how-to/export.md",
