@@ -34,7 +34,6 @@ from typing import Any
 
 from jaxopt_nn.core.files import write_file
 from jaxopt_nn.reporting import page, plots
-from jaxopt_nn.reporting.events import write_events
 from jaxopt_nn.reporting.rows import class_rows, fold_rows, latency_rows
 from jaxopt_nn.reporting.tables import (
     LEAF_LEGEND,
@@ -95,16 +94,11 @@ def has_matplotlib() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def has_tensorboard() -> bool:
-    return importlib.util.find_spec("tensorboardX") is not None
-
-
 def write(report: dict[str, Any], workdir: Path) -> None:
     """Writes the plots, ``report.html``, ``report.md`` and, last, ``report.json``; each file is whole or not there.
 
-    Where the trainings have a folder ``tensorboard``, it gets metrics, config and plots too (``write_events``). An older
-    ``report.json`` goes first, and plots that this report hasn't: where a ``report.json`` stands, the other files belong to
-    it. A number that is NaN or Inf is null in ``report.json``, and "nan" or "inf" elsewhere.
+    An older ``report.json`` goes first, and plots that this report hasn't: where a ``report.json`` stands, the other
+    files belong to it. A number that is NaN or Inf is null in ``report.json``, and "nan" or "inf" elsewhere.
 
     Raises:
       TypeError, ValueError: the report can't be kept as JSON; nothing is written or removed.
@@ -118,8 +112,6 @@ def write(report: dict[str, Any], workdir: Path) -> None:
         (workdir / name).unlink(missing_ok=True)
     for name, picture in images.items():
         write_file(workdir / name, picture)
-    if (workdir / "tensorboard").is_dir() and has_tensorboard():
-        write_events(report, images, workdir / "tensorboard")
     for name, said in words.items():
         write_file(workdir / name, said.encode(errors="replace"))
 
