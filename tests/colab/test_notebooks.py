@@ -1,4 +1,4 @@
-"""The notebooks: their form, what their first cell refuses, and all of them executed by a kernel, with their numbers checked."""
+"""The notebooks: their form, what their first cell refuses, and all of them executed, with their numbers checked."""
 
 import ast
 import importlib.util
