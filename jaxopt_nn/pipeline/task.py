@@ -81,8 +81,8 @@ class Task:
       unit, better: of the loss.
 
     Raises:
-      TypeError: ``loss`` is no function, a metric is no ``Metric``. ValueError: ``headline`` is no metric; data without an
-      example.
+      TypeError: ``loss`` is no function, a metric is no ``Metric``.
+      ValueError: ``headline`` is no metric; data without an example.
 
     Example:
       >>> x = np.linspace(-1, 1, 40, dtype=np.float32).reshape(20, 2)

@@ -64,7 +64,8 @@ class QTensor(Coded):
           scale: of x's rank, per axis 1, all, or a divisor; it is repeated over stack axes, so that each layer has its own.
           zero: None, or like ``scale``. Integers within the code range are stored in a byte each; where a trace hides
             their values they are so only if they come as integers.
-          bits: 1 to 8. signed, narrow: as in ``affine.code_range``.
+          bits: 1 to 8.
+          signed, narrow: as in ``affine.code_range``.
           dtype: what ``densify`` gives; x's if None.
           stack: axes along which scan or vmap slices: never packed.
           axis: the axis to pack; if None, that outside ``stack`` with the fewest bytes, the first of equals.
