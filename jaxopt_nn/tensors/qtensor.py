@@ -19,7 +19,7 @@ from jaxopt_nn.tensors.coded import DATA, STATIC, Coded
 @partial(jax.tree_util.register_dataclass, data_fields=DATA, meta_fields=STATIC)
 @dataclasses.dataclass(frozen=True)
 class QTensor(Coded):
-    """``(codes - zero) * scale``: the codes are the integers themselves. For the attributes see ``Coded``.
+    """``(codes - zero) * scale``: the codes are the integers themselves.
 
     Attributes:
       codes: uint8 (packed, or unsigned), int8, or native int4, uint4, int2, uint2.
