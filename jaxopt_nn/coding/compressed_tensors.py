@@ -216,7 +216,7 @@ def quantization_config(layers: Mapping[str, Linear], activations: int | None = 
 
 
 def _scheme(layer: Linear, activations: int | None) -> dict[str, Any]:
-    columns = layer.values()[0].shape[1] if layer.weight_shape is None else int(layer.weight_shape[1])
+    _, columns = layer.weight.shape if layer.weight_shape is None else map(int, layer.weight_shape)
     groups = layer.weight_scale.shape[1]
     strategy, size = ("channel", None) if groups == 1 else ("group", columns // groups)
     common = {"num_bits": layer.bits, "type": "int", "dynamic": False, "symmetric": layer.weight_zero_point is None}
@@ -250,11 +250,10 @@ def _read_layer(module: str, parts: Mapping[str, np.ndarray], section: Mapping[s
       ValueError: its parts are not those of integer codes with scales for each output or group.
     """
     scheme = scheme_of(module, section, source)
-    codes, scale = parts.get("weight_packed", parts.get("weight")), parts["weight_scale"]
-    kind, bits = scheme.get("type", "int"), scheme.get("num_bits")
-    strategy = scheme.get("strategy") or "channel"
+    packed, scale = parts.get("weight_packed"), parts["weight_scale"]
+    kind, bits, strategy = scheme.get("type", "int"), scheme.get("num_bits"), scheme.get("strategy") or "channel"
     known = kind == "int" and bits in WIDTHS and strategy in ("tensor", "channel", "group")
-    if not known or codes is None or codes.dtype != (np.int32 if "weight_packed" in parts else np.int8):
+    if not known or not _fitting(parts, bits or 0):
         held = ", ".join(f"{part} {x.dtype}{list(x.shape)}" for part, x in parts.items())
         raise ValueError(
             f"{source}: {module}: {bits} bits of {kind} by {strategy} ({held}); this version reads int codes of {WIDTHS} bits "
@@ -262,12 +261,26 @@ def _read_layer(module: str, parts: Mapping[str, np.ndarray], section: Mapping[s
         )
     scale = scale.reshape(1, 1) if scale.size == 1 else scale.reshape(len(scale), -1)
     zero = None if scheme.get("symmetric", True) else parts.get("weight_zero_point")
-    if zero is not None and "weight_packed" not in parts:
+    if zero is not None and packed is None:
         zero = zero.reshape(scale.shape)
-    return Linear(
-        parts.get("weight"), parts.get("weight_packed"), scale, zero, parts.get("weight_shape"), bits=bits,
-        float_dtype=scale.dtype.name, has_zero=zero is not None,
-    ).tensor()  # fmt: skip
+    layer = Linear(
+        parts.get("weight"), packed, scale, zero, parts.get("weight_shape"), bits=bits, float_dtype=scale.dtype.name,
+        has_zero=zero is not None,
+    )  # fmt: skip
+    try:
+        return layer.tensor()
+    except ValueError as error:
+        raise ValueError(f"{source}: {module}: {error}") from error
+
+
+def _fitting(parts: Mapping[str, np.ndarray], bits: int) -> bool:
+    """Whether a module has codes, of the type and size that belong to their width."""
+    if "weight_packed" not in parts:
+        return "weight" in parts and parts["weight"].dtype == np.int8 and parts["weight"].ndim == 2 and bits == 8
+    if "weight_shape" not in parts or parts["weight_shape"].shape != (2,):
+        return False
+    rows, columns = map(int, parts["weight_shape"])
+    return parts["weight_packed"].dtype == np.int32 and parts["weight_packed"].shape == (rows, -(-columns * bits // 32))
 
 
 def scheme_of(module: str, section: Mapping[str, Any], source: str) -> Mapping[str, Any]:

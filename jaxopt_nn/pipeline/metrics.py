@@ -79,6 +79,20 @@ class Metric(NamedTuple):
         return measure.args[0] if isinstance(measure, functools.partial) and measure.func is _mean else None
 
 
+class Detail(NamedTuple):
+    """What a report says of a network before and after on the same examples beyond single numbers: a confusion, say.
+
+    Attributes:
+      measure, merge: as of a ``Metric``.
+      compare: ``(accumulator of the baseline, of the last stage) -> value that JSON can hold``, on the host; None where there
+        is nothing to say.
+    """
+
+    measure: Callable[[PyTree, PyTree, Any], PyTree]
+    compare: Callable[[PyTree, PyTree], Any]
+    merge: Callable[[PyTree, PyTree], PyTree] = joined
+
+
 def spread(weights: Any, values: Any, real: Any = None) -> Any:
     """The weight of each value ``[B, ...]``, float32 of their shape; 0 in rows that are not real.
 

@@ -172,6 +172,8 @@ def test_arguments_and_names_are_checked(tmp_path):
         to_compressed_tensors(tmp_path / "net", tree, others="skip")
     with pytest.raises(ValueError, match=r"up/kernel: names gave 'up'; .* ends in '\.weight'"):
         to_compressed_tensors(tmp_path / "net", tree, names=lambda path, layer: "up")
+    with pytest.raises(ValueError, match=r"a\.weight_packed: two arrays have this name; names must give each its own"):
+        to_compressed_tensors(tmp_path / "net", [tree, tree], names=lambda path, layer: "a.weight")
     to_compressed_tensors(tmp_path / "net", tree)
     with pytest.raises(FileExistsError, match="overwrite=True"):
         to_compressed_tensors(tmp_path / "net", tree)
@@ -198,6 +200,9 @@ def test_foreign_files_that_can_not_be_read_are_named(tmp_path):
     arrays = safetensors.numpy.load_file(folder / "model.safetensors")
     safetensors.numpy.save_file(arrays | {"layers.up.weight_g_idx": np.arange(3)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"layers\.up\.weight_g_idx: this version does not know that part"):
+        from_compressed_tensors(folder)
+    safetensors.numpy.save_file(arrays | {"layers.up.weight_shape": np.array([9, 90])}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"layers\.up: 4 bits of int by channel \(weight_packed int32\[9, 9\]"):
         from_compressed_tensors(folder)
     (folder / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"has no quantization_config of compressed-tensors; read model\.safetensors with"):
