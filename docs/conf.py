@@ -10,6 +10,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
+from sphinx.ext import autosummary
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -55,6 +56,7 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 autosummary_generate = False
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "eqs.", "sec.")  # a summary does not end there
 
 # Types of other packages: their pages would have to be fetched.
 nitpick_ignore_regex = [("py:.*", r"(?!jaxopt_nn).*"), ("py:.*", r"jaxopt_nn\.[a-z_]+\..*")]

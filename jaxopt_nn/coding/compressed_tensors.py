@@ -54,13 +54,14 @@ def to_compressed_tensors(
       tree: dicts, lists, tuples and None around arrays and compressed tensors: ``network.variables``, say.
       names: ``(path, layer) -> name of the weight``, ``"model.layers.3.mlp.up_proj.weight"``; layer is None where the weight
         is one matrix. Where a runtime is to load the files, these are the names that its own code has.
-      others: what becomes of compressed tensors that do not fit: ``"error"``, or ``"dense"``: floats.
+      others: what becomes of compressed tensors that do not fit: ``"error"``, or ``"dense"``: a mask over codes that fit is
+        written as these codes, zeros among them, anything else as floats.
       activations: 8 says that layers of 8 bits get activations rounded to 8 bits, with a scale for each token.
       config: further entries of ``config.json``, such as the architecture.
       overwrite: replaces the two files where they stand.
 
     Returns:
-      the folder; its ``dense`` says which leaves were written as floats, and why.
+      the folder; its ``dense`` says which leaves were written so, and why.
 
     Raises:
       FileExistsError: a file stands there and ``overwrite`` is False.
@@ -69,10 +70,8 @@ def to_compressed_tensors(
         that is not allowed.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, jaxopt_nn as jn
       >>> kernel = jn.QTensor.quantize(jnp.ones((64, 8)), scale=0.25 * jnp.ones((2, 8)), bits=4)
-      >>> folder = jn.to_compressed_tensors(pathlib.Path(tempfile.mkdtemp()) / "net", {"params": {"up": {"kernel": kernel}}})
+      >>> folder = jn.to_compressed_tensors("net", {"params": {"up": {"kernel": kernel}}})
       >>> sorted(file.name for file in folder.path.iterdir())
       ['config.json', 'model.safetensors']
     """
@@ -112,10 +111,8 @@ def from_compressed_tensors(directory: str | os.PathLike[str]) -> PyTree:
       ValueError: no such layout, a damaged file, or weights of a kind that ``QTensor`` can't hold; named.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, jaxopt_nn as jn
       >>> kernel = jn.QTensor.quantize(jnp.ones((64, 8)), scale=0.25 * jnp.ones((2, 8)), bits=4)
-      >>> folder = jn.to_compressed_tensors(pathlib.Path(tempfile.mkdtemp()) / "net", {"params": {"up": {"kernel": kernel}}})
+      >>> folder = jn.to_compressed_tensors("net", {"params": {"up": {"kernel": kernel}}})
       >>> bool((jn.from_compressed_tensors(folder)["params"]["up"]["kernel"].codes == kernel.codes).all())
       True
     """
@@ -145,14 +142,16 @@ def _laid(tree: PyTree, others: str) -> tuple[PyTree, dict[str, str]]:
     if dense and others == "error":
         listed = "\n".join(f"  {path}: {reason}" for path, reason in dense.items())
         raise ValueError(
-            f"these leaves do not fit the compressed-tensors layout:\n{listed}\nPass others='dense' to write them as floats, "
-            "or use jaxopt_nn.to_safetensors, which keeps them as they are"
+            f"these leaves do not fit the compressed-tensors layout:\n{listed}\nPass others='dense' to write them without "
+            "masks, or as floats; or use jaxopt_nn.to_safetensors, which keeps them as they are"
         )
 
     def laid(path: str, leaf: Any) -> Any:
-        if is_compressed(leaf) and path not in dense:
+        if path in dense:
+            whole = leaf.coded()  # a mask over codes: zeros have a code
+            leaf = whole if whole is not None and refusal(whole) is None else leaf.densify()
+        if is_compressed(leaf):
             return laid_out(leaf)
-        leaf = leaf.densify() if is_compressed(leaf) else leaf
         matrix = getattr(leaf, "ndim", 0) == 2 and path.split("/")[-1] == "kernel"
         return Linear(leaf.T, turned=True, float_dtype=leaf.dtype.name) if matrix else leaf
 

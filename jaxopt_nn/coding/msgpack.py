@@ -30,9 +30,7 @@ def to_msgpack(path: str | os.PathLike[str], tree: PyTree, *, overwrite: bool = 
       ValueError: two arrays have one name.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, jaxopt_nn as jn
-      >>> file = jn.to_msgpack(pathlib.Path(tempfile.mkdtemp()) / "net.msgpack", {"w": jnp.ones(3)})
+      >>> file = jn.to_msgpack("net.msgpack", {"w": jnp.ones(3)})
       >>> jn.from_msgpack(file)["w"].shape
       (3,)
     """
@@ -53,9 +51,8 @@ def from_msgpack(path: str | os.PathLike[str]) -> PyTree:
       ValueError: no such file of Flax, or a damaged one.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import flax.serialization, jax.numpy as jnp, jaxopt_nn as jn
-      >>> file = pathlib.Path(tempfile.mkdtemp()) / "foreign.msgpack"
+      >>> import flax.serialization, pathlib
+      >>> file = pathlib.Path("foreign.msgpack")
       >>> _ = file.write_bytes(flax.serialization.to_bytes({"params": {"w": jnp.ones(3)}}))
       >>> jn.from_msgpack(file)["params"]["w"].shape
       (3,)
