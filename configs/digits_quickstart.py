@@ -1,6 +1,6 @@
 """LeNet-300-100 on handwritten digits: 16 times smaller, the same architecture, at most one point of accuracy lost.
 
-    python -m experiments.compress --config=configs/digits_quickstart.py --workdir=runs/digits_quickstart
+    jaxopt compress --config=digits_quickstart --workdir=runs/digits_quickstart
 
 Clipping to [-1, 1], 88 % global magnitude pruning and 4-bit weights, each with fine-tuning, on scikit-learn's 1797 images,
 in 5 folds: every image is tested once by a network that was not trained on it. About 35 s of CPU time on 2 cores.
@@ -23,11 +23,12 @@ def get_config() -> ConfigDict:
             "checkpoint": "",
             "checkpoint_seconds": 10.0,
             "batch_size": 64,
-            "data": {"source": "experiments.data.digits:digits", "folds": 5, "cross_validate": True},
+            "control": True,
+            "data": {"source": "experiments.data.digits:digits", "folds": 5, "cross_validate": True, "valid": 0.1},
             "float": {"epochs": 50, "learning_rate": 1e-3},
             "stages": [
                 ConfigDict({
-                    "name": "clip", "method": "clip", "where": "**", "lo": -1.0, "hi": 1.0,
+                    "name": "clip", "method": "clip", "where": "**", "lo": -0.25, "hi": 0.25,
                     "epochs": 5, "learning_rate": 1e-3, "rule": "",
                 }),
                 ConfigDict({

@@ -1,7 +1,7 @@
 """Do gradients vanish under quantization? Gradient norms by layer, for three derivatives of rounding, over the widths.
 
-    python -m experiments.compress --config=configs/fashion_gradients.py --workdir=runs/fashion_gradients
-    python -m experiments.gradients --config=configs/fashion_gradients.py --workdir=runs/fashion_gradients_study
+    jaxopt compress --config=fashion_gradients --workdir=runs/fashion_gradients
+    jaxopt gradients --config=fashion_gradients --workdir=runs/fashion_gradients_study
 
 The first command logs and plots one case; the second runs all (``pass``, ``clip``, ``none`` at 8, 4, 2 and 1 bits) and writes
 ``findings.md``. The network is trained with rounded weights from the start. Weights are clipped to two standard deviations of
@@ -9,7 +9,7 @@ each leaf's initial weights, so that some lie outside the range: with the plain 
 "clip" would be "pass".
 
 About 15 s for the first command, 2 minutes for the second, on 2 cores (AMD EPYC).
-Expected, seed 0, JAX 0.10.2: 87.55 % at 4 bits; the findings are in ``experiments/findings/vanishing_gradients.md``.
+Expected, seed 0, JAX 0.10.2: 87.55 % at 4 bits; the findings are in ``docs/results/vanishing-gradients.md``.
 """
 
 from ml_collections import ConfigDict

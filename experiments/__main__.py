@@ -12,7 +12,7 @@ import jaxopt_nn
 from jaxopt_nn.core.paths import near_misses
 
 #: Modules of this package with ``define_flags()`` and ``main(argv)``; each is imported only when it is called.
-COMMANDS = ("compress", "predict", "inspect", "sweep", "verify", "export", "gradients", "serve")
+COMMANDS = ("compress", "predict", "inspect", "sweep", "compare", "index", "verify", "export", "gradients", "serve")
 
 
 def main() -> None:
@@ -35,10 +35,10 @@ def run(name: str, arguments: list[str]) -> None:
     sys.argv = [f"jaxopt {name}", *arguments]
     try:
         module = importlib.import_module(f".{name}", __package__)
-        start = importlib.import_module(".command", __package__).start
+        command = importlib.import_module(".command", __package__)
+        command.start(module.define_flags, module.main, module.__doc__)
     except ModuleNotFoundError as error:
-        sys.exit(f"jaxopt {name}: {error}; what the commands need comes with: pip install 'jaxopt_nn[cli]'")
-    start(module.define_flags, module.main, module.__doc__)
+        sys.exit(f"jaxopt {name}: {error}; all that the commands need: pip install 'jaxopt_nn[cli,export,serve]'")
 
 
 def overview() -> str:

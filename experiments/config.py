@@ -24,20 +24,23 @@ NEEDED = ("seed", "model", "batch_size", "data", "float", "stages")
 #: Fields that a config may leave out, and their values then.
 DEFAULTS: dict[str, Any] = {
     "checkpoint": "", "model_args": {}, "teacher": None, "start": None, "latency": None, "checkpoint_seconds": 10.0,
-    "control": False, "export": [],
+    "control": False, "export": [], "sensitivity": None,
 }  # fmt: skip
 TRAINING = ("epochs", "learning_rate", "weight_decay", "ema", "distill", "training_rule", "gradient_norms")
 TEACHER: dict[str, Any] = {"model_args": {}, "checkpoint": "", "data": {}}
 
 
 def imported(name: str) -> Any:
-    """The object at ``package.module:attribute``; ``experiments`` is this package, which an installation has elsewhere.
+    """The object at ``package.module:attribute``; a module of ``experiments`` that is shipped is the one in this package.
+
+    An installation has the package under another name, and ``experiments`` may be the user's own.
 
     Raises:
       ValueError: another form of name, no such module, or no such attribute (near misses are named).
     """
-    package, dot, rest = name.partition(".")
-    return registry.imported(f"{__package__}.{rest}" if package + dot == "experiments." else name)
+    first, *rest = name.partition(":")[0].split(".")
+    shipped = first == "experiments" and Path(__file__).parent.joinpath(*rest).with_suffix(".py").is_file()
+    return registry.imported(f"{__package__}{name.removeprefix(first)}" if shipped else name)
 
 
 def config_file(name: str) -> str:

@@ -82,7 +82,7 @@ def test_no_text_names_a_path_of_one_machine():
 
 
 def test_packages_are_those_of_the_tree():
-    """The library, and inside it the commands and their configs; benchmarks and findings stay in the repository."""
+    """The library, and inside it the commands and their configs; benchmarks stay in the repository."""
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg")
     folders = {"jaxopt_nn": "jaxopt_nn", "experiments": "jaxopt_nn.experiments", "configs": "jaxopt_nn.configs"}

@@ -44,11 +44,12 @@ class Pruned:
 
 
 def magnitude(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
-    """``|w|`` (Han et al. 2015).
+    """``|w|``, the magnitude (Han et al. 2015).
 
     Args:
       weight: float32, the leaf.
-      grad: not used. known: not used.
+      grad: not used.
+      known: not used.
 
     Returns:
       The score, of the weight's shape.
@@ -62,7 +63,9 @@ def magnitude(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Ar
 
 
 def saliency(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
-    """``|w dL/dw|``, the first-order change of the loss (Molchanov et al. 2017, eq. 8; SNIP, Lee et al. 2019, eq. 4).
+    """``|w dL/dw|``, the first-order change of the loss.
+
+    Molchanov et al. (2017), eq. 8; Lee et al. (2019), SNIP, eq. 4.
 
     Args:
       weight: float32, the leaf.
@@ -129,7 +132,7 @@ def _layers(shape: tuple[int, ...], roles: Roles) -> tuple[int, tuple[int, ...]]
     return math.prod(shape[a] for a in roles.stack), (*features, *(shape[a] for a in sorted(rest)))
 
 
-def per_leaf(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
+def per_leaf(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: jax.Array | float) -> dict[str, jax.Array]:
     """The same sparsity in every leaf, and in every layer of a stack.
 
     Args:
@@ -153,7 +156,7 @@ def per_leaf(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: An
     return {path: _keep(score, roles[path].stack, kept(path)) for path, score in scores.items()}
 
 
-def global_budget(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
+def global_budget(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: jax.Array | float) -> dict[str, jax.Array]:
     """One budget over all leaves together: the lowest scores of the whole network go.
 
     As Frankle & Carbin (2019, section 4) prune deeper networks. Arguments and result as of ``per_leaf``, but that the number
@@ -177,7 +180,7 @@ def global_budget(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsit
     return out
 
 
-def erk(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: Any) -> dict[str, jax.Array]:
+def erk(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: jax.Array | float) -> dict[str, jax.Array]:
     """Erdos-Renyi-kernel: the density of a layer is proportional to ``sum(dims) / prod(dims)``.
 
     ``dims`` are its inputs and outputs (Mocanu et al. 2018, eq. 1), one number each however many axes they are laid out

@@ -99,8 +99,8 @@ class Stage:
     learning_rate: float | Callable[[Any], Any] = 1e-3
     weight_decay: float = 0.0
     ema: float = 0.0
-    optimizer: Any = None
-    learnt_optimizer: Any = None
+    optimizer: optax.GradientTransformation | Callable[[int], optax.GradientTransformation] | None = None
+    learnt_optimizer: optax.GradientTransformation | Callable[[int], optax.GradientTransformation] | None = None
     rule: Rule | None = None
     thaw: tuple[str, ...] = ()
     training_rule: Rule | None = None

@@ -14,7 +14,7 @@ import numpy as np
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
 from jaxopt_nn.pipeline import metrics
 from jaxopt_nn.pipeline.data import Source, check_batch_size, source_of
-from jaxopt_nn.pipeline.metrics import Metric
+from jaxopt_nn.pipeline.metrics import Detail, Metric
 
 PyTree = Any
 #: A part of a batch: an index into a tuple, a key of a dict, several of these, or a function of the batch.
@@ -28,6 +28,7 @@ class Objective(NamedTuple):
     metrics: tuple[tuple[str, Metric], ...]
     inputs: Part
     soft: Callable[..., Any] | None
+    details: tuple[tuple[str, Detail], ...] = ()
 
     def inputs_of(self, batch: PyTree) -> tuple[PyTree, ...]:
         """What ``apply`` gets after its variables."""
@@ -38,8 +39,9 @@ class Objective(NamedTuple):
         return summed(self.loss(outputs, batch), real)
 
     def measured(self, outputs: PyTree, batch: PyTree, real: Any) -> dict[str, PyTree]:
-        """The accumulators of one batch: of the loss and of each metric."""
-        found = {name: metric.measure(outputs, batch, real) for name, metric in self.metrics}
+        """The accumulators of one batch: of the loss, of each metric and of each detail."""
+        measured: tuple[tuple[str, Metric | Detail], ...] = (*self.metrics, *self.details)
+        found = {name: each.measure(outputs, batch, real) for name, each in measured}
         return {"loss": self.losses(outputs, batch, real), **found}
 
 
@@ -79,10 +81,11 @@ class Task:
       soft: ``(outputs, teacher's outputs, batch, temperature) -> values or (values, weights)``: what distillation adds.
       check: ``(abstract outputs for a batch of 2, source)``, raises ValueError where data and outputs don't fit.
       unit, better: of the loss.
+      details: ``{name: Detail}``, an entry each in the report.
 
     Raises:
-      TypeError: ``loss`` is no function, a metric is no ``Metric``. ValueError: ``headline`` is no metric; data without an
-      example.
+      TypeError: ``loss`` is no function, a metric is no ``Metric``.
+      ValueError: ``headline`` is no metric; a detail has the name of a metric; data without an example.
 
     Example:
       >>> x = np.linspace(-1, 1, 40, dtype=np.float32).reshape(20, 2)
@@ -110,6 +113,7 @@ class Task:
     check: Callable[[PyTree, Source], None] | None = None
     unit: str = ""
     better: str = "lower"
+    details: Mapping[str, Detail] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not callable(self.loss):
@@ -123,6 +127,8 @@ class Task:
         if self.headline not in self.names:
             near = ", ".join(near_misses(self.headline, self.names) or self.names)
             raise ValueError(f"Task(headline={self.headline!r}): is none of its metrics; nearest: {near}")
+        if twice := self.details.keys() & {*self.names}:
+            raise ValueError(f"Task: details and metrics are both called {', '.join(twice)}; give the details other names")
         for part in ("train", "test", "valid"):
             if (given := getattr(self, part)) is not None:
                 object.__setattr__(self, part, source_of(given, part))
@@ -140,7 +146,7 @@ class Task:
     @property
     def objective(self) -> Objective:
         inputs = default_inputs(self.test.example) if self.inputs is None else self.inputs
-        return Objective(self.loss, tuple(self.metrics.items()), inputs, self.soft)
+        return Objective(self.loss, tuple(self.metrics.items()), inputs, self.soft, tuple(self.details.items()))
 
     @property
     def steps(self) -> int:
@@ -169,7 +175,13 @@ class Task:
 
     def merged(self, a: Mapping[str, PyTree], b: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """The accumulators of two parts of a set, as one."""
-        return {name: (self.metrics[name].merge if name in self.metrics else metrics.added)(a[name], b[name]) for name in a}
+        known: dict[str, Metric | Detail] = {**self.metrics, **self.details}
+        return {name: (known[name].merge if name in known else metrics.added)(a[name], b[name]) for name in a}
+
+    def compared(self, before: Mapping[str, PyTree], after: Mapping[str, PyTree]) -> dict[str, Any]:
+        """What the details say of two networks, of their accumulators over the same set."""
+        found = {name: detail.compare(before[name], after[name]) for name, detail in self.details.items()}
+        return {name: said for name, said in found.items() if said is not None}
 
     def calibration(self, examples: int = 128) -> list[tuple[PyTree, ...]]:
         """Inputs of the first training examples, in batches, for ``calibrate``."""

@@ -52,7 +52,7 @@ def test_without_the_extra_it_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ml_collections", None)
     for name in ("compress", "config"):
         monkeypatch.delitem(sys.modules, f"experiments.{name}", raising=False)
-    with pytest.raises(SystemExit, match=r"jaxopt compress: .*ml_collections.*pip install 'jaxopt_nn\[cli\]'"):
+    with pytest.raises(SystemExit, match=r"jaxopt compress: .*ml_collections.*pip install 'jaxopt_nn\[cli,export,serve\]'"):
         jaxopt(monkeypatch, capsys, "compress")
 
 
