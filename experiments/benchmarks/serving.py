@@ -112,7 +112,8 @@ def loaded(artifact: Path, inputs: np.ndarray, outputs: np.ndarray) -> Iterator[
         [sys.executable, "-m", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(start("experiments.serve", *flags))
+        server = start("experiments.serve", *flags)
+        stack.callback(server.communicate)
         stack.callback(server.terminate)
         assert server.stdout is not None
         port = server.stdout.readline().strip().rpartition(":")[2]
