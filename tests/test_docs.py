@@ -1,6 +1,7 @@
 """Every block of the pages runs as it stands: Python as doctests, one namespace a page; commands against their programs."""
 
 import ast
+import configparser
 import doctest
 import importlib
 import json
@@ -112,6 +113,14 @@ def test_commands_are_those_of_the_programs(page):
             config = importlib.import_module(f"configs.{file}").get_config()
             for field in (flag.removeprefix("config.") for flag in flags if flag.startswith("config.")):
                 assert field in DEFAULTS or eval(f"config.{field}", {"config": config}) is not None, field
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_extras_are_those_of_the_package(page):
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    named = re.findall(r"(?:\.|jaxopt_nn)\[([\w,]+)\]", page.read_text())
+    assert {extra for each in named for extra in each.split(",")} <= set(config["options.extras_require"])
 
 
 def test_each_public_name_has_one_entry_in_the_reference():
