@@ -103,9 +103,17 @@ def told_already(app: Sphinx, kind: str, name: str, value: Any, skip: bool, opti
     return True if (getattr(value, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def one_name_a_line(app: Sphinx, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """`lo, hi: the box` is an entry for each: as a field of an attribute the first name would be taken for a type."""
+    entry = re.compile(r"^  (\w+(?:, \w+)+): (.*(?:\n    .*)*)", re.MULTILINE)
+    each = lambda found: "\n".join(f"  {name}: {found[2]}" for name in found[1].split(", "))
+    lines[:] = entry.sub(each, "\n".join(lines)).split("\n")
+
+
 def setup(app: Sphinx) -> None:
     next(field for field in PyObject.doc_field_types if field.name == "variable").label = "Attributes"
     app.connect("autodoc-process-signature", parsable)
+    app.connect("autodoc-process-docstring", one_name_a_line, priority=400)  # before napoleon's
     app.add_post_transform(LinkedNames)
     app.connect("autodoc-skip-member", told_already)
     app.connect("missing-reference", public)

@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxopt_nn.core.files import open_workdir, write_file
+from jaxopt_nn.core.paths import addresses
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import locked, nothing
 from jaxopt_nn.pipeline.recipe import check_recipe
@@ -30,7 +31,7 @@ from . import common, comparison_page, compress
 from .command import start
 from .comparison import grouped
 from .config import checked
-from .grid import Cell, addresses, cell_named, cells_of, read_grid
+from .grid import Cell, cell_named, cells_of, read_grid
 from .summary import draw, header_and_cells, record, scored, summary
 
 Say = Callable[[str], None]

@@ -20,8 +20,9 @@ PLAIN = set(
 )
 #: Names of single methods, formats and frameworks, and short names, by the entry that explains them.
 SHORT = {
-    "aot": "compile", "capture": "tap", "cubic": "schedule", "erk": "allocation", "linen": "framework", "multilabel": "label",
-    "nbytes": "bits", "nnx": "framework", "qtensor": "code", "quant": "quantization",
+    "aot": "compile", "capture": "tap", "charts": "report", "cubic": "schedule", "erk": "allocation", "html": "report",
+    "linen": "framework", "multilabel": "label", "nbytes": "bits", "nnx": "framework", "qtensor": "code",
+    "quant": "quantization", "svg": "report",
 }  # fmt: skip
 
 

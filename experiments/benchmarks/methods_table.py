@@ -35,6 +35,7 @@ class Case(NamedTuple):
       rule, training_rule: as in ``Stage``.
       start: where the network comes from, of ``STARTS``.
       distill: trains towards the float network's outputs.
+      paper: where the method comes from.
     """
 
     code: str
@@ -43,6 +44,7 @@ class Case(NamedTuple):
     training_rule: str = ""
     start: str = "trained"
     distill: str = ""
+    paper: str = ""
 
     @property
     def recipe(self) -> list[jn.Stage]:
@@ -69,44 +71,49 @@ TRAINED = 10
 CASES = [
     Case("jn.identity()"),
     Case("jn.identity()", TRAINED),
-    Case("jn.clip(-0.25, 0.25)"),
-    Case("jn.clip(-0.25, 0.25)", TRAINED),
+    Case("jn.clip(-0.25, 0.25)", paper="Courbariaux et al. 2015"),
+    Case("jn.clip(-0.25, 0.25)", TRAINED, paper="Courbariaux et al. 2015"),
     Case("jn.clip_percentile(1, 99)"),
     Case("jn.clip_std(2.0)"),
-    Case("jn.prune(jn.magnitude, sparsity=0.8, allocation=jn.per_leaf)"),
-    Case("jn.prune(jn.magnitude, sparsity=0.9, allocation=jn.per_leaf)", TRAINED),
-    Case("jn.prune(jn.magnitude, sparsity=0.9, allocation=jn.global_budget)", TRAINED),
-    Case("jn.prune(jn.magnitude, sparsity=0.9, allocation=jn.erk)", TRAINED),
-    Case("jn.prune(jn.magnitude, threshold=0.1)", TRAINED),
-    Case("jn.prune(jn.magnitude, sparsity=jn.cubic(0.9, end=150))", TRAINED),
-    Case("jn.prune(jn.magnitude, sparsity=jn.staircase(0.9, rounds=5, end=200))", TRAINED),
-    Case("jn.prune(jn.saliency, sparsity=jn.cubic(0.9, end=150))", TRAINED),
-    Case("jn.quantize(8)"),
-    Case("jn.quantize(4)"),
-    Case('jn.quantize(4, granularity="tensor")'),
-    Case("jn.quantize(4, signed=False, symmetric=False)"),
-    Case(TWO_SIZES),
-    Case("jn.quantize(2)"),
-    Case("jn.quantize(2)", TRAINED),
-    Case("jn.quantize(1)", TRAINED),
-    Case('jn.quantize(2, rounding="stochastic", key=0)', TRAINED),
+    Case("jn.prune(jn.magnitude, sparsity=0.8, allocation=jn.per_leaf)", paper="Han et al. 2015"),
+    Case("jn.prune(jn.magnitude, sparsity=0.9, allocation=jn.per_leaf)", TRAINED, paper="Han et al. 2015"),
+    Case("jn.prune(jn.magnitude, sparsity=0.9, allocation=jn.global_budget)", TRAINED, paper="Frankle & Carbin 2019"),
+    Case("jn.prune(jn.magnitude, sparsity=0.9, allocation=jn.erk)", TRAINED, paper="Evci et al. 2020"),
+    Case("jn.prune(jn.magnitude, threshold=0.1)", TRAINED, paper="Han et al. 2015"),
+    Case("jn.prune(jn.magnitude, sparsity=jn.cubic(0.9, end=150))", TRAINED, paper="Zhu & Gupta 2017"),
+    Case("jn.prune(jn.magnitude, sparsity=jn.staircase(0.9, rounds=5, end=200))", TRAINED, paper="Frankle & Carbin 2019"),
+    Case("jn.prune(jn.saliency, sparsity=jn.cubic(0.9, end=150))", TRAINED, paper="Molchanov et al. 2017"),
+    Case("jn.quantize(8)", paper="Jacob et al. 2018"),
+    Case("jn.quantize(4)", paper="Jacob et al. 2018"),
+    Case('jn.quantize(4, granularity="tensor")', paper="Jacob et al. 2018"),
+    Case("jn.quantize(4, signed=False, symmetric=False)", paper="Jacob et al. 2018"),
+    Case(TWO_SIZES, paper="Shen et al. 2020"),
+    Case("jn.quantize(2)", paper="Jacob et al. 2018"),
+    Case("jn.quantize(2)", TRAINED, paper="Bengio et al. 2013"),
+    Case("jn.quantize(1)", TRAINED, paper="Rastegari et al. 2016"),
+    Case('jn.quantize(2, rounding="stochastic", key=0)', TRAINED, paper="Gupta et al. 2015"),
     Case("jn.quantize(8)", 0, 'jn.arithmetic("w8a16")'),
-    Case("jn.quantize(8)", 0, 'jn.arithmetic("w8a8")'),
-    Case("jn.quantize(8)", 0, 'jn.static_ranges("w8a8")'),
+    Case("jn.quantize(8)", 0, 'jn.arithmetic("w8a8")', paper="Dettmers et al. 2022"),
+    Case("jn.quantize(8)", 0, 'jn.static_ranges("w8a8")', paper="Jacob et al. 2018"),
     Case("jn.quantize(4)", TRAINED, 'jn.arithmetic("w4a4")', "jn.identity_rule()"),
-    Case("jn.quantize(4)", TRAINED, 'jn.arithmetic("w4a4")', "jn.fake_quant_activations(4)"),
-    Case("jn.quantize(4)", TRAINED, 'jn.moving_ranges("w4a4", decay=0.9)'),
-    Case("jn.chain(jn.prune(sparsity=0.9, allocation=jn.global_budget), jn.quantize(4))", TRAINED),
-    Case("jn.prune_neurons()"),
-    Case("jn.prune_neurons(share=0.5)", TRAINED),
-    Case("jn.cut_neurons()"),
-    Case("jn.cut_neurons(share=0.5)", TRAINED),
-    Case("jn.shrink_widths(0.5)", TRAINED),
+    Case("jn.quantize(4)", TRAINED, 'jn.arithmetic("w4a4")', "jn.fake_quant_activations(4)", paper="Jacob et al. 2018"),
+    Case("jn.quantize(4)", TRAINED, 'jn.moving_ranges("w4a4", decay=0.9)', paper="Jacob et al. 2018"),
+    Case(
+        "jn.chain(jn.prune(sparsity=0.9, allocation=jn.global_budget), jn.quantize(4))", TRAINED, paper="Han et al. 2016"
+    ),
+    Case("jn.prune_neurons()", paper="Hu et al. 2016"),
+    Case("jn.prune_neurons(share=0.5)", TRAINED, paper="Hu et al. 2016"),
+    Case("jn.cut_neurons()", paper="Hu et al. 2016"),
+    Case("jn.cut_neurons(share=0.5)", TRAINED, paper="Hu et al. 2016"),
+    Case("jn.shrink_widths(0.5)", TRAINED, paper="Li et al. 2017"),
     Case("jn.identity()", 2, start="random"),
-    Case("jn.identity()", 2, start="transfer_weights"),
+    Case("jn.identity()", 2, start="transfer_weights", paper="Yosinski et al. 2014"),
     Case("jn.identity()", 30, start="student, 16 units"),
-    Case("jn.identity()", 30, start="student, 16 units", distill="jn.Distill(temperature=4.0, hard_weight=0.1)"),
-]
+    Case(
+        "jn.identity()", 30, start="student, 16 units", distill="jn.Distill(temperature=4.0, hard_weight=0.1)",
+        paper="Hinton et al. 2015",
+    ),
+]  # fmt: skip
 
 
 @functools.cache
@@ -158,7 +165,8 @@ def main() -> None:
     floats = [100 * each.stages[-1]["metrics"]["accuracy"] for each in found[0]]
     rows = [row(case, own, floats) for case, own in zip(CASES, found, strict=True)]
     times = timed([own[0].network for own in found])
-    emit([{**each, f"time at {BATCH}": time} for each, time in zip(rows, times, strict=True)])
+    timed_rows = zip(CASES, rows, times, strict=True)
+    emit([{**each, f"time at {BATCH}": time, "paper": case.paper} for case, each, time in timed_rows])
 
 
 if __name__ == "__main__":

@@ -47,7 +47,8 @@ def from_msgpack(path: str | os.PathLike[str]) -> PyTree:
     """The tree of a msgpack file: what ``to_msgpack`` wrote, or the state dict of another file of ``flax.serialization``.
 
     Raises:
-      FileNotFoundError: no such file. ValueError: no such file of Flax, or a damaged one.
+      FileNotFoundError: no such file.
+      ValueError: no such file of Flax, or a damaged one.
 
     Example:
       >>> import flax.serialization, pathlib

@@ -54,7 +54,8 @@ def encode(tree: PyTree, names: Callable[[str], str] | None = None) -> tuple[str
     """The header, and the arrays by their names: those of ``PLAIN`` dtypes as they are, without a copy.
 
     Raises:
-      TypeError: a node or leaf that can't be stored; named by its path. ValueError: two arrays of one name.
+      TypeError: a node or leaf that can't be stored; named by its path.
+      ValueError: two arrays of one name.
     """
     writer = Named(names)
     structure = describe(tree, "", writer)

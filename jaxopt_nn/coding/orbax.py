@@ -54,7 +54,8 @@ def from_orbax(directory: str | os.PathLike[str]) -> PyTree:
     """The tree of an Orbax checkpoint: what ``to_orbax`` wrote, or of another one what Orbax restores without a target.
 
     Raises:
-      FileNotFoundError: no such directory. ValueError: no checkpoint, or a damaged one.
+      FileNotFoundError: no such directory.
+      ValueError: no checkpoint, or a damaged one.
 
     Example:
       >>> import orbax.checkpoint as ocp, pathlib
