@@ -49,7 +49,7 @@ def test_ticks_are_few_round_inside_and_tell_their_values(seed):
 def test_one_value_has_an_axis(value, log):
     axis = svg.spanning("x", [value, math.nan], log=log)
     texts = [text for _, text in axis.ticks()]
-    assert len({*texts}) == len(texts) > 0 and (value <= 0 and log or 0 < axis.place(value) < 1)
+    assert len({*texts}) == len(texts) > 0 and ((value <= 0 and log) or 0 < axis.place(value) < 1)
 
 
 def test_a_series_of_one_point_is_a_point_and_gaps_break_a_line():
