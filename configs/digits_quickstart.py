@@ -23,11 +23,12 @@ def get_config() -> ConfigDict:
             "checkpoint": "",
             "checkpoint_seconds": 10.0,
             "batch_size": 64,
-            "data": {"source": "experiments.data.digits:digits", "folds": 5, "cross_validate": True},
+            "control": True,
+            "data": {"source": "experiments.data.digits:digits", "folds": 5, "cross_validate": True, "valid": 0.1},
             "float": {"epochs": 50, "learning_rate": 1e-3},
             "stages": [
                 ConfigDict({
-                    "name": "clip", "method": "clip", "where": "**", "lo": -1.0, "hi": 1.0,
+                    "name": "clip", "method": "clip", "where": "**", "lo": -0.25, "hi": 0.25,
                     "epochs": 5, "learning_rate": 1e-3, "rule": "",
                 }),
                 ConfigDict({

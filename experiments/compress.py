@@ -34,10 +34,10 @@ from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
-from jaxopt_nn.pipeline.compress import Compressor, Result
+from jaxopt_nn.pipeline.compress import CONTROL, Compressor, Result
 from jaxopt_nn.pipeline.grade import evaluate
-from jaxopt_nn.pipeline.recipe import control
 from jaxopt_nn.pipeline.task import Task
+from jaxopt_nn.reporting import folds as of_folds
 from jaxopt_nn.reporting import tables
 from jaxopt_nn.reporting.progress import Progress
 from jaxopt_nn.reporting.write import FILES, FOLDERS
@@ -50,7 +50,7 @@ from .model import Model, check_replaceable, check_same_tree, save_variables
 
 PyTree = Any
 #: Names of trainings that are no stage of the recipe.
-RESERVED = ("float", "teacher", "control")
+RESERVED = ("float", "teacher", CONTROL)
 
 
 def run(
@@ -60,12 +60,14 @@ def run(
     *,
     latency: bool = True,
     floats: Path | None = None,
+    name: str | None = None,
 ) -> dict[str, Any]:
     """Carries out a config and writes the report, its plots, ``artifact/``, ``float/`` and ``checkpoints/``.
 
-    The run in the report is that of fold 0, of seed ``config.seed``. With ``config.data.cross_validate`` the other folds take
-    the same recipe, each with a seed of its own (``seed_of``), and the report gets ``cross_validation``, pooled over all
-    test labels. A run that was killed goes on from its checkpoints, to the same report (times excepted).
+    The stages in the report are those of fold 0, of seed ``config.seed``. With ``config.data.cross_validate`` the other folds
+    take the same recipe, each with a seed of its own (``seed_of``), and the report gets ``summary``, means over the folds,
+    and ``cross_validation``, pooled over all test labels. A run that was killed goes on from its checkpoints, to the same
+    report (times excepted).
 
     Args:
       config: with the fields of ``configs/digits_quickstart.py``.
@@ -74,6 +76,7 @@ def run(
       latency: whether it is measured.
       floats: where the positions of float networks lie, by what they depend on: runs that share it train each once. None
         keeps them among the checkpoints of ``workdir``.
+      name: of the config, for the report's title.
 
     Returns:
       The report.
@@ -89,11 +92,13 @@ def run(
     experiment.check()  # what is wrong with a config shows before anything is written
     directory = open_workdir(workdir, FOLDERS, FILES)
     with locked(directory):
-        own = {name: value for name, value in config.items() if name not in ("export", "latency")}  # change no number
+        free = ("export", "latency", "sensitivity")  # change no number of the training
+        own = {field: value for field, value in config.items() if field not in free}
         claim(directory / "checkpoints", own, RESERVED)
         if not config["checkpoint"]:
             check_replaceable(directory / "float")
         result = _carried_out(experiment, directory, say, latency, floats)
+        result.report.update(titled(config, name))
         experiment.ship(result, workdir)
     return result.report
 
@@ -117,8 +122,15 @@ def _carried_out(
                 f"fold {fold + 1} of {len(folds)}: baseline {said[0]}, {last['name']} {said[1]} at {last['ratio']:.1f}x"
             )
     if len(folds) > 1:
-        results[0].report["cross_validation"] = pooled(experiment.task(0), results, experiment.tested, experiment.controls)
+        results[0].report.update(joined(experiment.task(0), results, experiment.tested))
     return results[0]
+
+
+def titled(config: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """What the report calls the config, the model and the data."""
+    model, data = config["model"], config["data"]["source"]
+    title = f"{model} on {data}"
+    return {"config_name": name, "model": model, "data": data, "title": f"{name}: {title}" if name else title}
 
 
 class Experiment:
@@ -136,9 +148,8 @@ class Experiment:
             if stage.get("name") in RESERVED:
                 raise ValueError(f"config.stages: {stage['name']!r} is the name of the training before the recipe")
         recipe = registry.stages(config["stages"], config["seed"])
-        self._compressor = Compressor(recipe)
-        self._control = Compressor(control(recipe)) if config["control"] else None
-        self.tested, self.controls = 0, list[dict[str, PyTree]]()
+        self._compressor = Compressor(recipe, config["control"])
+        self.tested = 0
         self.task = functools.lru_cache(maxsize=1)(functools.partial(load_task, config))
 
     def check(self) -> None:
@@ -175,19 +186,13 @@ class Experiment:
             save_variables(directory / "float", network.variables)
         batches = (config["latency"] or True) if latency else False
         result = self._compressor(
-            network, task, seed=seed, latency=batches, config=config, teacher=taught, checkpoints=places, watch=watch
+            network, task, seed=seed, latency=batches, config=config, teacher=taught, checkpoints=places, watch=watch,
+            sensitivity=config["sensitivity"] if fold == 0 else False,
         )  # fmt: skip
         result.report["history"] = [*lessons, *history, *result.report["history"]]
         if taught is not None:
             size = sum(x.size for x in jax.tree.leaves(taught.variables))
             result.report["teacher"] = {"metrics": evaluate(taught, task), "params": size}
-        if self._control:
-            done = self._control(
-                network, task, seed=seed, latency=False, teacher=taught, watch=progress.watch("control", record=False),
-                checkpoints=functools.partial(_place, own / "control", config["checkpoint_seconds"], progress.say),
-            )  # fmt: skip
-            self.controls.append(done.sums[1])
-            result.report["control"] = {name: done.stages[-1][name] for name in ("metrics", "test") if name in done.stages[-1]}
         return result
 
     def ship(self, result: Result, workdir: str) -> None:
@@ -223,7 +228,7 @@ def _place(
 
 def _digest(config: dict[str, Any], fold: int) -> str:
     """A name for all that the float network of a fold depends on."""
-    without = ("stages", "latency", "checkpoint_seconds", "export", "control")
+    without = ("stages", "latency", "checkpoint_seconds", "export", "control", "sensitivity")
     fields = {k: v for k, v in config.items() if k not in without}
     return hashlib.sha256(json.dumps({**fields, "fold": fold}, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -236,18 +241,20 @@ def seed_of(seed: int, fold: int) -> int:
     return int(hashlib.sha256(f"{seed}/{fold}".encode()).hexdigest()[:8], 16) >> 1 if fold else seed
 
 
-def pooled(
-    task: Task, results: Sequence[Result], examples: int, controls: Sequence[dict[str, PyTree]] = ()
-) -> dict[str, Any]:
-    """The metrics over the test data of all folds together, and of each; of ``controls``, their accumulators, together."""
-    before, after = [r.sums[0] for r in results], [r.sums[1] for r in results]
-    whole = [task.result(functools.reduce(task.merged, sums)) for sums in (before, after)]
-    each = [list(map(task.result, sums)) for sums in (before, after)]
-    ratios = [r.report["stages"][-1]["ratio"] for r in results]
+def joined(task: Task, results: Sequence[Result], examples: int) -> dict[str, Any]:
+    """What the folds say together: each of them, means over them, and what is pooled over the test data of all."""
+    entries = [entry for result in results for entry in result.report["folds"]]
+    pooled = lambda sums: functools.reduce(task.merged, sums)
+    before, after = pooled([r.sums.baseline for r in results]), pooled([r.sums.final for r in results])
+    controls = [r.sums.control for r in results if r.sums.control is not None]
     return {
-        "folds": len(results), "examples": examples, "baseline": whole[0], "final": whole[1],
-        "of_folds": {"baseline": each[0], "final": each[1], "ratio": ratios},
-        **({"control": task.result(functools.reduce(task.merged, controls))} if controls else {}),
+        "folds": entries,
+        "summary": of_folds.summary(entries),
+        "cross_validation": {
+            "folds": len(results), "examples": examples, "baseline": task.result(before), "final": task.result(after),
+            **({"control": task.result(pooled(controls))} if controls else {}),
+        },
+        **task.compared(before, after),
     }  # fmt: skip
 
 
@@ -267,7 +274,8 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     given = common.flag_values(argv)
     with common.plain_errors("stopped; the same command goes on from the last checkpoint"):
-        made = run(given.config, given.workdir, say=lambda line: print(line, flush=True))
+        name = Path(config_flags.get_config_filename(given["config"])).stem
+        made = run(given.config, given.workdir, say=lambda line: print(line, flush=True), name=name)
     show(made, given.workdir)
 
 

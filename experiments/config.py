@@ -24,7 +24,7 @@ NEEDED = ("seed", "model", "batch_size", "data", "float", "stages")
 #: Fields that a config may leave out, and their values then.
 DEFAULTS: dict[str, Any] = {
     "checkpoint": "", "model_args": {}, "teacher": None, "start": None, "latency": None, "checkpoint_seconds": 10.0,
-    "control": False, "export": [],
+    "control": False, "export": [], "sensitivity": None,
 }  # fmt: skip
 TRAINING = ("epochs", "learning_rate", "weight_decay", "ema", "distill", "training_rule", "gradient_norms")
 TEACHER: dict[str, Any] = {"model_args": {}, "checkpoint": "", "data": {}}

@@ -25,6 +25,7 @@ from .command import start
 from .config import checked
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BITS = (8, 4, 2, 1)
@@ -96,29 +97,35 @@ def matrices(found: Mapping[str, Any]) -> list[str]:
 
 def draw(figure: Figure, found: Mapping[str, Any]) -> None:
     """A panel for each kernel and width: gradient norm over steps, a line for each derivative."""
+    from matplotlib.ticker import MaxNLocator
+
     paths = matrices(found)
     panels = figure.subplots(len(paths), len(BITS), sharex=True, sharey=True, squeeze=False)
     for i, path in enumerate(paths):
         for j, bits in enumerate(BITS):
-            axes = panels[i][j]
-            for ste, (colour, dashes) in STYLES.items():
-                entry = found["float" if ste == "float" else f"{ste}_{bits}"]
-                norms = entry["norms"][path]
-                if any(norms):
-                    axes.plot(entry["steps"], norms, color=colour, linestyle=dashes, linewidth=1.4, label=ste)
-                else:
-                    axes.text(
-                        0.97, 0.95, f"{ste}: exactly 0", color=colour, transform=axes.transAxes, ha="right", va="top"
-                    )
-            axes.set_yscale("log")
+            _panel(panels[i][j], {ste: found["float" if ste == "float" else f"{ste}_{bits}"] for ste in STYLES}, path)
             if not i:
-                axes.set_title(f"{bits} bits" if bits > 1 else "1 bit")
+                panels[i][j].set_title(f"{bits} bits" if bits > 1 else "1 bit")
             if not j:
-                axes.set_ylabel(path.split("/", 1)[-1])
+                panels[i][j].set_ylabel(path.split("/", 1)[-1])
+    panels[0][0].margins(y=0.3)  # room for what is said of zeros; the panels share their axes
+    panels[0][0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     panels[-1][0].set_xlabel("step")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.suptitle("Gradient norm of each kernel while its weights are rounded")
+
+
+def _panel(axes: Axes, entries: Mapping[str, Mapping[str, Any]], path: str) -> None:
+    """The norms of one kernel by derivative; a training that logged once is a point, norms that are all 0 are said in words."""
+    axes.set_yscale("log")
+    for ste, entry in entries.items():
+        (colour, dashes), norms = STYLES[ste], entry["norms"][path]
+        if any(norms):
+            marker = "o" if len(norms) < 3 else ""
+            axes.plot(entry["steps"], norms, color=colour, linestyle=dashes, marker=marker, markersize=4, label=ste)
+        else:
+            axes.text(0.97, 0.95, f"{ste}: exactly 0", color=colour, transform=axes.transAxes, ha="right", va="top")
 
 
 def findings(found: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checks import check_network, check_outputs
 from jaxopt_nn.pipeline.course import Places
 from jaxopt_nn.pipeline.fit import Trainer
+from jaxopt_nn.pipeline.grade import validated
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Objective, Task
 from jaxopt_nn.pipeline.twins import twin
@@ -69,9 +70,10 @@ class Model:
             return network.replace(variables=restored(checkpoint, network.variables)), []
         assert task.train is not None
         ready = twin(self._stage, network, lambda: network.variables, task)
+        valid = None if task.valid is None else functools.partial(validated, task, network)
         done = self._trainer(task.objective, task.train.steps(task.batch_size), task.batch_size, ready.rules)(
             network.variables, State(), task.train, jax.random.key(seed), rules=ready.states, teacher=teacher,
-            checkpoints=places(self._stage.name), watch=watch,
+            checkpoints=places(self._stage.name), watch=watch, valid=valid,
         )  # fmt: skip
         return network.replace(variables=done.variables), done.history
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxopt_nn.numerics.intervals import mean_interval
 from jaxopt_nn.reporting.tables import human_bytes, last, scores
 
 from .common import picture
@@ -15,33 +16,28 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCHEMA = 2
+SCHEMA = 3
 #: What is summarized of a run: its score and the baseline's, in the report's headline metric, and sizes.
 NUMBERS = ("score", "baseline_score", "bytes", "ratio")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
 MARKERS = "osD^vPX"
 
 
-def record(report: Mapping[str, Any], cell: Cell, seed: int) -> dict[str, Any]:
-    """What a sweep keeps of a run's report: the headline metric before and after, over all folds, and the last sizes."""
+def record(report: Mapping[str, Any], cell: str, folder: str) -> dict[str, Any]:
+    """What is kept of a run's report: the headline metric before and after, over all folds, the last sizes, latencies."""
     name = report["headline"]
     (before, after), end = scores(dict(report)), last(dict(report))
+    times = {f"ms@{batch}": time["ms"] for batch, time in end.get("latency", {}).items()}
     return {
-        "cell": cell.name,
-        "seed": seed,
-        "folder": f"{cell.folder}/seed_{seed}",
-        "metric": {"name": name, **report["metrics"][name]},
-        "score": after[name],
-        "baseline_score": before[name],
-        "bytes": end["bytes"],
-        "ratio": end["ratio"],
-    }
+        "cell": cell, "seed": report["seed"], "folder": folder, "metric": {"name": name, **report["metrics"][name]},
+        "score": after.get(name), "baseline_score": before.get(name), "bytes": end["bytes"], "ratio": end["ratio"], **times,
+    }  # fmt: skip
 
 
 def scored(record: Mapping[str, Any]) -> str:
     """A run's score in words."""
     unit = "%" if record["metric"]["unit"] == "%" else ""
-    return f"{record['metric']['name']} {_score(record['score'], None, record['metric'])}{unit}"
+    return f"{record['metric']['name']} {score_text(record['score'], None, record['metric'])}{unit}"
 
 
 def summary(
@@ -57,35 +53,47 @@ def summary(
         cell.name: sorted((r for r in records if r["cell"] == cell.name), key=lambda r: r["seed"]) for cell in cells
     }
     metric = records[0]["metric"] if records else {"name": "score", "unit": "", "better": "higher"}
-    entries = []
-    for cell in cells:
-        own = runs[cell.name]
-        numbers = {name: spread([r[name] for r in own]) for name in NUMBERS if own and name in own[0]}
-        entry = {"name": cell.name, "overrides": cell.overrides, "n": len(own), "runs": own, **numbers}
-        compared = runs[baseline] if baseline and cell.name != baseline else ()
-        entries.append({**entry, "difference": paired(own, compared)})
+    against = lambda cell: runs[baseline] if baseline and cell.name != baseline else ()
     return {
         "schema": SCHEMA, "config": dict(config), "seeds": list(seeds), "baseline": baseline, "metric": metric,
-        "cells": entries, "failed": list(failed), "missing": len(cells) * len(seeds) - len(records) - len(failed),
+        "cells": [cell_entry(cell.name, cell.overrides, runs[cell.name], against(cell)) for cell in cells],
+        "failed": list(failed), "missing": len(cells) * len(seeds) - len(records) - len(failed),
     }  # fmt: skip
 
 
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation (None for one value)."""
-    return {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
+def cell_entry(
+    name: str, overrides: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], baseline: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """A setting: its runs, one for each seed, the spread of each of their numbers, and differences paired by seed.
+
+    ``against_float`` is the difference to the run's own float network, ``difference`` that to the runs of ``baseline``.
+    """
+    known = [key for key in (runs[0] if runs else {}) if key in NUMBERS or key.startswith("ms@")]
+    numbers = {key: spread([run[key] for run in runs]) for key in known if all(key in run for run in runs)}
+    floats = [{**run, "score": run["baseline_score"]} for run in runs]
+    return {
+        "name": name, "overrides": dict(overrides), "n": len(runs), "metric": runs[0]["metric"] if runs else None,
+        "runs": list(runs), **numbers, "against_float": paired(runs, floats), "difference": paired(runs, baseline),
+    }  # fmt: skip
 
 
-def paired(
-    own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
-) -> dict[str, float | int | None] | None:
-    """Mean over the seeds that both have of ``own - other``, its standard error ``s / sqrt(n)``, and ``n``."""
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """``mean``, sample ``std``, the ends ``low`` and ``high`` of the mean's 95% interval (None for one value), and ``n``."""
+    several = len(values) > 1
+    mean, low, high = mean_interval(values)
+    ends = {"low": low if several else None, "high": high if several else None}
+    return {"mean": mean, "std": statistics.stdev(values) if several else None, **ends, "n": len(values)}
+
+
+def paired(own: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The spread of ``own - other`` over the seeds that both have, its ``standard_error`` and ``values``; None of none."""
     theirs = {r["seed"]: r["score"] for r in other}
     differences = [r["score"] - theirs[r["seed"]] for r in own if r["seed"] in theirs]
     if not differences:
         return None
-    found = spread(differences)
-    error = None if found["std"] is None else found["std"] / len(differences) ** 0.5
-    return {**found, "standard_error": error, "n": len(differences)}
+    told = spread(differences)
+    error = None if told["std"] is None else told["std"] / len(differences) ** 0.5
+    return {**told, "standard_error": error, "values": differences}
 
 
 def header_and_cells(made: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -106,12 +114,12 @@ def _line(cell: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
     bytes_ = f"{size['mean']:,.0f}" + (f" ± {size['std']:,.0f}" if size["std"] else "")
     difference = "baseline" if cell["name"] == made["baseline"] else "-"
     if found := cell["difference"]:
-        difference = f"{_score(found['mean'], found['standard_error'], metric, '+')} (n={found['n']})"
-    scores = [_score(c["mean"], c["std"], metric) for c in (cell["score"], cell["baseline_score"])]
+        difference = f"{score_text(found['mean'], found['standard_error'], metric, '+')} (n={found['n']})"
+    scores = [score_text(c["mean"], c["std"], metric) for c in (cell["score"], cell["baseline_score"])]
     return [cell["name"], str(cell["n"]), *scores, bytes_, f"{cell['ratio']['mean']:.2f}x", difference]
 
 
-def _score(mean: float, error: float | None, metric: Mapping[str, str], sign: str = "") -> str:
+def score_text(mean: float, error: float | None, metric: Mapping[str, str], sign: str = "") -> str:
     """Shares in percent (differences of them in points)."""
     scale, digits = (100, 2) if metric["unit"] == "%" else (1, 4)
     said = f"{scale * mean:{sign}.{digits}f}"

@@ -21,15 +21,17 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxopt_nn.core.files import open_workdir, write_file
+from jaxopt_nn.core.paths import addresses
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import locked, nothing
 from jaxopt_nn.pipeline.recipe import check_recipe
 from jaxopt_nn.reporting.tables import json_text
 
-from . import common, compress
+from . import common, comparison_page, compress
 from .command import start
+from .comparison import grouped
 from .config import checked
-from .grid import Cell, addresses, cell_named, cells_of, read_grid
+from .grid import Cell, cell_named, cells_of, read_grid
 from .summary import draw, header_and_cells, record, scored, summary
 
 Say = Callable[[str], None]
@@ -44,7 +46,7 @@ def run(
     baseline: str = "",
     say: Say = nothing,
 ) -> dict[str, Any]:
-    """Carries out every run of the grid that is not finished, and writes ``sweep.json``, ``sweep.md`` and ``sweep.png``.
+    """Carries out every run of the grid that is not finished; writes ``sweep.json``, ``.html``, ``.md`` and ``.png``.
 
     All cells are run with one seed before the next, so that a sweep that is stopped early compares all of them.
 
@@ -98,7 +100,7 @@ def _carried_out(
     """The runs that are missing, and the summary of all."""
     jobs = [(cell, seed) for seed in numbers for cell in cells]
     known = {(cell.name, seed): finished(config_of(cell, seed), place(directory, cell, seed)) for cell, seed in jobs}
-    records = [record(found, cell, seed) for cell, seed in jobs if (found := known[cell.name, seed])]
+    records = [record(found, cell.name, folder_of(cell, seed)) for cell, seed in jobs if (found := known[cell.name, seed])]
     if records:
         say(f"{len(records)} of {len(jobs)} runs are finished and kept")
     failed: list[dict[str, Any]] = []
@@ -126,7 +128,7 @@ def _carry_out(
             found = compress.run(
                 config_of(cell, seed), str(place(directory, cell, seed)), latency=False, floats=directory / "floats"
             )
-            records.append(record(found, cell, seed))
+            records.append(record(found, cell.name, folder_of(cell, seed)))
             said = f"{scored(records[-1])}, {records[-1]['bytes']:,} bytes"
         except Exception as error:  # a run that fails must not lose the others
             failed.append({"cell": cell.name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
@@ -144,9 +146,14 @@ def config_of(cell: Cell, seed: int) -> dict[str, Any]:
     return {**cell.config, "seed": seed}
 
 
+def folder_of(cell: Cell, seed: int) -> str:
+    """The folder of one run within the sweep's."""
+    return f"{cell.folder}/seed_{seed}"
+
+
 def place(directory: Path, cell: Cell, seed: int) -> Path:
     """The folder of one run."""
-    return directory / cell.folder / f"seed_{seed}"
+    return directory / folder_of(cell, seed)
 
 
 def finished(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
@@ -180,11 +187,21 @@ def read_json(file: Path) -> Any:
 
 
 def write(made: dict[str, Any], directory: Path) -> None:
-    """Writes ``sweep.png``, ``sweep.md`` and, last, ``sweep.json``, each whole or not at all."""
+    """Writes ``sweep.png``, ``sweep.html``, ``sweep.md`` and, last, ``sweep.json``, each whole or not at all."""
     if any(cell["n"] for cell in made["cells"]):
         write_file(directory / "sweep.png", draw(made))
+    write_file(directory / "sweep.html", comparison_page.page(comparison(made)).encode(errors="replace"))
     write_file(directory / "sweep.md", page(made).encode())
     write_file(directory / "sweep.json", (json_text(made) + "\n").encode())
+
+
+def comparison(made: Mapping[str, Any]) -> dict[str, Any]:
+    """The sweep as a comparison of its cells, for its page."""
+    data = made["config"]["data"]["source"]
+    cells = [{**cell, "data": data} for cell in made["cells"] if cell["n"]]
+    title = f"Sweep of {made['config']['model']} on {data}"
+    said = {"baseline": made["baseline"], "failed": made["failed"], "sentences": _left(made)}
+    return {"title": title, **said, **grouped(cells)}
 
 
 def page(made: Mapping[str, Any]) -> str:
@@ -203,9 +220,11 @@ def sentences(made: Mapping[str, Any]) -> list[str]:
         out.append(
             f"difference to {made['baseline']}: mean over seeds of the same seed's difference ± its standard error"
         )
-    if made["missing"]:
-        out.append(f"{made['missing']} runs are not done yet; the same command goes on")
-    return out + [f"failed: {f['cell']} seed {f['seed']}: {f['error']}" for f in made["failed"]]
+    return out + _left(made) + [f"failed: {f['cell']} seed {f['seed']}: {f['error']}" for f in made["failed"]]
+
+
+def _left(made: Mapping[str, Any]) -> list[str]:
+    return [f"{made['missing']} runs are not done yet; the same command goes on"] if made["missing"] else []
 
 
 def duration(seconds: float) -> str:
@@ -231,7 +250,7 @@ def main(argv: Sequence[str]) -> None:
             say=lambda line: print(line, flush=True),
         )  # fmt: skip
     common.show(*header_and_cells(made))
-    print("\n".join([*sentences(made), f"sweep: {os.path.join(flag.workdir, 'sweep.md')}"]))
+    print("\n".join([*sentences(made), f"sweep: {os.path.join(flag.workdir, 'sweep.html')}"]))
     sys.exit(1 if made["failed"] else 0)
 
 

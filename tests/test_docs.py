@@ -1,6 +1,7 @@
 """Every block of the pages runs as it stands: Python as doctests, one namespace a page; commands against their programs."""
 
 import ast
+import configparser
 import doctest
 import importlib
 import json
@@ -24,8 +25,12 @@ DOCS = REPOSITORY / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts) + [REPOSITORY / "README.md"]
 #: Pages that train or compile for longer than two seconds.
 LONG = {
+    "docs/explanation/pack-law.md",
+    "docs/explanation/two-mechanisms.md",
+    "docs/explanation/why-sparse-is-not-faster.md",
     "docs/how-to/artifacts.md",
     "docs/how-to/batchnorm-and-dropout.md",
+    "docs/how-to/compare-runs.md",
     "docs/how-to/export.md",
     "docs/how-to/mixed-bits.md",
     "docs/how-to/resume.md",
@@ -109,6 +114,14 @@ def test_commands_are_those_of_the_programs(page):
             config = importlib.import_module(f"configs.{file}").get_config()
             for field in (flag.removeprefix("config.") for flag in flags if flag.startswith("config.")):
                 assert field in DEFAULTS or eval(f"config.{field}", {"config": config}) is not None, field
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_extras_are_those_of_the_package(page):
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    named = re.findall(r"(?:\.|jaxopt_nn)\[([\w,]+)\]", page.read_text())
+    assert {extra for each in named for extra in each.split(",")} <= set(config["options.extras_require"])
 
 
 def test_each_public_name_has_one_entry_in_the_reference():

@@ -21,7 +21,7 @@ TEXTS = sorted(
     path
     for folder in (".", *FOLDERS)
     for path in (REPOSITORY / folder).glob("*" if folder == "." else "**/*")
-    if path.is_file() and path.suffix in SUFFIXES
+    if path.is_file() and path.suffix in SUFFIXES and path.name != ".git"  # a file where the checkout shares a repository
 )
 # Where a home, a checkout or a scratch folder of one machine lies.
 MACHINE_PATH = re.compile(r"(?<![\w.~/<>{}$-])(?:/(?:home|root|Users|work|mnt)|[A-Z]:\\Users)[/\\]\w")
@@ -95,6 +95,16 @@ def test_packages_are_those_of_the_tree():
     assert config["options"]["packages"].split() == sorted(there)
     mapped = dict(line.split(" = ") for line in config["options"]["package_dir"].strip().splitlines())
     assert mapped == {package: folder for folder, package in folders.items() if folder != package}
+
+
+def test_the_repository_has_one_address():
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    url = config["metadata"]["url"]
+    for path in [REPOSITORY / "setup.cfg", REPOSITORY / "CITATION.cff", *(REPOSITORY / "colab").glob("*.ipynb")]:
+        # A badge's address has the repository after `github/`.
+        text = path.read_text().replace("colab.research.google.com/github/", "github.com/")
+        assert set(re.findall(r"github\.com/[\w-]+/[\w-]+", text)) == {url.removeprefix("https://")}, path
 
 
 def test_extras_are_named_for_what_they_do():

@@ -118,10 +118,10 @@ def test_the_wheel_holds_the_library_the_commands_and_the_configs(built):
     wanted = {
         f"{place}/{file.relative_to(REPOSITORY / folder).as_posix()}"
         for folder, place in FOLDERS.items()
-        for file in (REPOSITORY / folder).rglob("*.py")
-        if "benchmarks" not in file.parts
+        for file in (REPOSITORY / folder).rglob("*")
+        if file.is_file() and not {"benchmarks", "__pycache__"} & {*file.parts}
     }
-    assert names == {*wanted, "jaxopt_nn/py.typed"}
+    assert names == wanted and {"jaxopt_nn/py.typed", "jaxopt_nn/configs/digits_quickstart.py"} <= names
 
 
 def test_what_the_wheel_says_of_itself(built):

@@ -11,8 +11,11 @@ from jaxopt_nn.pipeline.classes import classification
 from jaxopt_nn.pipeline.task import Task
 
 
-def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Task:
+def digits(fold: int = 0, folds: int = 5, seed: int = 0, valid: float = 0.0) -> Task:
     """Fold ``fold`` of a shuffled split into ``folds`` parts, the same for a seed on every machine.
+
+    Args:
+      valid: the share of the training part that is held out as validation data, from 0 (none) to 0.5.
 
     Returns:
       Inputs float32 ``[n, 8, 8, 1]`` in [0, 1], labels int32 0 to 9; the fold is the test part, the others the training.
@@ -38,4 +41,10 @@ def digits(fold: int = 0, folds: int = 5, seed: int = 0) -> Task:
     order = np.argsort(np.random.Generator(np.random.PCG64(seed)).random(len(y)), kind="stable")
     parts = np.array_split(order, folds)
     train = np.concatenate([part for i, part in enumerate(parts) if i != fold])
-    return classification(train=(x[train], y[train]), test=(x[parts[fold]], y[parts[fold]]))
+    held_out = round(valid * len(train))
+    if not 0 <= valid <= 0.5 or (valid and not held_out):
+        raise ValueError(f"digits(valid={valid}): a share of the training part from 0 to 0.5, of one image at least, e.g. 0.1")
+    train, judged = train[held_out:], train[:held_out]
+    return classification(
+        train=(x[train], y[train]), test=(x[parts[fold]], y[parts[fold]]), valid=(x[judged], y[judged]) if held_out else None
+    )

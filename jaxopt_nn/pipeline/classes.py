@@ -14,10 +14,12 @@ import numpy as np
 from jaxopt_nn.pipeline import metrics as of
 from jaxopt_nn.pipeline.data import Source, source_of
 from jaxopt_nn.pipeline.distill import divergence
-from jaxopt_nn.pipeline.metrics import Metric
+from jaxopt_nn.pipeline.metrics import Detail, Metric
 from jaxopt_nn.pipeline.task import Part, Task, check_same, given_metrics, given_outputs, is_logits, loss_sums, part_of
 
 PyTree = Any
+#: Most classes of which a confusion matrix is kept.
+MOST_CLASSES = 100
 
 
 class Classes(NamedTuple):
@@ -82,6 +84,39 @@ def _accuracy(classes: Classes) -> Metric:
     return of.mean_of(hits, better="higher", unit="%")
 
 
+@functools.cache
+def _confusion(classes: Classes) -> Detail:
+    def answers(outputs: Any, batch: PyTree, real: Any) -> tuple[Any, ...]:
+        """``(class, answer, whether it counts)``, each ``[B]``; () for several places an example, and for many classes."""
+        logits, y, weights = classes.aligned(outputs, batch)
+        single, hard = _one_logit(logits, y), jnp.issubdtype(y.dtype, jnp.integer)
+        if (y.ndim if hard else y.ndim - 1) != 1 or (not single and logits.shape[-1] > MOST_CLASSES):
+            return ()
+        answer = logits > 0 if single else jnp.argmax(logits, -1)
+        label = y if hard else jnp.argmax(y, -1)
+        return label.astype(jnp.int32), answer.astype(jnp.int32), of.spread(weights, label, real) > 0
+
+    return Detail(answers, _confusions)
+
+
+def _confusions(before: tuple[Any, ...], after: tuple[Any, ...]) -> dict[str, Any] | None:
+    """Both networks' confusion matrices (rows: true class), and by class who was lost and won.
+
+    The classes go from 0 to the last that is a label or an answer.
+    """
+    if not before:
+        return None
+    (y, first), (again, last) = ([part[count] for part in (label, answer)] for label, answer, count in (before, after))
+    size = int(max(y.max(initial=0), first.max(initial=0), last.max(initial=0))) + 1
+    table = lambda label, answer: np.bincount(label * size + answer, minlength=size**2).reshape(size, size).tolist()
+    changed = None
+    if np.array_equal(y, again):  # a loader that shuffles gives the examples in another order
+        counts = lambda mask: np.bincount(y[mask], minlength=size).tolist()
+        lost, won = counts((first == y) & (last != y)), counts((first != y) & (last == y))
+        changed = [{"label": k, "lost": lost[k], "won": won[k]} for k in range(size)]
+    return {"labels": list(range(size)), "baseline": table(y, first), "final": table(again, last), "changed": changed}
+
+
 def _softer(goal: Any, logits: Any, temperature: float) -> Any:
     """``T^2 KL(softmax(goal / T) || softmax(logits / T))``; see ``pipeline.distill.distillation_loss``."""
     return temperature**2 * divergence(*(jax.nn.log_softmax(x / temperature) for x in (goal, logits)))
@@ -121,7 +156,8 @@ def classification(
         Labels: integers ``[B]`` or ``[B, T]`` for logits ``[..., classes]``; integers 0 and 1 for one logit, ``[B]`` or
         ``[B, 1]``; floats ``[..., classes]``, one-hot or soft. Weights ``[B]`` or of the labels' shape.
       ignore: a label that counts for nothing, e.g. -1.
-      metrics: further ones. headline: which stands for all.
+      metrics: further ones.
+      headline: which stands for all.
 
     Example:
       >>> images = np.eye(3, dtype=np.float32).repeat(4, 0)
@@ -136,7 +172,7 @@ def classification(
         _cross_entropy(classes), train, test, valid,
         {"accuracy": _accuracy(classes), **given_metrics(metrics)}, headline, inputs, batch_size,
         _softened(classes), functools.partial(_check_classes, classes), "nats",
-        logits=True, chance=functools.partial(_chance, classes),
+        logits=True, chance=functools.partial(_chance, classes), details={"confusion": _confusion(classes)},
     )  # fmt: skip
 
 
@@ -159,7 +195,8 @@ def language_model(
       train, test, valid, batch_size: as in ``Task``.
       inputs, labels: where they lie in a batch. Without ``labels`` of a tuple batch the second entry; of a batch that is one
         array ``[B, T]`` of tokens, each token's label is the next one, and ``apply`` gets the tokens but the last.
-      weights: where a mask lies, of the labels' shape or ``[B]``. ignore: a label that counts for nothing, such as padding.
+      weights: where a mask lies, of the labels' shape or ``[B]``.
+      ignore: a label that counts for nothing, such as padding.
       per: ``"token"``: perplexity is the headline; ``"byte"``: each token is a byte, and bits a byte is.
 
     Raises:

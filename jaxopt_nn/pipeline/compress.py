@@ -18,6 +18,8 @@ import numpy as np
 from jaxopt_nn.coding.artifact import versions
 from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.files import open_workdir
+from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.report import Report
 from jaxopt_nn.core.transform import Facts, State, Transform, explain
 from jaxopt_nn.cost.latency import devices, latencies
@@ -31,18 +33,29 @@ from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.checks import check_network, check_outputs, check_task
 from jaxopt_nn.pipeline.course import Course, Places, Position, Run
 from jaxopt_nn.pipeline.fingerprint import fingerprint, stage_prints
-from jaxopt_nn.pipeline.grade import accumulated
+from jaxopt_nn.pipeline.grade import accumulated, losses_alone
 from jaxopt_nn.pipeline.recipe import Recipe, described
+from jaxopt_nn.pipeline.recipe import control as control_of
 from jaxopt_nn.pipeline.stages import joined
 from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
-from jaxopt_nn.reporting import entry, tables, write
-from jaxopt_nn.reporting.leaf_table import histograms
+from jaxopt_nn.reporting import entry, folds, tables, write
+from jaxopt_nn.reporting.leaf_table import histograms, told_stages
 from jaxopt_nn.reporting.progress import Progress, Watch
 
 PyTree = Any
 #: Batch sizes whose latency is reported.
 BATCHES = (1, 32, 1024)
+#: Folder of the control's positions, among those of the stages.
+CONTROL = "control"
+
+
+class Sums(NamedTuple):
+    """The accumulators of the task's metrics on the test data: of the baseline, the last stage, and the control's network."""
+
+    baseline: dict[str, PyTree]
+    final: dict[str, PyTree]
+    control: dict[str, PyTree] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +66,14 @@ class Result:
       network: in stored form, compressed tensors in the place of weights, with the last stage's rule and its states.
       params, state: the float variables behind it, and the state of the chain of the recipe's transforms.
       report: as in ``report.json``.
-      sums: the accumulators of the task's metrics on the test data, of the baseline and of the last stage.
+      sums: what the metrics on the test data were made of.
     """
 
     network: Network
     params: PyTree
     state: State
     report: dict[str, Any]
-    sums: tuple[dict[str, PyTree], dict[str, PyTree]] = dataclasses.field(repr=False, default=({}, {}))
+    sums: Sums = dataclasses.field(repr=False, default=Sums({}, {}))
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -84,6 +97,8 @@ def compress(
     workdir: str | os.PathLike[str] | None = None,
     latency: bool | Sequence[int] = True,
     export: Sequence[str] = (),
+    control: bool = False,
+    sensitivity: bool | None = None,
     config: Mapping[str, Any] | None = None,
     checkpoints: Places | None = None,
     watch: Watch | None = None,
@@ -106,6 +121,10 @@ def compress(
         left out, and named in the report.
       export: platforms (``"cpu"``, ``"gpu"``, ``"tpu"``) for which the artifact holds the network's program too, so that it
         runs without the model's code (``exported``). Where that can't be, the report says why.
+      control: whether the float network is also trained as long as the recipe trains, without its methods
+        (``jaxopt_nn.control``), so that the report says what training alone gives; it takes about as long again.
+      sensitivity: whether the loss is measured with each leaf alone compressed; None: where that takes a few seconds at most
+        (``pipeline.grade.MACS``).
       config: kept in the report; the recipe in words if None.
       checkpoints: ``name of a stage -> Checkpoints``: other places of positions than below ``workdir``. What lies there must
         be of the same run.
@@ -129,10 +148,10 @@ def compress(
       >>> result.stages[0]["nonzero"], result(x[:2]).shape
       (12, (2, 3))
     """
-    compressor = Compressor(recipe)
+    compressor = Compressor(recipe, control)
     check_platforms(export)
     run = functools.partial(
-        compressor, network, task, teacher=teacher, seed=seed, latency=latency, config=config,
+        compressor, network, task, teacher=teacher, seed=seed, latency=latency, sensitivity=sensitivity, config=config,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         if workdir is not None:  # what can't be written, or is another run's, shows before any training
@@ -166,13 +185,37 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _named(network: Network, task: Task) -> dict[str, str]:
+    """Model and data in words; who knows their names says those."""
+    leaves = jax.tree.leaves(network.variables)
+    model = f"{sum(x.size for x in leaves):,} parameters in {len(leaves)} leaves"
+    data = f"{task.test.size:,} test examples"
+    return {"title": f"{model}, {data}", "model": model, "data": data}
+
+
+def _timed(
+    rows: Sequence[dict[str, Any]], forms: Sequence[_Form], task: Task, latency: bool | Sequence[int]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """The entries with their latency, and what is to be said of batches that were left out."""
+    batches = (BATCHES if latency else ()) if isinstance(latency, bool) else tuple(latency)
+    timed, left_out = latencies([(f.ready.run, (f.ready.variables, f.ready.states)) for f in forms], task.example, batches)
+    rows = [{**row, "latency": each} for row, each in zip(rows, timed, strict=True)]
+    return rows, [{"path": f"latency, batch {n}", "reason": f"not measured: {why}"} for n, why in left_out.items()]
+
+
 class _Form(NamedTuple):
-    """The network after a stage, as it is stored and as it runs, and the facts of its stage when it began."""
+    """The network after a stage, as it is stored and as it runs, what is known of it, and the facts of its stage."""
 
     name: str
     stored: Network
     ready: Network
+    info: ModelInfo
     facts: tuple[Facts, ...] = ()
+
+    @property
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates for one example of the sites that read a leaf, by its path."""
+        return {row.path: sum(run.macs for run in row.runs) for row in self.info.report.rows if row.runs}
 
 
 def _check_call(task: Any, seed: Any, latency: Any, config: Any) -> None:
@@ -204,8 +247,12 @@ def _warnings(task: Task, forms: Sequence[_Form], rows: Sequence[dict[str, Any]]
 class Compressor:
     """``compress`` for several runs of one recipe (folds, seeds): the second run compiles hardly anything."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, control: bool = False):
         self._course = Course(recipe)
+        trains = any(stage.epochs for stage in self._course.recipe)
+        self._control = Course(control_of(recipe)) if control and trains else None
+        if self._control and any(stage.name == CONTROL for stage in self._course.recipe):
+            raise ValueError(f"recipe: a stage is called {CONTROL!r}, as the control's folder of positions; rename it")
 
     def __call__(
         self,
@@ -215,6 +262,7 @@ class Compressor:
         teacher: Network | None = None,
         seed: int = 0,
         latency: bool | Sequence[int] = True,
+        sensitivity: bool | None = None,
         config: Mapping[str, Any] | None = None,
         checkpoints: Places | None = None,
         watch: Watch = nothing,
@@ -225,18 +273,16 @@ class Compressor:
         network = check_network(network)
         self.check(network, task, teacher)  # what is wrong with a recipe shows before any training
         run = Run(task, teacher or network, jax.random.key(seed), checkpoints, watch)
-        forms, now, history = self._stages(network, run)
+        forms, now, history = self._stages(self._course, network, run)
         rows, sums = self._judged(forms, task)
-        batches = (BATCHES if latency else ()) if isinstance(latency, bool) else tuple(latency)
-        timed, left_out = latencies([(f.ready.run, (f.ready.variables, f.ready.states)) for f in forms], task.example, batches)
-        rows = [{**row, "latency_ms": each} for row, each in zip(rows, timed, strict=True)]
+        against, sums = self._controlled(network, run, sums)
+        rows, untimed = _timed(rows, forms, task, latency)
+        rows, unmeasured = self._sensitive(rows, forms, now, task, sensitivity)
         reports = [f.ready.run.explain(f.ready.variables, *task.example, states=f.ready.states) for f in forms[1:]]
-        told = [{"path": f"latency, batch {n}", "reason": f"not measured: {why}"} for n, why in left_out.items()]
         plan = self._course.accumulated(task.steps)
-        seen = self._course.view(len(plan.stages) - 1, now, task)
-        matrices = [leaf.path for leaf in now.info.leaves if leaf.matrix and leaf.path in now.info.roles]
         report = {
             "schema": write.SCHEMA,
+            **_named(network, task),
             "config": {"stages": described(plan.stages, plan.added)} if config is None else dict(config),
             "seed": seed,
             "devices": devices(),
@@ -245,13 +291,16 @@ class Compressor:
             "headline": task.headline,
             "baseline": rows[0],
             "stages": rows[1:],
+            "control": against,
             "artifact": None,
-            "skipped": [*_skipped(plan.methods[-1], reports, now), *told],
+            "skipped": [*_skipped(plan.methods[-1], reports, now), *untimed, *unmeasured],
             "warnings": _warnings(task, forms, rows, reports),
             "history": history,
-            "histograms": histograms(network.variables, seen, matrices),
+            "histograms": self._histograms(network, now, task),
+            **task.compared(sums.baseline, sums.final),
             "seconds": time.monotonic() - start,
         }
+        report["folds"] = [folds.fold_entry(report)]
         return Result(forms[-1].stored, now.network.variables, joined(now.states), report, sums)
 
     def check(self, network: Network, task: Task, teacher: Network | None = None) -> None:
@@ -307,30 +356,69 @@ class Compressor:
                 "artifact were written: if evaluating twice agrees in this process, the artifact can't be trusted"
             )
 
-    def _stages(self, network: Network, run: Run) -> tuple[list[_Form], Position, list[dict[str, Any]]]:
+    def _stages(
+        self, course: Course, network: Network, run: Run
+    ) -> tuple[list[_Form], Position, list[dict[str, Any]]]:
         """The network after each stage, the baseline first; where it is at the end; the history."""
-        course, history = self._course, list[dict[str, Any]]()
+        history = list[dict[str, Any]]()
         now = Position(network, inspect(network.apply, network.variables, *run.task.example))
-        forms = [_Form("baseline", network, network)]
+        forms = [_Form("baseline", network, network, now.info)]
         for k, stage in enumerate(course.recipe):
             now, facts = course.begun(k, now, run.task)
             now, entries = course.trained(k, now, run)
             stored = course.deployed(k, now, run.task)
-            forms.append(_Form(stage.name, stored, stored.replace(variables=prepare(stored.variables)), facts))
+            ready = stored.replace(variables=prepare(stored.variables))
+            forms.append(_Form(stage.name, stored, ready, now.info, facts))
             history += entries
         return forms, now, history
 
-    def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Any]:
+    def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Sums]:
         """The report's entry of each form; accumulators on the test data of the first and the last."""
         found = [accumulated(form.ready, task, task.judged) for form in forms]
-        ends = (found[0], found[-1])
+        ends = Sums(found[0], found[-1])
         if task.valid is not None:
-            ends = accumulated(forms[0].ready, task, task.test), accumulated(forms[-1].ready, task, task.test)
+            ends = Sums(*(accumulated(forms[k].ready, task, task.test) for k in (0, -1)))
         rows = []
         for form, sums in zip(forms, found, strict=True):
-            row = entry.row(form.name, form.stored, form.ready, forms[0].stored.variables, form.facts)
+            row = entry.row(form.name, form.stored, form.ready, forms[0].stored.variables, form.macs, form.facts)
             rows.append({**row, "metrics": task.result(sums)})
         if task.valid is not None:
-            for row, sums in zip((rows[0], rows[-1]), ends, strict=True):
-                row["test"] = task.result(sums)
-        return rows, ends
+            rows[0]["test"], rows[-1]["test"] = task.result(ends.baseline), task.result(ends.final)
+        return told_stages(rows), ends
+
+    def _controlled(self, network: Network, run: Run, sums: Sums) -> tuple[dict[str, Any] | None, Sums]:
+        """The report's entry of the control and its accumulators; None where it was not asked for, or nothing is trained."""
+        if self._control is None:
+            return None, sums
+        places = run.checkpoints
+        watch = lambda said: run.watch({**said, "stage": f"{CONTROL}/{said['stage']}"})
+        own = run._replace(watch=watch, checkpoints=places and (lambda name: places(f"{CONTROL}/{name}")))
+        forms, *_ = self._stages(self._control, network, own)
+        found = {"metrics": accumulated(forms[-1].ready, run.task, run.task.judged)}
+        if run.task.valid is not None:
+            found["test"] = accumulated(forms[-1].ready, run.task, run.task.test)
+        return {name: run.task.result(each) for name, each in found.items()}, sums._replace(control=list(found.values())[-1])
+
+    def _sensitive(
+        self, rows: list[dict[str, Any]], forms: Sequence[_Form], now: Position, task: Task, asked: bool | None
+    ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+        """The entries, the leaves of the last with ``alone``; or what is to be said where it was not measured."""
+        baseline, course = forms[0].stored, self._course
+        if asked is False:
+            return rows, []
+        if any(isinstance(stage.transform, Pass) for stage in course.recipe):
+            found: dict[str, float] | str = "the recipe cuts the network, so that its leaves don't fit the baseline"
+        else:
+            compressed = course.view(len(course.recipe) - 1, now._replace(network=baseline), task)
+            macs = None if asked else sum(site.macs for site in forms[0].info.sites)
+            found = losses_alone(baseline, compressed, task, macs)
+        if isinstance(found, str):
+            return rows, [{"path": "loss by leaf", "reason": f"not measured: {found}"}]
+        leaves = [{**leaf, "alone": found.get(leaf["path"])} for leaf in rows[-1]["leaves"]]
+        return [*rows[:-1], {**rows[-1], "leaves": leaves}], []
+
+    def _histograms(self, network: Network, now: Position, task: Task) -> dict[str, Any]:
+        """Of the matrices, in the network given and as they are seen at the end."""
+        seen = self._course.view(len(self._course.recipe) - 1, now, task)
+        matrices = [leaf.path for leaf in now.info.leaves if leaf.matrix and leaf.path in now.info.roles]
+        return histograms(network.variables, seen, matrices)

@@ -19,6 +19,7 @@ from jaxopt_nn.interpret.network import Network, Rules, Training
 from jaxopt_nn.pipeline.calibrate import calibrate, calibration_inputs
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.fit import Trainer
+from jaxopt_nn.pipeline.grade import validated
 from jaxopt_nn.pipeline.recipe import Recipe, Stage, check_recipe
 from jaxopt_nn.pipeline.stages import Accumulated, accumulate
 from jaxopt_nn.pipeline.task import Objective, Task
@@ -150,9 +151,11 @@ class Course:
             return now, []
         viewed = now.network.replace(variables=self.view(k, now, run.task))
         ready = twin(stage, viewed, lambda: self.packed(k, now, run.task), run.task)
+        valid = None if run.task.valid is None else functools.partial(validated, run.task, now.network)
         done = self.trainer(k, now.network, run.task, ready.rules)(
             now.network.variables, plan.state(now.states), run.task.train, jax.random.fold_in(run.key, k), rules=ready.states,
             teacher=run.teacher, checkpoints=run.checkpoints and run.checkpoints(stage.name), watch=run.watch,
+            valid=valid,
         )  # fmt: skip
         network = now.network.replace(variables=done.variables)
         states, rule_states = tuple(plan.own(done.state)), ready.deployed(done.rules)

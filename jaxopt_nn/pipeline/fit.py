@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import optax
 
 PyTree = Any
+#: Points of a stage's validation curve, at most.
+POINTS = 20
 
 
 class Trained(NamedTuple):
@@ -155,7 +157,7 @@ class Trainer:
                 "Task(soft=...), the distance to a teacher's outputs"
             )
         self._stage, self._batch_size, self._still, self._steps = stage, batch_size, still, steps
-        self._method, self._objective = method, objective
+        self._method, self._objective, self._view = method, objective, jax.jit(method.view)
         self._optimizer = stage.updates(steps * stage.epochs)
         self._run = make_stretch(training, method, self._optimizer, stage, objective, rules=rules, still=still)
 
@@ -170,9 +172,11 @@ class Trainer:
         teacher: Network | None = None,
         checkpoints: Checkpoints | None = None,
         watch: Watch = nothing,
+        valid: Callable[[PyTree], dict[str, float]] | None = None,
     ) -> Trained:
         """Trains on ``data``, from the newest checkpoint on where there is one; ``rules`` are their states by site.
 
+        ``valid`` judges the variables that the forward pass sees, at the ends of at most ``POINTS`` epochs, evenly spread.
         Where the data fails in the middle of an epoch (a loader that ends early, NaN), the position so far is kept.
 
         Raises:
@@ -192,7 +196,7 @@ class Trainer:
             history = meta["history"]
         ts = jax.tree.map(jnp.copy, ts)  # a stretch donates its state, and the caller keeps his arrays
         clock = _Clock(stage, self._objective, done, total, self._steps, watch)
-        ts, history = self._stretches(ts, history, data, key, done, total, clock, checkpoints, teacher)
+        ts, history = self._stretches(ts, history, data, key, done, total, clock, checkpoints, teacher, valid)
         ts = averaged(ts, self._method, still=self._still) if stage.ema else ts
         return Trained(ts.params, ts.state, ts.rules, history)
 
@@ -207,8 +211,9 @@ class Trainer:
         clock: _Clock,
         checkpoints: Checkpoints | None,
         teacher: Network | None,
+        valid: Callable[[PyTree], dict[str, float]] | None,
     ) -> tuple[TrainState, list[dict[str, Any]]]:
-        waiting: tuple[Stretch, Any] | None = None
+        waiting: tuple[Stretch, Any, dict[str, float]] | None = None
         taught = teacher if self._stage.distill else None
         parts = data.stretches(self._batch_size, self._stage.epochs, key, start=done)
         while True:
@@ -224,7 +229,8 @@ class Trainer:
             ts, sums = self._run(ts, part.batches, part.real, part.n, taught)
             if waiting:  # one behind: the next minibatches are gathered while this stretch runs
                 history.append(clock.entry(*waiting))
-            waiting = (part, sums)
+            judged = valid(self._view(ts.params, ts.state)) if valid and self._on_curve(part.done) else {}
+            waiting = (part, sums, judged)
             if checkpoints and (checkpoints.due() or part.done == total):
                 history.append(clock.entry(*waiting))
                 waiting = None
@@ -232,6 +238,12 @@ class Trainer:
         if waiting:
             history.append(clock.entry(*waiting))
         return ts, history
+
+    def _on_curve(self, done: int) -> bool:
+        """Whether the validation curve has a point after so many steps."""
+        epoch, rest = divmod(done, self._steps)
+        every = -(-self._stage.epochs // POINTS)
+        return not rest and (epoch % every == 0 or epoch == self._stage.epochs)
 
 
 class _Clock:
@@ -243,7 +255,7 @@ class _Clock:
         self._counted = float(done % steps)  # of an epoch that was begun before a kill, the beginning is not known
         self._start: tuple[int, float] | None = None
 
-    def entry(self, part: Stretch, sums: dict[str, Any]) -> dict[str, Any]:
+    def entry(self, part: Stretch, sums: dict[str, Any], valid: dict[str, float]) -> dict[str, Any]:
         sums = jax.device_get(sums)
         counted, epoch = float(sums["counted"]), part.done / self._steps
         loss = float(sums["loss"]) / max(counted, 1)
@@ -264,6 +276,8 @@ class _Clock:
         numbers["loss"] = loss if counted else math.nan
         known = {name: value for name, value in numbers.items() if np.isfinite(value)}
         found = {"stage": self._stage.name, "step": part.done, "epoch": round(epoch, 4), "metrics": known}
+        if valid:
+            found["valid"] = valid
         if "gradient_norms" in sums:
             found["gradient_norms"] = {path: float(norm) / part.n for path, norm in sums["gradient_norms"].items()}
         left, now = None, time.monotonic()

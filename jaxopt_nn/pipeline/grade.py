@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.memory import call_bytes, fitting
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.interpret.network import Network, like, network_of
 from jaxopt_nn.interpret.rewrite import Rewritten
 from jaxopt_nn.pipeline.data import Arrays, Source, source_of
@@ -19,6 +21,8 @@ from jaxopt_nn.pipeline.task import Objective, Task
 PyTree = Any
 #: Most examples a call.
 EXAMPLES = 512
+#: Multiply-accumulates that `losses_alone` spends unasked: some seconds of a CPU core. Leaves likewise.
+MACS, LEAVES = 2e10, 32
 _sizes: dict[Any, int] = {}
 
 
@@ -30,7 +34,8 @@ def evaluate(network: Network, task: Task, data: Any = None) -> dict[str, float]
       data: a source, or what ``Task`` takes as one; the task's test data if None.
 
     Raises:
-      TypeError: ``network`` is no ``Network``. ValueError: data that does not fit.
+      TypeError: ``network`` is no ``Network``.
+      ValueError: data that does not fit.
 
     Example:
       >>> x = np.array([[1.0], [2.0]], np.float32)
@@ -60,6 +65,36 @@ def accumulated(network: Network, task: Task, source: Source) -> dict[str, PyTre
     if found is None:
         raise ValueError(f"{source.name}: gives no batch; pass at least one")
     return found
+
+
+def validated(task: Task, network: Network, variables: PyTree) -> dict[str, float]:
+    """The finite metrics on the validation data of a network in training, its sites in float, with other variables."""
+    found = task.result(accumulated(network.replace(variables=variables, rules=(), states={}), task, task.valid))
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def losses_alone(network: Network, compressed: PyTree, task: Task, macs: int | None = None) -> dict[str, float] | str:
+    """By how much the loss rises where one leaf alone is compressed, on the data by which stages are compared.
+
+    Each network is evaluated by the program of the given one: nothing is compiled.
+
+    Args:
+      network: the baseline.
+      compressed: its variables as the compressed network would see them, dense, of the same tree and shapes.
+      macs: multiply-accumulates for one example; None: whatever it costs.
+
+    Returns:
+      ``{path: rise}`` of the leaves that differ; or why it would cost too much.
+    """
+    before, after = leaves_by_path(network.variables), leaves_by_path(compressed)
+    paths = [path for path, leaf in before.items() if not bool((leaf == after[path]).all())]
+    loss = lambda variables: task.result(accumulated(network.replace(variables=variables), task, task.judged))["loss"]
+    base = loss(network.variables)
+    cost = (macs or 0) * len(paths) * task.judged.size
+    if macs is not None and (cost > MACS or len(paths) > LEAVES):
+        return f"of {len(paths)} leaves it takes {cost:.1e} multiply-accumulates"
+    only = lambda path: map_with_path(lambda p, leaf: after[p] if p == path else leaf, network.variables)
+    return {path: loss(only(path)) - base for path in paths}
 
 
 def _wide(x: Any) -> np.ndarray:

@@ -79,6 +79,28 @@ class Metric(NamedTuple):
         return measure.args[0] if isinstance(measure, functools.partial) and measure.func is _mean else None
 
 
+class Detail(NamedTuple):
+    """What a report says of a network before and after on the same examples beyond single numbers: a confusion, say.
+
+    Attributes:
+      measure, merge: as of a ``Metric``.
+      compare: ``(accumulator of the baseline, of the last stage) -> value that JSON can hold``, on the host; None where there
+        is nothing to say.
+
+    Example:
+      >>> def right(outputs, labels, real):
+      ...     return outputs.argmax(-1) == labels
+      >>> lost = jn.metrics.Detail(right, lambda before, after: {"lost": int((before & ~after).sum())})
+      >>> labels, outputs = jnp.array([0, 1, 2]), jnp.eye(3)
+      >>> lost.compare(lost.measure(outputs, labels, None), lost.measure(outputs[::-1], labels, None))
+      {'lost': 2}
+    """
+
+    measure: Callable[[PyTree, PyTree, Any], PyTree]
+    compare: Callable[[PyTree, PyTree], Any]
+    merge: Callable[[PyTree, PyTree], PyTree] = joined
+
+
 def spread(weights: Any, values: Any, real: Any = None) -> Any:
     """The weight of each value ``[B, ...]``, float32 of their shape; 0 in rows that are not real.
 

@@ -15,7 +15,7 @@ from jaxopt_nn.core.arguments import in_words, require
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
 from jaxopt_nn.pipeline import metrics
 from jaxopt_nn.pipeline.data import Source, check_batch_size, source_of
-from jaxopt_nn.pipeline.metrics import Metric
+from jaxopt_nn.pipeline.metrics import Detail, Metric
 
 PyTree = Any
 #: A part of a batch: an index into a tuple, a key of a dict, several of these, or a function of the batch.
@@ -29,6 +29,7 @@ class Objective(NamedTuple):
     metrics: tuple[tuple[str, Metric], ...]
     inputs: Part
     soft: Callable[..., Any] | None
+    details: tuple[tuple[str, Detail], ...] = ()
 
     def inputs_of(self, batch: PyTree) -> tuple[PyTree, ...]:
         """What ``apply`` gets after its variables."""
@@ -39,8 +40,9 @@ class Objective(NamedTuple):
         return summed(self.loss(outputs, batch), real)
 
     def measured(self, outputs: PyTree, batch: PyTree, real: Any) -> dict[str, PyTree]:
-        """The accumulators of one batch: of the loss and of each metric."""
-        found = {name: metric.measure(outputs, batch, real) for name, metric in self.metrics}
+        """The accumulators of one batch: of the loss, of each metric and of each detail."""
+        measured: tuple[tuple[str, Metric | Detail], ...] = (*self.metrics, *self.details)
+        found = {name: each.measure(outputs, batch, real) for name, each in measured}
         return {"loss": self.losses(outputs, batch, real), **found}
 
 
@@ -82,10 +84,11 @@ class Task:
       unit, better: of the loss.
       logits: whether the loss takes logits: then a network that ends in a softmax or a sigmoid is refused.
       chance: ``source -> {metric: value}`` of who always gives the same answer; a stage that ends there is told of.
+      details: ``{name: Detail}``, an entry each in the report.
 
     Raises:
-      TypeError: ``loss`` is no function, a metric is no ``Metric``. ValueError: ``headline`` is no metric; data without an
-      example.
+      TypeError: ``loss`` is no function, a metric is no ``Metric``.
+      ValueError: ``headline`` is no metric; a detail has the name of a metric; data without an example.
 
     Example:
       >>> x = np.linspace(-1, 1, 40, dtype=np.float32).reshape(20, 2)
@@ -115,6 +118,7 @@ class Task:
     better: str = "lower"
     logits: bool = False
     chance: Callable[[Source], Mapping[str, float]] | None = None
+    details: Mapping[str, Detail] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not callable(self.loss):
@@ -129,6 +133,8 @@ class Task:
         if self.headline not in self.names:
             near = ", ".join(near_misses(self.headline, self.names) or self.names)
             raise ValueError(f"Task(headline={self.headline!r}): is none of its metrics; nearest: {near}")
+        if twice := self.details.keys() & {*self.names}:
+            raise ValueError(f"Task: details and metrics are both called {', '.join(twice)}; give the details other names")
         for part in ("train", "test", "valid"):
             if (given := getattr(self, part)) is not None:
                 object.__setattr__(self, part, source_of(given, part))
@@ -146,7 +152,7 @@ class Task:
     @property
     def objective(self) -> Objective:
         inputs = default_inputs(self.test.example) if self.inputs is None else self.inputs
-        return Objective(self.loss, tuple(self.metrics.items()), inputs, self.soft)
+        return Objective(self.loss, tuple(self.metrics.items()), inputs, self.soft, tuple(self.details.items()))
 
     @property
     def steps(self) -> int:
@@ -175,7 +181,13 @@ class Task:
 
     def merged(self, a: Mapping[str, PyTree], b: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """The accumulators of two parts of a set, as one."""
-        return {name: (self.metrics[name].merge if name in self.metrics else metrics.added)(a[name], b[name]) for name in a}
+        known: dict[str, Metric | Detail] = {**self.metrics, **self.details}
+        return {name: (known[name].merge if name in known else metrics.added)(a[name], b[name]) for name in a}
+
+    def compared(self, before: Mapping[str, PyTree], after: Mapping[str, PyTree]) -> dict[str, Any]:
+        """What the details say of two networks, of their accumulators over the same set."""
+        found = {name: detail.compare(before[name], after[name]) for name, detail in self.details.items()}
+        return {name: said for name, said in found.items() if said is not None}
 
     def calibration(self, examples: int = 128) -> list[tuple[PyTree, ...]]:
         """Inputs of the first training examples, in batches, for ``calibrate``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,13 +16,20 @@ from jaxopt_nn.tensors.base import densify, nbytes
 PyTree = Any
 
 
-def row(name: str, stored: Network, prepared: Network, baseline: PyTree, facts: Sequence[Facts] = ()) -> dict[str, Any]:
-    """A stage's entry in the report; ``metrics`` and ``latency_ms`` are filled in by who measured them.
+def row(
+    name: str,
+    stored: Network,
+    prepared: Network,
+    baseline: PyTree,
+    macs: Mapping[str, int],
+    facts: Sequence[Facts] = (),
+) -> dict[str, Any]:
+    """A stage's entry in the report; ``metrics`` and ``latency`` are filled in by who measured them.
 
     ``params`` and ``nonzero`` count entries of inexact dtype. ``bytes`` are those of the stored form (codes, scales,
     masks, biases, states of rules, everything), ``resident_bytes`` those of the prepared one; ``ratio`` is the baseline's
-    float32 bytes over ``bytes``, ``bits_per_weight`` divides by the baseline's parameters. ``facts`` are tables of the stage's
-    method, when the stage began.
+    float32 bytes over ``bytes``, ``bits_per_weight`` divides by the baseline's parameters. ``macs`` are those of each leaf's
+    sites for one example. ``facts`` are tables of the stage's method, when the stage began.
     """
     size = nbytes(stored)
     weights = prepared.variables
@@ -35,8 +42,8 @@ def row(name: str, stored: Network, prepared: Network, baseline: PyTree, facts: 
         "resident_bytes": nbytes(prepared),
         "ratio": float32_bytes(baseline) / size,
         "bits_per_weight": 8 * size / _entries(baseline),
-        "latency_ms": {},
-        "leaves": leaf_table(stored.variables),
+        "latency": {},
+        "leaves": leaf_table(stored.variables, macs),
         "facts": [{**fact._asdict(), "header": list(fact.header), "cells": list(map(list, fact.cells))} for fact in facts],
     }
 

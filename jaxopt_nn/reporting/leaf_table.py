@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,17 +17,42 @@ from jaxopt_nn.tensors.base import is_compressed, nbytes
 PyTree = Any
 
 
-def leaf_table(stored: PyTree) -> list[dict[str, Any]]:
+def leaf_table(stored: PyTree, macs: Mapping[str, int]) -> list[dict[str, Any]]:
     """For each leaf of a network in its stored form, in the tree's order, an entry of a report's ``leaves``.
 
-    ``bits`` counts everything that is stored for a weight: codes, scales, mask. ``min`` and ``max`` are over the finite
-    entries, None where there is none or where entries have no order (complex numbers, PRNG keys); NaN is no zero. Leaves
-    are decoded one by one, each by itself: one call over the tree may hold all of them dense at a time, and compiles anew for
-    every tree, not only for every new kind of leaf.
+    ``bits`` counts everything that is stored for a weight: codes, scales, mask; ``share`` is of the bytes of all leaves.
+    ``min`` and ``max`` are over the finite entries, None where there is none or where entries have no order (complex numbers,
+    PRNG keys); NaN is no zero. ``stage`` and ``alone`` are None, for who knows them. Leaves are decoded one by one, each by
+    itself: one call over the tree may hold all of them dense at a time, and compiles anew for every tree, not only for every
+    new kind of leaf.
+
+    Args:
+      stored: the variables. macs: path -> multiply-accumulates for one example, of the sites that read the leaf; of other
+        leaves None is said.
     """
     leaves = leaves_by_path(stored)
     found = jax.device_get([_summary(leaf) for leaf in leaves.values()])
-    return [_entry(path, leaf, *summary) for (path, leaf), summary in zip(leaves.items(), found, strict=True)]
+    entries = [_entry(path, leaf, *summary) for (path, leaf), summary in zip(leaves.items(), found, strict=True)]
+    total = max(sum(entry["bytes"] for entry in entries), 1)
+    more = {"stage": None, "alone": None}
+    return [{**e, "share": e["bytes"] / total, "macs": macs.get(e["path"]), **more} for e in entries]
+
+
+def told_stages(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The report's entries of baseline and stages, each leaf with the ``stage`` in which it got its format.
+
+    Several stages stand there where the format changed several times (``"prune, quantize"``); None where it never did.
+    """
+    formats = {leaf["path"]: leaf["format"] for leaf in entries[0]["leaves"]}
+    stages: dict[str, str] = {}
+    told = []
+    for entry in entries:
+        for leaf in entry["leaves"]:
+            if leaf["format"] != formats.get(leaf["path"], leaf["format"]):
+                stages[leaf["path"]] = ", ".join(filter(None, (stages.get(leaf["path"]), entry["name"])))
+            formats[leaf["path"]] = leaf["format"]
+        told.append({**entry, "leaves": [{**leaf, "stage": stages.get(leaf["path"])} for leaf in entry["leaves"]]})
+    return told
 
 
 def _entry(path: str, leaf: Any, nonzero: Any, low: Any, high: Any) -> dict[str, Any]:

@@ -1,48 +1,32 @@
-"""A report as one HTML page that needs no other file and runs no script."""
+"""A report as one HTML page that needs no other file and no network."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from jaxopt_nn.reporting import plots
-from jaxopt_nn.reporting.tables import LEGEND, fact_tables, headline, json_text, last, leaf_rows, rows, sentences
+from jaxopt_nn.reporting import charts, html
+from jaxopt_nn.reporting.html import Cell, Column
+from jaxopt_nn.reporting.rows import class_names, class_rows, fold_rows, latency_rows
+from jaxopt_nn.reporting.tables import (
+    LEAF_LEGEND,
+    LEGEND,
+    Table,
+    fact_tables,
+    headline,
+    json_text,
+    last,
+    leaf_rows,
+    rows,
+    sentences,
+    unit_of,
+)
 
-STYLE = """
-:root { color-scheme: light; }
-body { margin: 0; background: #fff; color: #1c1c1c; font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 2rem 1.25rem 3rem; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; padding-bottom: .2rem; border-bottom: 1px solid #ddd; }
-.headline { font-size: 1.15rem; font-weight: 600; margin: 0 0 .5rem; }
-.note, figcaption { color: #555; font-size: .9rem; }
-.wide { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; vertical-align: top; white-space: nowrap; border-bottom: 1px solid #e8e8e8; }
-th { border-bottom: 2px solid #999; }
-.text { text-align: left; }
-.prose { text-align: left; white-space: normal; min-width: 18rem; overflow-wrap: anywhere; }
-figure { margin: 1.4rem 0 2rem; }
-img { display: block; max-width: 100%; height: auto; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.2rem; margin: .6rem 0; }
-dt { color: #555; }
-dd { margin: 0; overflow-wrap: anywhere; }
-pre { background: #f6f6f6; padding: .8rem 1rem; overflow-x: auto;
-  font: .85rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
-summary { cursor: pointer; }
-@media print {
-  main { max-width: none; padding: 0; }
-  body { font-size: 11px; }
-  h2 { break-after: avoid; }
-  figure, tr { break-inside: avoid; }
-  .wide, pre { overflow: visible; }
-  pre { white-space: pre-wrap; }
-}
-"""
-#: Columns that hold words; the others hold numbers and stand to the right.
-_WORDS = {"stage": "text", "path": "text", "shape": "text", "format": "text", "reason": "prose"}
+Report = dict[str, Any]
+#: Columns that hold words; the others hold numbers.
+TEXT, PROSE = ("stage", "path", "shape", "format", "class"), ("reason",)
+#: Tables of more lines have a field to search in.
+SEARCHED = 12
 _RERUN = """\
 import json, pathlib
 from ml_collections import ConfigDict
@@ -52,87 +36,116 @@ def get_config():
 """
 
 
-def page(report: dict[str, Any], images: Mapping[str, bytes]) -> str:
-    """The page ``report.html``.
-
-    Args:
-      report: as in ``report.json``; any of its lists may be empty.
-      images: PNGs by file name, as ``plots.images`` gives them; none where matplotlib is missing.
-    """
-    sections = [
-        _stages(report), _figures(images), _leaves(report), _facts(report), _skipped(report), _config(report),
-        _circumstances(report),
+def page(report: Report) -> str:
+    """The page ``report.html``; a part that the report does not have is not on it."""
+    body = [
+        _top(report), _stages(report), _folds(report), _leaves(report), _classes(report), _training(report),
+        _facts(report), _skipped(report), _reproduce(report),
     ]  # fmt: skip
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Compression report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        "<h1>Compression report</h1>\n" + "\n".join(filter(None, sections)) + "\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _stages(report: dict[str, Any]) -> str:
-    said = [f"<p>{escape(_sentence(text))}</p>" for text in sentences(report)]
-    return "\n".join([
-        f'<p class="headline">{escape(headline(report))}</p>', *said, _table(*rows(report)),
-        f'<p class="note">{escape(_sentence(LEGEND))}</p>',
-    ])  # fmt: skip
+    return html.document(report.get("title") or "Compression report", body)
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
-def _figures(images: Mapping[str, bytes]) -> str:
-    if not images:
-        return _section("Plots", ['<p class="note">No plots: matplotlib is not installed.</p>'])
-    out = []
-    for name, content in images.items():
-        plot, data = plots.PLOTS[name], base64.b64encode(content).decode()
-        out.append(
-            f'<figure>\n<img src="data:image/png;base64,{data}" alt="{escape(plot.title)}">\n'
-            f"<figcaption>{escape(plot.caption)}</figcaption>\n</figure>"
-        )
-    return _section("Plots", out)
+def _top(report: Report) -> str:
+    said = "\n".join(f"<li>{escape(_sentence(text))}</li>" for text in sentences(report))
+    return f'<p class="headline">{escape(headline(report))}</p>\n' + (f'<ul class="said">\n{said}\n</ul>' if said else "")
 
 
-def _leaves(report: dict[str, Any]) -> str:
-    header, cells = leaf_rows(last(report))
-    note = (
-        '<p class="note">Bits/w counts everything that is stored for a weight: codes, scales and mask. '
-        "Min and max are of the decoded weights.</p>"
-    )
-    return _section(f"Leaves after {last(report)['name']}", [note, _table(header, cells)]) if cells else ""
-
-
-def _facts(report: dict[str, Any]) -> str:
-    sections = [
-        _section(title, [f'<p class="note">{escape(note)}</p>', _table(*table)])
-        for title, note, table in fact_tables(report)
-    ]
-    return "\n".join(sections)
-
-
-def _skipped(report: dict[str, Any]) -> str:
-    listed = [[skipped["path"], skipped["reason"]] for skipped in report["skipped"]]
-    body = (
-        _table(["path", "reason"], listed) if listed else "<p>Nothing: every leaf is compressed and used as packed.</p>"
-    )
-    return _section("Left alone, or not used as packed", [body])
-
-
-def _config(report: dict[str, Any]) -> str:
-    return _section("Config", [
-        f"<details>\n<summary>as JSON</summary>\n<pre>{escape(json_text(report['config']))}</pre>\n</details>"
+def _stages(report: Report) -> str:
+    times = latency_rows(report)
+    return html.section("Stages", [
+        _table("Baseline and stages", rows(report)), html.note(_sentence(LEGEND)),
+        html.beside([charts.score_by_size(report), charts.latency(report)]),
+        html.details("Times over the baseline's as numbers", _table("Times over the baseline's", times)) if times else "",
     ])  # fmt: skip
 
 
-def _circumstances(report: dict[str, Any]) -> str:
+def _folds(report: Report) -> str:
+    table = fold_rows(report)
+    if not table:
+        return ""
+    name, unit = report["headline"], unit_of(report, report["headline"])
+    caption = f"{name} of each fold; differences to the baseline of the same fold{', in ' + unit if unit else ''}"
+    said = (
+        "Intervals hold the mean over folds with 95% confidence (Student's t). Folds share training data, so they are no "
+        "independent repetitions."
+    )
+    return html.section("All folds", [_table(caption, table), html.beside(charts.folds(report)), html.note(said)])
+
+
+def _table(caption: str, table: Table) -> str:
+    header, cells = table
+    return html.table(caption, html.columns_of(header, TEXT, PROSE), cells, search=len(cells) > SEARCHED)
+
+
+def _leaves(report: Report) -> str:
+    entry = last(report)
+    header, cells = leaf_rows(entry)
+    drawn = charts.histograms(report)
+    grid = html.beside(drawn, small=True)
+    known = [leaf["alone"] for leaf in entry.get("leaves", ()) if leaf.get("alone") is not None]
+    shares = [leaf["share"] for leaf in entry.get("leaves", ())]
+    worst, most = (max(map(abs, values), default=0) or 1 for values in (known, shares))
+    lines = [[_leaf_cell(name, text, worst, most) for name, text in zip(header, line, strict=True)] for line in cells]
+    table = html.table("Leaves", html.columns_of(header, TEXT), lines, search=len(lines) > SEARCHED)
+    return html.section(f"By layer, after {entry['name']}", [
+        table, html.note(_sentence(LEAF_LEGEND)) if table else "",
+        html.details("Histograms of the weights before and after", grid) if len(drawn) > 6 else grid,
+    ])  # fmt: skip
+
+
+def _leaf_cell(name: str, text: str, worst: float, most: float) -> Cell | str:
+    """A cell of the table of leaves: shares have bars, rises of the loss a heat."""
+    if name == "share":
+        return Cell(text, bar=float(text.rstrip("%")) / 100 / most)
+    return Cell(text, heat=0.8 * float(text) / worst) if name == "loss alone" and text != "-" else text
+
+
+def _classes(report: Report) -> str:
+    table = class_rows(report)
+    if not table:
+        return ""
+    names, confusion = class_names(report), report["confusion"]
+    columns = [Column("true class", "text"), *map(Column, names)]
+    matrix = lambda caption, key: html.table(caption, columns, _matrix(names, confusion[key]), fixed=True)
+    after = matrix(f"Confusion after {last(report)['name']}: a row for each true class", "final")
+    before = matrix("Confusion of the baseline: a row for each true class", "baseline")
+    folded = html.details("The baseline's confusion", before)
+    return html.section("By class", [_table("Right answers by class", table), after, folded])
+
+
+def _matrix(names: list[str], counts: list[list[int]]) -> list[list[Cell | str]]:
+    """Rows of a confusion matrix: what is right is cold, what is wrong warm, by its share of the row."""
+    out: list[list[Cell | str]] = []
+    for i, (name, line) in enumerate(zip(names, counts, strict=True)):
+        heats = [(-1 if i == j else 4) * n / max(sum(line), 1) for j, n in enumerate(line)]
+        out.append([name, *(Cell(f"{n:,}", heat=heat) if n else "" for n, heat in zip(line, heats, strict=True))])
+    return out
+
+
+def _training(report: Report) -> str:
+    return html.section("Training", [html.beside(charts.curves(report)), html.beside([charts.gradient_norms(report)])])
+
+
+def _facts(report: Report) -> str:
+    parts = [part for name, note, table in fact_tables(report) for part in (_table(name, table), html.note(note))]
+    return html.section("What the methods say", parts)
+
+
+def _skipped(report: Report) -> str:
+    listed = [[skipped["path"], skipped["reason"]] for skipped in report["skipped"]]
+    nothing = "<p>Nothing: every leaf is compressed and used as packed.</p>"
+    body = _table("Leaves and why", (["path", "reason"], listed)) if listed else nothing
+    return html.section("Left alone, or not used as packed", [body])
+
+
+def _reproduce(report: Report) -> str:
     devices = sorted(set(report["devices"]))
     counted = [f"{report['devices'].count(device)} of {device}" for device in devices]
-    pairs = [("seed", report["seed"]), ("devices", "; ".join(counted))]
-    pairs += [(name, version) for name, version in report["versions"].items()]
-    terms = "\n".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in pairs)
+    pairs = [("seed", report["seed"]), ("devices", "; ".join(counted)), *report["versions"].items()]
     if "model" in report["config"]:
         how = [
             "<p>Save this as again.py beside report.json, which holds the whole config,</p>",
@@ -141,25 +154,7 @@ def _circumstances(report: dict[str, Any]) -> str:
             "<pre>python -m experiments.compress --config=again.py --workdir=again</pre>",
         ]
     else:
-        how = [
-            "<p>Call jaxopt_nn.compress with the same network, data and recipe, the seed and the versions above.</p>"
-        ]
-    note = '<p class="note">On the same kind of device all numbers come out the same, but for times.</p>'
-    return _section("How to reproduce it", [f"<dl>\n{terms}\n</dl>", *how, note])
-
-
-def _section(title: str, body: Iterable[str]) -> str:
-    return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *body, "</section>"])
-
-
-def _table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    kinds = [f' class="{_WORDS[name]}"' if name in _WORDS else "" for name in header]
-    line = lambda tag, texts: (
-        "<tr>"
-        + "".join(f"<{tag}{kind}>{escape(text)}</{tag}>" for kind, text in zip(kinds, texts, strict=True))
-        + "</tr>"
-    )
-    return "\n".join([
-        '<div class="wide">\n<table>\n<thead>', line("th", header), "</thead>\n<tbody>",
-        *(line("td", texts) for texts in cells), "</tbody>\n</table>\n</div>",
-    ])  # fmt: skip
+        how = ["<p>Call jaxopt_nn.compress with the same network, data and recipe, the seed and the versions above.</p>"]
+    note = html.note("On the same kind of device all numbers come out the same, but for times.")
+    config = html.details("The config as JSON", f"<pre>{escape(json_text(report['config']))}</pre>")
+    return html.section("How to reproduce it", [html.terms(pairs), *how, note, config])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxopt_nn.reporting.rows import Scores, score_rows, scored
 from jaxopt_nn.reporting.tables import entries, human_bytes, last, shown
 
 if TYPE_CHECKING:
@@ -100,19 +101,18 @@ def _logarithmic(axes: Axes, which: str, form: Callable[[float], str]) -> None:
 def metric_bytes(report: Report) -> Figure | None:
     """The headline metric against stored bytes over the stages; those without a finite score are left out.
 
-    Each fold's end is a light point where there are several.
+    Where there are several folds, each is a light point, and means have their intervals.
     """
     name = report["headline"]
     kind = report["metrics"][name]
     scale, down = (100 if kind["unit"] == "%" else 1), kind["better"] == "lower"
-    value_of = lambda numbers: math.nan if numbers.get(name) is None else scale * numbers[name]
-    scores = [(e, value_of(e["metrics"])) for e in entries(report)]
-    finite = [(e, score) for e, score in scores if math.isfinite(score)]
+    scores = [(e, row, scale * scored(report, e, row)) for e, row in zip(entries(report), score_rows(report))]
+    finite = [place for place in scores if math.isfinite(place[-1])]
     if not finite or not report["stages"]:
         return None
-    found, value = zip(*finite, strict=True)
+    found, folds, value = zip(*finite, strict=True)
     size = [max(e["bytes"], 1) for e in found]
-    first = 1 if math.isfinite(scores[0][1]) else 0  # where the stages begin
+    first = 1 if math.isfinite(scores[0][-1]) else 0  # where the stages begin
     figure = _figure(WIDTH, 4.4)
     axes = figure.subplots()
     for baseline in value[:first]:
@@ -122,10 +122,7 @@ def metric_bytes(report: Report) -> Figure | None:
     axes.scatter(
         size[:first], value[:first], s=150, marker="*", color=ORANGE, edgecolor="white", linewidth=0.8, zorder=4
     )
-    folds = report.get("cross_validation", {}).get("of_folds", {}) if report.get("cross_validation") else {}
-    spread = [x for x in map(value_of, folds.get("final", ())) if math.isfinite(x)]
-    if spread:
-        axes.scatter([size[-1]] * len(spread), spread, s=26, color=BLUE, alpha=0.35, linewidth=0, zorder=2)
+    spread = _folds(axes, size, folds, scale)
     low, high = min([*value, *spread]), max([*value, *spread])
     margin = max(0.45 * (high - low), 0.5 if scale == 100 else 0.02 * max(abs(high), abs(low), 1e-9))
     axes.set_ylim(*((high + margin, low - margin) if down else (low - margin, high + margin)))  # better is up
@@ -134,9 +131,22 @@ def metric_bytes(report: Report) -> Figure | None:
     axes.set_xlim(max(size) * wide, min(size) / wide)
     axes.set_xlabel("stored bytes (log scale, smaller to the right)")
     axes.set_ylabel(f"{_names([name], 40)[0]}{', ' + kind['unit'] if kind['unit'] else ''}{' (better is up)' if down else ''}")
-    said = [shown(report, name, entry["metrics"][name]) for entry in found]
+    said = [shown(report, name, score / scale) for score in value]
     _place(figure, axes, _labels(found, value, said, -1 if down else 1), list(zip(size, value)))
     return figure
+
+
+def _folds(axes: Axes, sizes: Sequence[float], rows: Sequence[Scores], scale: float) -> list[float]:
+    """Draws the folds of each stage and the intervals of their means; all values that were drawn."""
+    out: list[float] = []
+    for size, row in zip(sizes, rows, strict=True):
+        if row.mean:
+            values = [scale * value for value in row.values if math.isfinite(value)]
+            ends = [scale * row.mean[end] for end in ("low", "high")]
+            axes.scatter([size] * len(values), values, s=26, color=BLUE, alpha=0.35, linewidth=0, zorder=2)
+            axes.vlines(size, *ends, color=BLUE, linewidth=1.2, zorder=2)
+            out += [*values, *ends]
+    return out
 
 
 def _labels(
@@ -205,14 +215,15 @@ def _place(
 # -- curves over the steps ---------------------------------------------------------------------------------------------
 
 
-class _Steps(NamedTuple):
+class Steps(NamedTuple):
     """The history on one axis of steps: entries of each stage with their places, and where stages begin and end."""
 
     stages: list[tuple[str, list[int], list[dict[str, Any]]]]
     spans: list[tuple[str, int, int]]
 
 
-def _steps(history: Sequence[dict[str, Any]]) -> _Steps:
+def steps(history: Sequence[dict[str, Any]]) -> Steps:
+    """The history with each stage behind the one before."""
     stages: list[tuple[str, list[int], list[dict[str, Any]]]] = []
     spans = []
     start = 0
@@ -222,7 +233,7 @@ def _steps(history: Sequence[dict[str, Any]]) -> _Steps:
         end = start + max(entry["step"] for entry in logged)
         spans.append((name, start, end))
         start = end
-    return _Steps(stages, spans)
+    return Steps(stages, spans)
 
 
 def _borders(figure: Figure, panels: Sequence[Axes], spans: Sequence[tuple[str, int, int]]) -> None:
@@ -251,14 +262,14 @@ def training_curves(report: Report) -> Figure | None:
     history = report.get("history")
     if not history:
         return None
-    steps = _steps(history)
+    over = steps(history)
     known = dict.fromkeys(name for entry in history for name in entry["metrics"])
     names = sorted(known, key=lambda name: (name != "loss", name != report["headline"]))[:CURVES]
     figure = _figure(WIDTH, 1.0 + 1.8 * len(names))
     panels = list(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0])
     for axes, name in zip(panels, names, strict=True):
         share = report["metrics"].get(name, {}).get("unit") == "%"
-        for _, places, logged in steps.stages:
+        for _, places, logged in over.stages:
             values = [entry["metrics"].get(name, math.nan) * (100 if share else 1) for entry in logged]
             axes.plot(places, values, color=BLUE, marker="o" if len(places) < 3 else "", markersize=3)
         axes.set_ylabel(f"training {_names([name], 30)[0]}{', %' if share else ''}")
@@ -266,7 +277,7 @@ def training_curves(report: Report) -> Figure | None:
     if min(losses) > 0 and max(losses) > 10 * min(losses):
         _logarithmic(panels[0], "y", "{:g}".format)
     panels[-1].set_xlabel("steps")
-    _borders(figure, panels, steps.spans)
+    _borders(figure, panels, over.spans)
     return figure
 
 
@@ -279,7 +290,7 @@ def gradient_norms(report: Report) -> Figure | None:
     logged = [entry["gradient_norms"] for entry in history if entry.get("gradient_norms")]
     if not logged:
         return None
-    steps = _steps(history)
+    over = steps(history)
     known = list(dict.fromkeys(path for norms in logged for path in norms))
     paths = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, min(LINES, len(known))).round().astype(int))]
     positive = [norms[path] for norms in logged for path in paths if 0 < norms.get(path, 0) < math.inf]
@@ -289,7 +300,7 @@ def gradient_norms(report: Report) -> Figure | None:
     axes.set_yscale("log")
     for k, (path, name) in enumerate(zip(paths, _names(paths, 40), strict=True)):
         color = colormaps["viridis"](0.82 * k / max(len(paths) - 1, 1))
-        for _, places, group in steps.stages:
+        for _, places, group in over.stages:
             norms = [entry.get("gradient_norms", {}).get(path, math.nan) for entry in group]
             values = [floor if norm == 0 else norm for norm in norms]
             marker = "o" if len(places) < 3 else ""
@@ -309,7 +320,7 @@ def gradient_norms(report: Report) -> Figure | None:
         title=_left_out(len(paths), len(known), "leaves, evenly chosen"),
         title_fontsize=8,
     )
-    _borders(figure, [axes], steps.spans)
+    _borders(figure, [axes], over.spans)
     return figure
 
 
@@ -404,7 +415,7 @@ PLOTS = {
     "metric_bytes.png": Plot(
         metric_bytes, "what it costs against bytes",
         "Each point is the network after a stage as it would be deployed: smaller is to the right, better is up; "
-        "the star and the dashed line are the baseline; light points are the ends of single folds.",
+        "the star and the dashed line are the baseline; light points are single folds, lines 95% intervals of their mean.",
     ),
     "training.png": Plot(
         training_curves, "training",

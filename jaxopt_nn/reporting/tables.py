@@ -25,9 +25,13 @@ LEAF_COLUMNS: Columns = {
     "path": lambda e: e["path"],
     "shape": lambda e: " x ".join(map(str, e["shape"])) or "scalar",
     "format": lambda e: e["format"],
+    "stage": lambda e: e["stage"] or "-",
     "bits/w": lambda e: f"{e['bits']:.2f}",
     "nonzero": lambda e: f"{e['nonzero'] / e['size']:.1%}" if e["size"] else "-",
     "bytes": lambda e: f"{e['bytes']:,}",
+    "share": lambda e: f"{e['share']:.1%}",
+    "MACs": lambda e: "-" if e["macs"] is None else f"{e['macs']:,}",
+    "loss alone": lambda e: "-" if e["alone"] is None else f"{e['alone']:+.3g}",
     "min": lambda e: "-" if e["min"] is None else f"{e['min']:.3g}",
     "max": lambda e: "-" if e["max"] is None else f"{e['max']:.3g}",
 }
@@ -36,11 +40,15 @@ LEGEND = (
     "bytes: everything stored; resident: the form that the backend runs; ratio: the baseline's float32 bytes over "
     "bytes; bits/w: bits over the baseline's parameters; ms@n: median latency of a batch of n"
 )
-
-
-#: Medians whose ratio is below this, or above its reciprocal, are not told apart: those of equal programs, timed in turns on
-#: two busy cores, differed by up to a quarter. A report keeps medians only.
-NOISE = 1.25
+#: What the columns of the table of leaves mean.
+LEAF_LEGEND = (
+    "stage: where the leaf got its format; bits/w: everything that is stored for a weight, codes, scales and mask; share: of "
+    "all stored bytes; MACs: multiply-accumulates for one example; loss alone: by how much the baseline's loss rises where "
+    "this leaf alone is compressed, without training; min, max: of the decoded weights"
+)
+#: A difference of latency is told where the whole interval of the ratio lies beyond this factor. On two cores that other
+#: programs kept busy, the interval of one and the same pair of programs moved by up to a fifth between runs.
+MARGIN = 1.25
 
 
 def entries(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -54,9 +62,10 @@ def last(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def scores(report: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics of the baseline and after the last stage: over all folds where there are several, of the test data."""
-    if cv := report.get("cross_validation"):
-        return cv["baseline"], cv["final"]
+    """The metrics of the baseline and after the last stage, of the test data: means over all folds where there are several."""
+    if over := report.get("summary"):
+        before, after = ({m: e["mean"] for m, e in over["test"][end]["metrics"].items()} for end in ("baseline", "final"))
+        return before, after
     before, after = report["baseline"], last(report)
     return before.get("test", before["metrics"]), after.get("test", after["metrics"])
 
@@ -91,22 +100,58 @@ def rows(report: dict[str, Any], without: Sequence[str] = ()) -> Table:
         if name not in without:
             columns[name] = functools.partial(_metric, report, name)
     columns |= COLUMNS
-    for batch in report["baseline"]["latency_ms"]:
+    for batch in report["baseline"]["latency"]:
         columns[f"ms@{batch}"] = functools.partial(_latency, batch=batch)
-    return list(columns), [[cell(entry) for cell in columns.values()] for entry in entries(report)]
+    over = report.get("summary")
+    means = [over["baseline"], *over["stages"]] if over else [{}] * len(entries(report))
+    told = [{**entry, "means": each.get("metrics")} for entry, each in zip(entries(report), means, strict=True)]
+    return list(columns), [[cell(entry) for cell in columns.values()] for entry in told]
 
 
 def _metric(report: dict[str, Any], name: str, entry: dict[str, Any]) -> str:
-    return shown(report, name, entry["metrics"].get(name))
+    if entry["means"] is None:
+        return shown(report, name, entry["metrics"].get(name))
+    return estimate(report, name, entry["means"].get(name))
+
+
+def estimate(report: dict[str, Any], name: str, over: dict[str, float] | None) -> str:
+    """A metric's mean over folds and half of its interval: ``98.05% ± 0.71``."""
+    if over is None:
+        return "-"
+    half = over["high"] - over["mean"]
+    share = report["metrics"][name]["unit"] == "%"
+    return f"{shown(report, name, over['mean'])} ± {f'{100 * half:.2f}' if share else f'{half:.2g}'}"
 
 
 def _latency(entry: dict[str, Any], batch: str) -> str:
-    return f"{entry['latency_ms'][batch]:.3g}"
+    return f"{entry['latency'][batch]['ms']:.3g}"
 
 
 def leaf_rows(entry: dict[str, Any]) -> Table:
-    """Header and cells of the table of a stage's leaves."""
-    return list(LEAF_COLUMNS), [[cell(leaf) for cell in LEAF_COLUMNS.values()] for leaf in entry.get("leaves", ())]
+    """Header and cells of the table of a stage's leaves; vectors that were left alone stand in one line, the last."""
+    leaves = entry.get("leaves", [])
+    alone = [leaf for leaf in leaves if leaf["stage"] is None and not leaf["macs"] and sum(n > 1 for n in leaf["shape"]) < 2]
+    if len(alone) > 1:
+        leaves = [*(leaf for leaf in leaves if leaf not in alone), _together(alone)]
+    empty = {name for name, key in _MEASURED.items() if all(leaf[key] is None for leaf in leaves)}
+    header = [name for name in LEAF_COLUMNS if name not in empty]
+    return header, [[LEAF_COLUMNS[name](leaf) for name in header] for leaf in leaves]
+
+
+#: Columns that are there only where some leaf has such a number.
+_MEASURED = {"stage": "stage", "MACs": "macs", "loss alone": "alone"}
+
+
+def _together(leaves: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several leaves as one."""
+    total = {key: sum(leaf[key] for leaf in leaves) for key in ("size", "nonzero", "bytes", "share")}
+    bits = 8 * total["bytes"] / max(total["size"], 1)
+    ends = [leaf for leaf in leaves if leaf["min"] is not None]
+    return {
+        **leaves[0], **total, "path": f"{len(leaves)} vectors, {leaves[0]['path']} and others", "shape": [total["size"]],
+        "format": ", ".join(dict.fromkeys(leaf["format"] for leaf in leaves)), "bits": bits,
+        "min": min((leaf["min"] for leaf in ends), default=None), "max": max((leaf["max"] for leaf in ends), default=None),
+    }  # fmt: skip
 
 
 def fact_tables(report: dict[str, Any]) -> list[tuple[str, str, Table]]:
@@ -166,43 +211,84 @@ def _change(report: dict[str, Any], before: dict[str, Any], after: dict[str, Any
 
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table does not say."""
+    warned = [f"warning: {said}" for said in report.get("warnings", ())]
+    others = (_over_folds, _tested, _control, _teacher, _speed, _artifact)
+    return [*warned, *(sentence for part in others for sentence in part(report))]
+
+
+def _over_folds(report: dict[str, Any]) -> list[str]:
+    """What the table's metrics are means of, what they come to on the test data, and which numbers are of one fold alone."""
+    over, cv, name = report.get("summary"), report.get("cross_validation"), report["headline"]
+    if not over or not cv:
+        return []
+    data = "the validation data" if "test" in last(report) else "the test data"
+    out = [f"metrics in the table: means over {cv['folds']} folds of {data} ± half of the 95% interval (Student's t)"]
+    ends = [over["test"][end]["metrics"].get(name) for end in ("baseline", "final")]
+    less = over["test"]["final"]["difference"].get(name)
+    difference = ""
+    if less is not None:
+        mean, *interval = (_signed(report, name, less[key]) for key in ("mean", "low", "high"))
+        unit = f" {unit_of(report, name)}".rstrip()
+        difference = f"; final less baseline, paired by fold: {mean}{unit}, 95% interval {' to '.join(interval)}"
+    before, after = (estimate(report, name, end) for end in ends)
+    out.append(f"test data, {cv['examples']:,} examples, each tested once: {name} {before} before, {after} after{difference}")
+    each = [value for fold in report["folds"] if (value := fold["final"].get(name)) is not None]
+    if each:
+        out.append(f"of single folds, {name} ends at {', '.join(shown(report, name, value) for value in each)}")
+    sizes = [fold["stages"][-1]["bytes"] for fold in report["folds"]]
+    varied = f"; over all folds, bytes end between {min(sizes):,} and {max(sizes):,}" if min(sizes) < max(sizes) else ""
+    return [*out, f"sizes, times, leaves and artifact are of fold 1{varied}"]
+
+
+def _signed(report: dict[str, Any], name: str, value: float) -> str:
+    """A difference of a metric, in points for a share."""
+    return f"{100 * value:+.2f}" if report["metrics"][name]["unit"] == "%" else f"{value:+.4g}"
+
+
+def _tested(report: dict[str, Any]) -> list[str]:
+    """That the table is not of the test data, for one run."""
+    if "test" not in last(report) or report.get("summary"):
+        return []
     name = report["headline"]
-    out = [*(f"warning: {said}" for said in report.get("warnings", ())), *_speed(report)]
-    if "test" in last(report):
-        before, after = (shown(report, name, numbers.get(name)) for numbers in scores(report))
-        out.append(f"the table is of the validation data; on the test data, {name} {before} before, {after} after")
-    if artifact := report["artifact"]:
-        out.append(
-            f"artifact: {artifact['bytes']:,} bytes on disk, {_sized(artifact['bytes'], report['baseline']['bytes'])} the "
-            f"baseline's arrays; read back, its {name} is {shown(report, name, artifact['metrics_reloaded'].get(name))}"
-        )
-    if teacher := report.get("teacher"):
-        params = teacher["params"]
-        out.append(
-            f"teacher: {name} {shown(report, name, teacher['metrics'].get(name))}, {params:,} parameters, "
-            f"{_times(params, report['baseline']['params'])}"
-        )
-    if control := report.get("control"):
-        found = (report.get("cross_validation") or {}).get("control") or control.get("test", control["metrics"])
-        without, within = (shown(report, name, numbers.get(name)) for numbers in (found, scores(report)[1]))
-        out.append(f"control: trained as long in float, without the recipe's methods, {name} is {without}; with them {within}")
-    if cv := report.get("cross_validation"):
-        change, each = better_by(report, cv["baseline"], cv["final"]), cv["of_folds"]["final"]
-        of_folds: list[float] = [value for fold in each if (value := fold.get(name)) is not None]
-        lost = "" if change is None else f", {_lost(report, change)}"
-        out.append(
-            f"cross-validation: {cv['folds']} folds, {cv['examples']:,} test examples; baseline "
-            f"{shown(report, name, cv['baseline'].get(name))}, final {shown(report, name, cv['final'].get(name))}{lost}"
-        )
-        if of_folds:
-            least, most = (shown(report, name, end(of_folds)) for end in (min, max))
-            out.append(f"of single folds, {name} ends between {least} and {most}")
-    return out
+    before, after = (shown(report, name, numbers.get(name)) for numbers in scores(report))
+    return [f"the table is of the validation data; on the test data, {name} {before} before, {after} after"]
 
 
-def _lost(report: dict[str, Any], change: float) -> str:
-    share = report["metrics"][report["headline"]]["unit"] == "%"
-    return f"lost points {-change:.2f}" if share else f"{'better' if change >= 0 else 'worse'} by {abs(change):.4g}"
+def _control(report: dict[str, Any]) -> list[str]:
+    """What training alone gives; or that nobody knows."""
+    name, control = report["headline"], report.get("control")
+    stages = {stage["name"] for stage in report["stages"]}
+    if not control:
+        trained = any(entry["stage"] in stages for entry in report.get("history") or ())
+        how = "--config.control=True" if "model" in report["config"] else "control=True"
+        return [f"no control was run, so what training alone would give is not known: pass {how}"] if trained else []
+    over = (report.get("summary") or {}).get("test", {}).get("control")
+    if over:
+        without = estimate(report, name, over["metrics"].get(name))
+    else:
+        without = shown(report, name, control.get("test", control["metrics"]).get(name))
+    within = shown(report, name, scores(report)[1].get(name))
+    return [f"control: trained as long in float, without the recipe's methods, {name} is {without}; with them {within}"]
+
+
+def _teacher(report: dict[str, Any]) -> list[str]:
+    name, teacher = report["headline"], report.get("teacher")
+    if not teacher:
+        return []
+    params, own = teacher["params"], report["baseline"]["params"]
+    metric = shown(report, name, teacher["metrics"].get(name))
+    return [f"teacher: {name} {metric}, {params:,} parameters, {_times(params, own)}"]
+
+
+def _artifact(report: dict[str, Any]) -> list[str]:
+    name, artifact = report["headline"], report["artifact"]
+    if not artifact:
+        return []
+    size = _sized(artifact["bytes"], report["baseline"]["bytes"])
+    again = shown(report, name, artifact["metrics_reloaded"].get(name))
+    fold = " on the test data of fold 1" if report.get("summary") else ""
+    stored = f"{artifact['bytes']:,} bytes on disk, {size} the baseline's arrays"
+    return [f"artifact: {stored}; read back, its {name}{fold} is {again}"]
 
 
 def _sized(size: int, other: int) -> str:
@@ -224,22 +310,28 @@ def _times(params: int, own: int) -> str:
 
 
 def _speed(report: dict[str, Any]) -> list[str]:
-    """The last stage's time over the baseline's at every batch, and a plain word where it is slower at some and faster at
-    none; nothing where latency was not measured.
+    """Where the last stage is slower or faster than the baseline, and a plain word where it is slower at some batch and faster
+    at none; nothing where latency was not measured.
     """
-    before, after = report["baseline"]["latency_ms"], last(report)["latency_ms"]
-    ratios = {batch: after[batch] / before[batch] for batch in before}
-    if not ratios:
+    found = last(report)["latency"]
+    if not found:
         return []
-    said = ", ".join(f"{ratio:.2f}x at {batch}" for batch, ratio in ratios.items())
-    alike = [batch for batch, ratio in ratios.items() if 1 / NOISE < ratio < NOISE]
-    which = "all" if len(alike) == len(ratios) else f"at {', '.join(alike)}"
-    doubt = f" ({which} within the noise of medians)" if alike else ""
-    lead = ""
-    if max(ratios.values()) >= NOISE and min(ratios.values()) > 1 / NOISE:
-        smaller = last(report)["bytes"] < report["baseline"]["bytes"]
-        lead = f"{'smaller, ' if smaller else ''}not faster, on this backend; "
-    return [f"{lead}time over the baseline's, by batch: {said}{doubt}"]
+    slower = {n: e for n, e in found.items() if e["low"] is not None and e["low"] > MARGIN}
+    faster = {n: e for n, e in found.items() if e["high"] is not None and e["high"] < 1 / MARGIN}
+    few = [n for n, e in found.items() if e["low"] is None]
+    alike = [n for n in found if n not in {*slower, *faster, *few}]
+    said = [f"{_times_as_long(e)} at {n}" for n, e in found.items() if n in slower or n in faster]
+    if alike:
+        said.append(f"no difference seen at {', '.join(alike)} (below {MARGIN:g}x nothing is told)")
+    if few:
+        said.append(f"too few rounds at {', '.join(few)}")
+    smaller = "smaller, " if last(report)["bytes"] < report["baseline"]["bytes"] else ""
+    lead = f"{smaller}not faster, on this backend; " if slower and not faster else ""
+    return [f"{lead}time against the baseline's, by batch: {'; '.join(said)}"]
+
+
+def _times_as_long(entry: dict[str, float]) -> str:
+    return f"{entry['ratio']:.2f}x ({entry['low']:.2f} to {entry['high']:.2f})"
 
 
 def circumstances(report: dict[str, Any]) -> str:

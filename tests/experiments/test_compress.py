@@ -14,17 +14,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from ml_collections import config_flags
+from sklearn.datasets import load_digits
 
 import jaxopt_nn as jn
 from configs.digits_quickstart import get_config
 from experiments import common, compress
 from experiments import config as configs
+from experiments.data.digits import digits
 from experiments.model import restored
 from jaxopt_nn.coding.artifact import load_artifact
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.checkpoints import locked
 from jaxopt_nn.pipeline.classes import classification
-from jaxopt_nn.pipeline.compress import Compressor
+from jaxopt_nn.pipeline.compress import Compressor, Sums
+from jaxopt_nn.reporting import tables
 from jaxopt_nn.reporting.progress import Progress
 
 TRACES = []
@@ -93,7 +96,7 @@ def test_the_quickstart_is_ten_times_smaller_with_the_same_architecture(quicksta
 
 def test_its_artifact_gives_the_accuracy_of_the_stage(quickstart):
     report, workdir, _ = quickstart
-    assert report["artifact"]["metrics_reloaded"] == report["stages"][-1]["metrics"]
+    assert report["artifact"]["metrics_reloaded"] == report["stages"][-1]["test"]
     assert report["artifact"]["path"] == str(workdir / "artifact")
     _, manifest = load_artifact(report["artifact"]["path"])
     assert manifest["recipe"] == report["config"]["stages"]
@@ -104,9 +107,37 @@ def test_all_images_are_tested_once(quickstart):
     found = report["cross_validation"]
     assert (found["folds"], found["examples"]) == (2, 1797)
     for name, entry in (("baseline", report["baseline"]), ("final", report["stages"][-1])):
-        parts = [fold["accuracy"] for fold in found["of_folds"][name]]
-        assert found["of_folds"][name][0] == entry["metrics"]
+        parts = [fold[name]["accuracy"] for fold in report["folds"]]
+        assert report["folds"][0][name] == entry["test"]
         assert found[name]["accuracy"] == pytest.approx((899 * parts[0] + 898 * parts[1]) / 1797)
+        assert np.sum(report["confusion"][name]) == 1797
+        assert np.trace(report["confusion"][name]) == round(1797 * found[name]["accuracy"])
+
+
+def test_the_table_is_of_all_folds(quickstart):
+    """By NumPy, from the folds' own numbers: mean, Student's interval of two folds (t = tan(0.475 pi)), paired differences."""
+    report, *_ = quickstart
+    t = np.tan(0.475 * np.pi)
+    for k, over in enumerate([report["summary"]["baseline"], *report["summary"]["stages"]]):
+        of = lambda fold, k=k: (fold["valid"] if k == 0 else fold["stages"][k - 1]["metrics"])["accuracy"]
+        each = np.array([of(fold) for fold in report["folds"]])
+        mean, half = each.mean(), t * np.ptp(each) / 2
+        assert over["metrics"]["accuracy"] == pytest.approx({"mean": mean, "low": mean - half, "high": mean + half, "n": 2})
+        less = each - [fold["valid"]["accuracy"] for fold in report["folds"]]
+        assert k == 0 or over["difference"]["accuracy"]["mean"] == pytest.approx(less.mean())
+    assert tables.rows(report)[1][-1][1] == f"{mean:.2%} ± {100 * half:.2f}"
+
+
+def test_validation_data_is_seen_by_no_training_and_by_curves(quickstart):
+    report, *_ = quickstart
+    task = digits(1, 2, 0, valid=0.1)
+    parts = [{x.tobytes() for x in source.tree[0]} for source in (task.train, task.valid, task.test)]
+    assert (task.train.size, task.valid.size, task.test.size) == (809, 90, 898)
+    assert not parts[0] & parts[1] and len(parts[0] | parts[1] | parts[2]) == len({x.tobytes() for x in load_digits().data})
+    for stage in ("float", "clip", "prune", "quantize"):
+        points = [entry["valid"] for entry in report["history"] if entry["stage"] == stage and "valid" in entry]
+        assert len(points) == (8 if stage == "float" else 4) and {*points[0]} == {"accuracy", "loss"}
+    assert points[-1] == pytest.approx(report["stages"][-1]["metrics"]), "weights alone are quantized under w4a16"
 
 
 def test_another_fold_compiles_nothing_that_holds_the_model(tmp_path):
@@ -128,18 +159,20 @@ def test_no_fold_shares_its_seed_with_another_fold_or_seed():
 
 
 def test_folds_are_pooled_by_their_labels():
-    """30 and 10 labels: sums of hits and losses, not means of means."""
-    task = classification(test=(np.zeros((1, 2), np.float32), [0]))
+    """30 and 10 labels: pooled are sums of hits and losses, no means of means; the mean of folds weighs each alike."""
+    task = classification(test=(np.zeros((1, 2), np.float32), [0])).replace(details={})
     sums = lambda hits, loss, n: {"accuracy": (hits, n), "loss": (loss, n)}
-    results = [
-        types.SimpleNamespace(sums=(sums(15, 60.0, 30), sums(9, 90.0, 30)), report={"stages": [{"ratio": 4.0}]}),
-        types.SimpleNamespace(sums=(sums(9, 40.0, 10), sums(8, 50.0, 10)), report={"stages": [{"ratio": 5.0}]}),
-    ]
-    found = compress.pooled(task, results, 12)
-    assert (found["folds"], found["examples"]) == (2, 12)
-    assert found["baseline"] == {"accuracy": 24 / 40, "loss": 2.5} and found["final"] == {"accuracy": 17 / 40, "loss": 3.5}
-    assert found["of_folds"]["final"] == [{"accuracy": 0.3, "loss": 3.0}, {"accuracy": 0.8, "loss": 5.0}]
-    assert found["of_folds"]["ratio"] == [4.0, 5.0]
+    pairs = [(sums(15, 60.0, 30), sums(9, 90.0, 30)), (sums(9, 40.0, 10), sums(8, 50.0, 10))]
+    numbers = lambda each: {"baseline": task.result(each[0]), "final": task.result(each[1]), "stages": []}
+    results = [types.SimpleNamespace(sums=Sums(*pair), report={"folds": [numbers(pair)]}) for pair in pairs]
+    found = compress.joined(task, results, 12)
+    pooled = found["cross_validation"]
+    assert (pooled["folds"], pooled["examples"]) == (2, 12)
+    assert pooled["baseline"] == {"accuracy": 24 / 40, "loss": 2.5} and pooled["final"] == {"accuracy": 17 / 40, "loss": 3.5}
+    assert found["folds"] == list(map(numbers, pairs))
+    ends = found["summary"]["test"]
+    assert ends["baseline"]["metrics"]["accuracy"]["mean"] == pytest.approx((0.5 + 0.9) / 2)
+    assert ends["final"]["difference"]["accuracy"]["mean"] == pytest.approx((-0.2 - 0.1) / 2)
 
 
 def test_the_table_is_printed_plain_or_coloured(quickstart, capsys, monkeypatch):
@@ -147,14 +180,14 @@ def test_the_table_is_printed_plain_or_coloured(quickstart, capsys, monkeypatch)
     compress.show(report, str(workdir))
     plain = capsys.readouterr().out
     assert plain.splitlines()[0].startswith("stage ") and plain.splitlines()[-1] == f"report: {workdir}/report.html"
-    assert "cross-validation: 2 folds, 1,797 test examples" in plain
+    assert "test data, 1,797 examples, each tested once" in plain
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     for width, coloured in ((60, False), (120, True)):
         monkeypatch.setenv("COLUMNS", str(width))
         compress.show(report, str(workdir))
         shown = capsys.readouterr().out
         assert (shown == plain) != coloured
-        assert all(word in shown for word in ("quantize", "16.1", "cross-validation"))
+        assert all(word in shown for word in ("quantize", "16.1", "each tested once"))
 
 
 def command(config, *flags):
@@ -375,7 +408,7 @@ def test_a_student_learns_from_its_teacher(tmp_path, changes, said):
     config = tiny(**{**TAUGHT, **changes})
     report = compress.run(config, str(tmp_path), say=lines.append, latency=False)
     assert report["history"][0]["stage"] == "teacher" and report["teacher"]["params"] == 12 * 7
-    assert report["baseline"]["latency_ms"] == {} and said in "\n".join(lines)
+    assert report["baseline"]["latency"] == {} and said in "\n".join(lines)
     if start := config.get("start"):
         untrained = compress.run(
             {**config, "float": {"epochs": 0, "learning_rate": 0.1}, "start": start}, str(tmp_path / "u"), latency=False

@@ -19,7 +19,7 @@ from experiments import compress
 from jaxopt_nn.interpret.network import Network
 
 ROOT = pathlib.Path(compress.__file__).parent.parent
-TIMES = ("latency_ms", "seconds")
+TIMES = ("latency", "seconds")
 
 
 def shrunk():

@@ -119,7 +119,7 @@ def test_in_at_most_15_lines(user, ratio, left_alone):
     assert result.stages[-1]["ratio"] > ratio
     assert left_alone <= {s["path"] for s in result.report["skipped"]}
     assert result(X[:5]).shape == (5, 3)
-    assert [line.split()[0] for line in str(result).splitlines()] == [
+    assert [line.split()[0] for line in str(result).splitlines()[:-1]] == [
         "stage",
         "baseline",
         *(s["name"] for s in result.stages),
@@ -134,16 +134,23 @@ def test_the_report_has_its_schema(run):
     report = json.loads((workdir / "report.json").read_text())
     assert report == result.report
     assert list(report) == [
-        "schema", "config", "seed", "devices", "versions", "metrics", "headline", "baseline", "stages", "artifact", "skipped",
-        "warnings", "history", "histograms", "seconds",
+        "schema", "title", "model", "data", "config", "seed", "devices", "versions", "metrics", "headline", "baseline",
+        "stages", "control", "artifact", "skipped", "warnings", "history", "histograms", "confusion", "seconds",
+        "folds",
     ]  # fmt: skip
-    assert report["schema"] == 3 and report["headline"] == "accuracy"
+    assert (report["model"], report["data"]) == ("386 parameters in 4 leaves", "64 test examples")
+    assert report["schema"] == 4 and report["headline"] == "accuracy"
     kinds = {"accuracy": {"unit": "%", "better": "higher"}, "loss": {"unit": "nats", "better": "lower"}}
     assert report["metrics"] == kinds
     for entry in (report["baseline"], *report["stages"]):
-        assert set(entry) == NAMES | {"latency_ms", "leaves", "facts"} and set(entry["metrics"]) == set(kinds)
+        assert set(entry) == NAMES | {"latency", "leaves", "facts"} and set(entry["metrics"]) == set(kinds)
         assert sum(leaf["bytes"] for leaf in entry["leaves"]) == entry["bytes"]
-        assert list(entry["latency_ms"]) == ["1", "32", "1024"] and min(entry["latency_ms"].values()) > 0
+        assert list(entry["latency"]) == ["1", "32", "1024"]
+        assert all(0 < each["low"] <= each["ratio"] <= each["high"] and each["ms"] > 0 for each in entry["latency"].values())
+        assert {leaf["path"]: leaf["macs"] for leaf in entry["leaves"]} == {
+            "calls": None, "up/b": None, "up/w": 8 * 32, "down/w": 32 * 3,
+        }  # fmt: skip
+        assert sum(leaf["share"] for leaf in entry["leaves"]) == pytest.approx(1)
     assert set(report["artifact"]) == {"path", "bytes", "metrics_reloaded"}
     assert all(set(entry) == {"path", "reason"} for entry in report["skipped"])
     assert [s["name"] for s in report["stages"]] == ["clip", "prune", "quantize"]
@@ -277,7 +284,7 @@ def test_assumptions_and_what_one_stage_left_alone_reach_the_report():
 def test_a_batch_that_does_not_fit_is_not_timed_and_named(monkeypatch):
     monkeypatch.setattr(latency, "room", lambda: 20e3)  # [1024, 32] float32 are 131 kB
     result = jn.compress(NETWORK, CHEAP, TASK, latency=(1, 1024))
-    assert [list(entry["latency_ms"]) for entry in (result.report["baseline"], *result.stages)] == [["1"], ["1"]]
+    assert [list(entry["latency"]) for entry in (result.report["baseline"], *result.stages)] == [["1"], ["1"]]
     said = {s["path"]: s["reason"] for s in result.report["skipped"]}
     assert said["latency, batch 1024"].startswith("not measured: a call takes ")
 
@@ -398,8 +405,8 @@ def test_a_loss_that_is_nan_is_shipped_and_another_number_is_said_after_writing(
     compressor.ship(result, TASK, tmp_path)
     assert np.isnan(result.stages[-1]["metrics"]["loss"])
     assert {"report.json", "artifact"} <= {p.name for p in tmp_path.iterdir()}
-    hits, count = result.sums[1]["accuracy"]
-    result.sums[1]["accuracy"] = (hits + 16, count)
+    hits, count = result.sums.final["accuracy"]
+    result.sums.final["accuracy"] = (hits + 16, count)
     (tmp_path / "report.json").unlink()
     with pytest.raises(RuntimeError, match=r"artifact: read back, its metrics are .*, in memory they were"):
         compressor.ship(result, TASK, tmp_path)

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxopt_nn.reporting.leaf_table import histograms, leaf_table
+import jaxopt_nn as jn
+from jaxopt_nn.reporting.leaf_table import histograms, leaf_table, told_stages
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.qtensor import QTensor
 
 
 def rows(tree):
-    table = leaf_table(tree)
+    table = leaf_table(tree, {"b": 7})
     json.dumps(table, allow_nan=False)
     return {row["path"]: row for row in table}
 
@@ -36,8 +37,9 @@ def test_each_leaf_of_a_stored_network(rng):
     assert list(found) == ["a/bias", "a/kernel", "b", "c", "d"]
     assert found["a/bias"] == {
         "path": "a/bias", "shape": [3], "format": "bfloat16", "bits": 16.0, "size": 3, "nonzero": 2, "bytes": 6,
-        "min": -2.0, "max": 3.0,
+        "min": -2.0, "max": 3.0, "share": 6 / jn.nbytes(tree), "macs": None, "stage": None, "alone": None,
     }  # fmt: skip
+    assert sum(row["share"] for row in found.values()) == pytest.approx(1) and found["b"]["macs"] == 7
     formats = {path: row["format"] for path, row in found.items()}
     assert formats["a/kernel"] == "Masked(QTensor int4)" and formats["b"] == "QTensor int4"
     assert formats["c"] == "Masked(float32)" and formats["d"] == "QTensor uint8"
@@ -68,14 +70,24 @@ def test_leaves_without_an_order_or_a_value_have_defined_rows():
     }  # fmt: skip
     assert (found["empty"]["bits"], found["empty"]["bytes"], found["empty"]["size"]) == (0.0, 0, 0)
     assert (found["scalar"]["shape"], found["scalar"]["bits"], found["scalar"]["format"]) == ([], 32.0, "int32")
-    assert leaf_table({}) == []
+    assert leaf_table({}, {}) == []
+
+
+def test_a_leaf_is_told_with_the_stages_that_changed_its_format():
+    forms = {"baseline": ("float", "float"), "clip": ("float", "float"), "prune": ("mask", "float"), "w4": ("codes", "codes")}
+    entries = [
+        {"name": name, "leaves": [{"path": path, "format": form} for path, form in zip("ab", each)]}
+        for name, each in forms.items()
+    ]
+    found = [[leaf["stage"] for leaf in entry["leaves"]] for entry in told_stages(entries)]
+    assert found == [[None, None], [None, None], ["prune", None], ["prune, w4", "w4"]]
 
 
 def test_a_kind_of_leaf_is_compiled_once(rng):
     tree = lambda n: {str(i): jnp.asarray(rng.normal(size=(4, 5)), jnp.float32) for i in range(n)}
-    leaf_table(tree(1))
+    leaf_table(tree(1), {})
     with jax.no_tracing():
-        leaf_table(tree(3))
+        leaf_table(tree(3), {})
 
 
 @pytest.mark.parametrize("bins", [1, 3, 61])

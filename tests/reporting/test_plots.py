@@ -8,10 +8,12 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib import style
+from matplotlib.collections import LineCollection
 from matplotlib.image import imread
 
 from jaxopt_nn.reporting import plots, tables
-from tests.reporting.test_write import BARE, CROSS, REPORT, entry, leaf, logged, of_errors
+from tests.reporting.full_report import ACCURACIES, full
+from tests.reporting.test_write import BARE, REPORT, entry, leaf, logged, of_errors
 
 ALL = ["metric_bytes.png", "training.png", "leaves.png", "weights.png", "gradients.png"]
 
@@ -78,12 +80,22 @@ def test_labels_of_many_stages_cover_no_other_label_and_no_point(errors):
     assert axes.yaxis_inverted() == errors, "better is up"
 
 
-def test_the_end_of_each_fold_is_a_point():
-    (axes,) = figure(plots.metric_bytes, {**REPORT, "cross_validation": CROSS}).axes
+def test_each_fold_is_a_point_and_means_have_their_intervals():
+    report = full()
+    (axes,) = figure(plots.metric_bytes, report).axes
     folds = [c.get_offsets().tolist() for c in axes.collections if c.get_alpha()]
-    assert folds == [[[400.0, 95.0], [400.0, 100.0]]]
+    by_stage = list(zip(*ACCURACIES))[:3]
+    sizes = (4000.0, 1500.0, 400.0)
+    expected = [[[size, pytest.approx(100 * value)] for value in values] for size, values in zip(sizes, by_stage)]
+    assert folds == expected
+    bars = [c.get_segments()[0].tolist() for c in axes.collections if isinstance(c, LineCollection)]
+    told = [report["summary"]["baseline"], *report["summary"]["stages"]]
+    for bar, size, stage in zip(bars, sizes, told, strict=True):
+        mean = stage["metrics"]["accuracy"]
+        assert bar == [[size, pytest.approx(100 * mean[end])] for end in ("low", "high")]
     low, high = axes.get_ylim()
-    assert low < 90 and high > 100
+    assert low < min(bar[0][1] for bar in [b.get_segments()[0] for b in axes.collections if isinstance(b, LineCollection)])
+    assert high > 100
 
 
 def test_labels_of_one_size_are_joined_and_stand_where_their_neighbours_are_not():

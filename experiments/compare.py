@@ -1,0 +1,83 @@
+"""Compares runs: a leaderboard, score against bytes and latency, and the fields in which their configs differ.
+
+    python -m experiments.compare RUN RUN ... [--out=FOLDER]
+
+A RUN is a folder that ``experiments.compress`` has written. ``compare.html`` and ``compare.json`` go into FOLDER, by default
+the folder that all runs share. Runs of one config with other seeds count as one setting, with mean and interval. What can't
+be read, or has not finished, is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+from . import common
+from .command import start
+from .comparison import compared, write
+from .summary import score_text
+
+
+def run(runs: Sequence[str], out: str = "") -> dict[str, Any]:
+    """Compares runs, and writes ``compare.html`` and ``compare.json``.
+
+    Args:
+      runs: their folders.
+      out: where the files go, made if missing; empty: the folder that all runs share.
+
+    Returns:
+      What ``compare.json`` holds (``comparison.compared``).
+
+    Raises:
+      ValueError: no run is named.
+      OSError: ``out`` can't be written.
+    """
+    if not runs:
+        raise ValueError("no run is named: pass folders that experiments.compress has written")
+    out = out or shared(runs)
+    made = compared([Path(folder) for folder in runs], Path(out))
+    write(made, out, "compare")
+    return made
+
+
+def shared(runs: Sequence[str]) -> str:
+    """The folder that holds all runs."""
+    return os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in runs])
+
+
+def show(made: Mapping[str, Any], page: str) -> None:
+    """Prints the settings, the best first, what could not be read, and where the page lies."""
+    for number, group in enumerate(made["groups"]):
+        sign = -1 if group["metric"]["better"] == "higher" else 1
+        cells = sorted((c for c in made["cells"] if c["group"] == number), key=lambda c: sign * c["score"]["mean"])
+        header = ["setting", "n", f"{group['metric']['name']} on {group['data']}", "bytes", "ratio", "best in"]
+        lines = []
+        for cell in cells:
+            score = score_text(cell["score"]["mean"], cell["score"]["std"], cell["metric"])
+            size, ratio = f"{cell['bytes']['mean']:,.0f}", f"{cell['ratio']['mean']:.2f}x"
+            lines.append([cell["name"], str(cell["n"]), score, size, ratio, ", ".join(cell["front"]) or "-"])
+        common.show(header, lines)
+    for entry in made["failed"]:
+        print(f"not compared: {entry['folder']}: {entry['error']}")
+    print(f"page: {page}")
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("out", "", "Where the page goes; by default the folder that all runs share.")
+
+
+def main(argv: Sequence[str]) -> None:
+    given = common.flag_values(argv[:1])
+    if len(argv) < 2:
+        raise app.UsageError("name the runs: experiments.compare RUN RUN ...")
+    with common.plain_errors():
+        made = run(argv[1:], given.out)
+    show(made, os.path.join(given.out or shared(argv[1:]), "compare.html"))
+
+
+if __name__ == "__main__":
+    start(define_flags, main, __doc__)
