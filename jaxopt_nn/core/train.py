@@ -216,11 +216,10 @@ def make_step(
 
     check_takes(loss, 3 if update_rules is None else 4, "make_step: loss", LOSS)
     _check_training(method, optimizer, "make_step")
-    told, update = (_without_rules(loss), _keep_rules) if update_rules is None else (loss, update_rules)
+    told, update = (loss, update_rules) if update_rules else (_without_rules(loss), _keep_rules)
 
     def step(ts: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        mask = trained(ts.params, still)
-        moved, rest = _split(ts.params, mask)
+        moved, rest = _split(ts.params, mask := trained(ts.params, still))
 
         def view_moved(moved: PyTree, learnt: PyTree) -> tuple[PyTree, PyTree]:
             return _split(method.view(_join(moved, rest), State(learnt, ts.carried)), mask)
@@ -241,9 +240,8 @@ def make_step(
         updates, opt = optimizer.update(slopes, ts.opt, now)
         new = optax.apply_updates(now, updates)
         params, learnt = method.project(_join(new["params"], rest), State(new["learnt"], ts.carried))
-        state = State(learnt, ts.carried)
         at_view = _join(dense, jax.tree.map(jnp.zeros_like, rest))
-        state = method.update(params, state, step=ts.step, grads=at_view)
+        state = method.update(params, State(learnt, ts.carried), step=ts.step, grads=at_view)
         rules = update(_join(seen, seen_rest), batch, _with_learnt(ts.rules, new["rules"]), measured, ts.step)
         params = map_with_path(lambda path, x: changed.get(path, x), params) if changed else params
         after = TrainState(params, state.learnt, state.carried, opt, ts.step + 1, ts.key, dict(rules))

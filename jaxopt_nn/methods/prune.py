@@ -357,18 +357,11 @@ class _Pruning:
 
 
 def _check_functions(criterion: Any, allocation: Any) -> None:
-    for name, value, known in (
-        ("criterion", criterion, "magnitude, saliency"),
-        ("allocation", allocation, "per_leaf, erk"),
-    ):
-        if not callable(value):
-            raise TypeError(
-                f"prune({name}={value!r}): pass the function itself ({known}); only a config gives its name"
-            )
-        if name == "criterion":
-            check_takes(value, 3, "prune: criterion", "a function (weight, gradient or None, known) -> score of its shape")
-        else:
-            check_takes(value, 3, "prune: allocation", "a function (scores, roles, sparsity) -> {path: bool mask}")
+    """Raises TypeError where one is no function of three arguments; only a config gives its name."""
+    scored = "the function itself: magnitude, saliency, or your own (weight, gradient or None, known) -> score of its shape"
+    shared = "the function itself: per_leaf, erk, or your own (scores, roles, sparsity) -> {path: bool mask}"
+    check_takes(criterion, 3, "prune: criterion", scored)
+    check_takes(allocation, 3, "prune: allocation", shared)
 
 
 def _pending(sparsity: Any, threshold: Any, step: int) -> str | None:

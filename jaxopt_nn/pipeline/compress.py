@@ -20,7 +20,6 @@ from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.files import open_workdir
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Pass
-from jaxopt_nn.core.report import Report
 from jaxopt_nn.core.transform import Facts, State, Transform, explain
 from jaxopt_nn.cost.latency import devices, latencies
 from jaxopt_nn.export.exported import check_platforms, exported
@@ -231,17 +230,18 @@ def _check_call(task: Any, seed: Any, latency: Any, config: Any) -> None:
         raise TypeError(f"compress: config is {in_words(config)}; pass a dict, or None for the recipe in words")
 
 
-def _skipped(method: Transform, reports: Sequence[Report], now: Position) -> list[dict[str, str]]:
-    """What is to be said of leaves: left alone, assumed of, made anew, or not used as they are packed."""
+def _remarks(
+    method: Transform, forms: Sequence[_Form], rows: Sequence[dict[str, Any]], now: Position, task: Task,
+    others: Sequence[dict[str, str]],
+) -> dict[str, Any]:  # fmt: skip
+    """``skipped``, of leaves: left alone, assumed of, made anew, or not used as they are packed; ``warnings``: said first."""
+    reports = [f.ready.run.explain(f.ready.variables, *task.example, states=f.ready.states) for f in forms[1:]]
     messages = sum(reports, explain(method, now.network.variables, now.info) + now.info.report + now.anew)
     said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]
-    return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
-
-
-def _warnings(task: Task, forms: Sequence[_Form], rows: Sequence[dict[str, Any]], reports: Sequence[Report]) -> list[str]:
-    """What is to be said first."""
-    unused = [said for form, report in zip(forms[1:], reports) for said in unused_rules(form.name, form.ready, task, report)]
-    return [*unused, *at_chance(task, [form.name for form in forms[1:]], [row["metrics"] for row in rows])]
+    skipped = [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
+    unused = [each for form, report in zip(forms[1:], reports) for each in unused_rules(form.name, form.ready, task, report)]
+    lost = at_chance(task, [form.name for form in forms[1:]], [row["metrics"] for row in rows])
+    return {"skipped": [*skipped, *others], "warnings": [*unused, *lost]}
 
 
 class Compressor:
@@ -278,7 +278,6 @@ class Compressor:
         against, sums = self._controlled(network, run, sums)
         rows, untimed = _timed(rows, forms, task, latency)
         rows, unmeasured = self._sensitive(rows, forms, now, task, sensitivity)
-        reports = [f.ready.run.explain(f.ready.variables, *task.example, states=f.ready.states) for f in forms[1:]]
         plan = self._course.accumulated(task.steps)
         report = {
             "schema": write.SCHEMA,
@@ -293,8 +292,7 @@ class Compressor:
             "stages": rows[1:],
             "control": against,
             "artifact": None,
-            "skipped": [*_skipped(plan.methods[-1], reports, now), *untimed, *unmeasured],
-            "warnings": _warnings(task, forms, rows, reports),
+            **_remarks(plan.methods[-1], forms, rows, now, task, [*untimed, *unmeasured]),
             "history": history,
             "histograms": self._histograms(network, now, task),
             **task.compared(sums.baseline, sums.final),

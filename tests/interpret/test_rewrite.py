@@ -184,7 +184,7 @@ def test_what_has_its_own_batching_or_lowering_is_entered():
 
 
 def test_errors_of_the_model_itself_come_through():
-    with pytest.raises(ValueError, match="apply fails on inputs .*: TypeError: dot_general") as caught:
+    with pytest.raises(ValueError, match=r"apply fails on inputs .*: TypeError: dot_general") as caught:
         rewrite(mlp)(W, X[:, :3])
     assert isinstance(caught.value.__cause__, TypeError)
 

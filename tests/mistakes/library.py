@@ -59,7 +59,7 @@ TRANSFORMS = [
     ('jn.quantize(4, ste="round")', ValueError, "ste='round'", "allowed are 'clip', 'pass' and 'none'"),
     ('jn.quantize(4, rounding="stochastic")', ValueError, "key=None", "key=jax.random.key(0)"),
     ('jn.quantize(4, rounding="stochastic", key="a")', TypeError, "key is 'a'", "jax.random.key(0)"),
-    ("jn.prune(0.9)", TypeError, "criterion=0.9", "pass the function itself"),
+    ("jn.prune(0.9)", TypeError, "criterion is 0.9", "pass the function itself"),
     ("jn.prune(sparsity=90)", ValueError, "sparsity=90", "for 90 % pass sparsity=0.9"),
     ('jn.prune(sparsity="90%")', TypeError, "sparsity='90%'", "pass one number"),
     ("jn.prune()", ValueError, "sparsity=None, threshold=None", "give one of them"),

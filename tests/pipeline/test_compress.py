@@ -357,7 +357,7 @@ def test_bad_models(bad, said):
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        (jn.Stage("q", jn.where("**/kernel", jn.quantize(4))), "pattern .* matches no path of 4; nearest"),
+        (jn.Stage("q", jn.where("**/kernel", jn.quantize(4))), "pattern .* matches no path of 4: .*; nearest"),
         (jn.Stage("q", jn.quantize(4, group=3)), "down/w: axis 0 has 32 entries, not a multiple of group=3"),
         (jn.Stage("q", jn.chain(jn.quantize(4), jn.clip(-1.0, 1.0))), "put the member that packs last"),
     ],
