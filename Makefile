@@ -21,7 +21,7 @@ FIND_PYTHON = for python in "$(PYTHON)" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions
 
 .PHONY: demo test test-all lint types pytest slow docs links which clean
 
-# `test` includes `cli`: where it is installed nothing more is.
+# `test` includes `cli` and `docs`: where it is installed nothing more is.
 demo: $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-cli)
 	JAX_PLATFORMS=$(JAX_PLATFORMS) $(BIN)/python -m experiments.compress --config=configs/digits_quickstart.py --workdir=$(WORKDIR)
 
@@ -45,11 +45,11 @@ slow: $(VENV)/installed-test
 	XLA_FLAGS="$$XLA_FLAGS $(EXACT)" $(BIN)/python -m pytest -m "exact and slow" $(SLOW_FLAGS) $(TESTS) || test $$? -eq 5
 
 # A warning is an error, and so is a reference that leads nowhere. Needs no network; `links` asks each external address.
-docs: $(VENV)/installed-docs
+docs: $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-docs)
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-links: $(VENV)/installed-docs
+links: $(or $(wildcard $(VENV)/installed-test),$(VENV)/installed-docs)
 	JAX_PLATFORMS=cpu $(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
 
 which:

@@ -1,6 +1,6 @@
 """A byte-level transformer, rounded after training to 4 bits in groups of 32, with no training at all.
 
-    python -m experiments.compress --config=configs/bytes_lm_ptq.py --workdir=runs/bytes_lm_ptq
+    jaxopt compress --config=bytes_lm_ptq --workdir=runs/bytes_lm_ptq
 
 Scanned layers, grouped-query attention, rotary positions, tied embeddings, trained on twenty files of the Python standard
 library; the number is bits a byte on the last 5 % of the text. Another text: ``--config.data.dir=FOLDER``. The files differ

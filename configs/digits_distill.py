@@ -1,7 +1,7 @@
 """A student of 1/42 of its teacher's parameters learns from the teacher's outputs (Hinton et al. 2015), on digits.
 
-    python -m experiments.compress --config=configs/digits_distill.py --workdir=runs/digits_distill
-    python -m experiments.sweep --config=configs/digits_distill.py --workdir=runs/digits_distill_sweep --seeds=3 \\
+    jaxopt compress --config=digits_distill --workdir=runs/digits_distill
+    jaxopt sweep --config=digits_distill --workdir=runs/digits_distill_sweep --seeds=3 \\
         --grid="float.distill.hard_weight=0.1,1.0" --baseline="hard_weight=1.0"
 
 The teacher is LeNet-300-100 (50,610 parameters), the student one hidden layer of 16 units; ``hard_weight=1`` trains on the

@@ -1,6 +1,6 @@
 """LeNet-300-100 on handwritten digits: 16 times smaller, the same architecture, at most one point of accuracy lost.
 
-    python -m experiments.compress --config=configs/digits_quickstart.py --workdir=runs/digits_quickstart
+    jaxopt compress --config=digits_quickstart --workdir=runs/digits_quickstart
 
 Clipping to [-1, 1], 88 % global magnitude pruning and 4-bit weights, each with fine-tuning, on scikit-learn's 1797 images,
 in 5 folds: every image is tested once by a network that was not trained on it. About 35 s of CPU time on 2 cores.

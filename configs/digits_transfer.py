@@ -1,6 +1,6 @@
 """Weight transfer: a network begins from the weights of another one that was trained before it.
 
-    python -m experiments.compress --config=configs/digits_transfer.py --workdir=runs/digits_transfer
+    jaxopt compress --config=digits_transfer --workdir=runs/digits_transfer
 
 An NNX LeNet-300-100 starts from a Flax Linen one by a map of paths (``params/Dense_0/kernel`` to ``layers/0/kernel``) and
 trains for 2 epochs; ``--config.start.how=""`` is the same from random weights.

@@ -1,7 +1,7 @@
 """A student of a tenth of its teacher's parameters and 2,000 images learns from the teacher's outputs, on Fashion-MNIST.
 
-    python -m experiments.compress --config=configs/fashion_distill.py --workdir=runs/fashion_distill
-    python -m experiments.sweep --config=configs/fashion_distill.py --workdir=runs/fashion_distill_sweep --seeds=5 \\
+    jaxopt compress --config=fashion_distill --workdir=runs/fashion_distill
+    jaxopt sweep --config=fashion_distill --workdir=runs/fashion_distill_sweep --seeds=5 \\
         --grid="float.distill.hard_weight=0.1,1.0" --baseline="hard_weight=1.0"
 
 The teacher is LeNet-300-100 (266,610 parameters), trained on all 60,000 images; the student has one hidden layer of 32 units

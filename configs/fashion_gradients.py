@@ -1,7 +1,7 @@
 """Do gradients vanish under quantization? Gradient norms by layer, for three derivatives of rounding, over the widths.
 
-    python -m experiments.compress --config=configs/fashion_gradients.py --workdir=runs/fashion_gradients
-    python -m experiments.gradients --config=configs/fashion_gradients.py --workdir=runs/fashion_gradients_study
+    jaxopt compress --config=fashion_gradients --workdir=runs/fashion_gradients
+    jaxopt gradients --config=fashion_gradients --workdir=runs/fashion_gradients_study
 
 The first command logs and plots one case; the second runs all (``pass``, ``clip``, ``none`` at 8, 4, 2 and 1 bits) and writes
 ``findings.md``. The network is trained with rounded weights from the start. Weights are clipped to two standard deviations of

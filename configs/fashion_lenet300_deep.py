@@ -1,11 +1,11 @@
 """LeNet-300-100 on Fashion-MNIST: gradual pruning, then 4 bits, the order of Deep Compression.
 
-    python -m experiments.compress --config=configs/fashion_lenet300_deep.py --workdir=runs/fashion_lenet300_deep
+    jaxopt compress --config=fashion_lenet300_deep --workdir=runs/fashion_lenet300_deep
 
 90 % of the weights go on the cubic schedule of Zhu and Gupta (2017), allocated by Erdos-Renyi (RigL, Evci et al. 2020), over
 the first 40 % of 10 epochs at a constant rate, which end with the moving average of the weights; then 5 epochs of
 straight-through training with 4-bit weights per channel. Sparsity, allocation and bits are meant to be swept, e.g.
-``experiments.sweep --grid="stages[0].sparsity.final=0.9,0.95,0.98,0.99" --seeds=5``.
+``jaxopt sweep --grid="stages[0].sparsity.final=0.9,0.95,0.98,0.99" --seeds=5``.
 
 About 35 s on 2 cores (AMD EPYC).
 Expected, seed 0, JAX 0.10.2: float 89.71 %, 89.89 % pruned (7.5x), 90.14 % with 4 bits, 49,865 bytes for 1,066,440 (21.4x, 1.50

@@ -1,6 +1,6 @@
 """LeNet-300-100 on Fashion-MNIST with 4-bit weights: straight-through training after float training.
 
-    python -m experiments.compress --config=configs/fashion_lenet300_qat4.py --workdir=runs/fashion_lenet300_qat4
+    jaxopt compress --config=fashion_lenet300_qat4 --workdir=runs/fashion_lenet300_qat4
 
 One scale for each output channel, range by largest magnitude, 10 epochs with Adam. ``--config.stages[0].epochs=0`` is
 post-training rounding; ``--config.stages[0].bits=6`` or ``8`` other widths; ``--config.stages[0].rule=w4a8`` runs integer

@@ -1,6 +1,6 @@
 """LeNet-5-Caffe on Fashion-MNIST: convolutions pruned and quantized with the classifier.
 
-    python -m experiments.compress --config=configs/fashion_lenet5.py --workdir=runs/fashion_lenet5
+    jaxopt compress --config=fashion_lenet5 --workdir=runs/fashion_lenet5
 
 90 % sparse by Erdos-Renyi-kernel on the cubic schedule, then 4-bit weights; 2 + 2 + 1 epochs over 20,000 images, since a
 convolution takes a CPU long: ``--config.data.limit=0`` takes all 60,000.

@@ -1,6 +1,6 @@
 """Neuron pruning: units that never fire on the training data are switched off, and not one answer changes.
 
-    python -m experiments.compress --config=configs/fashion_neurons.py --workdir=runs/fashion_neurons
+    jaxopt compress --config=fashion_neurons --workdir=runs/fashion_neurons
 
 LeNet-300-100 on Fashion-MNIST; a first stage masks the units whose output is 0 on all 60,000 training images (fan-in, bias
 and fan-out), a second the half of each layer that moves the next one least, with 5 epochs of training.

@@ -1,6 +1,6 @@
 """Structure transfer: a student of half the widths starts from the teacher's most important units.
 
-    python -m experiments.compress --config=configs/fashion_slices.py --workdir=runs/fashion_slices
+    jaxopt compress --config=fashion_slices --workdir=runs/fashion_slices
 
 LeNet-300-100 on Fashion-MNIST teaches LeNet-150-50, which begins as slices of it and trains for 3 epochs.
 ``--config.start.how=""`` is the same student from random weights.

@@ -1,6 +1,6 @@
 """An autoencoder, 60 % pruned and rounded to 4 bits.
 
-    python -m experiments.compress --config=configs/task_autoencoder.py --workdir=runs/task_autoencoder
+    jaxopt compress --config=task_autoencoder --workdir=runs/task_autoencoder
 
 scikit-learn's digits of 64 pixels through 8 numbers and back, fold 0 of 5. About 40 s of CPU time on 2 cores.
 

@@ -1,6 +1,6 @@
 """A convolutional network with BatchNorm and dropout, 80 % pruned and rounded to 4 bits.
 
-    python -m experiments.compress --config=configs/task_cnn.py --workdir=runs/task_cnn
+    jaxopt compress --config=task_cnn --workdir=runs/task_cnn
 
 scikit-learn's digits, fold 0 of 5: 1,437 images to train on, 360 to test on. ``jn.linen`` finds the module's two modes by
 itself: in training BatchNorm counts its statistics and dropout draws, after a stage the network that is deployed is evaluated.

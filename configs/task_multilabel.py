@@ -1,6 +1,6 @@
 """Several labels an image, 80 % pruned and rounded to 4 bits.
 
-    python -m experiments.compress --config=configs/task_multilabel.py --workdir=runs/task_multilabel
+    jaxopt compress --config=task_multilabel --workdir=runs/task_multilabel
 
 Whether one of scikit-learn's digits is even, prime, at least five, drawn with a loop, a multiple of three; an NNX network. F1
 and the area under the ROC curve are of the whole test set, not means over batches. About 30 s of CPU time on 2 cores.

@@ -1,6 +1,6 @@
 """A recurrent language model over padded lines from a generator, 70 % pruned and rounded to 4 bits.
 
-    python -m experiments.compress --config=configs/task_padded_text.py --workdir=runs/task_padded_text
+    jaxopt compress --config=task_padded_text --workdir=runs/task_padded_text
 
 Numbers below ten thousand in words, letter by letter. The generator is told a seed for each epoch, and draws new lines: a run
 that is killed goes on to the same numbers. Padding counts for nothing. About 65 s of CPU time on 2 cores.

@@ -1,6 +1,6 @@
 """Two heads and a loss of its own, 80 % pruned and rounded to 4 bits.
 
-    python -m experiments.compress --config=configs/task_two_heads.py --workdir=runs/task_two_heads
+    jaxopt compress --config=task_two_heads --workdir=runs/task_two_heads
 
 Which of scikit-learn's digits an image shows, and by how many quarter turns it was turned: a dict of outputs, the sum of two
 cross-entropies, three metrics; the headline counts images of which both answers are right. About 40 s of CPU time on 2 cores.

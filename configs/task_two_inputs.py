@@ -1,6 +1,6 @@
 """A regression with two inputs, 80 % pruned and rounded to 4 bits, beside an equal-training control.
 
-    python -m experiments.compress --config=configs/task_two_inputs.py --workdir=runs/task_two_inputs
+    jaxopt compress --config=task_two_inputs --workdir=runs/task_two_inputs
 
 The sum of two of scikit-learn's digits from their images, which are read with the same weights; 8,192 pairs to train on, 1,024
 pairs of other images to test on. The control trains the float network for the recipe's 16 epochs too, on the same minibatches:

@@ -10,6 +10,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
+from sphinx.ext import autosummary
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -55,6 +56,7 @@ autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 autosummary_generate = False
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("eq.", "eqs.", "sec.")  # a summary does not end there
 
 # Types of other packages: their pages would have to be fetched.
 nitpick_ignore_regex = [("py:.*", r"(?!jaxopt_nn).*"), ("py:.*", r"jaxopt_nn\.[a-z_]+\..*")]
@@ -101,9 +103,17 @@ def told_already(app: Sphinx, kind: str, name: str, value: Any, skip: bool, opti
     return True if (getattr(value, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def one_name_a_line(app: Sphinx, kind: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
+    """`lo, hi: the box` is an entry for each: as a field of an attribute the first name would be taken for a type."""
+    entry = re.compile(r"^  (\w+(?:, \w+)+): (.*(?:\n    .*)*)", re.MULTILINE)
+    each = lambda found: "\n".join(f"  {name}: {found[2]}" for name in found[1].split(", "))
+    lines[:] = entry.sub(each, "\n".join(lines)).split("\n")
+
+
 def setup(app: Sphinx) -> None:
     next(field for field in PyObject.doc_field_types if field.name == "variable").label = "Attributes"
     app.connect("autodoc-process-signature", parsable)
+    app.connect("autodoc-process-docstring", one_name_a_line, priority=400)  # before napoleon's
     app.add_post_transform(LinkedNames)
     app.connect("autodoc-skip-member", told_already)
     app.connect("missing-reference", public)

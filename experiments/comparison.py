@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxopt_nn.core.files import open_workdir, write_file
+from jaxopt_nn.core.paths import addresses
 from jaxopt_nn.reporting.tables import json_text
 from jaxopt_nn.reporting.write import SCHEMA as REPORT_SCHEMA
 
 from .comparison_page import page
-from .grid import addresses
 from .summary import cell_entry, record
 
 SCHEMA = 1

@@ -1,6 +1,6 @@
 """Trains a network, or loads one, and takes it through the stages of a config.
 
-    python -m experiments.compress --config=configs/digits_quickstart.py --workdir=DIR [--config.x=y ...]
+    jaxopt compress --config=digits_quickstart --workdir=DIR [--config.x=y ...]
 
 A run that was killed goes on where it was: give the same command again.
 

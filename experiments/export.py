@@ -1,11 +1,11 @@
 """Takes an artifact to where networks run: programs without its code, or weights in the format of another tool.
 
-    python -m experiments.export --artifact=runs/digits_quickstart/artifact --to=jax,safetensors --out=exported
+    jaxopt export --artifact=runs/digits_quickstart/artifact --to=jax,safetensors --out=exported
 
 ``jax``: an artifact with ``jax.export`` programs for ``--platforms``, weights as stored, for a batch of any size.
 ``safetensors``, ``msgpack``, ``orbax``: the variables, compressed as they are. ``compressed-tensors``: integer weights as vLLM
-and Transformers read them; leaves that do not fit are an error, or floats with ``--others=dense``. Each file is read back and
-compared.
+and Transformers read them; leaves that do not fit are an error, or written without masks, or as floats, with
+``--others=dense``. Each file is read back and compared.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from jaxopt_nn.coding.safetensors import from_safetensors, to_safetensors
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.export.exported import check_platforms, exported
 from jaxopt_nn.export.programs import as_files, of_files
+from jaxopt_nn.tensors.base import densify
 
 from . import common
 from .command import start
@@ -121,10 +122,9 @@ def _container(name: str, variables: PyTree, folder: Path, others: str, overwrit
     file, write, read = CONTAINERS[name]
     options = {"others": others} if name == "compressed-tensors" else {}
     written = write(folder / file, variables, overwrite=overwrite, **options)
-    leaves = leaves_by_path(variables)
-    wanted = {path: x.densify() if path in written.dense else x for path, x in leaves.items()}
-    check_equal(leaves_by_path(read(written.path)), wanted, name)
-    return written, [f"{path} is written as floats: it {reason}" for path, reason in written.dense.items()]
+    values = lambda tree: {path: densify(x) if path in written.dense else x for path, x in leaves_by_path(tree).items()}
+    check_equal(values(read(written.path)), values(variables), name)
+    return written, [f"{path} is written dense: it {reason}" for path, reason in written.dense.items()]
 
 
 def check_equal(got: PyTree, wanted: PyTree, name: str) -> None:

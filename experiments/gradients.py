@@ -1,6 +1,6 @@
 """Do gradients vanish under quantization? Runs a config over derivatives of rounding and widths, and says what it found.
 
-    python -m experiments.gradients --config=configs/fashion_gradients.py --workdir=runs/fashion_gradients_study
+    jaxopt gradients --config=fashion_gradients --workdir=runs/fashion_gradients_study
 
 The config's last stage quantizes and logs gradient norms; the one before clips. ``pass`` lets the gradient through everywhere,
 ``clip`` only inside the range, ``none`` has the true derivative of rounding, which is 0. ``activations`` rounds the activations

@@ -8,10 +8,10 @@ import hashlib
 import itertools
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxopt_nn.core.paths import near_misses
+from jaxopt_nn.core.paths import addresses, near_misses
 
 Grid = dict[str, list[Any]]
 BRACKETS = {"(": ")", "[": "]", "{": "}"}
@@ -79,17 +79,6 @@ def cell_named(text: str, cells: Sequence[Cell], config: Mapping[str, Any]) -> s
         return fit[0]
     what = f"fits {len(fit)} cells" if fit else "is no cell of the grid"
     raise ValueError(f"baseline={text}: {what}; cells: {', '.join(fit or near_misses(text, names) or names[:5])}")
-
-
-def addresses(config: Any, at: str = "") -> dict[str, Any]:
-    """``{address: value}`` of everything in a config that holds nothing else: ``stages[1].sparsity``."""
-    if config and isinstance(config, Mapping):
-        inner: Iterator[tuple[str, Any]] = ((f"{at}.{k}" if at else str(k), v) for k, v in config.items())
-    elif config and isinstance(config, list | tuple):
-        inner = ((f"{at}[{i}]", v) for i, v in enumerate(config))
-    else:
-        return {at: config}
-    return {address: value for key, part in inner for address, value in addresses(part, key).items()}
 
 
 def lookup(config: Any, key: str) -> Any:

@@ -1,6 +1,6 @@
 """Says what a config's model is made of, and what its recipe takes; nothing is trained or run.
 
-    python -m experiments.inspect --config=configs/digits_quickstart.py [--workdir=runs/inspect]
+    jaxopt inspect --config=digits_quickstart [--workdir=runs/inspect]
 
 MACs are multiply-accumulates of one example, flops twice as many; bytes are those of the float leaves. With ``--workdir``
 the same lies there as ``inspect.json``, ``inspect.md`` and ``inspect.png``.

@@ -6,6 +6,7 @@ What a package holds comes from the first line of its docstring, what it imports
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import pathlib
 import re
@@ -31,6 +32,7 @@ def imports() -> dict[str, set[str]]:
 def needed(direct: dict[str, set[str]]) -> dict[str, list[str]]:
     """Of each package's imports those that it can't reach through another one."""
 
+    @functools.cache
     def below(package: str) -> set[str]:
         return direct[package].union(*map(below, direct[package]))
 

@@ -1,6 +1,6 @@
 """Runs a compressed network from its artifact, on all devices, and times it.
 
-    python -m experiments.predict --artifact=runs/digits_quickstart/artifact [--data=...] [--batch_size=128]
+    jaxopt predict --artifact=runs/digits_quickstart/artifact [--data=...] [--batch_size=128]
 
 Data: the test part of the task that the artifact's config names; or ``--data=package.module:load``, a function that returns a
 ``Task`` (its test part is taken), a batch such as ``(x, y)``, or ``x``; or ``--data=file.npz`` with ``x`` and, where known,

@@ -1,6 +1,6 @@
 """Serves a compressed network over HTTP, from its artifact.
 
-    python -m experiments.serve --artifact=runs/digits_quickstart/artifact [--port=8000] [--max_batch=256]
+    jaxopt serve --artifact=runs/digits_quickstart/artifact [--port=8000] [--max_batch=256]
 
 Requests are batched: they wait in a bounded queue, for ``--max_delay_ms`` at most, and run together in one call of a program
 that was compiled at the start. There is no authentication and no encryption: the server listens on the loopback interface; put

@@ -1,6 +1,6 @@
 """Runs a config over a grid of overrides and several seeds; says mean, spread and paired differences.
 
-    python -m experiments.sweep --config=configs/digits_quickstart.py --workdir=runs/sweep --seeds=5 \\
+    jaxopt sweep --config=digits_quickstart --workdir=runs/sweep --seeds=5 \\
         --grid="stages[1].sparsity=0.8,0.9;stages[2].bits=4,8" --baseline="stages[1].sparsity=0.8,stages[2].bits=4"
 
 Each run is one of ``experiments.compress`` in ``WORKDIR/<cell>/seed_<n>``, latency not measured. A sweep that was stopped goes
@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxopt_nn.core.files import open_workdir, write_file
+from jaxopt_nn.core.paths import addresses
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import locked, nothing
 from jaxopt_nn.pipeline.recipe import check_recipe
@@ -30,7 +31,7 @@ from . import common, comparison_page, compress
 from .command import start
 from .comparison import grouped
 from .config import checked
-from .grid import Cell, addresses, cell_named, cells_of, read_grid
+from .grid import Cell, cell_named, cells_of, read_grid
 from .summary import draw, header_and_cells, record, scored, summary
 
 Say = Callable[[str], None]

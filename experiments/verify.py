@@ -1,6 +1,6 @@
 """Reads an artifact back whole and checks everything about it that can be checked here.
 
-    python -m experiments.verify runs/digits_quickstart/artifact
+    jaxopt verify runs/digits_quickstart/artifact
 
 Checked are the manifest's own checksum, each file's size and checksum, every array against the structure, and for each
 exported program that it can be read and takes the stored weights. The program for this platform is run: the weights that it

@@ -1,14 +1,19 @@
 """Every block of the pages runs as it stands: Python as doctests, one namespace a page; commands against their programs."""
 
 import ast
+import configparser
 import doctest
 import importlib
+import json
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import jax
 import pytest
+from sphinx.search.en import SearchEnglish
 
 import jaxopt_nn
 from experiments import layout
@@ -20,6 +25,9 @@ DOCS = REPOSITORY / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts) + [REPOSITORY / "README.md"]
 #: Pages that train or compile for longer than two seconds.
 LONG = {
+    "docs/explanation/pack-law.md",
+    "docs/explanation/two-mechanisms.md",
+    "docs/explanation/why-sparse-is-not-faster.md",
     "docs/how-to/artifacts.md",
     "docs/how-to/batchnorm-and-dropout.md",
     "docs/how-to/export.md",
@@ -107,6 +115,14 @@ def test_commands_are_those_of_the_programs(page):
                 assert field in DEFAULTS or eval(f"config.{field}", {"config": config}) is not None, field
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_extras_are_those_of_the_package(page):
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    named = re.findall(r"(?:\.|jaxopt_nn)\[([\w,]+)\]", page.read_text())
+    assert {extra for each in named for extra in each.split(",")} <= set(config["options.extras_require"])
+
+
 def test_each_public_name_has_one_entry_in_the_reference():
     text = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
     entries = re.findall(r"^\.\. auto(?:function|class|data):: (\w+)$", text, re.MULTILINE)
@@ -130,3 +146,42 @@ def test_the_table_of_packages_is_true():
 
 def test_the_readme_is_short():
     assert len((REPOSITORY / "README.md").read_text().splitlines()) < 150
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """The built pages; a warning, such as a link that leads nowhere, is an error."""
+    out = tmp_path_factory.mktemp("html")
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-b", "html", str(DOCS), str(out)]
+    done = subprocess.run(build, capture_output=True, text=True, cwd=REPOSITORY)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def ranked(index, words):
+    """Names of the pages that hold all of the words, those first that hold more of them in their titles."""
+
+    def pages(table, word):
+        at = index[table].get(word, [])
+        return set(at if isinstance(at, list) else [at])
+
+    stems = [SearchEnglish({}).stem(word) for word in words.split()]
+    found = set.intersection(*(pages("terms", word) | pages("titleterms", word) for word in stems))
+    score = {page: sum(page in pages("titleterms", word) for word in stems) for page in found}
+    return [index["docnames"][page] for page in sorted(found, key=lambda page: (-score[page], page))]
+
+
+@pytest.mark.slow
+def test_twelve_questions_are_answered_by_a_section_and_by_the_search(html):
+    index = json.loads(re.fullmatch(r"Search.setIndex\((.*)\)", (html / "searchindex.js").read_text(), re.DOTALL)[1])
+    rows = re.findall(r"^\| .* \| \[.*\]\((.*)\.md#(.*)\) \| (.*) \|$", (DOCS / "questions.md").read_text(), re.MULTILINE)
+    assert len(rows) == 12
+    for page, section, words in rows:
+        assert f'id="{section}"' in (html / f"{page}.html").read_text(), section
+        assert page in ranked(index, words)[:3], words
+
+
+@pytest.mark.slow
+def test_pages_need_nothing_from_another_host(html):
+    loaded = re.compile(r'<(?:script|img|link)[^>]* (?:src|href)="(?:https?:)?//[^"]*"')
+    assert not {page.name: loaded.findall(page.read_text()) for page in html.rglob("*.html") if loaded.search(page.read_text())}

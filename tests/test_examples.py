@@ -2,6 +2,8 @@
 
 import doctest
 import inspect
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,11 @@ import pytest
 import jaxopt_nn as jn
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-#: Public functions of ``jn.metrics``, which is a module; ``Metric`` is a public name of its own.
+#: What ``jn.metrics``, a module, defines; ``Metric`` is a public name of its own.
 METRICS = [
     name
     for name, value in vars(jn.metrics).items()
-    if inspect.isfunction(value) and value.__module__ == jn.metrics.__name__ and not name.startswith("_")
+    if getattr(value, "__module__", "") == jn.metrics.__name__ and not name.startswith("_") and name not in jn.__all__
 ]
 NAMES = {name: getattr(jn, name) for name in jn.__all__}
 NAMES |= {f"metrics.{name}": getattr(jn.metrics, name) for name in METRICS}
@@ -28,6 +30,12 @@ def sections(value) -> str:
 def test_no_public_name_is_without_an_example():
     without = [name for name, value in NAMES.items() if "\n\nExample:\n" not in sections(value)]
     assert not without, f"public names without an example: {', '.join(without)}"
+
+
+def test_the_reference_has_all_metrics():
+    page = pathlib.Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
+    entries = re.findall(r":: jaxopt_nn::metrics\.(\w+)$", page.read_text(), re.MULTILINE)
+    assert sorted(entries) == sorted(METRICS)
 
 
 def test_examples_are_short():

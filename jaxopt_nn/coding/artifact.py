@@ -32,7 +32,7 @@ class Artifact:
     """Where files lie and the sum of their sizes; usable as a path.
 
     Attributes:
-      dense: by path, why a leaf was written as floats although it is compressed.
+      dense: by path, why a leaf was written without its mask, or as floats, although it is compressed.
     """
 
     path: Path

@@ -54,13 +54,14 @@ def to_compressed_tensors(
       tree: dicts, lists, tuples and None around arrays and compressed tensors: ``network.variables``, say.
       names: ``(path, layer) -> name of the weight``, ``"model.layers.3.mlp.up_proj.weight"``; layer is None where the weight
         is one matrix. Where a runtime is to load the files, these are the names that its own code has.
-      others: what becomes of compressed tensors that do not fit: ``"error"``, or ``"dense"``: floats.
+      others: what becomes of compressed tensors that do not fit: ``"error"``, or ``"dense"``: a mask over codes that fit is
+        written as these codes, zeros among them, anything else as floats.
       activations: 8 says that layers of 8 bits get activations rounded to 8 bits, with a scale for each token.
       config: further entries of ``config.json``, such as the architecture.
       overwrite: replaces the two files where they stand.
 
     Returns:
-      the folder; its ``dense`` says which leaves were written as floats, and why.
+      the folder; its ``dense`` says which leaves were written so, and why.
 
     Raises:
       FileExistsError: a file stands there and ``overwrite`` is False.
@@ -69,10 +70,8 @@ def to_compressed_tensors(
         that is not allowed.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, jaxopt_nn as jn
       >>> kernel = jn.QTensor.quantize(jnp.ones((64, 8)), scale=0.25 * jnp.ones((2, 8)), bits=4)
-      >>> folder = jn.to_compressed_tensors(pathlib.Path(tempfile.mkdtemp()) / "net", {"params": {"up": {"kernel": kernel}}})
+      >>> folder = jn.to_compressed_tensors("net", {"params": {"up": {"kernel": kernel}}})
       >>> sorted(file.name for file in folder.path.iterdir())
       ['config.json', 'model.safetensors']
     """
@@ -112,10 +111,8 @@ def from_compressed_tensors(directory: str | os.PathLike[str]) -> PyTree:
       ValueError: no such layout, a damaged file, or weights of a kind that ``QTensor`` can't hold; named.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, jaxopt_nn as jn
       >>> kernel = jn.QTensor.quantize(jnp.ones((64, 8)), scale=0.25 * jnp.ones((2, 8)), bits=4)
-      >>> folder = jn.to_compressed_tensors(pathlib.Path(tempfile.mkdtemp()) / "net", {"params": {"up": {"kernel": kernel}}})
+      >>> folder = jn.to_compressed_tensors("net", {"params": {"up": {"kernel": kernel}}})
       >>> bool((jn.from_compressed_tensors(folder)["params"]["up"]["kernel"].codes == kernel.codes).all())
       True
     """
@@ -145,14 +142,16 @@ def _laid(tree: PyTree, others: str) -> tuple[PyTree, dict[str, str]]:
     if dense and others == "error":
         listed = "\n".join(f"  {path}: {reason}" for path, reason in dense.items())
         raise ValueError(
-            f"these leaves do not fit the compressed-tensors layout:\n{listed}\nPass others='dense' to write them as floats, "
-            "or use jaxopt_nn.to_safetensors, which keeps them as they are"
+            f"these leaves do not fit the compressed-tensors layout:\n{listed}\nPass others='dense' to write them without "
+            "masks, or as floats; or use jaxopt_nn.to_safetensors, which keeps them as they are"
         )
 
     def laid(path: str, leaf: Any) -> Any:
-        if is_compressed(leaf) and path not in dense:
+        if path in dense:
+            whole = leaf.coded()  # a mask over codes: zeros have a code
+            leaf = whole if whole is not None and refusal(whole) is None else leaf.densify()
+        if is_compressed(leaf):
             return laid_out(leaf)
-        leaf = leaf.densify() if is_compressed(leaf) else leaf
         matrix = getattr(leaf, "ndim", 0) == 2 and path.split("/")[-1] == "kernel"
         return Linear(leaf.T, turned=True, float_dtype=leaf.dtype.name) if matrix else leaf
 
@@ -216,7 +215,7 @@ def quantization_config(layers: Mapping[str, Linear], activations: int | None = 
 
 
 def _scheme(layer: Linear, activations: int | None) -> dict[str, Any]:
-    columns = layer.values()[0].shape[1] if layer.weight_shape is None else int(layer.weight_shape[1])
+    _, columns = layer.weight.shape if layer.weight_shape is None else map(int, layer.weight_shape)
     groups = layer.weight_scale.shape[1]
     strategy, size = ("channel", None) if groups == 1 else ("group", columns // groups)
     common = {"num_bits": layer.bits, "type": "int", "dynamic": False, "symmetric": layer.weight_zero_point is None}
@@ -250,11 +249,10 @@ def _read_layer(module: str, parts: Mapping[str, np.ndarray], section: Mapping[s
       ValueError: its parts are not those of integer codes with scales for each output or group.
     """
     scheme = scheme_of(module, section, source)
-    codes, scale = parts.get("weight_packed", parts.get("weight")), parts["weight_scale"]
-    kind, bits = scheme.get("type", "int"), scheme.get("num_bits")
-    strategy = scheme.get("strategy") or "channel"
+    packed, scale = parts.get("weight_packed"), parts["weight_scale"]
+    kind, bits, strategy = scheme.get("type", "int"), scheme.get("num_bits"), scheme.get("strategy") or "channel"
     known = kind == "int" and bits in WIDTHS and strategy in ("tensor", "channel", "group")
-    if not known or codes is None or codes.dtype != (np.int32 if "weight_packed" in parts else np.int8):
+    if not known or not _fitting(parts, bits or 0):
         held = ", ".join(f"{part} {x.dtype}{list(x.shape)}" for part, x in parts.items())
         raise ValueError(
             f"{source}: {module}: {bits} bits of {kind} by {strategy} ({held}); this version reads int codes of {WIDTHS} bits "
@@ -262,12 +260,26 @@ def _read_layer(module: str, parts: Mapping[str, np.ndarray], section: Mapping[s
         )
     scale = scale.reshape(1, 1) if scale.size == 1 else scale.reshape(len(scale), -1)
     zero = None if scheme.get("symmetric", True) else parts.get("weight_zero_point")
-    if zero is not None and "weight_packed" not in parts:
+    if zero is not None and packed is None:
         zero = zero.reshape(scale.shape)
-    return Linear(
-        parts.get("weight"), parts.get("weight_packed"), scale, zero, parts.get("weight_shape"), bits=bits,
-        float_dtype=scale.dtype.name, has_zero=zero is not None,
-    ).tensor()  # fmt: skip
+    layer = Linear(
+        parts.get("weight"), packed, scale, zero, parts.get("weight_shape"), bits=bits, float_dtype=scale.dtype.name,
+        has_zero=zero is not None,
+    )  # fmt: skip
+    try:
+        return layer.tensor()
+    except ValueError as error:
+        raise ValueError(f"{source}: {module}: {error}") from error
+
+
+def _fitting(parts: Mapping[str, np.ndarray], bits: int) -> bool:
+    """Whether a module has codes, of the type and size that belong to their width."""
+    if "weight_packed" not in parts:
+        return "weight" in parts and parts["weight"].dtype == np.int8 and parts["weight"].ndim == 2 and bits == 8
+    if "weight_shape" not in parts or parts["weight_shape"].shape != (2,):
+        return False
+    rows, columns = map(int, parts["weight_shape"])
+    return parts["weight_packed"].dtype == np.int32 and parts["weight_packed"].shape == (rows, -(-columns * bits // 32))
 
 
 def scheme_of(module: str, section: Mapping[str, Any], source: str) -> Mapping[str, Any]:

@@ -198,7 +198,8 @@ def is_turned(shape: Sequence[int], groups: Sequence[int]) -> bool:
 
 
 def _shifted(codes: np.ndarray, by: int) -> np.ndarray:
-    return np.ascontiguousarray((codes.astype(np.int16) + by).astype(np.int8))
+    """Codes as int8, moved by the half of their range where they are unsigned."""
+    return np.ascontiguousarray((codes.astype(np.int16) + by if by else codes).astype(np.int8))
 
 
 def to_words(codes: np.ndarray, bits: int) -> np.ndarray:

@@ -30,9 +30,7 @@ def to_msgpack(path: str | os.PathLike[str], tree: PyTree, *, overwrite: bool = 
       ValueError: two arrays have one name.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, jaxopt_nn as jn
-      >>> file = jn.to_msgpack(pathlib.Path(tempfile.mkdtemp()) / "net.msgpack", {"w": jnp.ones(3)})
+      >>> file = jn.to_msgpack("net.msgpack", {"w": jnp.ones(3)})
       >>> jn.from_msgpack(file)["w"].shape
       (3,)
     """
@@ -49,12 +47,12 @@ def from_msgpack(path: str | os.PathLike[str]) -> PyTree:
     """The tree of a msgpack file: what ``to_msgpack`` wrote, or the state dict of another file of ``flax.serialization``.
 
     Raises:
-      FileNotFoundError: no such file. ValueError: no such file of Flax, or a damaged one.
+      FileNotFoundError: no such file.
+      ValueError: no such file of Flax, or a damaged one.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import flax.serialization, jax.numpy as jnp, jaxopt_nn as jn
-      >>> file = pathlib.Path(tempfile.mkdtemp()) / "foreign.msgpack"
+      >>> import flax.serialization, pathlib
+      >>> file = pathlib.Path("foreign.msgpack")
       >>> _ = file.write_bytes(flax.serialization.to_bytes({"params": {"w": jnp.ones(3)}}))
       >>> jn.from_msgpack(file)["params"]["w"].shape
       (3,)

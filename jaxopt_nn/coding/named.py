@@ -43,7 +43,8 @@ class Named:
             return {"dtype": value.dtype.name, "shape": list(value.shape)}
         name = self._names(path) if self._names else path or WHOLE
         if name in self.arrays:
-            raise ValueError(f"{name}: two arrays have this name; rename the key that holds a '/', or is 1 beside '1'")
+            advice = "names must give each its own" if self._names else "rename the key that holds a '/', or is 1 beside '1'"
+            raise ValueError(f"{name}: two arrays have this name; {advice}")
         self.arrays[name] = stored = plain(value)
         renamed = {} if name == (path or WHOLE) else {"name": name}
         return {"dtype": value.dtype.name, "shape": list(value.shape), "crc32": _crc(stored), **renamed}
@@ -53,7 +54,8 @@ def encode(tree: PyTree, names: Callable[[str], str] | None = None) -> tuple[str
     """The header, and the arrays by their names: those of ``PLAIN`` dtypes as they are, without a copy.
 
     Raises:
-      TypeError: a node or leaf that can't be stored; named by its path. ValueError: two arrays of one name.
+      TypeError: a node or leaf that can't be stored; named by its path.
+      ValueError: two arrays of one name.
     """
     writer = Named(names)
     structure = describe(tree, "", writer)

@@ -30,9 +30,7 @@ def to_orbax(directory: str | os.PathLike[str], tree: PyTree, *, overwrite: bool
       ValueError: two arrays have one name.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, jaxopt_nn as jn
-      >>> checkpoint = jn.to_orbax(pathlib.Path(tempfile.mkdtemp()) / "net", {"w": jnp.ones(3)})
+      >>> checkpoint = jn.to_orbax("net", {"w": jnp.ones(3)})
       >>> jn.from_orbax(checkpoint)["w"].shape
       (3,)
     """
@@ -56,12 +54,12 @@ def from_orbax(directory: str | os.PathLike[str]) -> PyTree:
     """The tree of an Orbax checkpoint: what ``to_orbax`` wrote, or of another one what Orbax restores without a target.
 
     Raises:
-      FileNotFoundError: no such directory. ValueError: no checkpoint, or a damaged one.
+      FileNotFoundError: no such directory.
+      ValueError: no checkpoint, or a damaged one.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, orbax.checkpoint as ocp, jaxopt_nn as jn
-      >>> folder = pathlib.Path(tempfile.mkdtemp()) / "foreign"
+      >>> import orbax.checkpoint as ocp, pathlib
+      >>> folder = pathlib.Path("foreign").absolute()
       >>> with ocp.StandardCheckpointer() as checkpointer:
       ...     checkpointer.save(folder, {"params": {"w": jnp.ones(3)}})
       >>> jn.from_orbax(folder)["params"]["w"].shape

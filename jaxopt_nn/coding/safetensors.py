@@ -34,10 +34,8 @@ def to_safetensors(path: str | os.PathLike[str], tree: PyTree, *, overwrite: boo
       ValueError: two arrays have one name.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import jax.numpy as jnp, jaxopt_nn as jn
       >>> tree = {"w": jn.QTensor.quantize(jnp.ones((8, 4)), scale=0.25 * jnp.ones((1, 4)), bits=4), "b": jnp.zeros(4)}
-      >>> file = jn.to_safetensors(pathlib.Path(tempfile.mkdtemp()) / "net.safetensors", tree)
+      >>> file = jn.to_safetensors("net.safetensors", tree)
       >>> bool((jn.from_safetensors(file)["w"].codes == tree["w"].codes).all())
       True
     """
@@ -62,11 +60,9 @@ def from_safetensors(path: str | os.PathLike[str], *, separator: str | None = No
       ValueError: no safetensors file, or a damaged one; a dtype that NumPy does not have.
 
     Example:
-      >>> import pathlib, tempfile
-      >>> import numpy as np, safetensors.numpy, jaxopt_nn as jn
-      >>> file = pathlib.Path(tempfile.mkdtemp()) / "foreign.safetensors"
-      >>> safetensors.numpy.save_file({"layers.0.weight": np.ones((2, 3))}, file)
-      >>> jn.from_safetensors(file)["layers"]["0"]["weight"].shape
+      >>> import safetensors.numpy
+      >>> safetensors.numpy.save_file({"layers.0.weight": np.ones((2, 3))}, "foreign.safetensors")
+      >>> jn.from_safetensors("foreign.safetensors")["layers"]["0"]["weight"].shape
       (2, 3)
     """
     arrays, metadata = read(Path(path))

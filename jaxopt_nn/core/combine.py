@@ -335,6 +335,10 @@ def where(pattern: str, method: Transform) -> Transform:
 
     Patterns are globs over whole path segments: ``*`` is one segment or part of it, ``**`` any number of segments.
 
+    Args:
+      pattern: over the leaves' full paths.
+      method: any transform.
+
     Raises:
       ValueError: at ``init``, a pattern that matches no leaf; near misses are named.
 

@@ -30,6 +30,11 @@ def every(n: int, method: Transform, last: int | None = None) -> Transform:
 
     With the last step of the training as ``last``, a schedule reaches its target also where ``n`` does not divide it.
 
+    Args:
+      n: steps from one update to the next, 1 or more.
+      method: any transform.
+      last: a step, 0 or more; None: none besides.
+
     Raises:
       ValueError: ``n`` below 1, ``last`` below 0.
 
@@ -57,6 +62,10 @@ def between(start: int, stop: int, method: Transform) -> Transform:
 
     Args:
       start, stop: steps, both included.
+      method: any transform.
+
+    Raises:
+      ValueError: not ``0 <= start <= stop``.
 
     Example:
       >>> method = jn.between(1, 2, jn.prune(sparsity=lambda step: 0.25 * step))
@@ -80,6 +89,7 @@ def later(steps: int, method: Transform) -> Transform:
 
     Args:
       steps: of the training before, 0 or more; at step ``t`` ``method`` is told ``steps + t``.
+      method: any transform.
 
     Example:
       >>> method = jn.later(2, jn.prune(sparsity=lambda step: 0.25 * step))

@@ -11,7 +11,7 @@ import difflib
 import fnmatch
 import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,3 +117,14 @@ def require_match(pattern: str, paths: Iterable[str], what: str = "path") -> lis
         hint = f"; nearest: {', '.join(near)}" if near else f"; there is no {what} at all"
         raise ValueError(f"pattern {pattern!r} matches no {what} of {len(paths)}{hint}")
     return found
+
+
+def addresses(config: Any, at: str = "") -> dict[str, Any]:
+    """``{address: value}`` of everything in a config that holds nothing else: ``stages[1].sparsity``."""
+    if config and isinstance(config, Mapping):
+        inner: Iterator[tuple[str, Any]] = ((f"{at}.{k}" if at else str(k), v) for k, v in config.items())
+    elif config and isinstance(config, list | tuple):
+        inner = ((f"{at}[{i}]", v) for i, v in enumerate(config))
+    else:
+        return {at: config}
+    return {address: value for key, part in inner for address, value in addresses(part, key).items()}

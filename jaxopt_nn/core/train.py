@@ -25,7 +25,8 @@ class TrainState(NamedTuple):
       params: the whole ``variables``; leaves that are not trained ride along.
       learnt, carried: the transform's state.
       opt: the optimizer's state, over ``{"params", "learnt", "rules"}``, the last what rules learn, by site.
-      step: int32 scalar. key: PRNG key; step ``t`` uses ``fold_in(key, t)``.
+      step: int32 scalar.
+      key: PRNG key; step ``t`` uses ``fold_in(key, t)``.
       rules: the states of the rules by site.
 
     Example:

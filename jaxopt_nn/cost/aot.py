@@ -167,7 +167,8 @@ def compile_for(
       hbm_bytes: memory of a device, instead of the generation's.
 
     Raises:
-      ValueError: an unknown topology. RuntimeError: the TPU compiler is not installed.
+      ValueError: an unknown topology.
+      RuntimeError: the TPU compiler is not installed.
 
     Example:
       >>> v = {"kernel": jax.ShapeDtypeStruct((64, 64), "float32")}
@@ -203,7 +204,8 @@ def devices(topology: str) -> tuple[jax.Device, ...]:
     """The devices of a topology, for a mesh: the default backend's for ``"local"``, else for compiling only.
 
     Raises:
-      ValueError: an unknown topology. RuntimeError: the TPU compiler is not installed.
+      ValueError: an unknown topology.
+      RuntimeError: the TPU compiler is not installed.
     """
     local = jax.devices()  # first, so that this machine's backend has started before libtpu is told of a TPU
     if topology == "local":

@@ -28,7 +28,8 @@ def imported(
 
     Args:
       programs: by platform.
-      variables: in stored form, as they were exported. states: of the rules, by site, as they were exported.
+      variables: in stored form, as they were exported.
+      states: of the rules, by site, as they were exported.
 
     Raises:
       ValueError: JAX runs on another platform here; damaged programs; variables or states that are not those of the programs.

@@ -45,7 +45,8 @@ class Network:
       still: paths of the leaves that no optimizer moves: running statistics and constants.
 
     Raises:
-      TypeError: ``apply`` or ``training`` is no function, ``rules`` no rules. ValueError: a path in ``still`` that is no leaf.
+      TypeError: ``apply`` or ``training`` is no function, ``rules`` no rules.
+      ValueError: a path in ``still`` that is no leaf.
 
     Example:
       >>> def apply(v, x):
@@ -102,7 +103,8 @@ class Network:
         """With the first states of its rules.
 
         Args:
-          inputs: arrays or ``jax.ShapeDtypeStruct``. stats: ``{site: {tap: statistic}}`` that the rules asked for.
+          inputs: arrays or ``jax.ShapeDtypeStruct``.
+          stats: ``{site: {tap: statistic}}`` that the rules asked for.
         """
         return self.replace(states=self.run.init(self.variables, *inputs, stats=stats))
 

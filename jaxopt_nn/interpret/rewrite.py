@@ -106,7 +106,8 @@ class Rewritten:
         """The initial states of the rules that have one, by site, with the site's slots as leading axes.
 
         Args:
-          inputs: arrays or ``jax.ShapeDtypeStruct``. stats: ``{site: {tap: statistic}}`` of ``taps``.
+          inputs: arrays or ``jax.ShapeDtypeStruct``.
+          stats: ``{site: {tap: statistic}}`` of ``taps``.
         """
         states = {}
         for site, rule in self._ruled(variables, inputs):
@@ -382,7 +383,8 @@ def rewrite(apply: Callable[..., PyTree], rules: Rule | Mapping[str, Rule] | Cas
       ``explain(variables, *inputs)`` gives the report.
 
     Raises:
-      TypeError: ``rules`` is none of these. ValueError: at the first call, a pattern that matches no site.
+      TypeError: ``rules`` is none of these.
+      ValueError: at the first call, a pattern that matches no site.
 
     Example:
       >>> v = {"kernel": jnp.linspace(-1, 1, 64 * 64).reshape(64, 64)}
@@ -413,7 +415,8 @@ def capture(
         place may stand ``{name: Tap}``; then such a site's statistics are ``{name: statistic}``.
 
     Raises:
-      TypeError: ``taps`` is none of these, or is empty. ValueError: at the first call, a pattern that matches no site.
+      TypeError: ``taps`` is none of these, or is empty.
+      ValueError: at the first call, a pattern that matches no site.
 
     Example:
       >>> def apply(v, x):

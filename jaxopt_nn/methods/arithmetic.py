@@ -107,6 +107,10 @@ def fake_quant_activations(bits: int = 8, ste: str = "clip") -> Rule:
     The float twin of the integer rule, with straight-through gradients: what quantization-aware training sees. With
     ``ste="none"`` rounding has its true derivative, zero, and no site behind another one gets a gradient.
 
+    Args:
+      bits: 2 to 8.
+      ste: the derivative of rounding, ``"clip"``, ``"pass"`` or ``"none"``, as in ``quantize``.
+
     Raises:
       ValueError: bits outside 2 to 8; another derivative than those of ``numerics.affine.fake_quant``.
 

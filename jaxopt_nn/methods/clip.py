@@ -296,6 +296,13 @@ def clipping(params: PyTree, state: State) -> Clippings:
     are found in ``state.carried``, and ``params`` compared with them, so what an earlier member of a chain does to the
     weights is left out. Reads values: outside jit.
 
+    Args:
+      params: floats, as the transform got them.
+      state: of the transform.
+
+    Returns:
+      A row for each such leaf; prints as a table. Shares are in [0, 1].
+
     Example:
       >>> v = {"kernel": jnp.array([[0.5, -2.0], [0.25, 3.0]])}
       >>> method = jn.where("kernel", jn.clip(-1.0, 1.0))

@@ -44,11 +44,12 @@ class Pruned:
 
 
 def magnitude(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
-    """``|w|`` (Han et al. 2015).
+    """``|w|``, the magnitude (Han et al. 2015).
 
     Args:
       weight: float32, the leaf.
-      grad: not used. known: not used.
+      grad: not used.
+      known: not used.
 
     Returns:
       The score, of the weight's shape.
@@ -62,7 +63,9 @@ def magnitude(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Ar
 
 
 def saliency(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
-    """``|w dL/dw|``, the first-order change of the loss (Molchanov et al. 2017, eq. 8; SNIP, Lee et al. 2019, eq. 4).
+    """``|w dL/dw|``, the first-order change of the loss.
+
+    Molchanov et al. (2017), eq. 8; Lee et al. (2019), SNIP, eq. 4.
 
     Args:
       weight: float32, the leaf.

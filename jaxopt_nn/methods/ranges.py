@@ -51,7 +51,8 @@ def moving_ranges(name: str = "w8a8", decay: float = 0.99) -> Rule:
     The first range is that of calibration. A step in which a site sees no activation leaves its range as it is.
 
     Args:
-      name: activations of 2 to 8 bits. decay: in [0, 1).
+      name: activations of 2 to 8 bits.
+      decay: in [0, 1).
 
     Raises:
       ValueError: another name or decay; at a site's first run, no range.

@@ -17,8 +17,9 @@ Schedule = Callable[[Any], jax.Array]
 
 
 def cubic(final: float, end: int, begin: int = 0, initial: float = 0.0) -> Schedule:
-    """Gradual pruning: fast while much is redundant, slow towards the end (Zhu & Gupta 2017, eq. 1).
+    """Gradual pruning: fast while much is redundant, slow towards the end.
 
+    Zhu & Gupta (2017), eq. 1:
     ``s(t) = final + (initial - final) (1 - (t - begin) / (end - begin))^3`` for ``begin <= t <= end``. It is ``initial`` to
     the bit until ``begin`` and ``final`` to the bit from ``end`` on (also where both are one step). The paper's pruning
     interval is ``every(n, prune(...), last=end)``.

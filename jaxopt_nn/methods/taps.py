@@ -176,6 +176,10 @@ def moments() -> Tap:
 def histogram(lo: float, hi: float, bins: int = 256) -> Tap:
     """Weights of the entries by value: float32 ``[bins]`` of equal width over ``[lo, hi]``; end bins hold what lies outside.
 
+    Args:
+      lo, hi: ends of the range, finite.
+      bins: 2 or more.
+
     Raises:
       ValueError: not ``lo < hi``, fewer than 2 bins.
 

@@ -81,7 +81,8 @@ def leaves_of(network: Network, info: ModelInfo, name: str) -> dict[str, Any]:
     """The leaves of a network for which a pass makes a plan.
 
     Raises:
-      TypeError: it is no network. ValueError: compressed tensors; ``info`` is of other leaves.
+      TypeError: it is no network.
+      ValueError: compressed tensors; ``info`` is of other leaves.
     """
     leaves = leaves_by_path(network_of(network).variables)
     for path, x in leaves.items():
@@ -102,7 +103,8 @@ def execute(network: Network, plan: Plan, rebuild: Rebuild | None = None) -> tup
     """The network without the units that the plan takes out, and what carries over all that belongs to it.
 
     Raises:
-      TypeError: no network or no plan. ValueError: as ``cut_neurons``.
+      TypeError: no network or no plan.
+      ValueError: as ``cut_neurons``.
     """
     network_of(network)
     if not isinstance(plan, Plan):

@@ -24,6 +24,9 @@ def prune_neurons(
     For a recipe: which units these are is measured when its stage begins. By hand, ``init`` gets
     ``calibrate(network, method, batches)``; ``mask_units(dead_units(...).masks)`` is shorter. ``cut_neurons`` takes them out.
 
+    Args:
+      threshold, share, score: as in ``dead_units`` and ``weak_units``.
+
     Raises:
       ValueError: as these two; ``share`` and a ``threshold`` together; at ``init``, no such statistics.
 

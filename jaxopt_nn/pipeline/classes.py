@@ -158,7 +158,8 @@ def classification(
         Labels: integers ``[B]`` or ``[B, T]`` for logits ``[..., classes]``; integers 0 and 1 for one logit, ``[B]`` or
         ``[B, 1]``; floats ``[..., classes]``, one-hot or soft. Weights ``[B]`` or of the labels' shape.
       ignore: a label that counts for nothing, e.g. -1.
-      metrics: further ones. headline: which stands for all.
+      metrics: further ones.
+      headline: which stands for all.
 
     Example:
       >>> images = np.eye(3, dtype=np.float32).repeat(4, 0)
@@ -195,7 +196,8 @@ def language_model(
       train, test, valid, batch_size: as in ``Task``.
       inputs, labels: where they lie in a batch. Without ``labels`` of a tuple batch the second entry; of a batch that is one
         array ``[B, T]`` of tokens, each token's label is the next one, and ``apply`` gets the tokens but the last.
-      weights: where a mask lies, of the labels' shape or ``[B]``. ignore: a label that counts for nothing, such as padding.
+      weights: where a mask lies, of the labels' shape or ``[B]``.
+      ignore: a label that counts for nothing, such as padding.
       per: ``"token"``: perplexity is the headline; ``"byte"``: each token is a byte, and bits a byte is.
 
     Raises:

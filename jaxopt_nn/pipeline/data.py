@@ -64,7 +64,8 @@ class Arrays:
     """A pytree of arrays ``[n, ...]`` in memory, the examples along their first axes.
 
     Args:
-      tree: NumPy arrays, or what becomes one. name: what messages call it, such as ``train``.
+      tree: NumPy arrays, or what becomes one.
+      name: what messages call it, such as ``train``.
 
     Raises:
       ValueError: no array, no example, lengths that differ, NaN or Inf among floats.

@@ -33,7 +33,8 @@ def evaluate(network: Network, task: Task, data: Any = None) -> dict[str, float]
       data: a source, or what ``Task`` takes as one; the task's test data if None.
 
     Raises:
-      TypeError: ``network`` is no ``Network``. ValueError: data that does not fit.
+      TypeError: ``network`` is no ``Network``.
+      ValueError: data that does not fit.
 
     Example:
       >>> x = np.array([[1.0], [2.0]], np.float32)

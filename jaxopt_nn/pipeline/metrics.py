@@ -86,6 +86,14 @@ class Detail(NamedTuple):
       measure, merge: as of a ``Metric``.
       compare: ``(accumulator of the baseline, of the last stage) -> value that JSON can hold``, on the host; None where there
         is nothing to say.
+
+    Example:
+      >>> def right(outputs, labels, real):
+      ...     return outputs.argmax(-1) == labels
+      >>> lost = jn.metrics.Detail(right, lambda before, after: {"lost": int((before & ~after).sum())})
+      >>> labels, outputs = jnp.array([0, 1, 2]), jnp.eye(3)
+      >>> lost.compare(lost.measure(outputs, labels, None), lost.measure(outputs[::-1], labels, None))
+      {'lost': 2}
     """
 
     measure: Callable[[PyTree, PyTree, Any], PyTree]

@@ -72,8 +72,9 @@ def load(
       it. To train it on, its function for training is code too: ``network.replace(training=)``.
 
     Raises:
-      FileNotFoundError: no such directory. ValueError: it holds no network, or is damaged; a rule that can't be made anew; no
-        ``apply``, and no program, or none for this platform.
+      FileNotFoundError: no such directory.
+      ValueError: it holds no network, or is damaged; a rule that can't be made anew; no ``apply``, and no program, or none for
+        this platform.
 
     Example:
       >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.ones((4, 2))})

@@ -84,8 +84,8 @@ class Task:
       details: ``{name: Detail}``, an entry each in the report.
 
     Raises:
-      TypeError: ``loss`` is no function, a metric is no ``Metric``. ValueError: ``headline`` is no metric; a detail has the
-        name of a metric; data without an example.
+      TypeError: ``loss`` is no function, a metric is no ``Metric``.
+      ValueError: ``headline`` is no metric; a detail has the name of a metric; data without an example.
 
     Example:
       >>> x = np.linspace(-1, 1, 40, dtype=np.float32).reshape(20, 2)

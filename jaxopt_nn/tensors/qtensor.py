@@ -19,7 +19,7 @@ from jaxopt_nn.tensors.coded import DATA, STATIC, Coded
 @partial(jax.tree_util.register_dataclass, data_fields=DATA, meta_fields=STATIC)
 @dataclasses.dataclass(frozen=True)
 class QTensor(Coded):
-    """``(codes - zero) * scale``: the codes are the integers themselves. For the attributes see ``Coded``.
+    """``(codes - zero) * scale``: the codes are the integers themselves.
 
     Attributes:
       codes: uint8 (packed, or unsigned), int8, or native int4, uint4, int2, uint2.
@@ -64,7 +64,8 @@ class QTensor(Coded):
           scale: of x's rank, per axis 1, all, or a divisor; it is repeated over stack axes, so that each layer has its own.
           zero: None, or like ``scale``. Integers within the code range are stored in a byte each; where a trace hides
             their values they are so only if they come as integers.
-          bits: 1 to 8. signed, narrow: as in ``affine.code_range``.
+          bits: 1 to 8.
+          signed, narrow: as in ``affine.code_range``.
           dtype: what ``densify`` gives; x's if None.
           stack: axes along which scan or vmap slices: never packed.
           axis: the axis to pack; if None, that outside ``stack`` with the fewest bytes, the first of equals.

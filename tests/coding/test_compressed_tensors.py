@@ -153,7 +153,7 @@ def test_what_does_not_fit_says_why(make, reason):
 def test_all_that_does_not_fit_is_listed_and_written_dense_on_request(tmp_path):
     mask = Masked.pack(RNG.random((8, 4)) < 0.5, RNG.random((8, 4), np.float32))
     three = coded((8, 4), (1, 4), 3)
-    tree = {"up": {"kernel": mask}, "down": {"kernel": three}, "fits": {"kernel": coded((8, 4), (1, 4), 4)}}
+    tree = {"up": {"kernel": mask}, "down": {"kernel": three}, "fits": {"kernel": coded((64, 12), (1, 12), 4)}}
     with pytest.raises(ValueError, match=r"(?s)up/kernel: is a Masked.*Pass others='dense'") as raised:
         to_compressed_tensors(tmp_path / "net", tree)
     assert "down/kernel: has codes of 3 bits" in str(raised.value) and "fits" not in str(raised.value)
@@ -166,12 +166,23 @@ def test_all_that_does_not_fit_is_listed_and_written_dense_on_request(tmp_path):
     assert section["ignore"] == ["down", "up"] and section["config_groups"]["group_0"]["targets"] == ["fits"]
 
 
+def test_a_mask_over_codes_becomes_codes_on_request(tmp_path):
+    """Zeros have a code: the values stay, in 4 bits each."""
+    sparse = Masked.pack(RNG.random((64, 12)) < 0.5, coded((64, 12), (2, 12), 4, zero=True))
+    folder = to_compressed_tensors(tmp_path / "net", {"up": {"kernel": sparse}}, others="dense")
+    back = from_compressed_tensors(folder)["up"]["kernel"]
+    assert isinstance(back, QTensor) and back.bits == 4 and list(folder.dense) == ["up/kernel"]
+    np.testing.assert_array_equal(back.densify(), sparse.densify())
+
+
 def test_arguments_and_names_are_checked(tmp_path):
     tree = {"up": {"kernel": coded((8, 4), (1, 4), 4)}}
     with pytest.raises(ValueError, match="others may be 'error' or 'dense', activations None or 8"):
         to_compressed_tensors(tmp_path / "net", tree, others="skip")
     with pytest.raises(ValueError, match=r"up/kernel: names gave 'up'; .* ends in '\.weight'"):
         to_compressed_tensors(tmp_path / "net", tree, names=lambda path, layer: "up")
+    with pytest.raises(ValueError, match=r"a\.weight_packed: two arrays have this name; names must give each its own"):
+        to_compressed_tensors(tmp_path / "net", [tree, tree], names=lambda path, layer: "a.weight")
     to_compressed_tensors(tmp_path / "net", tree)
     with pytest.raises(FileExistsError, match="overwrite=True"):
         to_compressed_tensors(tmp_path / "net", tree)
@@ -198,6 +209,9 @@ def test_foreign_files_that_can_not_be_read_are_named(tmp_path):
     arrays = safetensors.numpy.load_file(folder / "model.safetensors")
     safetensors.numpy.save_file(arrays | {"layers.up.weight_g_idx": np.arange(3)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=r"layers\.up\.weight_g_idx: this version does not know that part"):
+        from_compressed_tensors(folder)
+    safetensors.numpy.save_file(arrays | {"layers.up.weight_shape": np.array([9, 90])}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"layers\.up: 4 bits of int by channel \(weight_packed int32\[9, 9\]"):
         from_compressed_tensors(folder)
     (folder / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"has no quantization_config of compressed-tensors; read model\.safetensors with"):

@@ -13,12 +13,16 @@ import pytest
 import safetensors.numpy
 
 from jaxopt_nn.coding import named
+from jaxopt_nn.coding.compressed_tensors import from_compressed_tensors, to_compressed_tensors
+from jaxopt_nn.coding.linear import refusal
 from jaxopt_nn.coding.msgpack import from_msgpack, to_msgpack
 from jaxopt_nn.coding.orbax import from_orbax, to_orbax
 from jaxopt_nn.coding.safetensors import from_safetensors, to_safetensors
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.tensors.base import nbytes
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.qtensor import QTensor
+from tests.zoo.compressed import quantized
 
 RNG = np.random.default_rng(0)
 DTYPES = [
@@ -193,3 +197,19 @@ def test_damaged_files_are_refused(write, read, name, damage, tmp_path):
     largest.write_bytes(data)
     with pytest.raises(ValueError, match=str(tmp_path)):
         read(written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("container", [*CONTAINERS, "compressed-tensors"])
+@pytest.mark.parametrize("model", ["mlp", "resnet", "gpt_scan", "vit", "lstm", "moe", "nnx_scan", "spectral", "tuple_list"])
+def test_quantized_networks_of_the_zoo(model, container, tmp_path):
+    """Each comes back equal to the bit; what compressed-tensors can't hold comes back as floats."""
+    stored = quantized(model, 4).stored
+    if container != "compressed-tensors":
+        write, read, name = CONTAINERS[container]
+        assert_equal(read(write(tmp_path / name, stored)), stored)
+        return
+    folder = to_compressed_tensors(tmp_path / "net", stored, others="dense")
+    wanted = map_with_path(lambda path, x: x.densify() if path in folder.dense else x, stored)
+    assert_equal(from_compressed_tensors(folder), wanted)
+    assert all(refusal(x) for path, x in leaves_by_path(stored).items() if path in folder.dense)

@@ -53,13 +53,13 @@ def test_all_formats_are_read_back(tmp_path, capsys, monkeypatch):
     assert "safetensors" in capsys.readouterr().out
 
 
-def test_leaves_that_do_not_fit_are_named_and_floats_on_request(tmp_path):
+def test_leaves_that_do_not_fit_are_named_and_dense_on_request(tmp_path):
     artifact = saved(tmp_path / "artifact", masked=True, platforms=("cpu",))
     with pytest.raises(ValueError, match="up/kernel: is a Masked"):
         export.run(artifact, ["compressed-tensors"], tmp_path / "out")
     (found,) = export.run(artifact, ["compressed-tensors"], tmp_path / "out", others="dense")
     assert found["checked"] == "read back, 2 of 3 leaves equal to the bit"
-    assert found["notes"][0].startswith("up/kernel is written as floats: it is a Masked")
+    assert found["notes"][0].startswith("up/kernel is written dense: it is a Masked")
 
 
 def test_mistakes_are_told(tmp_path):

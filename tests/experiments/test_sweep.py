@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 
 from experiments import compress, summary, sweep
 from experiments.config import checked
-from experiments.grid import addresses, cells_of, read_grid
+from experiments.grid import cells_of, read_grid
+from jaxopt_nn.core.paths import addresses
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.checkpoints import locked
 from jaxopt_nn.pipeline.classes import classification
+from tests.reporting.full_report import Page
 
 REPOSITORY = pathlib.Path(sweep.__file__).parent.parent
 
@@ -63,7 +65,7 @@ def runs(monkeypatch):
             raise FloatingPointError("stage 'prune': the loss is nan in epoch 1;\nlower learning_rate")
         final = 0.8 + NOISE[seed] - 0.1 * sparsity + 0.01 * bits + 0.001 * seed * bits
         report = {
-            "config": checked(config), **KIND, "baseline": {"metrics": {"accuracy": 0.9 + NOISE[seed]}},
+            "config": checked(config), **KIND, "seed": seed, "baseline": {"metrics": {"accuracy": 0.9 + NOISE[seed]}},
             "stages": [
                 {"metrics": {"accuracy": 0.0}},
                 {"metrics": {"accuracy": final}, "bytes": 100 * bits, "ratio": 32 / bits},
@@ -86,6 +88,12 @@ def test_every_cell_is_run_once_with_every_seed(runs, tmp_path):
     assert made["missing"] == 0 and not made["failed"]
     assert json.loads((tmp_path / "sweep.json").read_text()) == made
     assert (tmp_path / "sweep.png").read_bytes()[:4] == b"\x89PNG"
+    parsed = Page((tmp_path / "sweep.html").read_text())
+    assert [line[:4] for line in parsed.rows("Leaderboard")[1:]] == [
+        [cell["name"], *map(str, cell["overrides"].values()), "3"]
+        for cell in sorted(made["cells"], key=lambda cell: -cell["score"]["mean"])
+    ]
+    assert len(parsed.rows("Runs")) == 1 + len(runs)
     assert "| sparsity=0.5,bits=4 | 3 |" in (tmp_path / "sweep.md").read_text()
 
 
@@ -96,7 +104,9 @@ def test_mean_spread_and_paired_differences(runs, tmp_path):
     assert other["score"]["mean"] == pytest.approx(values.mean())
     assert other["score"]["std"] == pytest.approx(values.std(ddof=1)) and other["score"]["std"] > 0.03
     assert other["baseline_score"]["mean"] == pytest.approx(0.9 - 0.01)
-    assert other["bytes"] == {"mean": 400, "std": 0} and other["ratio"]["mean"] == 8
+    assert other["bytes"] == {"mean": 400, "std": 0, "low": 400, "high": 400, "n": 3} and other["ratio"]["mean"] == 8
+    half = 4.302653 * values.std(ddof=1) / np.sqrt(3)  # Student's t of 2 degrees of freedom
+    assert other["score"]["high"] - values.mean() == pytest.approx(half, rel=1e-6)
     differences = np.array([-0.025 + 0.02 + 0.002 * s for s in range(3)])
     found = other["difference"]
     assert found["mean"] == pytest.approx(differences.mean()) and found["n"] == 3
@@ -174,20 +184,25 @@ def test_an_interrupt_keeps_what_is_finished(runs, tmp_path, monkeypatch):
     assert len(runs) == 8
 
 
-def test_pooled_scores_and_numbers_that_are_better_lower():
+def test_means_over_folds_and_numbers_that_are_better_lower():
     cell = cells_of(checked(tiny()), {})[0]
     report = {
-        **KIND, "baseline": {"metrics": {"accuracy": 0.5}},
-        "stages": [{"metrics": {"accuracy": 0.4}, "bytes": 8, "ratio": 2.0}],
-        "cross_validation": {"baseline": {"accuracy": 0.55}, "final": {"accuracy": 0.45}},
+        **KIND, "seed": 3, "baseline": {"metrics": {"accuracy": 0.5}},
+        "stages": [{"metrics": {"accuracy": 0.4}, "bytes": 8, "ratio": 2.0, "latency": {"32": {"ms": 1.5}}}],
+        "summary": {"test": {
+            end: {"metrics": {"accuracy": {"mean": mean}}} for end, mean in (("baseline", 0.55), ("final", 0.45))
+        }},
     }  # fmt: skip
-    found = sweep.record(report, cell, 3)
+    found = sweep.record(report, cell.name, "config/seed_3")
     assert (found["score"], found["baseline_score"], found["folder"]) == (0.45, 0.55, "config/seed_3")
+    assert (found["seed"], found["ms@32"]) == (3, 1.5)
     kind = {"metrics": {"bits/byte": {"unit": "bits/byte", "better": "lower"}}, "headline": "bits/byte"}
     of = lambda value: {"metrics": {"bits/byte": value}, "bytes": 8, "ratio": 2.0}
-    found = [sweep.record({**kind, "baseline": of(2.0), "stages": [of(3.0)]}, cell, seed) for seed in (0, 1)]
+    reports = [{**kind, "seed": seed, "baseline": of(2.0), "stages": [of(3.0)]} for seed in (0, 1)]
+    found = [sweep.record(report, cell.name, "") for report in reports]
     made = sweep.summary({}, [cell], [0, 1], None, found, [])
-    assert made["cells"][0]["score"] == {"mean": 3.0, "std": 0.0} and made["metric"]["better"] == "lower"
+    assert made["cells"][0]["score"] == {"mean": 3.0, "std": 0.0, "low": 3.0, "high": 3.0, "n": 2}
+    assert made["metric"]["better"] == "lower"
     header, cells = sweep.header_and_cells(made)
     assert header[2:4] == ["bits/byte", "float"] and cells[0][2:4] == ["3.0000 ± 0.0000", "2.0000 ± 0.0000"]
     assert sweep.scored(found[0]) == "bits/byte 3.0000"
