@@ -127,12 +127,15 @@ def _settings(reports: Mapping[str, Mapping[str, Any]]) -> tuple[list[list[str]]
 
 
 def _names(settings: Sequence[Sequence[str]]) -> list[str]:
-    """The folder that the runs of a setting share, where it is theirs alone."""
-    shared = [os.path.commonpath(members) for members in settings]
+    """The folder that the runs of a setting share, where it is theirs alone, below the one that all runs share."""
+    folders = [folder for members in settings for folder in members]
+    above = os.path.commonpath([os.path.dirname(folder) for folder in folders]) if folders else ""
+    below = [[os.path.relpath(folder, above or ".") for folder in members] for members in settings]
+    shared = [os.path.commonpath(members) for members in below]
     alone = collections.Counter(shared)
     return [
-        path if path.strip("./") and alone[path] == 1 else f"{members[0]} and {len(members) - 1} more"
-        for path, members in zip(shared, settings, strict=True)
+        path if path and alone[path] == 1 else f"{members[0]} and {len(members) - 1} more"
+        for path, members in zip(shared, below, strict=True)
     ]
 
 

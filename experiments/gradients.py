@@ -97,6 +97,8 @@ def matrices(found: Mapping[str, Any]) -> list[str]:
 
 def draw(figure: Figure, found: Mapping[str, Any]) -> None:
     """A panel for each kernel and width: gradient norm over steps, a line for each derivative."""
+    from matplotlib.ticker import MaxNLocator
+
     paths = matrices(found)
     panels = figure.subplots(len(paths), len(BITS), sharex=True, sharey=True, squeeze=False)
     for i, path in enumerate(paths):
@@ -106,6 +108,8 @@ def draw(figure: Figure, found: Mapping[str, Any]) -> None:
                 panels[i][j].set_title(f"{bits} bits" if bits > 1 else "1 bit")
             if not j:
                 panels[i][j].set_ylabel(path.split("/", 1)[-1])
+    panels[0][0].margins(y=0.3)  # room for what is said of zeros; the panels share their axes
+    panels[0][0].xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     panels[-1][0].set_xlabel("step")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)

@@ -21,7 +21,7 @@ TEXTS = sorted(
     path
     for folder in (".", *FOLDERS)
     for path in (REPOSITORY / folder).glob("*" if folder == "." else "**/*")
-    if path.is_file() and path.suffix in SUFFIXES
+    if path.is_file() and path.suffix in SUFFIXES and path.name != ".git"  # a file where the checkout shares a repository
 )
 # Where a home, a checkout or a scratch folder of one machine lies.
 MACHINE_PATH = re.compile(r"(?<![\w.~/<>{}$-])(?:/(?:home|root|Users|work|mnt)|[A-Z]:\\Users)[/\\]\w")

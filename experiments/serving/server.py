@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -86,11 +87,11 @@ class Server:
         await site.start()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, functools.partial(_signalled, number, stop, stop_seconds))
-        print(f"listening on {site.name.rpartition(':')[0]}:{runner.addresses[0][1]}", flush=True)
+        _say(f"listening on {site.name.rpartition(':')[0]}:{runner.addresses[0][1]}")
         await loop.run_in_executor(self._worker, self._engine.warm_up)
         if not stop.is_set():
             self._state = "ready"
-            print("ready", flush=True)
+            _say("ready")
         await stop.wait()
         self._state = "stopping"
         await site.stop()
@@ -98,7 +99,7 @@ class Server:
         await runner.cleanup()
         await self._batcher.stop()
         self._worker.shutdown()
-        print("stopped", flush=True)
+        _say("stopped")
 
     async def _run(self, requests: Sequence[wire.Decoded]) -> list[Arrays]:
         start = time.perf_counter()
@@ -218,6 +219,12 @@ def _signalled(number: int, stop: asyncio.Event, stop_seconds: float) -> None:
     """The first signal asks the server to stop, the second ends the process."""
     if stop.is_set():
         os._exit(128 + number)
-    print(f"{signal.Signals(number).name}: stopping; once more ends it at once", flush=True)
-    asyncio.get_running_loop().call_later(stop_seconds, os._exit, 1)
     stop.set()
+    asyncio.get_running_loop().call_later(stop_seconds, os._exit, 1)
+    _say(f"{signal.Signals(number).name}: stopping; once more ends it at once")
+
+
+def _say(line: str) -> None:
+    """Prints, also where nobody reads any more: that must not keep the server from its end."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, flush=True)

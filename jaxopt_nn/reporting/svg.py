@@ -16,7 +16,7 @@ SHAPES = ("circle", "square", "diamond", "triangle", "down")
 COLOURS = 7
 WIDTH = 460
 #: Estimated width of a character and height of a line, in units of the drawing.
-CHARACTER, LINE = 6.6, 15
+CHARACTER, LINE = 7.0, 15
 #: Points of one line that answer the pointer; longer lines answer at evenly chosen ones.
 ANSWERING = 150
 
@@ -192,7 +192,7 @@ class Chart:
         if text:
             row = next((k for k, end in enumerate(self._notes) if end <= at), len(self._notes))
             self._notes[row : row + 1] = [at + CHARACTER * len(text) + 10]
-            self._marks.append(f'<text class="note" x="{at + 4:.1f}" y="{top + 10 + 13 * row:.1f}">{escape(text)}</text>')
+            self._marks.append(f'<text class="stage" x="{at + 4:.1f}" y="{top + 10 + 13 * row:.1f}">{escape(text)}</text>')
 
     def label(self, x: float, y: float, text: str, shift: float = 0.0) -> None:
         """A text beside a point, put where it covers no other label and no point; left out where there is no such place."""

@@ -168,7 +168,7 @@ def test_metrics_and_data_that_differ_are_not_compared_with_each_other(tmp_path)
         ("d0", "accuracy"), ("d1", "accuracy"), ("d1", "loss"),
     ]  # fmt: skip
     assert [cell["group"] for cell in made["cells"]] == [0, 1, 2]
-    assert made["cells"][0]["name"] == "../run_0 and 1 more"
+    assert made["cells"][0]["name"] == "run_0 and 1 more"
     parsed = Page((tmp_path / "out" / "compare.html").read_text())
     assert parsed.all("h2")[:3] == ["Accuracy on d0", "Accuracy on d1", "Loss on d1"]
 

@@ -289,6 +289,15 @@ def test_nothing_is_predicted_before_it_is_ready(slow, rng):
 
 
 @pytest.mark.slow
+def test_it_stops_also_where_nobody_reads_what_it_says(artifact, rng):
+    with served(artifact, "--max_batch=1") as (port, process):
+        process.stdout.close()
+        assert predict(port, images(rng, 1))[0] == 200
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+
+
+@pytest.mark.slow
 def test_a_damaged_artifact_is_refused_at_the_start(artifact, tmp_path):
     directory = tmp_path / "damaged"
     subprocess.run(["cp", "-r", str(artifact), str(directory)], check=True)
