@@ -9,7 +9,8 @@ the float network as long. About TIME s of CPU time on 2 cores.
 
 TABLE
 
-Deep Compression (Han et al., 2016, table 1) makes LeNet-300-100 on MNIST 40 times smaller with shared weights and Huffman coding.
+Deep Compression (Han et al., 2016, table 1) makes LeNet-300-100 on MNIST 40 times smaller with shared weights and Huffman
+coding.
 """
 
 from ml_collections import ConfigDict
