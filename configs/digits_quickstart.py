@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             "stages": [
                 ConfigDict({
                     "name": "prune", "method": "prune", "where": "**", "criterion": "magnitude",
-                    "sparsity": 0.88, "allocation": "global_budget", "epochs": 20, "learning_rate": 3e-3, "rule": "",
+                    "sparsity": 0.88, "allocation": "global_budget", "epochs": 25, "learning_rate": 3e-3, "rule": "",
                 }),
                 ConfigDict({
                     "name": "clip", "method": "clip", "where": "**", "lo": -0.5, "hi": 0.5,
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
                 }),
                 ConfigDict({
                     "name": "quantize", "method": "quantize", "where": "**", "bits": 4, "group": -1,
-                    "epochs": 20, "learning_rate": 3e-3, "rule": "w4a16",
+                    "epochs": 30, "learning_rate": 3e-3, "rule": "w4a16",
                 }),
             ],
         }

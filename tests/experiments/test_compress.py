@@ -39,7 +39,7 @@ def shrunk(**changes):
     config["float"]["epochs"] = 8
     for stage in config["stages"]:
         stage["epochs"] = 4
-    config["data"]["folds"] = 2
+    config["data"]["folds"], config["control"] = 2, False
     return {**config, **changes}
 
 
