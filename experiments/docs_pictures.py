@@ -1,4 +1,4 @@
-"""Draws the pictures of the documentation: ``python -m experiments.docs_pictures``; about 5 minutes on 2 cores.
+"""Draws the pictures of the documentation: ``python -m experiments.docs_pictures``; some minutes on 2 cores.
 
 ``docs/images/digits.png``: accuracy against bytes of one network under several recipes, on handwritten digits.
 """
@@ -73,14 +73,17 @@ def drawn(points: Mapping[tuple[str, str], Points]) -> Figure:
     axes.axhline(100 * base[:, 1].mean(), color="0.6", lw=1, ls="--")
     axes.annotate(f"float, {base[0, 0]:,.0f} bytes", (0.99, 100 * base[:, 1].mean()), xycoords=("axes fraction", "data"),
                   xytext=(0, 4), textcoords="offset points", ha="right", color="0.4", fontsize=8)  # fmt: skip
-    for line, marker, color in zip(RECIPES, "osD", ("tab:orange", "tab:blue", "tab:green"), strict=True):
+    styles = zip(RECIPES, "osD", ("tab:orange", "tab:blue", "tab:green"), ((5, -12), (0, 7), (-28, -14)), strict=True)
+    for line, marker, color, offset in styles:
         rows = {name: np.array(points[line, name]) for name in RECIPES[line]}
         x, y = (np.array([row[:, column].mean() for row in rows.values()]) for column in (0, 1))
         error = [np.std(row[:, 1] - base[:, 1], ddof=1) / np.sqrt(len(base)) for row in rows.values()]
         axes.errorbar(x, 100 * y, 100 * np.array(error), marker=marker, color=color, lw=1.2, capsize=2, label=line)
         for name, at in zip(rows, zip(x, 100 * y)):
-            axes.annotate(name, at, xytext=(5, -11), textcoords="offset points", fontsize=7, color=color)
-    axes.set(xscale="log", xlabel="bytes stored", ylabel="accuracy, %")
+            axes.annotate(name, at, xytext=offset, textcoords="offset points", fontsize=7, color=color)
+    axes.set(xscale="log", xlabel="bytes stored", ylabel="accuracy, %", ylim=(None, 100))
+    axes.set_xticks([10_000, 20_000, 30_000, 50_000], ["10,000", "20,000", "30,000", "50,000"], minor=False)
+    axes.set_xticks([], minor=True)
     axes.set_title(f"LeNet-300-100 on digits: mean of {FOLDS} folds, standard error of the paired difference", fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)

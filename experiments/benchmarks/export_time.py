@@ -1,12 +1,12 @@
 """Claim: a network of 135M parameters in 4 bits is written in any format in under 30 s, without a float copy of its weights.
 
-Command: ``python -m experiments.benchmarks.export_time [--small]`` (about 4 minutes, 2 GB)
+Command: ``python -m experiments.benchmarks.export_time [--small]`` (about 3 minutes, 2 GB)
 
 The network is ``experiments/models/gpt.py`` at width 576, 30 layers, vocabulary 49,152, with random weights, in groups of 64
 along the inputs: scanned and unrolled. Each format is written in a process of its own, which makes the weights first; its
 seconds hold the writing alone, with all compilations. ``peak`` is what the resident memory rose by while it wrote, at its
 highest, sampled each 5 ms; ``stored`` are the bytes of the weights, ``float`` those of their float32 form. ``jax`` is the
-artifact with programs for cpu and tpu.
+artifact with programs for cpu and tpu. ``--one=safetensors,scanned`` measures one of them in this process.
 """
 
 from __future__ import annotations

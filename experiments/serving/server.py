@@ -29,6 +29,7 @@ DEADLINE = "X-Deadline-Ms"
 LINGER = 0.2
 #: The status that counts requests whose client went away; nobody reads it.
 GONE = 499
+RETRY = {"Retry-After": "1"}
 
 
 class Server:
@@ -128,7 +129,7 @@ class Server:
 
     async def _predict(self, request: web.Request) -> web.Response:
         if self._state == "compiling":
-            raise QueueFull("the server compiles its programs; /readyz tells when it is ready")
+            return error(503, "the server compiles its programs; /readyz tells when it is ready", RETRY)
         kind, wanted = request.content_type, self._format(request)
         if kind not in wire.FORMATS or request.headers.get("Content-Encoding", "identity") != "identity":
             return error(415, f"Content-Type {kind}; allowed are {', '.join(wire.FORMATS)}, without Content-Encoding")
@@ -143,7 +144,11 @@ class Server:
             return error(504, f"no answer within {1e3 * deadline:g} ms; send less, or later", deadline_ms=1e3 * deadline)
         if sent.single:
             outputs = [x[0] for x in outputs]
-        return web.Response(body=wire.encoded(outputs, wanted, self._engine.outputs), content_type=wanted)
+        try:
+            body = wire.encoded(outputs, wanted, self._engine.outputs)
+        except ValueError:
+            return error(500, f"the outputs hold NaN or infinity, which JSON lacks; take them with Accept: {wire.NPZ}")
+        return web.Response(body=body, content_type=wanted)
 
     def _format(self, request: web.Request) -> str:
         """Of the answer: what ``Accept`` asks for, else that of the request, where several outputs need ``.npz``."""
@@ -193,10 +198,10 @@ async def _or_error(handler: Handler, request: web.Request) -> web.StreamRespons
         return await handler(request)
     except wire.Refused as refused:
         return error(400, str(refused), field=refused.field, allowed=refused.allowed, sent=refused.sent)
-    except QueueFull as full:
-        return error(503, str(full) or "the queue is full; try again", {"Retry-After": "1"})
+    except QueueFull:
+        return error(503, "the queue is full; try again", RETRY)
     except Stopped:
-        return error(503, "the server stops; try another", {"Retry-After": "1"})
+        return error(503, "the server stops; try another", RETRY)
     except web.HTTPNotFound:
         return error(404, f"{request.path}: no such path; there are {', '.join(PATHS)}")
     except web.HTTPMethodNotAllowed as raised:

@@ -81,7 +81,7 @@ def encoded(arrays: Sequence[np.ndarray], kind: str, fields: Sequence[Field]) ->
     """The body that holds the outputs, in a format of ``FORMATS``.
 
     Raises:
-      ValueError: several outputs as ``.npy``; a number that JSON can't write.
+      ValueError: NaN or infinity, which JSON can't write; several outputs as ``.npy``.
     """
     named = {f.name: x.astype(f.dtype, copy=False) for f, x in zip(fields, arrays, strict=True)}
     if kind == JSON:

@@ -72,7 +72,8 @@ def spanning(label: str, values: Iterable[float], *, pad: float = 0.08, least: f
     if how.get("log"):
         room = max((high / low) ** pad, 1.25)
         return Axis(label, low / room, high * room, **how)  # type: ignore[arg-type]
-    room = max(pad * (high - low), (least - (high - low)) / 2, 1e-9 * max(abs(low), abs(high), 1e-3))
+    alone = 0.02 * abs(high) or 1.0
+    room = max(pad * (high - low), (least - (high - low)) / 2) or alone
     return Axis(label, low - room, high + room, **how)  # type: ignore[arg-type]
 
 

@@ -68,8 +68,11 @@ class Client:
     def __exit__(self, *_):
         self._connection.close()
 
-    def ask(self, method, path, body=None, headers=None):
+    def send(self, method, path, body=None, headers=None):
         self._connection.request(method, path, body, headers or {})
+
+    def ask(self, *request):
+        self.send(*request)
         with self._connection.getresponse() as response:
             return response.status, response.headers, response.read()
 
@@ -229,6 +232,24 @@ def test_late_answers_are_none(slow, rng):
         assert ask(port, "POST", "/v1/predict", npy(x), {**NPY, "X-Deadline-Ms": "5"})[0] == 504
         assert predict(port, x)[0] == 200, "the queue is free again"
         assert metric(port, "serve_batch_examples_count") <= before + 2
+
+
+@pytest.mark.slow
+def test_nothing_is_computed_for_who_went_away(slow, rng):
+    x = images(rng, 1)
+    with served(slow, "--max_batch=1") as (port, _):
+        before = metric(port, "serve_batch_examples_count")
+        running = threading.Thread(target=predict, args=(port, x))
+        running.start()
+        time.sleep(0.1)
+        for _ in range(5):
+            with Client(port) as client:
+                client.send("POST", "/v1/predict", npy(x), NPY)
+                time.sleep(0.02)
+        running.join()
+        assert predict(port, x)[0] == 200
+        assert metric(port, "serve_batch_examples_count") == before + 2
+        assert metric(port, 'serve_requests_total{code="499"') == 5
 
 
 @pytest.mark.slow

@@ -44,6 +44,14 @@ def test_ticks_are_few_round_inside_and_tell_their_values(seed):
             assert [float(text.replace(",", "")) for _, text in ticks] == pytest.approx([v for v, _ in ticks], rel=1e-2)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.98, -3e-7, 1e9])
+@pytest.mark.parametrize("log", [False, True])
+def test_one_value_has_an_axis(value, log):
+    axis = svg.spanning("x", [value, math.nan], log=log)
+    texts = [text for _, text in axis.ticks()]
+    assert len({*texts}) == len(texts) > 0 and ((value <= 0 and log) or 0 < axis.place(value) < 1)
+
+
 def test_a_series_of_one_point_is_a_point_and_gaps_break_a_line():
     made = svg.Chart(svg.Axis("x", 0, 10), svg.Axis("y", 0, 10), "test")
     made.line([(0, 1), (1, math.nan), (2, 3), (3, 4)])
