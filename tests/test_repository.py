@@ -97,6 +97,16 @@ def test_packages_are_those_of_the_tree():
     assert mapped == {package: folder for folder, package in folders.items() if folder != package}
 
 
+def test_the_repository_has_one_address():
+    config = configparser.ConfigParser()
+    config.read(REPOSITORY / "setup.cfg")
+    url = config["metadata"]["url"]
+    for path in [REPOSITORY / "setup.cfg", REPOSITORY / "CITATION.cff", *(REPOSITORY / "colab").glob("*.ipynb")]:
+        # A badge's address has the repository after `github/`.
+        text = path.read_text().replace("colab.research.google.com/github/", "github.com/")
+        assert set(re.findall(r"github\.com/[\w-]+/[\w-]+", text)) == {url.removeprefix("https://")}, path
+
+
 def test_extras_are_named_for_what_they_do():
     config = configparser.ConfigParser()
     config.read(REPOSITORY / "setup.cfg")

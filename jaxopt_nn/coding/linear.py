@@ -169,9 +169,9 @@ def refusal(weight: Any) -> str | None:
         return f"is prepared for {weight.platform}; pass the variables that pack or compress gave"
     if weight.bits not in WIDTHS:
         return f"has codes of {weight.bits} bits, which readers of the format pack in different ways; allowed are {WIDTHS}"
-    if weight.ndim not in (2, 3) or (weight.ndim == 3 and weight.scale.shape[0] != weight.shape[0]):
-        stack = ", or a stack of them with scales for each layer"
-        return f"has shape {list(weight.shape)}, and the format has matrices of linear layers{stack}"
+    layers = weight.ndim == 3 and weight.scale.shape[0] == weight.shape[0] and weight.axis != -3  # a stack is never packed
+    if weight.ndim != 2 and not layers:
+        return f"has shape {list(weight.shape)}, and the format has matrices, or a stack of them with scales for each layer"
     rows, groups = weight.shape[-2:], weight.scale.shape[-2:]
     if not (groups[0] in (1, rows[0]) or groups[1] in (1, rows[1])):
         return f"has scales {list(groups)} for {list(rows)}: groups along two axes"

@@ -134,6 +134,7 @@ UNFIT = {
     "3 bits": (lambda: coded((8, 4), (1, 4), 3), "has codes of 3 bits, which readers of the format pack in different ways"),
     "convolution": (lambda: coded((3, 3, 8, 4), (1, 1, 1, 4), 4), r"has shape \[3, 3, 8, 4\], and the format has matrices"),
     "heads": (lambda: coded((8, 2, 4), (1, 2, 4), 4), r"has shape \[8, 2, 4\]"),
+    "packed stack": (lambda: coded((8, 3, 5), (8, 1, 5), 4, axis=0), r"has shape \[8, 3, 5\]"),
     "blocks": (lambda: coded((8, 4), (2, 2), 4), r"has scales \[2, 2\] for \[8, 4\]: groups along two axes"),
     "float zero": (lambda: QTensor.from_codes(jnp.ones((8, 4), int), 1.0 * jnp.ones((1, 4)), 0.5 * jnp.ones((1, 4)), bits=4),
                    "has zero points between the codes"),
