@@ -116,6 +116,8 @@ def _carried_out(
         for fold in folds:
             results.append(experiment.fold(fold, directory, progress, latency=latency and fold == 0, floats=floats))
             found = results[-1].report
+            for said in found["warnings"]:
+                progress.say(f"warning: fold {fold + 1}: {said}")
             last, (before, after) = found["stages"][-1], tables.scores(found)
             said = [tables.shown(found, found["headline"], numbers[found["headline"]]) for numbers in (before, after)]
             progress.say(

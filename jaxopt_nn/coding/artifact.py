@@ -22,9 +22,12 @@ from typing import Any
 import numpy as np
 
 from jaxopt_nn.coding.structure import Buffers, describe, from_buffers, rebuild
+from jaxopt_nn.core.files import place_of
 from jaxopt_nn.tensors.base import PyTree
 
 SCHEMA = 2
+#: What to do with a damaged artifact.
+AGAIN = "copy the artifact again, or write it anew"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,7 @@ def save_artifact(
           ...
       FileExistsError: .../tree exists; pass overwrite=True, or another directory
     """
-    target = Path(directory).absolute()
+    target = place_of(directory)
     _check_target(target, overwrite)
     _check_names(files or {})
     writer = Buffers()
@@ -115,9 +118,9 @@ def load_artifact(directory: str | os.PathLike[str]) -> tuple[PyTree, dict[str, 
       >>> tree["kernel"].bits, manifest["recipe"]
       (3, 'quantize(3)')
     """
-    source = Path(directory).absolute()
+    source = place_of(directory)
     if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such directory")
+        raise FileNotFoundError(f"{source}: no such directory; pass the folder that was written, e.g. RUN/artifact")
     manifest = _read_manifest(source / "manifest.json")
     check_files(source, manifest["files"])
     buffers = _read_arrays(source / "arrays")
@@ -258,9 +261,9 @@ def check_files(directory: Path, expected: dict[str, list[Any]]) -> None:
             raise ValueError(f"{file}: missing; the manifest lists it with {size} bytes")
         data = file.read_bytes()
         if len(data) != size:
-            raise ValueError(f"{file}: {len(data)} bytes, the manifest says {size}")
+            raise ValueError(f"{file}: {len(data)} bytes, the manifest says {size}; {AGAIN}")
         if _crc(data) != crc:
-            raise ValueError(f"{file}: its content is not what the manifest's checksum says; the file was changed")
+            raise ValueError(f"{file}: its content is not what the manifest's checksum says; {AGAIN}")
 
 
 def _canonical(manifest: dict[str, Any]) -> str:
@@ -287,14 +290,14 @@ def _write_manifest(file: Path, manifest: dict[str, Any]) -> None:
 
 def _read_manifest(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ValueError(f"{file}: missing; the directory is no artifact, or was truncated")
+        raise ValueError(f"{file}: missing; pass the folder of an artifact, e.g. RUN/artifact, and if it is one, {AGAIN}")
     try:
         manifest = json.loads(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{file}: no valid JSON ({error}); the file was truncated or edited") from error
+        raise ValueError(f"{file}: no valid JSON ({error}); {AGAIN}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ValueError(f"{file}: schema {found!r}; this version reads schema {SCHEMA}")
+        raise ValueError(f"{file}: schema {found!r}; this version reads {SCHEMA}: write the artifact anew, or use its version")
     if manifest.get("sha256") != _digest(manifest):
         raise ValueError(f"{file}: its content is not what its own checksum says; the file was edited")
     return manifest

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxopt_nn.coding import named
 from jaxopt_nn.coding.artifact import Artifact, directory_bytes, quiet
+from jaxopt_nn.core.files import place_of
 from jaxopt_nn.tensors.base import PyTree
 
 
@@ -36,7 +37,7 @@ def to_orbax(directory: str | os.PathLike[str], tree: PyTree, *, overwrite: bool
     """
     import orbax.checkpoint as ocp
 
-    target = Path(directory).absolute()
+    target = place_of(directory)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such directory; make it first")
     if target.exists() and not (overwrite and (target / "_CHECKPOINT_METADATA").is_file()):
@@ -67,9 +68,9 @@ def from_orbax(directory: str | os.PathLike[str]) -> PyTree:
     """
     import orbax.checkpoint as ocp
 
-    source = Path(directory).absolute()
+    source = place_of(directory)
     if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such directory")
+        raise FileNotFoundError(f"{source}: no such directory; pass the folder that was written")
     try:
         with quiet():
             if not (source / "structure").is_dir():

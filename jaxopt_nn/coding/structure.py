@@ -110,7 +110,7 @@ def describe(node: PyTree, path: str, writer: Writer) -> dict[str, Any]:
         native = node if node.dtype.isnative else node.astype(node.dtype.newbyteorder("="))
         return {"kind": "array", **writer.add(path, native)}
     raise TypeError(
-        f"{path or 'variables'}: {type(node).__name__} can't be stored; an artifact holds dicts, lists, tuples, None, "
+        f"{path or 'variables'}: {type(node).__name__} can't be stored; pass dicts, lists, tuples, None, "
         "arrays and compressed tensors (for Flax: flax.core.unfreeze, nnx.to_pure_dict)"
     )
 

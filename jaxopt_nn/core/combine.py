@@ -8,11 +8,24 @@ from typing import Any
 
 import jax
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.paths import first_match, leaves_by_path, map_with_path, require_match
 from jaxopt_nn.core.tap import Tap
-from jaxopt_nn.core.transform import IDLE, Facts, LeafTraits, PyTree, State, Traits, Transform, followed
+from jaxopt_nn.core.transform import (
+    IDLE,
+    Facts,
+    LeafTraits,
+    PyTree,
+    State,
+    Traits,
+    Transform,
+    as_info,
+    as_state,
+    as_transform,
+    followed,
+)
 from jaxopt_nn.tensors.base import is_compressed
 
 
@@ -20,6 +33,7 @@ def chain(*members: Transform) -> Transform:
     """Composes transforms: each member sees the view of the one before it, and packs nest as views compose.
 
     Raises:
+      TypeError: a member is no ``Transform``.
       ValueError: no member; or, at ``init``, a leaf whose values are changed after a member that packs them, or a packer
         that loses zeros after a mask.
 
@@ -40,6 +54,7 @@ def chain(*members: Transform) -> Transform:
     """
     if not members:
         raise ValueError("chain() needs at least one transform; identity() is the one that does nothing")
+    members = tuple(as_transform(member, f"chain: member {i}") for i, member in enumerate(members))
     if len(members) == 1:
         return members[0]
 
@@ -58,7 +73,7 @@ class _Chain:
 
     def views(self, params: PyTree, state: State) -> list[PyTree]:
         seen = [params]
-        for member, own in zip(self.members, _apart(state), strict=True):
+        for member, own in zip(self.members, _apart(state, self.members), strict=True):
             seen.append(member.view(seen[-1], own))
         return seen
 
@@ -66,6 +81,7 @@ class _Chain:
         return self.views(params, state)[-1]
 
     def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        info = as_info(info)
         check_order(self.members, params, info)
         states = []
         for i, member in enumerate(self.members):
@@ -77,7 +93,7 @@ class _Chain:
     def update(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         pulled = _gradients_at_views(self.members, self.views(params, state), state, grads)
         carried = []
-        for member, own, slope in zip(self.members, _apart(state), pulled, strict=True):
+        for member, own, slope in zip(self.members, _apart(state, self.members), pulled, strict=True):
             new = member.update(params, own, step=step, grads=slope)
             carried.append(new.carried)
             params = member.view(params, new)
@@ -85,14 +101,14 @@ class _Chain:
 
     def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
         learnt = []
-        for member, own in zip(self.members, _apart(state), strict=True):
+        for member, own in zip(self.members, _apart(state, self.members), strict=True):
             params, new = member.project(params, own)
             learnt.append(new)
         return params, tuple(learnt)
 
     def pack(self, params: PyTree, state: State) -> PyTree:
         packed = None
-        for member, own in zip(self.members, _apart(state), strict=True):
+        for member, own in zip(self.members, _apart(state, self.members), strict=True):
             inner = member.pack(params, own)
             packed = inner if packed is None else map_with_path(_nested, packed, params, inner)
             params = member.view(params, own)
@@ -130,12 +146,12 @@ class _Chain:
         return self.members[last].traits.seen(params, info.of_member(last)) if last < len(self.members) else params
 
     def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:
-        parts = zip(self.members, self.views(params, state), _apart(state))
+        parts = zip(self.members, self.views(params, state), _apart(state, self.members))
         return tuple(fact for member, seen, own in parts for fact in member.traits.facts(seen, own))
 
     def follows(self, state: State, cuts: Cuts) -> State:
         made, params = [], cuts.params
-        for i, (member, own) in enumerate(zip(self.members, _apart(state), strict=True)):
+        for i, (member, own) in enumerate(zip(self.members, _apart(state, self.members), strict=True)):
             made.append(followed(member, own, cuts.of_member(i, params)))
             if cuts.moments is None and i + 1 < len(self.members):
                 params = _like(member.view, params, made[-1])
@@ -166,7 +182,7 @@ def _gradients_at_views(
         return [grads] * len(members)
     pulled = [grads]
     for i in range(len(members) - 1, 0, -1):
-        own = _apart(state)[i]
+        own = _apart(state, members)[i]
         _, pull = jax.vjp(lambda p, i=i, own=own: members[i].view(p, own), seen[i])
         pulled.insert(0, pull(pulled[0])[0])
     return pulled
@@ -204,6 +220,7 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
     Costs linear time in leaves and cases, so that a planner may make one case a leaf.
 
     Raises:
+      TypeError: ``cases`` is no list of (pattern, transform).
       ValueError: no case; or, at ``init``, a pattern that matches no leaf (near misses are named): none of all that the
         info names, which may be more than the given ones, nor of these.
 
@@ -216,9 +233,10 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
       >>> jn.by_path([("haed/kernel", jn.quantize(8))]).init(v)
       Traceback (most recent call last):
           ...
-      ValueError: pattern 'haed/kernel' matches no path of 2; nearest: head/kernel, body/kernel
+      ValueError: pattern 'haed/kernel' matches no path of 2: patterns are globs over whole paths,
+        * within a name, ** for any number of names; nearest: head/kernel, body/kernel
     """
-    cases = list(cases)
+    cases = _checked_cases(cases)
     if not cases:
         raise ValueError("by_path() needs at least one (pattern, transform)")
     patterns, methods = zip(*cases)
@@ -227,6 +245,21 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
         taps=own.taps, seen=own.seen, passes=max(t.traits.passes for t in methods), facts=own.facts, follows=own.follows
     )
     return Transform(own.init, own.update, own.view, own.project, own.pack, traits)
+
+
+def _checked_cases(cases: Any) -> list[tuple[str, Transform]]:
+    """The cases of ``by_path`` as a list of pairs."""
+    if not isinstance(cases, list | tuple):
+        raise TypeError(f"by_path: cases is {in_words(cases)}; pass a list of pairs: [('**/kernel', quantize(4)), ...]")
+    for case in cases:
+        if not (isinstance(case, tuple | list) and not isinstance(case, Transform) and len(case) == 2):
+            raise TypeError(f"by_path: a case is {in_words(case)}; pass a list of pairs: [('**/kernel', quantize(4)), ...]")
+        if not isinstance(case[0], str):
+            raise TypeError(
+                f"the pattern is {in_words(case[0])}; pass one glob, then the transform: where('**/kernel', quantize(4)); for "
+                "several patterns use by_path"
+            )
+    return [(pattern, as_transform(method, f"the transform for {pattern!r}")) for pattern, method in cases]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -250,6 +283,7 @@ class _Cases:
         return map_with_path(lambda path, leaf: new.get(path, leaf), params)
 
     def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        info = as_info(info)
         known = list(dict.fromkeys([*(leaf.path for leaf in info.leaves), *leaves_by_path(params)]))
         taken = {self.case_of(path) for path in known}
         for i, pattern in enumerate(self.patterns):
@@ -279,20 +313,20 @@ class _Cases:
 
     def update(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         slopes = [None] * len(self.methods) if grads is None else self.split(grads)
-        parts = zip(self.methods, self.split(params), _apart(state), slopes, strict=True)
+        parts = zip(self.methods, self.split(params), _apart(state, self.methods), slopes, strict=True)
         carried = tuple(t.update(part, own, step=step, grads=slope).carried for t, part, own, slope in parts)
         return State(state.learnt, carried)
 
     def view(self, params: PyTree, state: State) -> PyTree:
-        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
         return self.merged(params, (t.view(part, own) for t, part, own in parts))
 
     def pack(self, params: PyTree, state: State) -> PyTree:
-        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
         return self.merged(params, (t.pack(part, own) for t, part, own in parts))
 
     def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
-        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
         made = [t.project(part, own) for t, part, own in parts]
         return self.merged(params, (part for part, _ in made)), tuple(learnt for _, learnt in made)
 
@@ -301,11 +335,11 @@ class _Cases:
         return "matches no pattern of the recipe" if i is None else self.methods[i].traits.takes(path, leaf, info)
 
     def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:
-        parts = zip(self.methods, self.split(params), _apart(state), strict=True)
+        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
         return tuple(fact for t, part, own in parts for fact in t.traits.facts(part, own))
 
     def follows(self, state: State, cuts: Cuts) -> State:
-        parts = enumerate(zip(self.methods, self.split(cuts.params), _apart(state), strict=True))
+        parts = enumerate(zip(self.methods, self.split(cuts.params), _apart(state, self.methods), strict=True))
         return _together([followed(t, own, cuts.of_member(i, part)) for i, (t, part, own) in parts])
 
 
@@ -316,8 +350,13 @@ def _traits(takes: Callable[[str, Any, ModelInfo], LeafTraits | str], members: S
         leaf_local=all(m.traits.leaf_local for m in members),
         needs=frozenset().union(*(m.traits.needs for m in members)),
         pending=_pending(members),
-        name=" | ".join(dict.fromkeys(m.traits.name for m in members)),
+        name=_names(members),
     )
+
+
+def _names(members: Sequence[Transform]) -> str:
+    """What messages call several transforms together."""
+    return " | ".join(dict.fromkeys(m.traits.name for m in members))
 
 
 def _together(states: Sequence[State]) -> State:
@@ -325,8 +364,19 @@ def _together(states: Sequence[State]) -> State:
     return State(tuple(s.learnt for s in states), tuple(s.carried for s in states))
 
 
-def _apart(state: State) -> list[State]:
-    """The states of the members."""
+def _apart(state: State, members: Sequence[Transform]) -> list[State]:
+    """The states of the members.
+
+    Raises:
+      TypeError: it is no state. ValueError: it has not one part a member.
+    """
+    state = as_state(state, _names(members))
+    if not isinstance(state.carried, tuple) or len(state.carried) != len(members):
+        held = len(state.carried) if isinstance(state.carried, tuple) else "no"
+        raise ValueError(
+            f"{_names(members)}: the state has {held} parts, the method {len(members)} members; pass the state that this very "
+            "method's init returned"
+        )
     return [State(learnt, carried) for learnt, carried in zip(state.learnt, state.carried, strict=True)]
 
 
@@ -350,6 +400,7 @@ def where(pattern: str, method: Transform) -> Transform:
       >>> jn.where("**/kernels", jn.prune(sparsity=0.5)).init(v)
       Traceback (most recent call last):
           ...
-      ValueError: pattern '**/kernels' matches no path of 2; nearest: layer/kernel, layer/bias
+      ValueError: pattern '**/kernels' matches no path of 2: patterns are globs over whole paths,
+        * within a name, ** for any number of names; nearest: layer/kernel, layer/bias
     """
     return by_path([(pattern, method)])

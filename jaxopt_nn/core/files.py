@@ -6,8 +6,24 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from jaxopt_nn.core.arguments import in_words
 
 MOVE = "move it away, or pass another --workdir"
+
+
+def place_of(name: Any, what: str = "directory") -> Path:
+    """The absolute path of a file or folder that was named.
+
+    Raises:
+      TypeError: no name. ValueError: an empty one.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise TypeError(f"{what} is {in_words(name)}; pass the name of a file or folder")
+    if not os.fspath(name):
+        raise ValueError(f"{what}='': pass the name of a directory; '.' is the current one")
+    return Path(name).absolute()
 
 
 def open_workdir(workdir: str | os.PathLike[str], folders: Sequence[str] = (), files: Sequence[str] = ()) -> Path:
@@ -17,9 +33,7 @@ def open_workdir(workdir: str | os.PathLike[str], folders: Sequence[str] = (), f
       ValueError: an empty name.
       OSError: it can't be made or written, or something else stands in the place of what a run makes there.
     """
-    if not os.fspath(workdir):
-        raise ValueError("workdir='': pass the name of a directory; '.' is the current one")
-    path = Path(workdir).absolute()
+    path = place_of(workdir, "workdir")
     probe = path / f".writable-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo
-from jaxopt_nn.core.transform import PyTree, State, Transform, followed, keep_state
+from jaxopt_nn.core.transform import PyTree, State, Transform, as_state, as_transform, followed, keep_state
+
+
+def _check_steps(call: str, name: str, value: Any, least: int) -> None:
+    """Raises TypeError or ValueError where a number of steps is none; ``call`` shows the order of the arguments."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{call}: {name} is {in_words(value)}; pass a whole number of steps")
+    if value < least:
+        raise ValueError(f"{call}: {name}={value}; allowed are whole numbers of steps from {least}")
 
 
 def _gated(method: Transform, open_at: Callable[[Any], Any]) -> Transform:
@@ -50,11 +60,11 @@ def every(n: int, method: Transform, last: int | None = None) -> Transform:
       2 0.5
       3 0.5
     """
-    if n < 1:
-        raise ValueError(f"every(n={n}): n is a number of steps, at least 1")
-    if last is not None and last < 0:
-        raise ValueError(f"every(n={n}, last={last}): last is a step, 0 or more, or None")
-    return _gated(method, lambda step: (step % n == 0) | (last is not None and step == last))
+    call = "every(n, method, last=None)"
+    _check_steps(call, "n", n, 1)
+    if last is not None:
+        _check_steps(call, "last", last, 0)
+    return _gated(as_transform(method, "every: method"), lambda step: (step % n == 0) | (last is not None and step == last))
 
 
 def between(start: int, stop: int, method: Transform) -> Transform:
@@ -79,9 +89,10 @@ def between(start: int, stop: int, method: Transform) -> Transform:
       2 0.5
       3 0.5
     """
-    if not 0 <= start <= stop:
-        raise ValueError(f"between(start={start}, stop={stop}): needs 0 <= start <= stop")
-    return _gated(method, lambda step: (step >= start) & (step <= stop))
+    call = "between(start, stop, method)"
+    _check_steps(call, "start", start, 0)
+    _check_steps(call, "stop", stop, start)
+    return _gated(as_transform(method, "between: method"), lambda step: (step >= start) & (step <= stop))
 
 
 def later(steps: int, method: Transform) -> Transform:
@@ -101,6 +112,8 @@ def later(steps: int, method: Transform) -> Transform:
       0 0.5
       1 0.75
     """
+    _check_steps("later(steps, method)", "steps", steps, 0)
+    method = as_transform(method, "later: method")
 
     def update(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         return method.update(params, state, step=step + steps, grads=grads)
@@ -126,8 +139,10 @@ def frozen(method: Transform) -> Transform:
              [3., 4.]], dtype=float32)
     """
 
+    method = as_transform(method, "frozen: method")
+
     def thawed(fn: Callable[[PyTree, State], Any]) -> Callable[[PyTree, State], Any]:
-        return lambda params, state: fn(params, state.carried)
+        return lambda params, state: fn(params, as_state(state, method.traits.name).carried)
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         return State((), method.init(params, info))

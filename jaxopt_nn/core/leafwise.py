@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.cuts import Cut, Cuts, by_shape
 from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.tap import Tap
-from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Traits, Transform, keep_both, no_taps
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Traits, Transform, as_info, as_state, keep_both, no_taps
 
 
 def leafwise(
@@ -79,17 +80,36 @@ class _Leafwise:
     name: str
 
     def init_all(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        info = as_info(info)
         taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(self.takes(p, x, info), str)}
         states = {p: self.init(p, x, known_of(p, x.ndim, info, self.taps)) for p, x in taken.items()}
         return State({p: s[0] for p, s in states.items()}, {p: s[1] for p, s in states.items()})
 
+    def checked(self, params: PyTree, state: State) -> State:
+        """The state, with a leaf of ``params`` for each entry.
+
+        Raises:
+          TypeError: it is no state of a method for single leaves. ValueError: ``params`` lacks a leaf of it.
+        """
+        state = as_state(state, self.name)
+        require(state.carried, dict, f"{self.name}: state.carried", "the state that this very method's init returned")
+        if lost := state.carried.keys() - leaves_by_path(params).keys():
+            raise ValueError(
+                f"{self.name}: the state is of leaves that params lacks: {', '.join(sorted(lost)[:3])}; pass the whole pytree "
+                "that init got"
+            )
+        return state
+
     def on_taken(self, fn: Callable[..., Any], params: PyTree, state: State) -> PyTree:
+        learnt, carried = self.checked(params, state)
+
         def visit(path: str, leaf: Any) -> Any:
-            return fn(path, leaf, state.learnt[path], state.carried[path]) if path in state.carried else leaf
+            return fn(path, leaf, learnt[path], carried[path]) if path in carried else leaf
 
         return map_with_path(visit, params)
 
     def update_all(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
+        state = self.checked(params, state)
         if self.update is None:
             return state
         slopes = {} if grads is None else leaves_by_path(grads)
@@ -102,7 +122,7 @@ class _Leafwise:
 
     def project_all(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
         assert self.project is not None
-        leaves = leaves_by_path(params)
+        state, leaves = self.checked(params, state), leaves_by_path(params)
         made = {path: self.project(leaves[path], state.learnt[path], own) for path, own in state.carried.items()}
         return (
             map_with_path(lambda path, leaf: made[path][0] if path in made else leaf, params),

@@ -108,15 +108,58 @@ def require_match(pattern: str, paths: Iterable[str], what: str = "path") -> lis
     """The ``paths`` that ``pattern`` matches.
 
     Raises:
-      ValueError: none does; the message names the nearest paths.
+      ValueError: none does; see ``no_match``.
     """
     paths = list(paths)
     found = [p for p in paths if matches(pattern, p)]
     if not found:
-        near = near_misses(pattern.replace("**/", "").replace("*", ""), paths) or paths[:3]
-        hint = f"; nearest: {', '.join(near)}" if near else f"; there is no {what} at all"
-        raise ValueError(f"pattern {pattern!r} matches no {what} of {len(paths)}{hint}")
+        raise ValueError(no_match(pattern, paths, what))
     return found
+
+
+def no_match(pattern: str, paths: Sequence[str], what: str = "path") -> str:
+    """What to say of a pattern that matches nothing: the glob that was meant, or the nearest paths."""
+    if not any(paths):
+        return f"pattern {pattern!r} matches no {what}: there is none to match; pass the whole tree, {{name: array}}"
+    globs = meant(pattern, paths)
+    if len(globs) > 1:
+        cases = ", ".join(f"({glob!r}, ...)" for glob in globs)
+        return f"pattern {pattern!r} matches no {what} of {len(paths)}: {GLOBS}; use one case each: by_path([{cases}])"
+    if globs:
+        return f"pattern {pattern!r} matches no {what} of {len(paths)}: {GLOBS}; did you mean {globs[0]!r}?"
+    near = near_misses(pattern.replace("**/", "").replace("*", ""), paths) or paths[:3]
+    return f"pattern {pattern!r} matches no {what} of {len(paths)}: {GLOBS}; nearest: {', '.join(near)}"
+
+
+GLOBS = "patterns are globs over whole paths, * within a name, ** for any number of names"
+
+
+def meant(pattern: str, paths: Sequence[str]) -> list[str]:
+    """The globs that someone may have meant by a pattern that matches nothing, e.g. a regular expression.
+
+    Several where it has alternatives, ``(a|b)``; none where no glob made of it matches a path.
+    """
+    bare = re.sub(r"\[['\"]?|['\"]?\]", "/", pattern).strip("/") if "']" in pattern or '"]' in pattern else pattern
+    options = re.search(r"\(\??:?([^()]*\|[^()]*)\)", bare)
+    before, after = (bare[: options.start()], bare[options.end() :]) if options else ("", "")
+    texts = [f"{before}{own}{after}" for own in (options[1] if options else bare).split("|")]
+    globs = [next((g for g in _globs(text) if any(matches(g, p) for p in paths)), None) for text in texts]
+    return [g for g in globs if g is not None] if all(globs) else []
+
+
+def _globs(text: str) -> list[str]:
+    """A regular expression, a name, or a path in another writing as globs, the narrowest first."""
+    text = re.sub(r"/+", "/", text.removeprefix("^").removesuffix("$"))
+    if text in (".*", ".+"):
+        return ["**"]
+    loose = re.sub(r"\(\.\*/\)\??|\.\*/", "**/", text)
+    loose = re.sub(r"(\.|\\[dw]|\[[^]]*\])[*+]\??", "*", loose).replace("\\", "")
+    name = loose.strip("/").replace("**/*", "*")
+    dotted = name.replace(".", "/")
+    tries = [loose, name, dotted]
+    tries += [f"{each}/**" for each in (name, dotted)] + [f"**/{each}" for each in (name, dotted)]
+    tries += [f"**/{each}/**" for each in (name, dotted)]
+    return [each for each in tries if each]
 
 
 def addresses(config: Any, at: str = "") -> dict[str, Any]:

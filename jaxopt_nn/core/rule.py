@@ -91,7 +91,10 @@ def rule_factory(make: Callable[..., Rule]) -> Callable[..., Rule]:
 
     @functools.wraps(make)
     def factory(*args: Any, **kwargs: Any) -> Rule:
-        bound = signature.bind(*args, **kwargs)
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{make.__name__}: {error}; call it as {make.__name__}{signature}") from None
         bound.apply_defaults()
         return cached(tuple(bound.arguments.items()))
 

@@ -10,12 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import check_takes, in_words
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
-from jaxopt_nn.core.transform import PyTree, State, Transform
+from jaxopt_nn.core.transform import PyTree, State, Transform, as_transform
 
 if TYPE_CHECKING:
     import optax
+
+
+#: What messages ask for as the loss of a step.
+LOSS = "a function (variables, batch, key) -> (scalar, (metrics, {path: changed leaf})); of nothing to tell, (scalar, ({}, {}))"
 
 
 class TrainState(NamedTuple):
@@ -102,10 +107,20 @@ def init_train_state(
       >>> [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(moments)[0]]  # none for "mean"
       ["['kernel']"]
     """
+    _check_training(method, optimizer, "init_train_state")
+    if not (hasattr(key, "dtype") and key.shape in ((), (2,), (4,))):
+        raise TypeError(f"init_train_state: key is {in_words(key)}; pass a PRNG key: jax.random.key(0)")
     state = method.init(params, info) if state is None else state
     moved, _ = _split(params, trained(params, still))
     opt = optimizer.init({"params": moved, "learnt": state.learnt, "rules": _learnt(rules)})
     return TrainState(params, state.learnt, state.carried, opt, jnp.zeros((), jnp.int32), key, dict(rules))
+
+
+def _check_training(method: Any, optimizer: Any, what: str) -> None:
+    """Raises TypeError where there is no transform, or no optax transformation."""
+    as_transform(method, f"{what}: method")
+    if isinstance(optimizer, Transform) or not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"{what}: optimizer is {in_words(optimizer)}; pass an optax transformation, e.g. optax.sgd(0.1)")
 
 
 def _learnt(rules: Mapping[str, State]) -> dict[str, PyTree]:
@@ -199,11 +214,12 @@ def make_step(
     """
     import optax  # the package imports without it
 
-    told, update = (_without_rules(loss), _keep_rules) if update_rules is None else (loss, update_rules)
+    check_takes(loss, 3 if update_rules is None else 4, "make_step: loss", LOSS)
+    _check_training(method, optimizer, "make_step")
+    told, update = (loss, update_rules) if update_rules else (_without_rules(loss), _keep_rules)
 
     def step(ts: TrainState, batch: Any) -> tuple[TrainState, dict[str, Any]]:
-        mask = trained(ts.params, still)
-        moved, rest = _split(ts.params, mask)
+        moved, rest = _split(ts.params, mask := trained(ts.params, still))
 
         def view_moved(moved: PyTree, learnt: PyTree) -> tuple[PyTree, PyTree]:
             return _split(method.view(_join(moved, rest), State(learnt, ts.carried)), mask)
@@ -224,9 +240,8 @@ def make_step(
         updates, opt = optimizer.update(slopes, ts.opt, now)
         new = optax.apply_updates(now, updates)
         params, learnt = method.project(_join(new["params"], rest), State(new["learnt"], ts.carried))
-        state = State(learnt, ts.carried)
         at_view = _join(dense, jax.tree.map(jnp.zeros_like, rest))
-        state = method.update(params, state, step=ts.step, grads=at_view)
+        state = method.update(params, State(learnt, ts.carried), step=ts.step, grads=at_view)
         rules = update(_join(seen, seen_rest), batch, _with_learnt(ts.rules, new["rules"]), measured, ts.step)
         params = map_with_path(lambda path, x: changed.get(path, x), params) if changed else params
         after = TrainState(params, state.learnt, state.carried, opt, ts.step + 1, ts.key, dict(rules))
@@ -243,10 +258,18 @@ def _without_rules(loss: Callable[..., Any]) -> Callable[..., Any]:
     """A loss that knows of no rules, as one that measures nothing for them."""
 
     def told(variables: PyTree, batch: Any, key: Any, rules: Any) -> tuple[Any, tuple[Any, ...]]:
-        value, found = loss(variables, batch, key)
-        return value, (*found, {})
+        given = loss(variables, batch, key)
+        pair = given[1] if isinstance(given, tuple) and len(given) == 2 else None
+        if not (isinstance(pair, tuple) and len(pair) == 2 and jnp.ndim(given[0]) == 0):
+            raise TypeError(f"make_step: loss returned {_shapes(given)}; pass {LOSS}")
+        return given[0], (*pair, {})
 
     return told
+
+
+def _shapes(tree: PyTree) -> str:
+    """What a loss returned, in a few words."""
+    return f"({', '.join(map(in_words, tree))})" if isinstance(tree, tuple) else in_words(tree)
 
 
 def _norms(slopes: PyTree) -> dict[str, jax.Array]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo, Site, StatKey
 from jaxopt_nn.core.paths import leaves_by_path
@@ -162,6 +163,34 @@ class Transform(NamedTuple):
     traits: Traits
 
 
+def as_transform(value: Any, what: str) -> Transform:
+    """``value`` if it is a ``Transform``; ``what`` is what messages call it.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    hint = "a Transform such as quantize(4); a rule goes to Stage(rule=) or Network(rules=), a pass to a Stage of its own"
+    return require(value, Transform, what, hint)
+
+
+def as_state(value: Any, name: str) -> State:
+    """``value`` if it is a ``State``; ``name`` is that of its transform.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    return require(value, State, f"{name}: state", "a State: method.init(variables, info), or what update returned")
+
+
+def as_info(value: Any) -> ModelInfo:
+    """``value`` if it is a ``ModelInfo``.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    return require(value, ModelInfo, "info", "a ModelInfo: inspect(apply, variables, *inputs), or nothing")
+
+
 def keep_state(params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
     """An ``update`` that changes nothing."""
     return state
@@ -221,6 +250,8 @@ def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
     """
     if is_compressed(leaf):
         return "is a compressed tensor already"
+    if not hasattr(leaf, "dtype"):
+        return f"is a Python {type(leaf).__name__}, no array: wrap it in jnp.asarray"
     if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
         return f"{leaf.dtype}: complex numbers stay as they are; make real and imaginary parts leaves of their own"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -265,6 +296,8 @@ def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo())
       >>> print(jn.explain(jn.chain(jn.prune(sparsity=0.5), jn.quantize(4)), v, info))
       skipped     gain  combined with an activation by `mul`
     """
+    if not hasattr(method, "traits"):  # a pass has them too
+        as_transform(method, "explain: method")
     messages = []
     for path, leaf in leaves_by_path(variables).items():
         verdict = method.traits.takes(path, leaf, info)

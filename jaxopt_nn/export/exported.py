@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import jax.export
 
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.export.programs import PLATFORMS, Programs, abstract, closed, opened, serialized
 from jaxopt_nn.formulations.prepare import prepare
-from jaxopt_nn.interpret.network import Network, abstract_outputs, complaint, network_of
+from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
+from jaxopt_nn.interpret.program import complaint
 from jaxopt_nn.tensors.base import densify, is_compressed
 
 PyTree = Any
@@ -47,7 +49,9 @@ def exported(
       >>> sorted(programs)
       ['cpu', 'tpu']
     """
-    network, shapes = network_of(network), _shapes(tuple(inputs), batch)
+    network = network_of(network)
+    require(inputs, tuple | list, "exported: inputs", "a tuple of what apply takes after its variables: (x,)")
+    shapes = _shapes(tuple(inputs), batch)
     check_platforms(platforms)
     for path, leaf in leaves_by_path(network.variables).items():
         if is_compressed(leaf) and (ready := getattr(leaf, "platform", None)) is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.export
 
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.export.programs import Programs, abstract, deserialized, opened, shown
@@ -43,6 +44,7 @@ def imported(
              [4., 4.],
              [4., 4.]], dtype=float32)
     """
+    require(programs, Mapping, "imported: programs", "what exported(network, inputs) gave, {platform: Programs}")
     platform = jax.default_backend()
     if platform not in programs:
         held = ", ".join(programs) or "none"

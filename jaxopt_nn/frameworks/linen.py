@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.arguments import in_words
+from jaxopt_nn.core.paths import leaves_by_path, near_misses
 from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.tensors.base import check_dense
 
 PyTree = Any
 
@@ -50,6 +52,10 @@ def linen(
     """
     _check(model, variables)
     method = evaluation.get("method") or "__call__"
+    if not callable(method) and not hasattr(type(model), method):
+        near = near_misses(method, [name for name in vars(type(model)) if not name.startswith("_")])
+        has = ", ".join(near) or "__call__"
+        raise ValueError(f"linen(method={method!r}): {type(model).__name__} has no such method; use {has}")
     named = inspect.signature(method if callable(method) else getattr(type(model), method)).parameters
     modes = {name: value for name, value in MODES.items() if name in named}
     evaluated = {**{name: not value for name, value in modes.items()}, **evaluation}
@@ -61,6 +67,7 @@ def linen(
         return {name: part if name == "params" else jax.lax.stop_gradient(part) for name, part in variables.items()}
 
     def apply(variables: PyTree, *inputs: Any) -> PyTree:
+        check_dense(variables)  # else Flax says that a shape is wrong
         return model.apply(seen(variables), *inputs, **evaluated)
 
     def trained(variables: PyTree, *inputs: Any, key: Any) -> tuple[PyTree, dict[str, Any]]:
@@ -84,7 +91,7 @@ def _check(model: Any, variables: Any) -> None:
         )
     if not isinstance(variables, Mapping):
         raise TypeError(
-            f"linen(): variables is {variables!r:.60}; pass what model.init returned, a dict of collections"
+            f"linen(): variables is {in_words(variables)}; pass what model.init returned, a dict of collections"
         )
     if "params" not in variables:
         raise ValueError(

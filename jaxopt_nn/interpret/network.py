@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import State
+from jaxopt_nn.interpret.cases import cases_of
+from jaxopt_nn.interpret.program import check_apply, fails_on
 from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
 
 PyTree = Any
@@ -68,17 +70,12 @@ class Network:
     still: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for name in ("apply", "training"):
-            value = getattr(self, name)
-            if not (callable(value) or (name == "training" and value is None)):
-                raise TypeError(f"Network({name}={value!r:.60}): a function (variables, *inputs), such as model.apply")
+        check_apply(self.apply)
+        if not (callable(self.training) or self.training is None):
+            raise TypeError(f"Network: training is {in_words(self.training)}; pass a function (variables, *inputs, key)")
         if isinstance(self.apply, Rewritten):
             raise TypeError("Network(apply=rewrite(...)): pass the model's own function, and the rules as rules=")
-        if isinstance(self.rules, Rule):
-            object.__setattr__(self, "rules", (("**", self.rules),))
-        elif not isinstance(self.rules, tuple):
-            pairs = self.rules.items() if isinstance(self.rules, Mapping) else self.rules
-            object.__setattr__(self, "rules", tuple(map(tuple, pairs)))
+        object.__setattr__(self, "rules", tuple(cases_of(self.rules, Rule, "Network: rules")))
         object.__setattr__(self, "still", frozenset(self.still))
 
     def __call__(self, *inputs: PyTree) -> PyTree:
@@ -137,7 +134,7 @@ def network_of(given: Any, what: str = "network") -> Network:
     if isinstance(given, Network):
         return given
     raise TypeError(
-        f"{what} is a {type(given).__name__}; pass a Network: jaxopt_nn.linen(model, variables), jaxopt_nn.nnx(model), or "
+        f"{what} is {in_words(given)}; pass a Network: jaxopt_nn.linen(model, variables), jaxopt_nn.nnx(model), or "
         "Network(apply, variables)"
     )
 
@@ -149,26 +146,15 @@ def abstract_outputs(network: Network, *inputs: PyTree, what: str = "apply") -> 
       ValueError: ``apply`` fails on them; says what they are and why, and calls the network ``what``.
     """
     try:
+        network.run.program(network.variables, inputs)
+    except ValueError as error:
+        if error.__cause__ is None:  # not of the model's own making: says itself what to do
+            raise
+        raise ValueError(fails_on(what, inputs, error.__cause__, batch=True)) from error.__cause__
+    try:
         return jax.eval_shape(lambda n, x: n(*x), network, inputs)
     except Exception as error:
-        each = ", ".join(_said(path, x) for path, x in leaves_by_path(inputs).items())
-        raise ValueError(
-            f"{what} fails on inputs {each}: {complaint(error)}; it is called as apply(variables, *inputs), with inputs as in "
-            "its training"
-        ) from error
-
-
-def _said(path: str, x: Any) -> str:
-    """``float32[B, 4]`` of an input that is an array, ``image float32[B, 4]`` of one within a dict."""
-    name = path.partition("/")[2]
-    return f"{name}{' ' if name else ''}{x.dtype}[{', '.join(map(str, ('B', *x.shape[1:])))}]"
-
-
-def complaint(error: Exception) -> str:
-    """The first line of what a model said, without web addresses."""
-    said = next(iter(str(error).strip().splitlines()), "")
-    said = re.sub(r"\s*\(?https?://\S+", "", said)[:300].rstrip(" .:")
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        raise ValueError(fails_on(what, inputs, error, batch=True)) from error
 
 
 def like(x: Any, rows: int | None = None) -> PyTree:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.model import Leaf, ModelInfo, Roles, Site, assumed_roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import Message, Report
@@ -53,6 +56,61 @@ def dense_like(leaf: Any) -> Any:
     return jax.typeof(leaf)
 
 
+def check_apply(apply: Any) -> None:
+    """Raises TypeError where ``apply`` is no pure function ``(variables, *inputs)``: a module, a network, variables."""
+    how = "pass a pure function (variables, *inputs) first, then its variables"
+    if not callable(apply):
+        raise TypeError(f"apply is {in_words(apply)}; {how}")
+    if hasattr(apply, "apply") or any(kind.__module__.startswith("flax.") for kind in type(apply).__mro__):
+        raise TypeError(
+            f"apply is {in_words(apply)}, no function; {how}: net.apply, net.variables of a Network; for a Flax "
+            "module first net = jaxopt_nn.linen(model, variables), or jaxopt_nn.nnx(model)"
+        )
+
+
+def check_numbers(variables: PyTree, inputs: tuple[PyTree, ...]) -> None:
+    """Raises TypeError where a leaf of the variables or of the inputs is no array of numbers."""
+    for what, tree in (("variables", variables), ("inputs", inputs)):
+        for path, leaf in leaves_by_path(tree).items():
+            numbers = not isinstance(leaf, np.ndarray) or leaf.dtype.kind not in "OSU"
+            if not (numbers and (hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex))):
+                raise TypeError(f"{what}: {path} is {in_words(leaf)}; pass an array of numbers, e.g. jnp.asarray(...)")
+
+
+def complaint(error: BaseException) -> str:
+    """The first line of what a model said, without web addresses; of an error with a cause, the cause's."""
+    error = error.__cause__ or error
+    said = next(iter(str(error).strip().splitlines()), "")
+    said = re.sub(r"\s*\(?https?://\S+", "", said)[:300].rstrip(" .:")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def fails_on(what: str, inputs: tuple[PyTree, ...], error: BaseException, *, batch: bool = False) -> str:
+    """What to say of a model that fails on its inputs; with ``batch`` the first axis is called ``B``."""
+    leaves = leaves_by_path(inputs)
+    each = ", ".join(_said(path, x, batch) for path, x in list(leaves.items())[:4]) or "none"
+    each += f" and {len(leaves) - 4} more (a list counts each number: pass arrays)" if len(leaves) > 4 else ""
+    return (
+        f"{what} fails on inputs {each}: {complaint(error)}; it is called as apply(variables, *inputs), with inputs as in its "
+        "training"
+    )
+
+
+def _said(path: str, x: Any, batch: bool) -> str:
+    """``float32[B, 8]`` of an input that is an array, ``image float32[B, 8]`` of one within a dict."""
+    name = path.partition("/")[2]
+    shape = ("B", *x.shape[1:]) if batch else x.shape
+    return f"{name}{' ' if name else ''}{x.dtype}[{', '.join(map(str, shape))}]"
+
+
+def _traced(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[PyTree, ...]) -> tuple[Any, Any]:
+    """The closed jaxpr of ``apply`` on abstract arguments, and the abstract outputs."""
+    try:
+        return jax.make_jaxpr(apply, return_shape=True)(variables, *inputs)
+    except Exception as error:
+        raise ValueError(fails_on("apply", inputs, error)) from error
+
+
 def trace_model(
     apply: Callable[..., PyTree], variables: PyTree, inputs: tuple[PyTree, ...], rows: tuple[int, ...] = ()
 ) -> Program:
@@ -62,8 +120,11 @@ def trace_model(
       rows: the leading lengths of the inputs whose axes are followed to the sites (``Site.rows``).
 
     Raises:
-      ValueError: ``variables`` holds no array, or most of the weights are closed over by ``apply``.
+      TypeError: ``apply`` is no function, a leaf or an input no array. ValueError: ``variables`` holds no array, ``apply``
+        fails on its arguments, or most of the weights are closed over by it.
     """
+    check_apply(apply)
+    check_numbers(variables, inputs)
     paths = leaves_by_path(variables)
     if not paths:
         raise ValueError("variables holds no array: pass the whole pytree that apply takes, e.g. model.init(...)")
@@ -72,7 +133,7 @@ def trace_model(
         jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=getattr(a, "weak_type", False)) for a in map(dense_like, flat)
     ]
     args = jax.tree.unflatten(tree, abstract)
-    closed, out_shape = jax.make_jaxpr(apply, return_shape=True)(*args)
+    closed, out_shape = _traced(apply, args[0], args[1:])
     body = jaxprs.opened(closed)
     shapes = dict(zip(paths, abstract, strict=False))
     in_tags = [tags.of_leaf(path, a.shape) for path, a in shapes.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -11,24 +12,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.arguments import is_factory, require
 from jaxopt_nn.core.model import Site
-from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches, near_misses
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path, near_misses
 from jaxopt_nn.core.report import Recorder, Report
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import State, Transform, explain
 from jaxopt_nn.formulations.table import Choice
 from jaxopt_nn.interpret import jaxprs
+from jaxopt_nn.interpret.cases import EXAMPLES, Cases, assigned, cases_of
 from jaxopt_nn.interpret.evaluate import Evaluator, Totals
 from jaxopt_nn.interpret.explain import Watched, runs
 from jaxopt_nn.interpret.leaves import told
-from jaxopt_nn.interpret.program import Program, dense_like, flatten, trace_model
+from jaxopt_nn.interpret.program import Program, check_apply, check_numbers, dense_like, flatten, trace_model
 from jaxopt_nn.interpret.stored import Prepared, stored
 from jaxopt_nn.interpret.tags import Key
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
-Cases = Sequence[tuple[str, Any]]
 #: The name of a tap that came without one.
 SINGLE = "tap"
 
@@ -45,12 +47,13 @@ class Rewritten:
         self._apply, self._rules = apply, tuple(rules)
         self._programs: dict[Hashable, Program] = {}
         self._prepared = Prepared()
-        self._jitted = jax.jit(lambda v, x, s: self._evaluate(v, x, s, Recorder()))
+        self._jitted = jax.jit(self._warned)
 
     def __call__(self, variables: PyTree, *inputs: PyTree, states: Mapping[str, State] | None = None) -> PyTree:
         states = dict(states or {})
         if any(map(jaxprs.is_tracer, jax.tree.leaves((variables, inputs, states)))):
-            return self._evaluate(variables, inputs, states, Recorder())
+            return self._warned(variables, inputs, states)
+        check_numbers(variables, inputs)
         if not any(map(is_compressed, leaves_by_path(variables).values())):
             return self._jitted(variables, inputs, states)
         program = self.program(variables, inputs)
@@ -61,6 +64,31 @@ class Rewritten:
         flat = jax.tree.leaves(outs, is_leaf=is_compressed)
         same = [x if jaxprs.is_literal(v) else given.get(v, x) for v, x in zip(program.jaxpr.outvars, flat, strict=True)]
         return jax.tree.unflatten(program.out_tree, same)
+
+    def _warned(self, variables: PyTree, inputs: tuple[PyTree, ...], states: dict[str, State]) -> PyTree:
+        """The outputs; warns once a trace where no rule takes a compressed weight."""
+        recorder = Recorder()
+        outs = self._evaluate(variables, inputs, states, recorder)
+        if said := self.unused(variables, inputs, recorder.report()):
+            warnings.warn(said, stacklevel=2)
+        return outs
+
+    def unused(self, variables: PyTree, inputs: tuple[PyTree, ...], report: Report) -> str | None:
+        """What is to be said where all compressed weights at which rules stand are left in float; else None.
+
+        Args:
+          report: of these arguments, as ``explain`` gives it.
+        """
+        leaves, program = leaves_by_path(variables), self.program(variables, inputs)
+        sites = [program.sites[key] for key in assigned(program, self._rules, "rule")] if self._rules else []
+        coded = [site.name for site in sites if len(site.leaves) == 1 and is_compressed(leaves[site.leaves[0]])]
+        declined = {message.path: message.reason for message in report.of("float")}
+        if not coded or any(name not in declined for name in coded):
+            return None
+        return (
+            f"{coded[0]}: {declined[coded[0]]}; the rules take none of {len(coded)} compressed weights, and all run in float: "
+            "pass a rule of their width, e.g. arithmetic('w8a8') for 8 bits, or quantize to a width that the rule takes"
+        )
 
     def program(self, variables: PyTree, inputs: tuple[PyTree, ...], rows: tuple[int, ...] = ()) -> Program:
         """The traced model for these arguments; ``rows`` as in ``trace_model``."""
@@ -131,7 +159,7 @@ class Rewritten:
           weights: of the rows of the inputs, as in ``capture``.
         """
         program = self.program(variables, inputs, () if weights is None else tuple(weights.shape))
-        rules = _assigned(program, self._rules, "rule")
+        rules = assigned(program, self._rules, "rule")
         wanted = {key: rule.measures(program.sites[key]) for key, rule in rules.items() if not _in_condition(program, key)}
         taps = {key: {name: _stopped(tap) for name, tap in own.items()} for key, own in wanted.items() if own}
         evaluator = self._evaluator(program, dict(states or {}), Recorder(), Evaluator, taps, weights)
@@ -154,7 +182,7 @@ class Rewritten:
 
     def _ruled(self, variables: PyTree, inputs: tuple[PyTree, ...]) -> Iterator[tuple[Site, Rule]]:
         program = self.program(variables, inputs)
-        for key, rule in _assigned(program, self._rules, "rule").items():
+        for key, rule in assigned(program, self._rules, "rule").items():
             yield program.sites[key], rule
 
     def _evaluate(
@@ -177,7 +205,7 @@ class Rewritten:
         taps: Mapping[Key, Mapping[str, Tap]] = MappingProxyType({}),
         weights: Any = None,
     ) -> Evaluator:
-        rules = _assigned(program, self._rules, "rule")
+        rules = assigned(program, self._rules, "rule")
         for key in [k for k, rule in rules.items() if program.sites[k].weight is None and not rule.activations]:
             site, rule = program.sites[key], rules.pop(key)
             recorder.add("float", site.name, f"no operand is a weight, and rule {rule.name} takes weights only")
@@ -332,45 +360,6 @@ def _abstract(leaf: Any) -> Hashable:
     return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
 
 
-def _assigned(program: Program, cases: Cases, what: str) -> dict[tuple[int, ...], Any]:
-    """``{site key: value of the first case whose pattern matches}``; a pattern is matched with the name and the leaf.
-
-    Raises:
-      ValueError: a pattern matches no site.
-    """
-    found: dict[tuple[int, ...], Any] = {}
-    used: set[str] = set()
-    for key, site in program.sites.items():
-        for pattern, value in cases:
-            if _site_matches(pattern, site):
-                used.add(pattern)
-                found.setdefault(key, value)
-    names = [site.name for site in program.sites.values()]
-    for pattern, _ in cases:
-        if pattern not in used and pattern != "**":
-            near = near_misses(pattern.replace("**/", "").replace("*", ""), names) or names[:3]
-            raise ValueError(
-                f"{what} pattern {pattern!r} matches no site of {len(names)}; nearest: {', '.join(near) or 'none'}"
-            )
-    return found
-
-
-def _site_matches(pattern: str, site: Site) -> bool:
-    return matches(pattern, site.name) or (site.leaf is not None and matches(pattern, site.leaf))
-
-
-def _cases(given: Any, kind: type, what: str) -> Cases:
-    if isinstance(given, kind):
-        return [("**", given)]
-    cases = list(given.items()) if isinstance(given, Mapping) else list(given)
-    for case in cases:
-        if not (isinstance(case, tuple) and len(case) == 2 and isinstance(case[0], str) and isinstance(case[1], kind)):
-            raise TypeError(
-                f"{what}: {case!r} is no (pattern, {kind.__name__}); pass one {kind.__name__} or a list of pairs"
-            )
-    return cases
-
-
 def rewrite(apply: Callable[..., PyTree], rules: Rule | Mapping[str, Rule] | Cases = ()) -> Rewritten:
     """The model with rules at its sites. With no rules it evaluates compressed tensors as they are (weight-only).
 
@@ -394,7 +383,8 @@ def rewrite(apply: Callable[..., PyTree], rules: Rule | Mapping[str, Rule] | Cas
       >>> run(stored, jnp.ones((2, 64))).shape
       (2, 64)
     """
-    return Rewritten(apply, _cases(rules, Rule, "rules"))
+    check_apply(apply)
+    return Rewritten(apply, cases_of(rules, Rule, "rules"))
 
 
 def capture(
@@ -426,18 +416,13 @@ def capture(
       >>> stats["up"], stats["down"]  # what each site reads: the second behind the ReLU
       (Array([3.], dtype=float32), Array([3., 0.], dtype=float32))
     """
-    if callable(taps):
+    check_apply(apply)
+    if callable(taps) and not is_factory(taps):
         return Capturing(apply, lambda program: {k: dict(own) for k, s in program.sites.items() if (own := taps(s))})
-    cases = list(taps.items()) if isinstance(taps, Mapping) else taps
-    cases = [("**", cases)] if isinstance(cases, Tap) else list(cases)
     made = []
-    for case in cases:
-        pattern, tap = case if isinstance(case, tuple) and len(case) == 2 else (None, None)
-        named = {SINGLE: tap} if isinstance(tap, Tap) else tap
-        good = isinstance(named, Mapping) and named and all(isinstance(t, Tap) for t in named.values())
-        if not (isinstance(pattern, str) and good):
-            raise TypeError(f"taps: {case!r} is no (pattern, Tap); pass one Tap or a list of pairs")
-        made.append((pattern, named))
-    if not made:
-        raise TypeError("capture needs at least one tap")
-    return Capturing(apply, lambda program: {k: dict(own) for k, own in _assigned(program, made, "tap").items()})
+    for pattern, tap in cases_of(taps, Tap, "taps", groups=True):
+        named = tap if isinstance(tap, Mapping) else {SINGLE: tap}
+        made.append((pattern, {name: require(each, Tap, f"taps: {name!r}", EXAMPLES[Tap]) for name, each in named.items()}))
+    if not all(named for _, named in made) or not made:
+        raise TypeError(f"capture: no tap; pass one, e.g. {EXAMPLES[Tap]}, or a list of pairs (pattern, Tap)")
+    return Capturing(apply, lambda program: {k: dict(own) for k, own in assigned(program, made, "tap").items()})

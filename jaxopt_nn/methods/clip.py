@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
@@ -69,6 +71,9 @@ def clip(lo: float, hi: float, *, ste: str = "clip", project: bool = True) -> Tr
       Array([[1., 0.],
              [1., 0.]], dtype=float32)
     """
+    for name, bound in (("lo", lo), ("hi", hi)):
+        if isinstance(bound, bool) or not isinstance(bound, numbers.Real):
+            raise TypeError(f"clip: {name} is {in_words(bound)}; pass a number, e.g. clip(-1.0, 1.0)")
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"clip(lo={lo}, hi={hi}): needs finite lo < hi, e.g. clip(-1.0, 1.0)")
     box = Box(np.float32(max(lo, -_FLOAT32_MAX)), np.float32(min(hi, _FLOAT32_MAX)))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import check_takes, in_words
 from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.leafwise import known_of, leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
@@ -356,14 +357,11 @@ class _Pruning:
 
 
 def _check_functions(criterion: Any, allocation: Any) -> None:
-    for name, value, known in (
-        ("criterion", criterion, "magnitude, saliency"),
-        ("allocation", allocation, "per_leaf, erk"),
-    ):
-        if not callable(value):
-            raise TypeError(
-                f"prune({name}={value!r}): pass the function itself ({known}); only a config gives its name"
-            )
+    """Raises TypeError where one is no function of three arguments; only a config gives its name."""
+    scored = "the function itself: magnitude, saliency, or your own (weight, gradient or None, known) -> score of its shape"
+    shared = "the function itself: per_leaf, erk, or your own (scores, roles, sparsity) -> {path: bool mask}"
+    check_takes(criterion, 3, "prune: criterion", scored)
+    check_takes(allocation, 3, "prune: allocation", shared)
 
 
 def _pending(sparsity: Any, threshold: Any, step: int) -> str | None:
@@ -396,7 +394,8 @@ def _checked_start(sparsity: Any, threshold: Any, allocation: Allocation) -> flo
         start = float(amount(0) if callable(amount) else amount)
     when = f"{start} at step 0" if callable(amount) else f"{start}"
     if sparsity is not None and not 0 <= start <= 1:
-        raise ValueError(f"prune(sparsity={when}): a share of zeros, 0 to 1, or a schedule of the step")
+        share = f"; for {start:g} % pass sparsity={start / 100:g}" if 1 < start <= 100 else ""
+        raise ValueError(f"prune(sparsity={when}): a share of zeros, 0 to 1, or a schedule of the step{share}")
     if not 0 <= start < math.inf:
         raise ValueError(f"prune(threshold={when}): a finite score, 0 or more, or a schedule of the step")
     return start
@@ -405,7 +404,13 @@ def _checked_start(sparsity: Any, threshold: Any, allocation: Allocation) -> flo
 def _scores(
     criterion: Criterion, leaves: dict[str, Any], grads: dict[str, Any] | None, known: dict[str, Known]
 ) -> dict[str, Any]:
-    return {p: _score(criterion, x, None if grads is None else grads[p], known[p]) for p, x in leaves.items()}
+    made = {p: _score(criterion, x, None if grads is None else grads[p], known[p]) for p, x in leaves.items()}
+    for path, score in made.items():
+        if score.shape != leaves[path].shape:
+            raise ValueError(
+                f"{path}: the criterion gives {in_words(score)} for {in_words(leaves[path])}; it must give each weight a score"
+            )
+    return made
 
 
 @partial(jax.jit, static_argnums=0)

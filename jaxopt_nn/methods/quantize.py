@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
@@ -202,8 +203,11 @@ def _check(bits: Any, granularity: str, group: int, ste: str) -> None:
         raise ValueError(f"quantize(granularity={granularity!r}): allowed are 'channel' and 'tensor'")
     if ste not in ("clip", "pass", "none"):
         raise ValueError(f"quantize(ste={ste!r}): allowed are 'clip', 'pass' and 'none'")
-    if group != -1 and (group < 1 or granularity != "channel"):
-        raise ValueError(f"quantize(group={group}): a positive number with granularity='channel', or -1 for none")
+    whole = isinstance(group, int) and not isinstance(group, bool)
+    if not whole or (group != -1 and (group < 1 or granularity != "channel")):
+        raise ValueError(
+            f"quantize(group={group!r}): allowed are whole numbers from 1, with granularity='channel', and -1 for none"
+        )
 
 
 def _root_key(rounding: str, key: jax.Array | int | None) -> tuple[jax.Array | None, str | None]:
@@ -217,8 +221,19 @@ def _root_key(rounding: str, key: jax.Array | int | None) -> tuple[jax.Array | N
         )
     if key is None:
         return None, None
+    if isinstance(key, bool) or not (isinstance(key, int) or _is_key(key)):
+        raise TypeError(f"quantize: key is {in_words(key)}; pass a seed, a whole number, or a key: jax.random.key(0)")
     root = jax.random.key(key) if isinstance(key, int) else key
     return root, str(jax.random.key_impl(root))
+
+
+def _is_key(key: Any) -> bool:
+    """Whether ``key`` is one PRNG key, typed or as its data."""
+    if not isinstance(key, jax.Array):
+        return False
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key.ndim == 0
+    return key.dtype == jnp.uint32 and key.ndim == 1
 
 
 def _fold_in(leaf: Any, learnt: Any, carried: Quantized, step: Any, grad: Any) -> Quantized:

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path, near_misses, require_match
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.transform import PyTree
@@ -73,7 +74,8 @@ def transfer_weights(source: PyTree, target: PyTree, rename: Sequence[tuple[str,
 def _places(paths: Sequence[str], rename: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Where each source path goes."""
     rules = []
-    for pattern, replacement in rename:
+    for pair in require(rename, list | tuple, "rename", "a list of pairs [(pattern of source, path in target), ...]"):
+        pattern, replacement = require(pair, list | tuple, "an entry of rename", "a pair (pattern of source, path in target)")
         require_match(pattern, paths, "path of source")
         given, asked = len(_WILDCARD.findall(pattern)), len(_WILDCARD.findall(replacement))
         if asked > given:

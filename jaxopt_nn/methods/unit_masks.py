@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo
@@ -52,7 +53,7 @@ def mask_units(keep: Keep) -> Transform:
       Array([[1., 0., 1.],
              [1., 0., 1.]], dtype=float32)
     """
-    masks = {path: {axis: _checked(path, axis, m) for axis, m in axes.items()} for path, axes in keep.items()}
+    masks = _masks(keep)
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
         if path not in masks:
@@ -96,6 +97,12 @@ def mask_units(keep: Keep) -> Transform:
         return made.init(params, info)
 
     return made._replace(init=checked_init)
+
+
+def _masks(keep: Any) -> dict[str, dict[int, np.ndarray]]:
+    """The masks as arrays."""
+    require(keep, Mapping, "mask_units: keep", "a dict {path: {axis: bool [length]}}; True is kept")
+    return {path: {axis: _checked(path, axis, m) for axis, m in axes.items()} for path, axes in keep.items()}
 
 
 def _checked(path: str, axis: int, mask: Any) -> np.ndarray:

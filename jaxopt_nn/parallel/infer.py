@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
 
@@ -135,6 +136,9 @@ class Predictor:
 
 
 def _checked(devices: Sequence[jax.Device]) -> tuple[jax.Device, ...]:
+    listed = isinstance(devices, Sequence) and all(isinstance(d, jax.Device) for d in devices)
+    if not listed:
+        raise TypeError(f"predictor: devices is {in_words(devices)}; pass a list of some of jax.devices(), or None for all")
     devices = tuple(devices)
     if not devices:
         raise ValueError("predictor(devices=[]): no device; pass some of jax.devices(), or None for all")
@@ -170,7 +174,7 @@ def _batch(inputs: tuple[PyTree, ...]) -> int:
     sizes = {path: len(x) for path, x in leaves.items()}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{path} has {n}" for path, n in sizes.items())
-        raise ValueError(f"predict: inputs of different batch sizes: {said} rows")
+        raise ValueError(f"predict: inputs of different batch sizes: {said} rows; pass inputs of equally many rows")
     return next(iter(sizes.values()))
 
 

@@ -12,9 +12,10 @@ from jaxopt_nn.core.model import Coupling, ModelInfo
 from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.remap import Remap
-from jaxopt_nn.core.transform import LeafTraits, Traits
+from jaxopt_nn.core.transform import LeafTraits, Traits, as_info
 from jaxopt_nn.interpret.groups import couplings
-from jaxopt_nn.interpret.network import Network, abstract_outputs, complaint, network_of
+from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
+from jaxopt_nn.interpret.program import complaint
 from jaxopt_nn.passes.activity import lacking, named, of_info
 from jaxopt_nn.passes.choice import choice, planned
 from jaxopt_nn.passes.scores import Score, mean_activation
@@ -84,7 +85,7 @@ def leaves_of(network: Network, info: ModelInfo, name: str) -> dict[str, Any]:
       TypeError: it is no network.
       ValueError: compressed tensors; ``info`` is of other leaves.
     """
-    leaves = leaves_by_path(network_of(network).variables)
+    leaves, info = leaves_by_path(network_of(network).variables), as_info(info)
     for path, x in leaves.items():
         if is_compressed(x):
             raise ValueError(f"{path}: is a compressed tensor; cut first, compress then (or pass densify(variables))")

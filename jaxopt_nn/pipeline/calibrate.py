@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxopt_nn.core.arguments import in_words, require
 from jaxopt_nn.core.memory import call_bytes, fitting
 from jaxopt_nn.core.model import ModelInfo, Site, StatKey
 from jaxopt_nn.core.passes import Pass
@@ -90,6 +91,7 @@ def calibrate(
              [1.]], dtype=float32)
     """
     apply, variables = network_of(network).apply, network.variables
+    require(method, Transform | Pass, "calibrate: method", "a Transform or a Pass, e.g. cut_neurons(share=0.5)")
     if any(map(is_compressed, leaves_by_path(variables).values())):
         raise ValueError("calibrate: variables hold compressed tensors; pass the float ones, or what they became by densify")
     run = _Run(apply, batches, mesh, weights, checkpoints, say)
@@ -173,6 +175,8 @@ class _Run:
                 "calibrate: batches is an iterator, which can be gone over once only; pass a list, a dataset, or a function "
                 "that returns an iterator"
             )
+        if hasattr(batches, "__array__") or not (callable(batches) or hasattr(batches, "__iter__")):
+            raise TypeError(f"calibrate: batches is {in_words(batches)}; pass a list of batches of inputs: [x, ...]")
         self._apply, self._batches, self._weights, self._say = apply, batches, weights, say
         self._mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)  # no axis of it is Explicit
         self._checkpoints, self._passes, self._count = checkpoints, 0, 0

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.coding.artifact import check_files, list_files
-from jaxopt_nn.core.files import write_file
+from jaxopt_nn.core.files import place_of, write_file
 from jaxopt_nn.core.paths import path_of
 
 try:
@@ -52,9 +52,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], seconds: float = 10.0, say: Callable[[str], None] = nothing):
-        if not seconds >= 0:
-            raise ValueError(f"checkpoint_seconds={seconds}: allowed are 0 (after every stretch of steps) and more")
-        self._directory, self._seconds, self._say = Path(directory), seconds, say
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds >= 0:
+            raise ValueError(f"checkpoint_seconds={seconds!r}: allowed are 0 (after every stretch of steps) and more")
+        self._directory, self._seconds, self._say = place_of(directory), seconds, say
         self._last = time.monotonic()
 
     def _manager(self) -> Any:

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.coding.structure import check_storable
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
-from jaxopt_nn.interpret.network import Network, abstract_outputs, complaint, like, network_of, untrained
+from jaxopt_nn.interpret.network import Network, abstract_outputs, like, network_of, untrained
+from jaxopt_nn.interpret.outputs import probabilities
+from jaxopt_nn.interpret.program import complaint
 from jaxopt_nn.pipeline.task import Task, summed
 from jaxopt_nn.tensors.base import is_compressed
 
@@ -58,9 +61,7 @@ def _not_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
 def check_task(task: Any) -> None:
     """Raises TypeError where ``task`` is no ``Task``."""
     if not isinstance(task, Task):
-        raise TypeError(
-            f"task is a {type(task).__name__}; pass a Task, e.g. classification(train=(x, y), test=(x, y))"
-        )
+        raise TypeError(f"task is {in_words(task)}; pass a Task, e.g. classification(train=(x, y), test=(x, y))")
 
 
 def check_outputs(network: Network, task: Task, teacher: Network | None = None, trains: bool = True) -> None:
@@ -73,12 +74,18 @@ def check_outputs(network: Network, task: Task, teacher: Network | None = None, 
     """
     outputs = _outputs(network, task, "apply")
     if teacher is not None:
+        network_of(teacher, "teacher")
         taught = _outputs(teacher, task, "the teacher")
         if jax.tree.map(lambda x: x.shape, taught) != jax.tree.map(lambda x: x.shape, outputs):
             raise ValueError(
                 f"the teacher gives {_said(taught)}, the student {_said(outputs)}: distillation needs the same outputs; "
                 "cut or map the teacher's in its apply"
             )
+    if task.logits and (last := probabilities(network.run.program(network.variables, task.example).jaxpr)):
+        raise ValueError(
+            f"apply ends in a {last}: it gives probabilities, and this task's loss takes logits; return what goes into the "
+            f"{last}, or pass a Task with a loss of your own"
+        )
     sources = [source for source in (task.train, task.valid, task.test) if source is not None]
     if task.check is not None:
         for source in sources:

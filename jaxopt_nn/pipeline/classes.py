@@ -15,7 +15,7 @@ from jaxopt_nn.pipeline import metrics as of
 from jaxopt_nn.pipeline.data import Source, source_of
 from jaxopt_nn.pipeline.distill import divergence
 from jaxopt_nn.pipeline.metrics import Detail, Metric
-from jaxopt_nn.pipeline.task import Part, Task, check_same, given_outputs, is_logits, loss_sums, part_of
+from jaxopt_nn.pipeline.task import Part, Task, check_same, given_metrics, given_outputs, is_logits, loss_sums, part_of
 
 PyTree = Any
 #: Most classes of which a confusion matrix is kept.
@@ -171,9 +171,10 @@ def classification(
     """
     classes = Classes(labels, weights, ignore)
     return Task(
-        _cross_entropy(classes), train, test, valid, {"accuracy": _accuracy(classes), **(metrics or {})}, headline, inputs,
-        batch_size, _softened(classes), functools.partial(_check_classes, classes), "nats",
-        details={"confusion": _confusion(classes)},
+        _cross_entropy(classes), train, test, valid,
+        {"accuracy": _accuracy(classes), **given_metrics(metrics)}, headline, inputs, batch_size,
+        _softened(classes), functools.partial(_check_classes, classes), "nats",
+        logits=True, chance=functools.partial(_chance, classes), details={"confusion": _confusion(classes)},
     )  # fmt: skip
 
 
@@ -220,8 +221,9 @@ def language_model(
     classes = Classes(labels, weights, ignore)
     return Task(
         _cross_entropy(classes), train, test, valid,
-        {units[per]: _rate(classes, per), "accuracy": _accuracy(classes), **(metrics or {})}, units[per], inputs, batch_size,
-        _softened(classes), functools.partial(_check_classes, classes), "nats",
+        {units[per]: _rate(classes, per), "accuracy": _accuracy(classes), **given_metrics(metrics)}, units[per], inputs,
+        batch_size, _softened(classes), functools.partial(_check_classes, classes), "nats",
+        logits=True, chance=functools.partial(_chance, classes),
     )  # fmt: skip
 
 
@@ -255,7 +257,8 @@ def _check_classes(classes: Classes, outputs: PyTree, source: Source) -> None:
     if labels.dtype.kind == "f":
         if not is_logits(outputs) or outputs.shape != places:
             raise ValueError(
-                f"{source.name}: labels are floats {list(places)}, one for each class, but {given_outputs(outputs)}"
+                f"{source.name}: labels are floats {list(places)}, one for each class, but {given_outputs(outputs)}; pass "
+                "labels of the outputs' shape, or class numbers as integers: labels.astype(int)"
             )
         return
     if labels.dtype.kind not in "iub":
@@ -272,6 +275,14 @@ def _check_classes(classes: Classes, outputs: PyTree, source: Source) -> None:
             f"{source.name}: labels are one-hot in {held.dtype}; pass them as floats, or class numbers {list(places[:-1])}"
         )
     _check_labels(held, 2 if single else outputs.shape[-1], classes.ignore, source.name)
+
+
+def _chance(classes: Classes, source: Source) -> dict[str, float]:
+    """The accuracy of who always gives the most frequent class, of the examples at hand."""
+    y = np.asarray(part_of(classes.labels, source.sample))
+    y = y.argmax(-1) if y.dtype.kind == "f" else y.astype(np.int64)
+    y = y if classes.ignore is None else y[y != classes.ignore]
+    return {"accuracy": float(np.unique(y, return_counts=True)[1].max() / y.size)} if y.size else {}
 
 
 def _check_labels(y: np.ndarray, classes: int, ignore: int | None, name: str) -> None:
@@ -352,6 +363,7 @@ def multilabel(
     """
     classes = Classes(labels, weights, None)
     return Task(
-        _binary_cross_entropy(classes), train, test, valid, {**dict(_multilabel_metrics(classes)), **(metrics or {})}, "f1",
-        inputs, batch_size, _bernoulli(classes), functools.partial(check_same, labels), "nats",
+        _binary_cross_entropy(classes), train, test, valid,
+        {**dict(_multilabel_metrics(classes)), **given_metrics(metrics)}, "f1", inputs, batch_size,
+        _bernoulli(classes), functools.partial(check_same, labels), "nats", logits=True,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import numbers
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxopt_nn.coding.artifact import versions
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.files import open_workdir
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Pass
@@ -25,6 +27,7 @@ from jaxopt_nn.export.programs import Programs
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.pipeline.alarms import at_chance, unused_rules
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.checks import check_network, check_outputs, check_task
 from jaxopt_nn.pipeline.course import Course, Places, Position, Run
@@ -159,6 +162,8 @@ def compress(
         if watch is None:
             watch = stack.enter_context(Progress(_say).live()).watch()
         result = run(checkpoints=checkpoints, watch=watch)
+        for said in result.report["warnings"]:
+            _say(f"warning: {said}")
         if workdir is not None:
             compressor.ship(result, task, workdir, export)
     return result
@@ -212,6 +217,33 @@ class _Form(NamedTuple):
         return {row.path: sum(run.macs for run in row.runs) for row in self.info.report.rows if row.runs}
 
 
+def _check_call(task: Any, seed: Any, latency: Any, config: Any) -> None:
+    """Raises TypeError or ValueError where an argument of ``compress`` is not allowed."""
+    check_task(task)
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(f"compress: seed is {in_words(seed)}; pass a whole number")
+    batches = [] if isinstance(latency, bool) else latency
+    whole = isinstance(batches, list | tuple) and all(isinstance(n, int) and n > 0 for n in batches)
+    if not whole:
+        raise ValueError(f"compress(latency={latency!r}): pass True, False, or a list of batch sizes from 1: [1, 32]")
+    if not (config is None or isinstance(config, Mapping)):
+        raise TypeError(f"compress: config is {in_words(config)}; pass a dict, or None for the recipe in words")
+
+
+def _remarks(
+    method: Transform, forms: Sequence[_Form], rows: Sequence[dict[str, Any]], now: Position, task: Task,
+    others: Sequence[dict[str, str]],
+) -> dict[str, Any]:  # fmt: skip
+    """``skipped``, of leaves: left alone, assumed of, made anew, or not used as they are packed; ``warnings``: said first."""
+    reports = [f.ready.run.explain(f.ready.variables, *task.example, states=f.ready.states) for f in forms[1:]]
+    messages = sum(reports, explain(method, now.network.variables, now.info) + now.info.report + now.anew)
+    said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]
+    skipped = [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
+    unused = [each for form, report in zip(forms[1:], reports) for each in unused_rules(form.name, form.ready, task, report)]
+    lost = at_chance(task, [form.name for form in forms[1:]], [row["metrics"] for row in rows])
+    return {"skipped": [*skipped, *others], "warnings": [*unused, *lost]}
+
+
 class Compressor:
     """``compress`` for several runs of one recipe (folds, seeds): the second run compiles hardly anything."""
 
@@ -237,7 +269,7 @@ class Compressor:
     ) -> Result:
         """As ``compress``; ``ship`` writes it down."""
         start = time.monotonic()
-        check_task(task)
+        _check_call(task, seed, latency, config)
         network = check_network(network)
         self.check(network, task, teacher)  # what is wrong with a recipe shows before any training
         run = Run(task, teacher or network, jax.random.key(seed), checkpoints, watch)
@@ -260,7 +292,7 @@ class Compressor:
             "stages": rows[1:],
             "control": against,
             "artifact": None,
-            "skipped": [*self._skipped(plan.methods[-1], forms, now, task), *untimed, *unmeasured],
+            **_remarks(plan.methods[-1], forms, rows, now, task, [*untimed, *unmeasured]),
             "history": history,
             "histograms": self._histograms(network, now, task),
             **task.compared(sums.baseline, sums.final),
@@ -388,11 +420,3 @@ class Compressor:
         seen = self._course.view(len(self._course.recipe) - 1, now, task)
         matrices = [leaf.path for leaf in now.info.leaves if leaf.matrix and leaf.path in now.info.roles]
         return histograms(network.variables, seen, matrices)
-
-    def _skipped(self, method: Transform, forms: Sequence[_Form], now: Position, task: Task) -> list[dict[str, str]]:
-        """What is to be said of leaves: left alone, assumed of, made anew, or not used as they are packed."""
-        messages = explain(method, now.network.variables, now.info) + now.info.report + now.anew
-        for form in forms[1:]:
-            messages = messages + form.ready.run.explain(form.ready.variables, *task.example, states=form.ready.states)
-        said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]
-        return [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]

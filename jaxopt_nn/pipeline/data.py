@@ -6,12 +6,13 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxopt_nn.core.arguments import in_words, require
 from jaxopt_nn.core.paths import leaves_by_path
 
 PyTree = Any
@@ -80,7 +81,7 @@ class Arrays:
       >>> jn.Arrays((np.zeros((10, 4)), np.arange(9)), "train")
       Traceback (most recent call last):
           ...
-      ValueError: train: the first axes are the examples, and differ: 0 [10, 4], 1 [9]
+      ValueError: train: the first axes are the examples, and differ: 0 [10, 4], 1 [9]; pass ...
     """
 
     def __init__(self, tree: PyTree, name: str):
@@ -93,11 +94,14 @@ class Arrays:
                 raise TypeError(f"{_at(name, path)}: dtype {x.dtype} is no number; convert it first")
         lengths = {path: len(x) if x.ndim else None for path, x in leaves.items()}
         if len(set(lengths.values())) > 1 or None in lengths.values():
-            said = ", ".join(f"{path or 'the array'} {list(leaves[path].shape)}" for path in lengths)
-            raise ValueError(f"{name}: the first axes are the examples, and differ: {said}")
+            said = ", ".join(f"{path or 'the array'} {list(leaves[path].shape)}" for path in list(lengths)[:4])
+            raise ValueError(
+                f"{name}: the first axes are the examples, and differ: {said}{', ...' if len(lengths) > 4 else ''}; pass "
+                "arrays, no nested lists, of equally many examples"
+            )
         self.size = int(next(iter(lengths.values())) or 0)
         if not all(x.size for x in leaves.values()):
-            raise ValueError(f"{name}: no examples")
+            raise ValueError(f"{name}: no examples; pass arrays with at least one row")
         for path, x in leaves.items():
             if x.dtype.kind in "fc" and not np.isfinite(x).all():
                 raise ValueError(f"{_at(name, path)}: NaN or Inf; clean the data first")
@@ -207,7 +211,8 @@ class Stream:
         """What the data gives; an error of its own names the batch."""
         done = 0
         try:
-            found = iter(self._given(**arguments) if callable(self._given) else self._given)
+            given = self._given(**arguments) if callable(self._given) else self._given
+            found = iter(require(given, Iterable, "what its function returns", "an iterator over batches"))
             again, self._last = found is self._last, found
             while not again:
                 yield next(found)
@@ -281,6 +286,8 @@ def source_of(given: Any, name: str) -> Source:
     """Data as a source: a tuple, dict or array of arrays lies in memory; a list, a loader or a function gives batches."""
     if isinstance(given, Arrays | Stream):
         return given
+    if isinstance(given, str | bytes):
+        raise TypeError(f"{name} is {in_words(given)}; read the file first, and pass arrays (inputs, labels)")
     in_memory = isinstance(given, tuple | dict) or hasattr(given, "__array__")
     if in_memory:
         return Arrays(given, name)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.memory import call_bytes, fitting
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.interpret.network import Network, like, network_of
@@ -43,8 +44,10 @@ def evaluate(network: Network, task: Task, data: Any = None) -> dict[str, float]
       >>> jn.evaluate(net, task)["loss"], jn.evaluate(net, task, data=(x, x))["loss"]  # on the test data, and on other data
       (0.0, 2.5)
     """
+    network = network_of(network)
+    require(task, Task, "task", "a Task, e.g. classification(train=(x, y), test=(x, y))")
     source = task.test if data is None else source_of(data, "data")
-    return task.result(accumulated(network_of(network), task, source))
+    return task.result(accumulated(network, task, source))
 
 
 def accumulated(network: Network, task: Task, source: Source) -> dict[str, PyTree]:

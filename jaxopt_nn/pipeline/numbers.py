@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxopt_nn.pipeline import metrics as of
 from jaxopt_nn.pipeline.data import source_of
 from jaxopt_nn.pipeline.metrics import Metric
-from jaxopt_nn.pipeline.task import Part, Task, check_same, default_inputs, loss_sums, part_of
+from jaxopt_nn.pipeline.task import Part, Task, check_same, default_inputs, given_metrics, loss_sums, part_of
 
 PyTree = Any
 
@@ -71,7 +71,7 @@ def regression(
       {'rmse': 1.323, 'mae': 1.167, 'r2': 0.719, 'loss': 1.75}
     """
     return Task(
-        _squares(targets, weights), train, test, valid, {**dict(_number_metrics(targets, weights)), **(metrics or {})},
+        _squares(targets, weights), train, test, valid, {**dict(_number_metrics(targets, weights)), **given_metrics(metrics)},
         "rmse", inputs, batch_size, _nearer, functools.partial(check_same, targets),
     )  # fmt: skip
 

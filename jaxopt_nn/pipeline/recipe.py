@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.arguments import in_words, is_factory, require
 from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.train import averaging
@@ -20,6 +21,8 @@ from jaxopt_nn.core.transform import Transform, identity
 if TYPE_CHECKING:
     import optax
 
+#: What messages ask for as the transform of a stage.
+WANTED = "a Transform, e.g. quantize(4), a Pass, e.g. cut_neurons(share=0.5), or a function of the number of training steps"
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
@@ -108,24 +111,21 @@ class Stage:
     gradient_norms: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise TypeError(f"Stage(name={self.name!r}): a string; Stage(name, transform, epochs=...)")
+        require(self.name, str, "Stage: name", "a string first, then the transform: Stage('w4', quantize(4), epochs=1)")
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
             raise ValueError(f"Stage(name={self.name!r}): a stage needs a name that a folder can have")
         where = f"stage {self.name!r}"
-        if not (isinstance(self.transform, Transform | Pass) or callable(self.transform)):
-            raise TypeError(
-                f"{where}: transform is {type(self.transform).__name__}; pass a Transform, e.g. quantize(4), a function "
-                "of the number of steps that returns one, or a Pass, e.g. cut_neurons(share=0.5)"
-            )
+        if is_factory(self.transform) or not callable(self.transform):
+            require(self.transform, Transform | Pass, f"{where}: transform", WANTED)
         for field, kind, hint in (
             ("rule", Rule, "a Rule, e.g. arithmetic('w4a8')"),
             ("training_rule", Rule, "a Rule, e.g. fake_quant_activations(8)"),
             ("distill", Distill, "Distill(temperature=4.0, hard_weight=0.1)"),
         ):
-            value = getattr(self, field)
-            if not (value is None or isinstance(value, kind)):
-                raise TypeError(f"{where}: {field} is {type(value).__name__}; pass {hint}")
+            if getattr(self, field) is not None:
+                require(getattr(self, field), kind, f"{where}: {field}", hint)
+        if isinstance(self.thaw, str) or not all(isinstance(name, str) for name in self.thaw):
+            raise TypeError(f"{where}: thaw={self.thaw!r:.60}; pass a tuple of names of earlier stages, e.g. ('prune',)")
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
             raise ValueError(f"{where}: epochs={self.epochs!r}; allowed are the whole numbers from 0")
         for field in ("learning_rate", "weight_decay", "ema"):
@@ -139,7 +139,7 @@ class Stage:
         if self.optimizer is not None and self.weight_decay:
             raise ValueError(f"{where}: weight_decay={self.weight_decay} beside an optimizer; give the optimizer its own")
         if not callable(self.learning_rate) and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"{where}: learning_rate={self.learning_rate}; a positive number or an optax schedule")
+            raise ValueError(f"{where}: learning_rate={self.learning_rate}; pass a positive number or an optax schedule")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"{where}: weight_decay={self.weight_decay}; a number from 0, e.g. 0.01")
         if not 0 <= self.ema < 1:
@@ -153,10 +153,12 @@ class Stage:
         """
         if isinstance(self.transform, Transform | Pass):
             return self.transform if isinstance(self.transform, Transform) else identity()
-        made = self.transform(steps)
-        if not isinstance(made, Transform):
-            raise TypeError(f"stage {self.name!r}: transform(steps={steps}) gave {type(made).__name__}, no Transform")
-        return made
+        where = f"stage {self.name!r}: transform({steps})"
+        try:
+            made = self.transform(steps)
+        except (AttributeError, LookupError, TypeError) as error:  # of a function of the weights, say
+            raise TypeError(f"{where} fails, {type(error).__name__}: {error}; pass {WANTED}") from error
+        return require(made, Transform, f"what {where} gave", WANTED)
 
     def updates(self, steps: int) -> optax.GradientTransformation:
         """The optimizer over ``{"params", "learnt", "rules"}`` for so many steps, with an average if ``ema`` asks."""
@@ -201,6 +203,12 @@ def _decayed(rate: float, updates: Any, params: Any) -> Any:
 Recipe = Sequence[Stage]
 
 
+def _wrong(recipe: Any) -> str:
+    """Which entry of a list of stages is none, in words."""
+    entries = recipe if isinstance(recipe, list | tuple) and not isinstance(recipe, Transform) else ()
+    return next((f", its entry {i} {in_words(x)}" for i, x in enumerate(entries) if not isinstance(x, Stage)), "")
+
+
 def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
     """The recipe as a tuple.
 
@@ -208,18 +216,19 @@ def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
       TypeError: an entry is no ``Stage``.
       ValueError: no stage, a name twice, or a ``thaw`` that names no earlier stage.
     """
-    if isinstance(recipe, Stage) or not all(isinstance(stage, Stage) for stage in recipe):
-        raise TypeError("recipe: pass a list of Stage(name, transform, ...)")
+    if not isinstance(recipe, list | tuple) or not all(isinstance(stage, Stage) for stage in recipe):
+        raise TypeError(f"recipe is {in_words(recipe)}{_wrong(recipe)}; pass a list of stages: [Stage(name, transform), ...]")
     if not recipe:
         raise ValueError("recipe: no stage; pass at least one Stage(name, transform)")
     earlier: list[str] = ["baseline"]
     for stage in recipe:
         if stage.name in earlier:
-            raise ValueError(f"recipe: two stages are called {stage.name!r} (the float network is 'baseline')")
+            raise ValueError(f"recipe: two stages are called {stage.name!r} (the float network is 'baseline'); rename one")
         for name in stage.thaw:
             if name not in earlier[1:]:
                 raise ValueError(
-                    f"stage {stage.name!r}: thaw={name!r} is no earlier stage; {earlier[1:] or 'there is none'}"
+                    f"stage {stage.name!r}: thaw={name!r} is no earlier stage; "
+                    f"{f'allowed are {earlier[1:]}' if earlier[1:] else 'there is none: leave thaw out'}"
                 )
         earlier.append(stage.name)
     return tuple(recipe)

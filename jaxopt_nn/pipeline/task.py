@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import in_words, require
 from jaxopt_nn.core.paths import leaves_by_path, near_misses
 from jaxopt_nn.pipeline import metrics
 from jaxopt_nn.pipeline.data import Source, check_batch_size, source_of
@@ -81,6 +82,8 @@ class Task:
       soft: ``(outputs, teacher's outputs, batch, temperature) -> values or (values, weights)``: what distillation adds.
       check: ``(abstract outputs for a batch of 2, source)``, raises ValueError where data and outputs don't fit.
       unit, better: of the loss.
+      logits: whether the loss takes logits: then a network that ends in a softmax or a sigmoid is refused.
+      chance: ``source -> {metric: value}`` of who always gives the same answer; a stage that ends there is told of.
       details: ``{name: Detail}``, an entry each in the report.
 
     Raises:
@@ -113,15 +116,18 @@ class Task:
     check: Callable[[PyTree, Source], None] | None = None
     unit: str = ""
     better: str = "lower"
+    logits: bool = False
+    chance: Callable[[Source], Mapping[str, float]] | None = None
     details: Mapping[str, Detail] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not callable(self.loss):
-            raise TypeError(f"Task(loss={self.loss!r:.60}): a function (outputs, batch) -> values [B, ...]")
+            raise TypeError(f"Task: loss is {in_words(self.loss)}; pass a function (outputs, batch) -> values [B, ...]")
         check_batch_size(self.batch_size)
+        given_metrics(self.metrics)
+        if self.better not in ("higher", "lower"):
+            raise ValueError(f"Task: better={self.better!r}; allowed are 'higher' and 'lower'")
         for name, metric in self.metrics.items():
-            if not isinstance(metric, Metric):
-                raise TypeError(f"Task: metrics[{name!r}] is a {type(metric).__name__}; pass a Metric, e.g. mean_of(values)")
             if metric.better not in ("higher", "lower"):
                 raise ValueError(f"Task: metrics[{name!r}].better={metric.better!r}; allowed are 'higher' and 'lower'")
         if self.headline not in self.names:
@@ -197,6 +203,19 @@ class Task:
     def replace(self, **fields: Any) -> Task:
         """The task with other fields."""
         return dataclasses.replace(self, **fields)
+
+
+def given_metrics(metrics: Any) -> Mapping[str, Metric]:
+    """``{name: Metric}``, empty for None.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    metrics = {} if metrics is None else metrics
+    require(metrics, Mapping, "Task: metrics", "a dict {name: Metric}, e.g. {'top5': metrics.mean_of(values)}")
+    for name, metric in metrics.items():
+        require(metric, Metric, f"Task: metrics[{name!r}]", "a Metric, e.g. metrics.mean_of(values)")
+    return metrics
 
 
 def _check_alike(source: Source, test: Source) -> None:

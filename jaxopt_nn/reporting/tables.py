@@ -211,7 +211,9 @@ def _change(report: dict[str, Any], before: dict[str, Any], after: dict[str, Any
 
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table does not say."""
-    return [*_over_folds(report), *_tested(report), *_control(report), *_teacher(report), *_speed(report), *_artifact(report)]
+    warned = [f"warning: {said}" for said in report.get("warnings", ())]
+    others = (_over_folds, _tested, _control, _teacher, _speed, _artifact)
+    return [*warned, *(sentence for part in others for sentence in part(report))]
 
 
 def _over_folds(report: dict[str, Any]) -> list[str]:

@@ -114,11 +114,27 @@ class Tensor(abc.ABC):
         """
         raise TypeError(f"{type(inner).__name__} can't stand inside {type(self).__name__}; only a mask holds a tensor")
 
-    def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError(
-            f"a {type(self).__name__} of shape {self.shape} is no array: call densify() on it, or run the model through "
-            "jaxopt_nn.rewrite, which computes on the compressed form"
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        """What stands in the place of an array's operators: a plain ``apply`` got compressed weights."""
+        raise TypeError(self.no_array())
+
+    def no_array(self) -> str:
+        """What to say where an array was expected."""
+        return (
+            f"a {type(self).__name__} of shape {self.shape} is no array: run the model as jaxopt_nn.Network(apply, variables) "
+            "or jaxopt_nn.rewrite(apply), which compute on compressed weights, or call jaxopt_nn.densify(variables) first"
         )
+
+    __array__ = __jax_array__ = __getitem__ = __iter__ = __len__ = __float__ = __int__ = __bool__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __matmul__ = __rmatmul__ = __pow__ = __rpow__ = __neg__ = __pos__ = __abs__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = _refuse
+
+    def __getattr__(self, name: str) -> Any:
+        """Raises AttributeError; of what an array has (``T``, ``astype``), says what to do."""
+        if hasattr(jax.Array, name) and not hasattr(type(self), name) and not name.startswith("__"):
+            raise AttributeError(f"{name}: {self.no_array()}")
+        return object.__getattribute__(self, name)
 
     def _expanded(self, operation: str, *args: Any, **kwargs: Any) -> Any:
         wide = self.expand()
@@ -192,6 +208,13 @@ def is_compressed(x: Any) -> bool:
       (2, 3)
     """
     return isinstance(x, Tensor)
+
+
+def check_dense(tree: PyTree) -> None:
+    """Raises TypeError, as an operator on one would, where a tree holds a compressed tensor."""
+    for leaf in jax.tree.leaves(tree, is_leaf=is_compressed):
+        if is_compressed(leaf):
+            raise TypeError(leaf.no_array())
 
 
 def densify(tree: PyTree) -> PyTree:

@@ -84,9 +84,9 @@ def test_gates_run_update_when_they_should(method, expected):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: every(0, identity()), "at least 1"),
-        (lambda: every(5, identity(), last=-1), "0 or more"),
-        (lambda: between(5, 2, identity()), "start <= stop"),
+        (lambda: every(0, identity()), "n=0; allowed are whole numbers of steps from 1"),
+        (lambda: every(5, identity(), last=-1), "last=-1; allowed are whole numbers"),
+        (lambda: between(5, 2, identity()), "stop=2; allowed are whole numbers of steps from 5"),
         (chain, "at least one"),
         (lambda: by_path([]), "at least one"),
     ],

@@ -299,4 +299,4 @@ def test_the_command(tmp_path):
 def test_the_command_ends_without_a_traceback(tmp_path):
     done = command(f"--artifact={tmp_path}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "error: " in done.stderr and "manifest.json: missing; the directory is no artifact" in done.stderr
+    assert "error: " in done.stderr and "manifest.json: missing; pass the folder of an artifact" in done.stderr

@@ -8,7 +8,8 @@ import pytest
 from jaxopt_nn.core.combine import where
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.interpret.network import Network, complaint
+from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.interpret.program import complaint
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize

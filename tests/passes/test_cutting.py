@@ -140,7 +140,7 @@ def test_a_model_whose_code_holds_its_widths_says_what_to_do():
     half = shrink_widths(0.5, rebuild=lambda plan: rebuild(plan.replace({"params/Dense_1/kernel": None})))
     with pytest.raises(ValueError, match=r"rebuild: params/Dense_1/bias is \[7\] in the network .*, \[4\] in the cut"):
         half.execute(net, half.plan(net, ModelInfo(), x))
-    with pytest.raises(TypeError, match="what rebuild gives is a int; pass a Network"):
+    with pytest.raises(TypeError, match="what rebuild gives is 3; pass a Network"):
         none = shrink_widths(0.5, rebuild=lambda plan: 3)
         none.execute(net, none.plan(net, ModelInfo(), x))
     net, x = plain()

@@ -56,7 +56,7 @@ def test_inputs_that_the_network_can_not_take(fn, features, said):
 def test_what_is_no_task_or_network():
     with pytest.raises(TypeError, match=r"task is a tuple; pass a Task, e.g. classification\(train=\(x, y\), test"):
         compress(network(), [Stage("plain", identity())], (X, Y))
-    with pytest.raises(TypeError, match=r"network is a function; pass a Network: jaxopt_nn.linen\(model, variables\)"):
+    with pytest.raises(TypeError, match=r"network is the function apply; pass a Network: jaxopt_nn.linen\(model, variables\)"):
         compress(apply, [Stage("plain", identity())], TASK)
     with pytest.raises(TypeError, match=r"Network\(apply=rewrite\(...\)\): pass the model's own function, and the rules"):
         Network(jn.rewrite(apply), {})

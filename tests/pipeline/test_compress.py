@@ -135,7 +135,8 @@ def test_the_report_has_its_schema(run):
     assert report == result.report
     assert list(report) == [
         "schema", "title", "model", "data", "config", "seed", "devices", "versions", "metrics", "headline", "baseline",
-        "stages", "control", "artifact", "skipped", "history", "histograms", "confusion", "seconds", "folds",
+        "stages", "control", "artifact", "skipped", "warnings", "history", "histograms", "confusion", "seconds",
+        "folds",
     ]  # fmt: skip
     assert (report["model"], report["data"]) == ("386 parameters in 4 leaves", "64 test examples")
     assert report["schema"] == 4 and report["headline"] == "accuracy"
@@ -356,7 +357,7 @@ def test_bad_models(bad, said):
 @pytest.mark.parametrize(
     ("stage", "said"),
     [
-        (jn.Stage("q", jn.where("**/kernel", jn.quantize(4))), "pattern .* matches no path of 4; nearest"),
+        (jn.Stage("q", jn.where("**/kernel", jn.quantize(4))), "pattern .* matches no path of 4: .*; nearest"),
         (jn.Stage("q", jn.quantize(4, group=3)), "down/w: axis 0 has 32 entries, not a multiple of group=3"),
         (jn.Stage("q", jn.chain(jn.quantize(4), jn.clip(-1.0, 1.0))), "put the member that packs last"),
     ],

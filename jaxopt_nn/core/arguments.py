@@ -1,0 +1,59 @@
+"""Arguments of the wrong kind, told in one way: what was given, what is wanted, what to write."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from typing import Any
+
+
+def in_words(value: Any) -> str:
+    """A value in a few words, for a message: ``a list``, ``the function tanh``, ``float32[4, 8]``."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return f"{value!r:.60}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"an array {value.dtype}{list(value.shape)}"
+    if inspect.isroutine(value) or hasattr(value, "__wrapped__"):
+        return f"the function {getattr(value, '__name__', value)}"
+    return f"a {type(value).__name__}"
+
+
+def is_factory(value: Any) -> bool:
+    """Whether ``value`` is a public function of this package: ``quantize`` where ``quantize(4)`` was meant."""
+    named = callable(value) and "<" not in getattr(value, "__qualname__", "<")
+    return named and value.__module__.startswith("jaxopt_nn.")
+
+
+def require(value: Any, kind: Any, what: str, example: str) -> Any:
+    """``value`` if it is of that kind; ``what`` is what messages call it, ``example`` what stands after "pass".
+
+    Raises:
+      TypeError: it is not; of a factory that was not called, says so.
+    """
+    if isinstance(value, kind):
+        return value
+    if is_factory(value):
+        raise TypeError(
+            f"{what} is the function {value.__name__} itself; call it, {value.__name__}({_needed(value)}): pass {example}"
+        )
+    raise TypeError(f"{what} is {in_words(value)}; pass {example}")
+
+
+def check_takes(function: Any, n: int, what: str, example: str) -> None:
+    """Raises TypeError where a function can't be called with ``n`` arguments."""
+    if not callable(function):
+        raise TypeError(f"{what} is {in_words(function)}; pass {example}")
+    with contextlib.suppress(ValueError):  # of some built-in functions the signature is not known
+        signature = inspect.signature(function)
+        try:
+            signature.bind(*range(n))
+        except TypeError:
+            raise TypeError(f"{what} is {in_words(function)}{signature}; pass {example}") from None
+
+
+def _needed(function: Any) -> str:
+    """The arguments without which a function can't be called, as a call shows them."""
+    parameters = inspect.signature(function).parameters.values()
+    return ", ".join(f"{p.name}=..." for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD)

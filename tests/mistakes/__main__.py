@@ -1,0 +1,38 @@
+"""Prints the mistakes with their messages as the page ``docs/how-to/messages.md``."""
+
+import pathlib
+import tempfile
+import textwrap
+
+from tests.mistakes.library import GROUPS
+from tests.mistakes.setting import names
+from tests.mistakes.told import told
+
+HEAD = """# Messages
+
+What the library says to the mistakes that people make, by topic. A message says what was given, what is allowed, and what
+to do next. Search this page for the words that you see.
+
+In these lines `net` is a `Network` of `apply` and `variables`, `x` a batch of its inputs, `task` a classification of
+`images` and `labels`; `w4` is `jn.where("**/kernel", jn.quantize(4))`, `state` its state, `stored` what it packs, and
+`stored8` the same with 8 bits; `model` is a Flax Linen module and `params` its variables; `tmp` is a folder.
+`compress(recipe, network=net, task=task)` is `jn.compress(network, recipe, task)`. The page is written by
+`python -m tests.mistakes`."""
+
+
+def page(folder: str) -> str:
+    """The page; the name of ``folder`` is told as ``RUN``."""
+    parts, given = [HEAD], names(pathlib.Path(folder))
+    for title, cases in GROUPS.items():
+        parts += ["", f"## {title}", "", "```text"]
+        for code, *_ in cases:
+            error = told(code, given)
+            text = f"{type(error).__name__}: {error}".replace(folder, "RUN")
+            parts += [f">>> {code}", textwrap.fill(text, 110, break_long_words=False), ""]
+        parts[-1] = "```"
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        print(page(folder), end="")
