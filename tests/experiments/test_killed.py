@@ -51,7 +51,8 @@ def without_times(value, workdir):
 
 
 def positions(workdir: pathlib.Path) -> set[str]:
-    return {str(p) for p in (workdir / "checkpoints").rglob("*") if p.name.isdigit()}
+    places = (*workdir.glob("checkpoints/*/*/*"), *workdir.glob("checkpoints/*/control/*/*"))
+    return {str(p) for p in places if p.name.isdigit()}
 
 
 def kill_after_a_step(config: pathlib.Path, workdir: pathlib.Path, chance: random.Random, stage: str = "") -> bool:

@@ -102,16 +102,12 @@ def test_a_loader_that_shuffles_has_confusions_and_no_changes():
 
 
 def test_what_has_no_single_label_of_few_classes_has_no_confusion():
-    wide = jn.Network(lambda v, x: x @ v["w"], {"w": weights(6, 101)})
-    places = jn.Network(lambda v, x: x[:, :2, None] @ v["w"], {"w": weights(1, 3)})
-    numbers = jn.regression(test=(TEST[0], TEST[0][:, :3]))
-    for net, job in (
-        (wide, task(train=None)),
-        (places, jn.classification(test=(TEST[0], np.zeros((54, 2), np.int32)))),
-        (NETWORK, numbers),
-    ):
-        recipe = [jn.Stage("q", jn.where("w" if net is not NETWORK else "up", jn.quantize(8)))]
-        assert "confusion" not in jn.compress(net, recipe, job, latency=False).report
+    ((_, detail),) = task().objective.details
+    labels, real = np.zeros(4, np.int32), np.ones(4, np.float32)
+    assert len(detail.measure(jnp.zeros((4, 100)), (None, labels), real)) == 3
+    assert detail.measure(jnp.zeros((4, 101)), (None, labels), real) == ()
+    assert detail.measure(jnp.zeros((4, 2, 3)), (None, np.zeros((4, 2), np.int32)), real) == ()
+    assert detail.compare((), ()) is None and jn.regression(test=(X, X[:, :3])).objective.details == ()
 
 
 @pytest.fixture(scope="module")
