@@ -39,6 +39,7 @@ from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import folds as of_folds
 from jaxopt_nn.reporting import tables
+from jaxopt_nn.reporting.events import write_events
 from jaxopt_nn.reporting.progress import Progress
 from jaxopt_nn.reporting.write import FILES, FOLDERS
 
@@ -100,6 +101,7 @@ def run(
         result = _carried_out(experiment, directory, say, latency, floats)
         result.report.update(titled(config, name))
         experiment.ship(result, workdir)
+        write_events(result.report, directory)
     return result.report
 
 

@@ -1,7 +1,7 @@
 """Runs a config over a grid of overrides and several seeds; says mean, spread and paired differences.
 
     jaxopt sweep --config=digits_quickstart --workdir=runs/sweep --seeds=5 \\
-        --grid="stages[1].sparsity=0.8,0.9;stages[2].bits=4,8" --baseline="stages[1].sparsity=0.8,stages[2].bits=4"
+        --grid="stages[0].sparsity=0.8,0.9;stages[2].bits=4,8" --baseline="stages[0].sparsity=0.8,stages[2].bits=4"
 
 Each run is one of ``experiments.compress`` in ``WORKDIR/<cell>/seed_<n>``, latency not measured. A sweep that was stopped goes
 on with the same command: finished runs are kept. The exit status is 1 where a run failed.

@@ -9,7 +9,8 @@ machine's cores. Bodies are ``.npy``, unless JSON is said.
    with the server's, and the server's memory is read twice a second.
 2. Rounds of requests that hold as many images as the server runs together, and of fewer. Before and after each round the bare
    ``predictor`` runs images in the same full batches, with the clients and the server idle. "Over bare" is the ratio of the
-   examples a second, the median of the rounds. Processor time an image tells the same where other work disturbs the clocks.
+   examples a second, the median of the rounds. Where other programs run, the clocks tell who gets the cores; then the ratio of
+   the processor times an image, the server's and the clients' together, is the one to read.
 3. Requests of one image arrive in a Poisson process, at shares of the most that eight busy clients got through. Latency counts
    from the arrival to the answer.
 """
@@ -156,6 +157,7 @@ def over_bare(load: Load, predict: Predictor, inputs: np.ndarray, examples: int,
         alone.append(bare(predict, inputs))
     ratios = [2 * speed / (one + other) for speed, (one, _), (other, _) in zip(speeds, alone, alone[1:])]
     each = 1e3 * used / (examples * ends.total())
+    alone_each = 1e3 * statistics.median(seconds for _, seconds in alone)
     return {
         "examples a request": examples,
         "format": kind,
@@ -166,9 +168,10 @@ def over_bare(load: Load, predict: Predictor, inputs: np.ndarray, examples: int,
         "bare examples/s": statistics.median(speed for speed, _ in alone),
         "over bare": statistics.median(ratios),
         "rounds": [round(ratio, 2) for ratio in ratios],
-        "processor ms an image: bare": 1e3 * statistics.median(seconds for _, seconds in alone),
+        "processor ms an image: bare": alone_each,
         "server": float(each[0]),
         "clients": float(each[1]),
+        "over bare, by processor time": alone_each / float(each.sum()),
     }
 
 

@@ -22,7 +22,8 @@ def digits(fold: int = 0, folds: int = 5, seed: int = 0, valid: float = 0.0) -> 
 
     Raises:
       ValueError: fewer than 2 folds, or a fold outside them; more than 179 folds, whose test parts had fewer images than there
-        are classes, so that at least one class would be missing from each and an accuracy would say little.
+        are classes, so that at least one class would be missing from each and an accuracy would say little; a ``valid`` outside
+        [0, 0.5], or of less than one image.
     """
     from sklearn import datasets
 

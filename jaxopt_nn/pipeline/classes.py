@@ -150,6 +150,8 @@ def classification(
 ) -> Task:
     """One class for each example, or for each of its places: softmax cross-entropy, and accuracy.
 
+    With one label an example, of at most ``MOST_CLASSES``, the report has confusion matrices too.
+
     Args:
       train, test, valid, batch_size: as in ``Task``.
       inputs, labels, weights: where they lie in a batch; the first and second entry of a tuple, and none, if not given.

@@ -92,7 +92,7 @@ def losses_alone(network: Network, compressed: PyTree, task: Task, macs: int | N
     base = loss(network.variables)
     cost = (macs or 0) * len(paths) * task.judged.size
     if macs is not None and (cost > MACS or len(paths) > LEAVES):
-        return f"of {len(paths)} leaves it takes {cost:.1e} multiply-accumulates"
+        return f"of {len(paths)} leaves it takes {cost:.1e} multiply-accumulates; pass sensitivity=True"
     only = lambda path: map_with_path(lambda p, leaf: after[p] if p == path else leaf, network.variables)
     return {path: loss(only(path)) - base for path in paths}
 

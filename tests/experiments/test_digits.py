@@ -48,3 +48,9 @@ def test_the_network_is_lenet_300_100_on_64_inputs():
     assert nbytes(variables) == 4 * 50_610
     assert network(*digits().example).shape == (1, 10)
     assert not np.array_equal(variables["params"]["Dense_0"]["kernel"], build(seed=4).variables["params"]["Dense_0"]["kernel"])
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.6, 1e-5])
+def test_a_share_that_is_no_part_of_the_training_data_is_refused(share):
+    with pytest.raises(ValueError, match=f"valid={share}.*from 0 to 0.5, of one image at least"):
+        digits(valid=share)

@@ -51,7 +51,8 @@ def without_times(value, workdir):
 
 
 def positions(workdir: pathlib.Path) -> set[str]:
-    return {str(p) for p in workdir.glob("checkpoints/*/*/*") if p.name.isdigit()}
+    places = (*workdir.glob("checkpoints/*/*/*"), *workdir.glob("checkpoints/*/control/*/*"))
+    return {str(p) for p in places if p.name.isdigit()}
 
 
 def kill_after_a_step(config: pathlib.Path, workdir: pathlib.Path, chance: random.Random, stage: str = "") -> bool:
@@ -81,7 +82,8 @@ def plain(seed):
 
 CUT = {
     "seed": 0, "model": f"{__name__}:plain", "batch_size": 64, "checkpoint_seconds": 0.0,
-    "data": {"source": "experiments.data.digits:digits", "folds": 5}, "float": {"epochs": 6, "learning_rate": 1e-3},
+    "control": True, "data": {"source": "experiments.data.digits:digits", "folds": 5, "valid": 0.1},
+    "float": {"epochs": 6, "learning_rate": 1e-3},
     "stages": [
         {"name": "prune", "method": "prune", "sparsity": 0.5, "epochs": 8, "learning_rate": 1e-3},
         {"name": "cut", "method": "cut_neurons", "share": 0.5, "epochs": 8, "learning_rate": 1e-3},
@@ -101,7 +103,7 @@ def test_killed_in_every_stage_around_a_pass(tmp_path):
     config, whole, broken = written(tmp_path, CUT), tmp_path / "whole", tmp_path / "broken"
     finish(config, whole)
     chance = random.Random(1)
-    assert all(kill_after_a_step(config, broken, chance, stage["name"]) for stage in CUT["stages"])
+    assert all(kill_after_a_step(config, broken, chance, name) for name in (*(s["name"] for s in CUT["stages"]), "control"))
     finish(config, broken)
     reports = [without_times(json.loads((d / "report.json").read_text()), d) for d in (whole, broken)]
     assert reports[0] == reports[1]

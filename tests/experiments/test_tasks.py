@@ -211,7 +211,7 @@ def without_times(report, folder):
 def test_python_gives_the_numbers_of_the_config_also_when_killed(ran, tmp_path, monkeypatch, compiled):
     """The float weights of the config's run, its recipe, and ``compress``."""
     if compiled == "by the config":
-        monkeypatch.setattr(pipeline, "Compressor", lambda recipe: ran.experiment._compressor)
+        monkeypatch.setattr(pipeline, "Compressor", lambda recipe, control: ran.experiment._compressor)
     config = ran.experiment.config
     floats = restored(str(ran.folder / "float"), ran.experiment._model.network.variables)
     network = ran.network(jax.tree.map(np.asarray, floats))  # arrays bound to a device would be compiled for anew
