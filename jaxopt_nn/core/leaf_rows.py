@@ -100,7 +100,7 @@ def table(rows: Sequence[LeafRow], limit: int | None) -> str:
     lines: list[tuple[str, ...]] = [HEAD]
     for group in shown:
         lines += _lines(group, notes, None if limit is None else 4)
-    said = _aligned([line if notes else line[:-1] for line in lines])
+    said = aligned([line if notes else line[:-1] for line in lines])
     if hidden:
         left = sum(row.size for group in hidden for row in group)
         said.append(f"... and {sum(map(len, hidden))} more leaves, {left:,} parameters: print(report.table(limit=None))")
@@ -132,7 +132,7 @@ def _general(reason: str) -> str:
     return re.sub(r"(`[^`]+`) in \S+$", r"\1", reason)
 
 
-def _aligned(lines: Iterable[Sequence[str]]) -> list[str]:
+def aligned(lines: Iterable[Sequence[str]]) -> list[str]:
     """Lines of cells as text, in columns."""
     lines = list(lines)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
