@@ -160,7 +160,7 @@ def of_config(artifact: str | os.PathLike[str]) -> tuple[Network, Task, dict[str
     config = extra.get("config")
     if not isinstance(config, Mapping) or "model" not in config:
         raise ValueError(
-            f"{artifact}: the manifest does not name the model (extra.config.model); artifacts of experiments.compress do. "
+            f"{artifact}: the manifest does not name the model (extra.config.model); artifacts of `jaxopt compress` do. "
             "Load another one in Python: jaxopt_nn.load, jaxopt_nn.predictor"
         )
     config = checked(config)
