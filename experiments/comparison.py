@@ -44,8 +44,8 @@ def runs_under(folder: Path) -> list[Path]:
 def compared(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """What ``compare.json`` holds: ``cells``, settings with the runs of all their seeds; ``failed``, what could not be read.
 
-    Runs are of one setting where their configs differ in nothing but the seed and ``config.FREE``. ``groups`` are data and metric of the cells,
-    which have the number of their group; only cells of one group are compared.
+    Runs are of one setting where their configs differ in nothing but the seed and ``config.FREE``. ``groups`` are data and
+    metric of the cells, which have the number of their group; only cells of one group are compared.
 
     Args:
       folders: of the runs.

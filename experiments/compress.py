@@ -254,7 +254,18 @@ def joined(task: Task, results: Sequence[Result], examples: int) -> dict[str, An
             **({"control": task.result(pooled(controls))} if controls else {}),
         },
         **task.compared(before, after),
+        **_remarks([result.report for result in results]),
     }  # fmt: skip
+
+
+def _remarks(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The warnings of all folds, and what was left alone: in the first, whose leaves are shown, and elsewhere in others."""
+    skipped = list(reports[0]["skipped"])
+    for number, report in enumerate(reports[1:], 2):
+        others = [entry for entry in report["skipped"] if entry not in reports[0]["skipped"]]
+        skipped += [{**entry, "reason": f"fold {number}: {entry['reason']}"} for entry in others]
+    warnings = [f"fold {number}: {text}" for number, report in enumerate(reports, 1) for text in report["warnings"]]
+    return {"warnings": warnings, "skipped": skipped}
 
 
 def show(made: dict[str, Any], workdir: str) -> None:

@@ -77,8 +77,8 @@ def run(
       data: as in the module's docstring; empty takes the test part of the config's data.
       batch_size: rows on all devices together; no more than there are examples.
       repeats: batches whose latency is measured.
-      output: an ``.npz`` for the ``outputs`` (of several, each by its path), and the ``classes`` where accuracy is a metric of
-        the task; empty writes none.
+      output: an ``.npz`` for the ``outputs`` (of several, each by its path), and the ``classes``, int32, where the task has one for
+        each example or place (``Task.answer``); empty writes none.
       devices: all, if None.
 
     Returns:
@@ -296,8 +296,8 @@ def graded(outputs: PyTree, examples: Examples, task: Task) -> dict[str, float] 
 def save(file: Path, outputs: PyTree, task: Task) -> None:
     """Writes the predictions, whole or not at all."""
     arrays = {path or "outputs": np.asarray(x) for path, x in leaves_by_path(outputs).items()}
-    if "accuracy" in task.metrics and list(arrays) == ["outputs"]:
-        arrays["classes"] = arrays["outputs"].argmax(-1).astype(np.int32)
+    if task.answer is not None and list(arrays) == ["outputs"]:
+        arrays["classes"] = np.asarray(task.answer(arrays["outputs"], task.test.example))
     out = io.BytesIO()
     np.savez(out, **arrays)
     write_file(file, out.getvalue())

@@ -95,9 +95,9 @@ def test_calls_are_timed_on_flat_arrays(monkeypatch):
     calls = []
     timings = lambda functions, **how: calls.append(functions) or interleaved(functions, warmup=1, repeats=1)
     monkeypatch.setattr(latency, "interleaved", timings)
-    variables = {"w": jn.quantize_array(jnp.ones((4, 2)), bits=4)}
+    variables = {"w": jn.quantize(4).pack({"w": jnp.ones((4, 2))}, jn.quantize(4).init({"w": jnp.ones((4, 2))}))["w"]}
     apply = lambda v, x, states: (x @ jn.densify(v["w"])) * states["scale"]
-    (entry,), left_out = latency.latencies([(apply, (variables, {"scale": 3.0}))], (jnp.ones((1, 4)),), [2])
+    (entry,), left_out = latency.latencies([(apply, (variables, {"scale": jnp.float32(3.0)}))], (jnp.ones((1, 4)),), [2])
     assert not left_out and entry["2"]["ratio"] == 1.0
     np.testing.assert_allclose(calls[0]["0"](), np.full((2, 2), 12.0), rtol=1e-6)
     leaves, inputs = calls[0]["0"].args

@@ -119,11 +119,11 @@ SINGLE = np.float32([-1, 0.5, 2])
 @pytest.mark.parametrize(
     ("task", "outputs", "classes"),
     [
-        (classification(test=(X, [0, 1, 2])), np.eye(3, dtype=np.float32)[[1, 2, 0]], [1, 2, 0]),
-        (classification(test=(X, [0, 1, 1])), SINGLE[:, None], [0, 1, 1]),
-        (classification(test=(X, [0, 1, 1])), SINGLE, [0, 1, 1]),
-        (classification(test=(X, [[0], [1], [1]])), SINGLE[:, None], [[0], [1], [1]]),
-        (multilabel(test=(X, [[0, 1]] * 3)), np.ones((3, 2), np.float32), None),
+        (classification(test=(X, np.array([0, 1, 2]))), np.eye(3, dtype=np.float32)[[1, 2, 0]], [1, 2, 0]),
+        (classification(test=(X, np.array([0, 1, 1]))), SINGLE[:, None], [0, 1, 1]),
+        (classification(test=(X, np.array([0, 1, 1]))), SINGLE, [0, 1, 1]),
+        (classification(test=(X, np.array([[0], [1], [1]]))), SINGLE[:, None], [[0], [1], [1]]),
+        (multilabel(test=(X, np.array([[0, 1]] * 3))), np.ones((3, 2), np.float32), None),
     ],
     ids=["three classes", "one logit, its axis", "one logit", "one logit, labels with its axis", "several labels"],
 )

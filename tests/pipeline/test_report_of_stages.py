@@ -95,7 +95,7 @@ def test_one_logit_has_two_classes():
 
 def test_a_negative_label_late_in_a_loader_counts_for_nothing_in_the_confusions():
     """The first batch alone is checked before the run; what -1 does to the loss is seen there."""
-    detail = classification(test=(np.zeros((1, 2), np.float32), [0])).details["confusion"]
+    detail = jn.classification(test=(np.zeros((1, 2), np.float32), [0])).details["confusion"]
     x, y = np.float32([[1, 0], [0, 1], [0, 1]]), np.array([0, 1, -1])
     parts = detail.measure(jnp.asarray(x), (x, y), jnp.ones(3))
     assert detail.compare(parts, parts)["final"] == [[1, 0], [0, 1]]
