@@ -77,8 +77,8 @@ def run(
       data: as in the module's docstring; empty takes the test part of the config's data.
       batch_size: rows on all devices together; no more than there are examples.
       repeats: batches whose latency is measured.
-      output: an ``.npz`` for the ``outputs`` (of several, each by its path), and the ``classes``, int32, where the task has one for
-        each example or place (``Task.answer``); empty writes none.
+      output: an ``.npz`` for the ``outputs`` (of several, each by its path), and the int32 ``classes`` of a task
+        whose examples or places have one each (``Task.answer``); empty writes none.
       devices: all, if None.
 
     Returns:

@@ -137,7 +137,8 @@ def compared(artifact: str, network: Network | None) -> str:
     """How the outputs of the program differ from those of the model's code.
 
     Raises:
-      ValueError: by more than ``TOLERANCE``, in shapes, or by NaN; the artifact holds no program for this platform, or does not name its model.
+      ValueError: by more than ``TOLERANCE``, in shapes, or by NaN; the artifact holds no program for this platform, or does
+        not name its model.
     """
     if network is None:
         raise ValueError(f"{artifact}: holds no program for {jax.default_backend()} that --code could compare")
