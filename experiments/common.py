@@ -7,12 +7,14 @@ import inspect
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
+import jaxopt_nn
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import plots
@@ -115,7 +117,18 @@ def plain_errors(stopped: str = "stopped") -> Iterator[None]:
         print(f"\n{stopped}", file=sys.stderr)
         sys.exit(130)
     except (FloatingPointError, ModuleNotFoundError, OSError, TypeError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        if isinstance(error, TypeError | ValueError) and _of_users_code(error):
+            raise
+        named = isinstance(error, OSError) and error.strerror and error.filename
+        sys.exit(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}")
+
+
+def _of_users_code(error: BaseException) -> bool:
+    """Whether an error was raised by a model, task or loader of the user's, or below it: then its lines are what helps."""
+    files = [os.path.abspath(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    ours = [os.path.dirname(os.path.abspath(module.__file__)) + os.sep for module in (jaxopt_nn, sys.modules[__package__])]
+    installed = (*ours, *(os.path.abspath(path) + os.sep for path in (sys.prefix, sys.base_prefix)))
+    return not files[-1].startswith(tuple(ours)) and any(not file.startswith(installed) for file in files)
 
 
 def flag_values(argv: Sequence[str]) -> flags.FlagValues:

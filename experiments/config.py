@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,16 +153,27 @@ def parsed(argv: Sequence[str]) -> list[str]:
             getattr(flag.value, "lock", None)  # where the file could not be read, any attribute raises
         return left
     except flags.Error as error:
-        sys.exit(f"error: {error}\n--help lists the flags")
+        sys.exit(f"error: {_plainer(str(error))}\n--help lists the flags")
     except OSError as error:
         sys.exit(f"--config: {str(error.__cause__ or error).splitlines()[-1].strip()}; {PASS}")
     except SyntaxError as error:
         sys.exit(f"--config: {error.filename}, line {error.lineno}, is no Python ({error.msg}); {PASS}")
     except (AttributeError, KeyError, IndexError, TypeError) as error:
+        if any(frame.name == "get_config" for frame in traceback.extract_tb(error.__traceback__)):
+            raise  # of the user's own file: its lines are what helps
+        if "has no attribute 'get_config'" in str(error):
+            sys.exit(f"--config: the file has no get_config(); {PASS}")
         if isinstance(error, IndexError) and flag is not None:
             sys.exit(_beyond(argv, flag.parser))
         lines = str(error).strip("'\"").encode().decode("unicode_escape").splitlines()
         sys.exit(f"--config: no such field or entry: {' '.join(lines)}")
+
+
+def _plainer(text: str) -> str:
+    """What absl says of a flag, in words that name what is missing or allowed."""
+    text = re.sub(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.", r"--\1 is missing; pass --\1=...", text)
+    text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number; pass one", text)
+    return re.sub(r"could not convert string to float: (.*)", r"\1 is no number; pass one", text)
 
 
 def _beyond(argv: Sequence[str], parser: flags.ArgumentParser) -> str:

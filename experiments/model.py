@@ -85,6 +85,12 @@ class Model:
 
     def _built(self, seed: int) -> Network:
         seeded = {"seed": seed} if "seed" in inspect.signature(self._build).parameters else {}
+        taken = inspect.signature(self._build).parameters
+        if other := [name for name in self._arguments if name not in taken]:
+            raise ValueError(
+                f"model {self._name} has no argument {', '.join(other)}, of config.model_args; these belong to another model: "
+                f"give the config this model's own: {', '.join(taken) or 'it takes none'}"
+            )
         made = registry.called(self._build, f"model {self._name}", {**seeded, **self._arguments})
         if not isinstance(made, Network):
             raise ValueError(
@@ -135,5 +141,5 @@ def restored(path: str, variables: PyTree) -> PyTree:
             return checkpointer.restore(os.path.abspath(path), target)
     except Exception as error:
         raise ValueError(
-            f"config.checkpoint={path!r}: no Orbax checkpoint of this model's variables: {error}"
+            f"config.checkpoint={path!r}: no Orbax checkpoint of this model's variables ({error}); pass one, e.g. RUN/float"
         ) from error

@@ -1,9 +1,12 @@
 """What users are told: no raw error of JAX, Flax, NumPy or Orbax, and in each message what to do."""
 
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
+from tests.mistakes.commands import COMMANDS
 from tests.mistakes.library import GROUPS
 from tests.mistakes.setting import names
 from tests.mistakes.told import INSTRUCTION, told
@@ -38,3 +41,15 @@ def test_the_page_has_all_of_them():
         _, found, below = text.partition(f">>> {' '.join(code.split())} {kind.__name__}: ")
         assert found, f"{code}: not on the page; write it anew"
         assert all(" ".join(part.split()) in below.partition(">>> ")[0] for part in parts), f"{code}: other words on the page"
+
+
+@pytest.mark.slow
+def test_commands_end_with_the_message_alone():
+    root = PAGE.parent.parent.parent
+    done = subprocess.run([sys.executable, "-m", "tests.mistakes.commands"], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    found = dict(part.partition("\n")[::2] for part in done.stdout.removeprefix("$ jaxopt ").split("\n\n$ jaxopt "))
+    for line, *parts in COMMANDS:
+        said = found[line]
+        assert "exit status 1" in said and "Traceback" not in said, f"{line}: {said}"
+        assert all(part in said for part in parts), f"{line}: {said}"

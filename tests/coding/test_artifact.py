@@ -344,7 +344,7 @@ def node_of(manifest, *keys):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda m: m.update(schema=3), "schema 3; this version reads schema 2"),
+        (lambda m: m.update(schema=3), "schema 3; this version reads 2"),
         (
             lambda m: node_of(m, "a", 0).update(kind="Oracle"),
             "a/0: kind 'Oracle' is unknown; this version knows .*QTensor",
@@ -375,6 +375,9 @@ def test_a_manifest_edited_without_its_checksum(copy):
     file.write_text("[]")
     with pytest.raises(ValueError, match="schema 'list'"):
         load_artifact(copy)
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no valid JSON"):
+        load_artifact(copy)
 
 
 def test_arrays_that_orbax_can_not_read(copy):
@@ -389,5 +392,5 @@ def test_no_directory(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such directory"):
         load_artifact(tmp_path / "x")
     (tmp_path / "x").mkdir()
-    with pytest.raises(ValueError, match="is no artifact"):
+    with pytest.raises(ValueError, match="pass the folder of an artifact"):
         load_artifact(tmp_path / "x")

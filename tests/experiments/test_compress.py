@@ -251,7 +251,7 @@ def without(config, key):
         (tiny(start={"how": "slices", "widths": 0.5}), "config.start: needs a teacher"),
         (tiny(start={"how": "luck"}), "config.start.how='luck'"),
         (tiny(teacher={"float": {}}), "config.teacher.model: missing"),
-        (tiny(model_args={"width": 3}), "own_model has no 'width'; nearest: seed"),
+        (tiny(model_args={"width": 3}), "own_model has no argument width, of config.model_args"),
         (tiny(data={"source": "x:y", "cross_validate": True}), "config.data.folds: missing"),
         (tiny(float={"epochs": 1, "learning_rate": -1.0}), "learning_rate=-1.0"),
         (tiny(model="experiments.models.digits:biuld"), "has no 'biuld'; nearest: build"),

@@ -1,6 +1,8 @@
 """Prints the mistakes with their messages as the page ``docs/how-to/messages.md``."""
 
 import pathlib
+import subprocess
+import sys
 import tempfile
 import textwrap
 
@@ -16,8 +18,8 @@ to do next. Search this page for the words that you see.
 In these lines `net` is a `Network` of `apply` and `variables`, `x` a batch of its inputs, `task` a classification of
 `images` and `labels`; `w4` is `jn.where("**/kernel", jn.quantize(4))`, `state` its state, `stored` what it packs, and
 `stored8` the same with 8 bits; `model` is a Flax Linen module and `params` its variables; `tmp` is a folder.
-`compress(recipe, network=net, task=task)` is `jn.compress(network, recipe, task)`. The page is written by
-`python -m tests.mistakes`."""
+`compress(recipe, network=net, task=task)` is `jn.compress(network, recipe, task)`. Errors of a model, a loader or a config
+of your own keep their traceback. The page is written by `python -m tests.mistakes`."""
 
 
 def page(folder: str) -> str:
@@ -30,6 +32,9 @@ def page(folder: str) -> str:
             text = f"{type(error).__name__}: {error}".replace(folder, "RUN")
             parts += [f">>> {code}", textwrap.fill(text, 110, break_long_words=False), ""]
         parts[-1] = "```"
+    commands = subprocess.run([sys.executable, "-m", "tests.mistakes.commands"], capture_output=True, text=True, check=True)
+    lines = [textwrap.fill(line, 110, break_long_words=False, break_on_hyphens=False) for line in commands.stdout.splitlines()]
+    parts += ["", "## Commands", "", "```text", "\n".join(lines).strip(), "```"]
     return "\n".join(parts) + "\n"
 
 
