@@ -1,8 +1,8 @@
 """Compares runs: a leaderboard, score against bytes and latency, and the fields in which their configs differ.
 
-    python -m experiments.compare RUN RUN ... [--out=FOLDER]
+    jaxopt compare RUN RUN ... [--out=FOLDER]
 
-A RUN is a folder that ``experiments.compress`` has written. ``compare.html`` and ``compare.json`` go into FOLDER, by default
+A RUN is a folder that ``jaxopt compress`` has written. ``compare.html`` and ``compare.json`` go into FOLDER, by default
 the folder that all runs share. Runs of one config with other seeds count as one setting, with mean and interval. What can't
 be read, or has not finished, is listed with the reason.
 """
@@ -33,13 +33,19 @@ def run(runs: Sequence[str], out: str = "") -> dict[str, Any]:
       What ``compare.json`` holds (``comparison.compared``).
 
     Raises:
-      ValueError: no run is named.
+      ValueError: no run is named, or none of them can be compared; the reason of each is given.
+      FileNotFoundError: a folder does not exist.
       OSError: ``out`` can't be written.
     """
     if not runs:
-        raise ValueError("no run is named: pass folders that experiments.compress has written")
+        raise ValueError("no run is named: pass folders that jaxopt compress has written")
+    if missing := [folder for folder in runs if not Path(folder).is_dir()]:
+        raise FileNotFoundError(f"{', '.join(missing)}: no such folder; pass folders that jaxopt compress has written")
     out = out or shared(runs)
     made = compared([Path(folder) for folder in runs], Path(out))
+    if not made["cells"]:
+        reasons = "; ".join(f"{entry['folder']}: {entry['error']}" for entry in made["failed"])
+        raise ValueError(f"no run can be compared: {reasons}")
     write(made, out, "compare")
     return made
 
@@ -73,7 +79,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     given = common.flag_values(argv[:1])
     if len(argv) < 2:
-        raise app.UsageError("name the runs: experiments.compare RUN RUN ...")
+        raise app.UsageError("name the runs: jaxopt compare RUN RUN ...")
     with common.plain_errors():
         made = run(argv[1:], given.out)
     show(made, os.path.join(given.out or shared(argv[1:]), "compare.html"))

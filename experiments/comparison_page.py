@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from jaxopt_nn.reporting import html, svg
 from jaxopt_nn.reporting.charts import metric_label, scale_of, strip
@@ -148,7 +149,7 @@ def _leaderboard(made: Made, cells: Sequence[tuple[str, Cell]], costs: Sequence[
 def _line(made: Made, cell: Cell, fields: Sequence[str], costs: Sequence[str]) -> list[html.Cell | str]:
     metric = cell["metric"]
     one = cell["n"] == 1 and cell["runs"][0]["folder"]
-    line: list[html.Cell | str] = [html.Cell(cell["name"], link=f"{cell['runs'][0]['folder']}/report.html" if one else "")]
+    line: list[html.Cell | str] = [html.Cell(cell["name"], link=_link(cell["runs"][0]["folder"]) if one else "")]
     line += [_text(cell["overrides"], field) for field in fields]
     line += [str(cell["n"]), _estimate(cell["score"], metric), _estimate(cell["against_float"], metric, "+")]
     if made["baseline"]:
@@ -156,6 +157,11 @@ def _line(made: Made, cell: Cell, fields: Sequence[str], costs: Sequence[str]) -
     line += [f"{cell['bytes']['mean']:,.0f}", f"{cell['ratio']['mean']:.2f}x"]
     line += [f"{cell[cost]['mean']:.3g}" if cost in cell else "-" for cost in costs[1:]]
     return [*line, ", ".join(cell["front"]) or "-"]
+
+
+def _link(folder: str) -> str:
+    """To the report of a run. The dot keeps a colon in the folder's name from being read as a scheme."""
+    return f"./{quote(folder)}/report.html"
 
 
 def _text(fields: Mapping[str, Any], field: str) -> str:
@@ -168,7 +174,7 @@ def _runs(cells: Sequence[tuple[str, Cell]]) -> str:
     columns = [Column("run", "text"), Column("seed"), Column(metric["name"]), Column("float"), Column("bytes"), Column("ratio")]
     rows = [
         [
-            html.Cell(run["folder"], link=f"{run['folder']}/report.html"), str(run["seed"]), _number(run["score"], metric),
+            html.Cell(run["folder"], link=_link(run["folder"])), str(run["seed"]), _number(run["score"], metric),
             _number(run["baseline_score"], metric), f"{run['bytes']:,}", f"{run['ratio']:.2f}x",
         ]
         for _, cell in cells for run in cell["runs"]

@@ -1,8 +1,8 @@
 """Lists and compares all runs below a folder.
 
-    python -m experiments.index FOLDER
+    jaxopt index FOLDER
 
-Finds every folder below FOLDER in which ``experiments.compress`` or ``experiments.sweep`` has run, and writes ``index.html``
+Finds every folder below FOLDER in which ``jaxopt compress`` or ``jaxopt sweep`` has run, and writes ``index.html``
 and ``index.json`` into FOLDER: a leaderboard with filters, score against bytes and latency, and the fields in which configs
 differ. Runs that can't be read or have not finished are listed with the reason.
 """
@@ -46,7 +46,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     common.flag_values(argv[:1])
     if len(argv) != 2:
-        raise app.UsageError("name one folder: experiments.index FOLDER")
+        raise app.UsageError("name one folder: jaxopt index FOLDER")
     with common.plain_errors():
         made = run(argv[1])
     show(made, str(Path(argv[1]) / "index.html"))

@@ -137,7 +137,8 @@ def compared(artifact: str, network: Network | None) -> str:
     """How the outputs of the program differ from those of the model's code.
 
     Raises:
-      ValueError: by more than ``TOLERANCE``; the artifact holds no program for this platform, or does not name its model.
+      ValueError: by more than ``TOLERANCE``, in shapes, or by NaN; the artifact holds no program for this platform, or does
+        not name its model.
     """
     if network is None:
         raise ValueError(f"{artifact}: holds no program for {jax.default_backend()} that --code could compare")
@@ -145,11 +146,15 @@ def compared(artifact: str, network: Network | None) -> str:
     if isinstance(code.apply, Imported):
         return "not compared with the model's code: a pass has cut the network, and the code holds other widths"
     inputs = example(network)
-    worst = 0.0
-    for a, b in zip(outputs(network, inputs), outputs(code, inputs), strict=True):
-        worst = max(worst, float(np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)))
-    if worst > TOLERANCE:
-        raise ValueError(f"program and model's code differ by {worst:.2g} of the largest output, more than {TOLERANCE}")
+    ours, theirs = outputs(network, inputs), outputs(code, inputs)
+    forms = [", ".join(f"float32{list(x.shape)}" for x in each) for each in (ours, theirs)]
+    if forms[0] != forms[1]:
+        raise ValueError(f"the program gives {forms[0]}, the model's code {forms[1]}")
+    with np.errstate(invalid="ignore"):  # of infinities: NaN, which is refused
+        shares = [np.abs(a - b).max(initial=0) / np.abs(b).max(initial=1e-30) for a, b in zip(ours, theirs)]
+    worst = float(np.max(shares, initial=0))
+    if not worst <= TOLERANCE:
+        raise ValueError(f"program and model's code differ by {worst:.2g} of the largest output; allowed is {TOLERANCE}")
     return f"program and model's code differ by {worst:.2g} of the largest output"
 
 

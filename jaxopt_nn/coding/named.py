@@ -76,11 +76,11 @@ def decode(header: str, arrays: Mapping[str, np.ndarray], source: str) -> PyTree
     if not isinstance(parsed, dict) or parsed.get("schema") != SCHEMA:
         schema = parsed.get("schema") if isinstance(parsed, dict) else type(parsed).__name__
         raise ValueError(f"{source}: its header has schema {schema!r}; this version reads schema {SCHEMA}")
-    if parsed.get("crc32") != _checksum(parsed.get("structure")):
-        raise ValueError(f"{source}: its header is not what its own checksum says; the file was edited")
     unread = set(arrays)
     read = _reader(arrays, source, unread)
     try:
+        if parsed.get("crc32") != _checksum(parsed.get("structure")):
+            raise ValueError(f"{source}: its header is not what its own checksum says; the file was edited")
         tree = rebuild(parsed["structure"], "", read)
     except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"{source}: its header is malformed: {error!r}") from error

@@ -213,11 +213,17 @@ def test_bytes_that_are_not_those_of_the_shape_are_refused(dtype, shape):
         named.decode(signed(structure), {"array": np.zeros(1, np.uint8)}, "net")
 
 
+def lists(depth):
+    """A header of lists in lists with the checksum that belongs to it; deep ones are more than ``json`` writes."""
+    structure = depth * '{"kind":"list","items":[' + '{"kind":"none"}' + depth * "]}"
+    return f'{{"schema":{named.SCHEMA},"crc32":{zlib.crc32(structure.encode())},"structure":{structure}}}'
+
+
 @pytest.mark.parametrize(
     "header",
-    ["[" * 100_000, 3, signed(["dict"]), signed({"kind": "dict", "items": [["a", "b"]]}),
+    ["[" * 100_000, lists(480), 3, signed(["dict"]), signed({"kind": "dict", "items": [["a", "b"]]}),
      signed({"kind": "Masked", "static": [], "children": {}})],
-    ids=["deep", "number", "list", "text", "static"],
+    ids=["endless", "deep", "number", "list", "text", "static"],
 )  # fmt: skip
 def test_malformed_headers_are_refused(header):
     with pytest.raises(ValueError, match="net: its header is"):

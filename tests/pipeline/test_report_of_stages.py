@@ -93,6 +93,14 @@ def test_one_logit_has_two_classes():
     assert result.report["confusion"]["baseline"] == confusion_matrix(labels, answers).tolist()
 
 
+def test_a_negative_label_late_in_a_loader_counts_for_nothing_in_the_confusions():
+    """The first batch alone is checked before the run; what -1 does to the loss is seen there."""
+    detail = jn.classification(test=(np.zeros((1, 2), np.float32), [0])).details["confusion"]
+    x, y = np.float32([[1, 0], [0, 1], [0, 1]]), np.array([0, 1, -1])
+    parts = detail.measure(jnp.asarray(x), (x, y), jnp.ones(3))
+    assert detail.compare(parts, parts)["final"] == [[1, 0], [0, 1]]
+
+
 def test_a_loader_that_shuffles_has_confusions_and_no_changes():
     order = iter(range(100))
     shuffled = lambda: [tuple(part[np.random.default_rng(next(order)).permutation(54)] for part in (TEST[1][:, None], TEST[1]))]
