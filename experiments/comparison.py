@@ -23,15 +23,15 @@ from .summary import cell_entry, record
 SCHEMA = 1
 
 
-def write(made: Mapping[str, Any], out: str, name: str) -> Path:
+def write(comparison: Mapping[str, Any], out: str, name: str) -> Path:
     """Writes ``name.html`` and ``name.json`` into the folder ``out``, made if missing; gives the page's path.
 
     Raises:
       OSError: the folder can't be written.
     """
     directory = open_workdir(out)
-    write_file(directory / f"{name}.html", page(made).encode(errors="replace"))
-    write_file(directory / f"{name}.json", (json_text(dict(made)) + "\n").encode())
+    write_file(directory / f"{name}.html", page(comparison).encode(errors="replace"))
+    write_file(directory / f"{name}.json", (json_text(dict(comparison)) + "\n").encode())
     return directory / f"{name}.html"
 
 

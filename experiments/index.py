@@ -34,9 +34,9 @@ def run(folder: str) -> dict[str, Any]:
     found = runs_under(Path(folder))
     if not found:
         raise ValueError(f"{folder}: no run lies below it: no folder with a report.json or checkpoints")
-    made = {**compared(found, Path(folder)), "title": f"Runs in {Path(folder).resolve().name}"}
-    write(made, folder, "index")
-    return made
+    comparison = {**compared(found, Path(folder)), "title": f"Runs in {Path(folder).resolve().name}"}
+    write(comparison, folder, "index")
+    return comparison
 
 
 def define_flags() -> None:
@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
         raise app.UsageError("name one folder: jaxopt index FOLDER")
     with common.plain_errors():
-        made = run(argv[1])
-    show(made, str(Path(argv[1]) / "index.html"))
+        comparison = run(argv[1])
+    show(comparison, str(Path(argv[1]) / "index.html"))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 from jaxopt_nn.core.files import open_workdir, write_file
 from jaxopt_nn.core.paths import addresses
+from jaxopt_nn.core.text_table import markdown
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import locked, nothing
 from jaxopt_nn.pipeline.recipe import check_recipe
@@ -203,45 +204,45 @@ def read_json(file: Path) -> Any:
         return None
 
 
-def write(made: dict[str, Any], directory: Path) -> None:
+def write(result: dict[str, Any], directory: Path) -> None:
     """Writes ``sweep.png``, ``sweep.html``, ``sweep.md`` and, last, ``sweep.json``, each whole or not at all."""
-    if any(cell["n"] for cell in made["cells"]):
-        write_file(directory / "sweep.png", draw(made))
-    write_file(directory / "sweep.html", comparison_page.page(comparison(made)).encode(errors="replace"))
-    write_file(directory / "sweep.md", page(made).encode())
-    write_file(directory / "sweep.json", (json_text(made) + "\n").encode())
+    if any(cell["n"] for cell in result["cells"]):
+        write_file(directory / "sweep.png", draw(result))
+    write_file(directory / "sweep.html", comparison_page.page(comparison(result)).encode(errors="replace"))
+    write_file(directory / "sweep.md", page(result).encode())
+    write_file(directory / "sweep.json", (json_text(result) + "\n").encode())
 
 
-def comparison(made: Mapping[str, Any]) -> dict[str, Any]:
+def comparison(result: Mapping[str, Any]) -> dict[str, Any]:
     """The sweep as a comparison of its cells, for its page."""
-    data = made["config"]["data"]["source"]
-    cells = [{**cell, "data": data} for cell in made["cells"] if cell["n"]]
-    title = f"Sweep of {made['config']['model']} on {data}"
-    said = {"baseline": made["baseline"], "failed": made["failed"], "sentences": _left(made)}
+    data = result["config"]["data"]["source"]
+    cells = [{**cell, "data": data} for cell in result["cells"] if cell["n"]]
+    title = f"Sweep of {result['config']['model']} on {data}"
+    said = {"baseline": result["baseline"], "failed": result["failed"], "sentences": _left(result)}
     return {"title": title, **said, **grouped(cells)}
 
 
-def page(made: Mapping[str, Any]) -> str:
+def page(result: Mapping[str, Any]) -> str:
     """The sweep as Markdown."""
-    parts = ["# Sweep", "", common.markdown(*header_and_cells(made)), "", *(f"- {s}" for s in sentences(made)), ""]
-    if any(cell["n"] for cell in made["cells"]):
-        parts += [f"![{made['metric']['name']} of the cells](sweep.png)", ""]
+    parts = ["# Sweep", "", *markdown(*header_and_cells(result)), "", *(f"- {s}" for s in sentences(result)), ""]
+    if any(cell["n"] for cell in result["cells"]):
+        parts += [f"![{result['metric']['name']} of the cells](sweep.png)", ""]
     return "\n".join(parts)
 
 
-def sentences(made: Mapping[str, Any]) -> list[str]:
+def sentences(result: Mapping[str, Any]) -> list[str]:
     """What the table does not say."""
-    seeds = made["seeds"]
+    seeds = result["seeds"]
     out = [f"mean ± sample standard deviation over {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"]
-    if made["baseline"]:
+    if result["baseline"]:
         out.append(
-            f"difference to {made['baseline']}: mean over seeds of the same seed's difference ± its standard error"
+            f"difference to {result['baseline']}: mean over seeds of the same seed's difference ± its standard error"
         )
-    return out + _left(made) + [f"failed: {f['cell']} seed {f['seed']}: {f['error']}" for f in made["failed"]]
+    return out + _left(result) + [f"failed: {f['cell']} seed {f['seed']}: {f['error']}" for f in result["failed"]]
 
 
-def _left(made: Mapping[str, Any]) -> list[str]:
-    return [f"{made['missing']} runs are not done yet; the same command goes on"] if made["missing"] else []
+def _left(result: Mapping[str, Any]) -> list[str]:
+    return [f"{result['missing']} runs are not done yet; the same command goes on"] if result["missing"] else []
 
 
 def duration(seconds: float) -> str:
@@ -262,13 +263,13 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     flag = common.flag_values(argv)
     with common.plain_errors(f"stopped; finished runs are kept in {flag.workdir}, and the same command goes on"):
-        made = run(
+        result = run(
             flag.config, flag.grid, flag.workdir, seeds=flag.seeds, baseline=flag.baseline,
             say=lambda line: print(line, flush=True),
         )  # fmt: skip
-    common.show(*header_and_cells(made))
-    print("\n".join([*sentences(made), f"sweep: {os.path.join(flag.workdir, 'sweep.html')}"]))
-    sys.exit(1 if made["failed"] else 0)
+    common.show(*header_and_cells(result))
+    print("\n".join([*sentences(result), f"sweep: {os.path.join(flag.workdir, 'sweep.html')}"]))
+    sys.exit(1 if result["failed"] else 0)
 
 
 if __name__ == "__main__":

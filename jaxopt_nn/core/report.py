@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from jaxopt_nn.core.leaf_rows import LeafRow, Run, aligned, summary, table
+from jaxopt_nn.core.leaf_rows import LeafRow, Run, summary, table
+from jaxopt_nn.core.text_table import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Report:
         told = {name for row in self.rows for name in (row.path, *row.sites)}
         rest = [m for m in self.messages if m.path not in told]
         shown = rest[:limit]
-        parts += aligned([(m.kind, m.path, m.reason) for m in shown])
+        parts += aligned([(m.kind, m.path, m.reason) for m in shown], left=3)
         if len(shown) < len(rest):
             parts.append(f"... and {len(rest) - len(shown)} more messages: print(report.table(limit=None))")
         return "\n".join(parts or ["(nothing to report)"])

@@ -53,6 +53,10 @@ def test_what_leaves_alone_cost_is_bounded_unless_asked_for(monkeypatch):
     said = {s["path"]: s["reason"] for s in told.report["skipped"]}["loss by leaf"]
     macs = 2 * 54 * (6 * 16 + 16 * 3)
     assert said == f"not measured: of 2 leaves it takes {macs:.1e} multiply-accumulates; pass sensitivity=True"
+    with monkeypatch.context() as patch:
+        patch.setattr(grade, "accumulated", None)  # nothing is evaluated before that is decided
+        decoded = jn.densify(told.network.variables)
+        assert f"not measured: {grade.losses_alone(NETWORK, decoded, task(), 6 * 16 + 16 * 3)}" == said
     assert alone(jn.compress(NETWORK, PACKED, task(), latency=False, sensitivity=True))["up"] > 0
     silent = jn.compress(NETWORK, PACKED, task(), latency=False, sensitivity=False)
     assert set(alone(silent).values()) == {None} and "loss by leaf" not in {s["path"] for s in silent.report["skipped"]}
