@@ -1,6 +1,6 @@
 """LeNet-300-100 on handwritten digits: 16 times smaller, the same architecture, at most one point of accuracy lost.
 
-    python -m experiments.compress --config=configs/digits_quickstart.py --workdir=runs/digits_quickstart
+    jaxopt compress --config=digits_quickstart --workdir=runs/digits_quickstart
 
 88 % global magnitude pruning; what is left clipped to [-0.5, 0.5], so that the steps of 4 bits are finer; 4-bit weights. Each
 stage is trained after, and a control trains the float network as long. On scikit-learn's 1797 images, in 5 folds: every image

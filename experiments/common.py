@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags, logging
 
 import jaxopt_nn
+from jaxopt_nn.core.text_table import aligned
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import plots
@@ -47,26 +48,9 @@ def load_task(config: Mapping[str, Any], fold: int = 0) -> Task:
     return task.replace(batch_size=config["batch_size"])
 
 
-def aligned(header: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table in plain text; the first ``left`` columns stand to the left, the others to the right."""
-    lines = [header, *cells]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
-        for line in lines
-    )
-
-
-def markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (header, *cells)]
-    bars = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([bars[0], "|" + "|".join(" --- " for _ in header) + "|", *bars[1:]])
-
-
 def show(header: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> None:
     """Prints a table: ruled and in bold where the output is a terminal that is wide enough, in plain text elsewhere."""
-    text = aligned(header, cells, left)
+    text = "\n".join(aligned([header, *cells], left))
     if sys.stdout.isatty():
         from rich import box
         from rich.console import Console

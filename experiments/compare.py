@@ -1,8 +1,8 @@
 """Compares runs: a leaderboard, score against bytes and latency, and the fields in which their configs differ.
 
-    python -m experiments.compare RUN RUN ... [--out=FOLDER]
+    jaxopt compare RUN RUN ... [--out=FOLDER]
 
-A RUN is a folder that ``experiments.compress`` has written. ``compare.html`` and ``compare.json`` go into FOLDER, by default
+A RUN is a folder that ``jaxopt compress`` has written. ``compare.html`` and ``compare.json`` go into FOLDER, by default
 the folder that all runs share. Runs of one config with other seeds count as one setting, with mean and interval. What can't
 be read, or has not finished, is listed with the reason.
 """
@@ -33,15 +33,21 @@ def run(runs: Sequence[str], out: str = "") -> dict[str, Any]:
       What ``compare.json`` holds (``comparison.compared``).
 
     Raises:
-      ValueError: no run is named.
+      ValueError: no run is named, or none of them can be compared; the reason of each is given.
+      FileNotFoundError: a folder does not exist.
       OSError: ``out`` can't be written.
     """
     if not runs:
-        raise ValueError("no run is named: pass folders that experiments.compress has written")
+        raise ValueError("no run is named: pass folders that jaxopt compress has written")
+    if missing := [folder for folder in runs if not Path(folder).is_dir()]:
+        raise FileNotFoundError(f"{', '.join(missing)}: no such folder; pass folders that jaxopt compress has written")
     out = out or shared(runs)
-    made = compared([Path(folder) for folder in runs], Path(out))
-    write(made, out, "compare")
-    return made
+    comparison = compared([Path(folder) for folder in runs], Path(out))
+    if not comparison["cells"]:
+        reasons = "; ".join(f"{entry['folder']}: {entry['error']}" for entry in comparison["failed"])
+        raise ValueError(f"no run can be compared: {reasons}")
+    write(comparison, out, "compare")
+    return comparison
 
 
 def shared(runs: Sequence[str]) -> str:
@@ -49,11 +55,11 @@ def shared(runs: Sequence[str]) -> str:
     return os.path.commonpath([os.path.dirname(os.path.abspath(folder)) for folder in runs])
 
 
-def show(made: Mapping[str, Any], page: str) -> None:
+def show(comparison: Mapping[str, Any], page: str) -> None:
     """Prints the settings, the best first, what could not be read, and where the page lies."""
-    for number, group in enumerate(made["groups"]):
+    for number, group in enumerate(comparison["groups"]):
         sign = -1 if group["metric"]["better"] == "higher" else 1
-        cells = sorted((c for c in made["cells"] if c["group"] == number), key=lambda c: sign * c["score"]["mean"])
+        cells = sorted((c for c in comparison["cells"] if c["group"] == number), key=lambda c: sign * c["score"]["mean"])
         header = ["setting", "n", f"{group['metric']['name']} on {group['data']}", "bytes", "ratio", "best in"]
         lines = []
         for cell in cells:
@@ -61,7 +67,7 @@ def show(made: Mapping[str, Any], page: str) -> None:
             size, ratio = f"{cell['bytes']['mean']:,.0f}", f"{cell['ratio']['mean']:.2f}x"
             lines.append([cell["name"], str(cell["n"]), score, size, ratio, ", ".join(cell["front"]) or "-"])
         common.show(header, lines)
-    for entry in made["failed"]:
+    for entry in comparison["failed"]:
         print(f"not compared: {entry['folder']}: {entry['error']}")
     print(f"page: {page}")
 
@@ -71,12 +77,12 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    given = common.flag_values(argv[:1])
+    flag = common.flag_values(argv[:1])
     if len(argv) < 2:
-        raise app.UsageError("name the runs: experiments.compare RUN RUN ...")
+        raise app.UsageError("name the runs: jaxopt compare RUN RUN ...")
     with common.plain_errors():
-        made = run(argv[1:], given.out)
-    show(made, os.path.join(given.out or shared(argv[1:]), "compare.html"))
+        comparison = run(argv[1:], flag.out)
+    show(comparison, os.path.join(flag.out or shared(argv[1:]), "compare.html"))
 
 
 if __name__ == "__main__":

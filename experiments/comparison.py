@@ -17,22 +17,21 @@ from jaxopt_nn.reporting.tables import json_text
 from jaxopt_nn.reporting.write import SCHEMA as REPORT_SCHEMA
 
 from .comparison_page import page
+from .config import decisive
 from .summary import cell_entry, record
 
 SCHEMA = 1
-#: Fields that make no setting of their own: runs that differ in nothing else are repetitions, or have the same numbers.
-FREE = ("seed", "export", "latency", "sensitivity", "checkpoint_seconds")
 
 
-def write(made: Mapping[str, Any], out: str, name: str) -> Path:
+def write(comparison: Mapping[str, Any], out: str, name: str) -> Path:
     """Writes ``name.html`` and ``name.json`` into the folder ``out``, made if missing; gives the page's path.
 
     Raises:
       OSError: the folder can't be written.
     """
     directory = open_workdir(out)
-    write_file(directory / f"{name}.html", page(made).encode(errors="replace"))
-    write_file(directory / f"{name}.json", (json_text(dict(made)) + "\n").encode())
+    write_file(directory / f"{name}.html", page(comparison).encode(errors="replace"))
+    write_file(directory / f"{name}.json", (json_text(dict(comparison)) + "\n").encode())
     return directory / f"{name}.html"
 
 
@@ -45,8 +44,8 @@ def runs_under(folder: Path) -> list[Path]:
 def compared(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """What ``compare.json`` holds: ``cells``, settings with the runs of all their seeds; ``failed``, what could not be read.
 
-    Runs are of one setting where their configs differ in nothing but ``FREE``. ``groups`` are data and metric of the cells,
-    which have the number of their group; only cells of one group are compared.
+    Runs are of one setting where their configs differ in nothing but the seed and ``config.FREE``. ``groups`` are data and
+    metric of the cells, which have the number of their group; only cells of one group are compared.
 
     Args:
       folders: of the runs.
@@ -90,11 +89,9 @@ def read_report(folder: Path) -> dict[str, Any]:
     if schema != REPORT_SCHEMA:
         raise ValueError(f"report.json has schema {schema}; this release reads schema {REPORT_SCHEMA}: run its command again")
     try:
-        run = record(report, "", "")
+        record(report, "", "")
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"report.json lacks a field ({error}); run its command again") from None
-    if run["score"] is None or run["baseline_score"] is None:
-        raise ValueError(f"its {run['metric']['name']} is no finite number")
     return report
 
 
@@ -108,7 +105,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _setting(report: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in report["config"].items() if key not in FREE}
+    return decisive(report["config"], without=("seed",))
 
 
 def _settings(reports: Mapping[str, Mapping[str, Any]]) -> tuple[list[list[str]], list[dict[str, str]]]:
@@ -116,8 +113,9 @@ def _settings(reports: Mapping[str, Mapping[str, Any]]) -> tuple[list[list[str]]
     settings: dict[str, dict[int, str]] = {}
     repeated = []
     for folder, report in reports.items():
-        # A report without a config was written by a program of its own: it is a setting by itself.
-        key = json.dumps([_setting(report), report["headline"]], sort_keys=True) if report["config"] else folder
+        # Without a model in its config, as of jaxopt_nn.compress, nobody knows the network: the run is a setting by itself.
+        known = "model" in report["config"]
+        key = json.dumps([_setting(report), report["headline"]], sort_keys=True) if known else folder
         seeds = settings.setdefault(key, {})
         if report["seed"] in seeds:
             repeated.append({"folder": folder, "error": f"repeats {seeds[report['seed']]}: the same config and seed"})
@@ -134,7 +132,7 @@ def _names(settings: Sequence[Sequence[str]]) -> list[str]:
     shared = [os.path.commonpath(members) for members in below]
     alone = collections.Counter(shared)
     return [
-        path if path and alone[path] == 1 else f"{members[0]} and {len(members) - 1} more"
+        path if len(members) == 1 or (path and alone[path] == 1) else f"{members[0]} and {len(members) - 1} more"
         for path, members in zip(shared, below, strict=True)
     ]
 

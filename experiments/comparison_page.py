@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from jaxopt_nn.reporting import html, svg
 from jaxopt_nn.reporting.charts import metric_label, scale_of, strip
@@ -16,31 +17,32 @@ from jaxopt_nn.reporting.tables import human_bytes
 
 from .grid import short_names
 
-Made = Mapping[str, Any]
+Comparison = Mapping[str, Any]
 Cell = Mapping[str, Any]
 #: Differing fields with a column of their own, rows of a chart of differences, costs with a chart of their own.
 FIELDS, STRIPS, COSTS = 6, 40, 4
 
 
-def page(made: Made) -> str:
+def page(comparison: Comparison) -> str:
     """The page of what ``comparison.compared`` or a sweep gives."""
-    groups = [_group(made, number) for number in range(len(made["groups"]))]
-    said = "".join(f"<li>{escape(text)}</li>" for text in _sentences(made))
-    return html.document(made["title"], [f'<ul class="said">{said}</ul>', *groups, _differences(made), _failed(made)])
+    groups = [_group(comparison, number) for number in range(len(comparison["groups"]))]
+    said = "".join(f"<li>{escape(text)}</li>" for text in _sentences(comparison))
+    top = f'<ul class="said">{said}</ul>'
+    return html.document(comparison["title"], [top, *groups, _differences(comparison), _failed(comparison)])
 
 
-def _sentences(made: Made) -> list[str]:
-    cells = [cell for cell in made["cells"] if cell["n"]]
+def _sentences(comparison: Comparison) -> list[str]:
+    cells = [cell for cell in comparison["cells"] if cell["n"]]
     runs = sum(cell["n"] for cell in cells)
     out = [f"{runs} {'run' if runs == 1 else 'runs'} of {len(cells)} {'setting' if len(cells) == 1 else 'settings'}."]
-    if made["failed"]:
-        out.append(f"{len(made['failed'])} could not be read or failed; the last section says why.")
-    for number, group in enumerate(made["groups"]):
+    if comparison["failed"]:
+        out.append(f"{len(comparison['failed'])} could not be read or failed; the last section says why.")
+    for number, group in enumerate(comparison["groups"]):
         members = [cell for cell in cells if cell["group"] == number]
         sign = 1 if group["metric"]["better"] == "higher" else -1
         best = max(members, key=lambda cell: sign * cell["score"]["mean"])
         out.append(f"Best {group['metric']['name']}{_on(group)}: {_value(best, 'score')} by {best['name']}, {_size(best)}.")
-    return [*out, *made.get("sentences", ())]
+    return [*out, *comparison.get("sentences", ())]
 
 
 def _on(group: Mapping[str, Any]) -> str:
@@ -51,18 +53,18 @@ def _size(cell: Cell) -> str:
     return f"{cell['bytes']['mean']:,.0f} bytes"
 
 
-def _group(made: Made, number: int) -> str:
+def _group(comparison: Comparison, number: int) -> str:
     """The charts and tables of the cells of one metric on one data."""
-    group = made["groups"][number]
-    cells = [(f"s{k}", cell) for k, cell in enumerate(made["cells"]) if cell["n"] and cell["group"] == number]
+    group = comparison["groups"][number]
+    cells = [(f"s{k}", cell) for k, cell in enumerate(comparison["cells"]) if cell["n"] and cell["group"] == number]
     costs = list(dict.fromkeys(key for _, cell in cells for key in cell if key == "bytes" or key.startswith("ms@")))
     fronts = [_front(cells, cost) for cost in costs[:COSTS] if sum(cost in cell for _, cell in cells) > 1]
     repeated = any(cell["n"] > 1 for _, cell in cells)
     runs = _runs(cells)
     said = "± is half of the interval that holds the mean over seeds with 95% confidence (Student's t)."
     return html.section(f"{group['metric']['name'].capitalize()}{_on(group)}", [
-        html.beside(fronts), _leaderboard(made, cells, costs),
-        html.details("All runs", runs) if repeated else "", html.beside(_strips(made, cells)),
+        html.beside(fronts), _leaderboard(comparison, cells, costs),
+        html.details("All runs", runs) if repeated else "", html.beside(_strips(comparison, cells)),
         html.note(said) if repeated else "",
     ])  # fmt: skip
 
@@ -124,7 +126,7 @@ def _estimate(spread: Mapping[str, Any] | None, metric: Mapping[str, str], sign:
     return f"{mean} ± {f'{100 * half:.2f}' if metric['unit'] == '%' else f'{half:.2g}'}"
 
 
-def _leaderboard(made: Made, cells: Sequence[tuple[str, Cell]], costs: Sequence[str]) -> str:
+def _leaderboard(comparison: Comparison, cells: Sequence[tuple[str, Cell]], costs: Sequence[str]) -> str:
     """A line for each setting, the best first."""
     metric = cells[0][1]["metric"]
     sign = -1 if metric["better"] == "higher" else 1
@@ -135,27 +137,32 @@ def _leaderboard(made: Made, cells: Sequence[tuple[str, Cell]], costs: Sequence[
     choices = [Column(short, "text", field, choices=True) for field, short in zip(shown, short_names(shown))]
     columns = [Column("setting", "text"), *choices, Column("n", help="runs, one for each seed")]
     columns += [Column(metric["name"]), Column(f"against float{unit}", help="paired by seed")]
-    if made["baseline"]:
-        columns.append(Column(f"against baseline{unit}", help=f"paired by seed with {made['baseline']}"))
+    if comparison["baseline"]:
+        columns.append(Column(f"against baseline{unit}", help=f"paired by seed with {comparison['baseline']}"))
     columns += [Column("bytes"), Column("ratio"), *(Column(cost) for cost in costs[1:]), Column("best in", "text")]
     rows = [
-        Row(_line(made, cell, shown, costs), key, " ".join(f"{f}={v}" for f, v in cell["overrides"].items()))
+        Row(_line(comparison, cell, shown, costs), key, " ".join(f"{f}={v}" for f, v in cell["overrides"].items()))
         for key, cell in sorted(cells, key=lambda pair: sign * pair[1]["score"]["mean"])
     ]
     return html.table("Leaderboard", columns, rows, search=len(rows) > 4)
 
 
-def _line(made: Made, cell: Cell, fields: Sequence[str], costs: Sequence[str]) -> list[html.Cell | str]:
+def _line(comparison: Comparison, cell: Cell, fields: Sequence[str], costs: Sequence[str]) -> list[html.Cell | str]:
     metric = cell["metric"]
     one = cell["n"] == 1 and cell["runs"][0]["folder"]
-    line: list[html.Cell | str] = [html.Cell(cell["name"], link=f"{cell['runs'][0]['folder']}/report.html" if one else "")]
+    line: list[html.Cell | str] = [html.Cell(cell["name"], link=_link(cell["runs"][0]["folder"]) if one else "")]
     line += [_text(cell["overrides"], field) for field in fields]
     line += [str(cell["n"]), _estimate(cell["score"], metric), _estimate(cell["against_float"], metric, "+")]
-    if made["baseline"]:
-        line.append("baseline" if cell["name"] == made["baseline"] else _estimate(cell["difference"], metric, "+"))
+    if comparison["baseline"]:
+        line.append("baseline" if cell["name"] == comparison["baseline"] else _estimate(cell["difference"], metric, "+"))
     line += [f"{cell['bytes']['mean']:,.0f}", f"{cell['ratio']['mean']:.2f}x"]
     line += [f"{cell[cost]['mean']:.3g}" if cost in cell else "-" for cost in costs[1:]]
     return [*line, ", ".join(cell["front"]) or "-"]
+
+
+def _link(folder: str) -> str:
+    """To the report of a run. The dot keeps a colon in the folder's name from being read as a scheme."""
+    return f"./{quote(folder)}/report.html"
 
 
 def _text(fields: Mapping[str, Any], field: str) -> str:
@@ -168,7 +175,7 @@ def _runs(cells: Sequence[tuple[str, Cell]]) -> str:
     columns = [Column("run", "text"), Column("seed"), Column(metric["name"]), Column("float"), Column("bytes"), Column("ratio")]
     rows = [
         [
-            html.Cell(run["folder"], link=f"{run['folder']}/report.html"), str(run["seed"]), _number(run["score"], metric),
+            html.Cell(run["folder"], link=_link(run["folder"])), str(run["seed"]), _number(run["score"], metric),
             _number(run["baseline_score"], metric), f"{run['bytes']:,}", f"{run['ratio']:.2f}x",
         ]
         for _, cell in cells for run in cell["runs"]
@@ -176,7 +183,7 @@ def _runs(cells: Sequence[tuple[str, Cell]]) -> str:
     return html.table("Runs", columns, rows, search=len(rows) > 4)
 
 
-def _strips(made: Made, cells: Sequence[tuple[str, Cell]]) -> list[str]:
+def _strips(comparison: Comparison, cells: Sequence[tuple[str, Cell]]) -> list[str]:
     """Paired differences to the float network, and to the baseline setting where there is one."""
     if not any(cell["n"] > 1 for _, cell in cells):
         return []
@@ -185,20 +192,20 @@ def _strips(made: Made, cells: Sequence[tuple[str, Cell]]) -> list[str]:
     form = lambda value: f"{_number(value, metric, '+')} {unit}".strip()
     out = []
     label = f"difference in {metric['name']}, {unit}".rstrip(", ")
-    for key, title in (("against_float", "Against the float network"), ("difference", f"Against {made['baseline']}")):
+    for key, title in (("against_float", "Against the float network"), ("difference", f"Against {comparison['baseline']}")):
         told = [(cell["name"], cell[key]) for _, cell in cells[:STRIPS] if cell[key]]
         rows = [Scores(name, of["values"], of if of["low"] is not None else {}, [], {}) for name, of in told]
         out.append(strip(title, label, rows, metric, form, zero=True, each="seed"))
     return out
 
 
-def _differences(made: Made) -> str:
+def _differences(comparison: Comparison) -> str:
     """The fields in which configs differ, each with its values and how many settings have them."""
-    fields = list(dict.fromkeys(field for cell in made["cells"] for field in cell["overrides"]))
+    fields = list(dict.fromkeys(field for cell in comparison["cells"] for field in cell["overrides"]))
     rows = []
     for field in fields:
         counts: dict[str, int] = {}
-        for cell in made["cells"]:
+        for cell in comparison["cells"]:
             text = _text(cell["overrides"], field) if field in cell["overrides"] else "absent"
             counts[text] = counts.get(text, 0) + 1
         rows.append([field, str(len(counts)), "; ".join(f"{text} ({count})" for text, count in counts.items())])
@@ -207,7 +214,7 @@ def _differences(made: Made) -> str:
     return html.section("Differences of the configs", [table])
 
 
-def _failed(made: Made) -> str:
-    rows = [[entry.get("folder") or f"{entry['cell']}, seed {entry['seed']}", entry["error"]] for entry in made["failed"]]
+def _failed(comparison: Comparison) -> str:
+    rows = [[entry.get("folder") or f"{entry['cell']}, seed {entry['seed']}", entry["error"]] for entry in comparison["failed"]]
     table = html.table("Runs that are not compared", [Column("run", "text"), Column("reason", "prose")], rows)
     return html.section("Not compared", [table])

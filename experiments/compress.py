@@ -46,7 +46,7 @@ from jaxopt_nn.reporting.write import FILES, FOLDERS
 from . import common
 from .command import start
 from .common import load_task
-from .config import checked, imported
+from .config import checked, decisive, imported
 from .model import Model, check_replaceable, check_same_tree, save_variables
 
 PyTree = Any
@@ -93,9 +93,7 @@ def run(
     experiment.check()  # what is wrong with a config shows before anything is written
     directory = open_workdir(workdir, FOLDERS, FILES)
     with locked(directory):
-        free = ("export", "latency", "sensitivity")  # change no number of the training
-        own = {field: value for field, value in config.items() if field not in free}
-        claim(directory / "checkpoints", own, RESERVED)
+        claim(directory / "checkpoints", decisive(config), RESERVED)
         if not config["checkpoint"]:
             check_replaceable(directory / "float")
         result = _carried_out(experiment, directory, say, latency, floats)
@@ -230,9 +228,8 @@ def _place(
 
 def _digest(config: dict[str, Any], fold: int) -> str:
     """A name for all that the float network of a fold depends on."""
-    without = ("stages", "latency", "checkpoint_seconds", "export", "control", "sensitivity")
-    fields = {k: v for k, v in config.items() if k not in without}
-    return hashlib.sha256(json.dumps({**fields, "fold": fold}, sort_keys=True).encode()).hexdigest()[:16]
+    fields = {**decisive(config, without=("stages",)), "fold": fold}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def seed_of(seed: int, fold: int) -> int:
@@ -257,7 +254,18 @@ def joined(task: Task, results: Sequence[Result], examples: int) -> dict[str, An
             **({"control": task.result(pooled(controls))} if controls else {}),
         },
         **task.compared(before, after),
+        **_remarks([result.report for result in results]),
     }  # fmt: skip
+
+
+def _remarks(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The warnings of all folds, and what was left alone: in the first, whose leaves are shown, and elsewhere in others."""
+    skipped = list(reports[0]["skipped"])
+    for number, report in enumerate(reports[1:], 2):
+        others = [entry for entry in report["skipped"] if entry not in reports[0]["skipped"]]
+        skipped += [{**entry, "reason": f"fold {number}: {entry['reason']}"} for entry in others]
+    warnings = [f"fold {number}: {text}" for number, report in enumerate(reports, 1) for text in report["warnings"]]
+    return {"warnings": warnings, "skipped": skipped}
 
 
 def show(made: dict[str, Any], workdir: str) -> None:

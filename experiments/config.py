@@ -27,6 +27,8 @@ DEFAULTS: dict[str, Any] = {
     "checkpoint": "", "model_args": {}, "teacher": None, "start": None, "latency": None, "checkpoint_seconds": 10.0,
     "control": False, "export": [], "sensitivity": None,
 }  # fmt: skip
+#: Fields that change no number of a training; runs that differ in nothing else are of one config.
+FREE = ("export", "latency", "sensitivity", "control", "checkpoint_seconds")
 TRAINING = ("epochs", "learning_rate", "weight_decay", "ema", "distill", "training_rule", "gradient_norms")
 TEACHER: dict[str, Any] = {"model_args": {}, "checkpoint": "", "data": {}}
 
@@ -106,6 +108,11 @@ def checked(config: Mapping[str, Any]) -> dict[str, Any]:
     _check_teacher(fields)
     check_platforms(fields["export"])
     return fields
+
+
+def decisive(config: Mapping[str, Any], without: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a config that its numbers depend on; ``without`` names further ones that are left out."""
+    return {field: value for field, value in config.items() if field not in (*FREE, *without)}
 
 
 def _check_teacher(fields: dict[str, Any]) -> None:

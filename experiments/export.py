@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 
 from jaxopt_nn.coding.artifact import Artifact, load_artifact, read_files, save_artifact
@@ -32,7 +31,7 @@ from jaxopt_nn.tensors.base import densify
 from . import common
 from .command import start
 from .predict import of_config
-from .verify import checked_programs, parts
+from .verify import bits, checked_programs, parts
 
 PyTree = Any
 #: Containers of variables: what is written, the function that writes it, and the one that reads it.
@@ -133,13 +132,8 @@ def check_equal(got: PyTree, wanted: PyTree, name: str) -> None:
         raise ValueError(f"{name}: what was read back has another structure than what was written; the files can't be trusted")
     read = leaves_by_path(got)
     for path, leaf in leaves_by_path(wanted).items():
-        if any(_bits(a) != _bits(b) for a, b in zip(jax.tree.leaves(leaf), jax.tree.leaves(read[path]), strict=True)):
+        if any(bits(a) != bits(b) for a, b in zip(jax.tree.leaves(leaf), jax.tree.leaves(read[path]), strict=True)):
             raise ValueError(f"{name}: {path} was read back otherwise than it was written; the files can't be trusted")
-
-
-def _bits(x: Any) -> tuple[str, tuple[int, ...], bytes]:
-    x = jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    return str(x.dtype), tuple(x.shape), np.asarray(x).tobytes()
 
 
 def define_flags() -> None:

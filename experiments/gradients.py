@@ -18,6 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxopt_nn.core.files import open_workdir, write_file
+from jaxopt_nn.core.text_table import markdown
 from jaxopt_nn.pipeline.checkpoints import nothing
 
 from . import common, compress
@@ -141,7 +142,7 @@ def findings(found: Mapping[str, Any]) -> str:
         "Norms of the gradient that the optimizer gets, behind the rounding: means over the first and the last stretch of",
         "steps. `pass`: straight through everywhere; `clip`: straight through inside the range; `none`: the true derivative",
         "of rounding; `a4`: activations rounded to 4 bits as well, `a4-none` with the true derivative.", "",
-        common.markdown(header, cells), "", "![gradient norms](gradients.png)", "",
+        *markdown(header, cells), "", "![gradient norms](gradients.png)", "",
         *(f"- {sentence}" for sentence in _sentences(found, paths)), "",
     ])  # fmt: skip
 

@@ -1,8 +1,8 @@
 """Lists and compares all runs below a folder.
 
-    python -m experiments.index FOLDER
+    jaxopt index FOLDER
 
-Finds every folder below FOLDER in which ``experiments.compress`` or ``experiments.sweep`` has run, and writes ``index.html``
+Finds every folder below FOLDER in which ``jaxopt compress`` or ``jaxopt sweep`` has run, and writes ``index.html``
 and ``index.json`` into FOLDER: a leaderboard with filters, score against bytes and latency, and the fields in which configs
 differ. Runs that can't be read or have not finished are listed with the reason.
 """
@@ -34,9 +34,9 @@ def run(folder: str) -> dict[str, Any]:
     found = runs_under(Path(folder))
     if not found:
         raise ValueError(f"{folder}: no run lies below it: no folder with a report.json or checkpoints")
-    made = {**compared(found, Path(folder)), "title": f"Runs in {Path(folder).resolve().name}"}
-    write(made, folder, "index")
-    return made
+    comparison = {**compared(found, Path(folder)), "title": f"Runs in {Path(folder).resolve().name}"}
+    write(comparison, folder, "index")
+    return comparison
 
 
 def define_flags() -> None:
@@ -46,10 +46,10 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     common.flag_values(argv[:1])
     if len(argv) != 2:
-        raise app.UsageError("name one folder: experiments.index FOLDER")
+        raise app.UsageError("name one folder: jaxopt index FOLDER")
     with common.plain_errors():
-        made = run(argv[1])
-    show(made, str(Path(argv[1]) / "index.html"))
+        comparison = run(argv[1])
+    show(comparison, str(Path(argv[1]) / "index.html"))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from jaxopt_nn.core.files import open_workdir, write_file
 from jaxopt_nn.core.model import ModelInfo, Roles, Site
 from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.text_table import markdown
 from jaxopt_nn.core.transform import explain
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import like
@@ -209,10 +210,10 @@ def page(made: Mapping[str, Any]) -> str:
     """All of it as Markdown."""
     parts = ["# Inspection", "", *(f"- {said}" for said in sentences(made)), ""]
     parts += ["![parameters and MACs of the sites](inspect.png)", "", "## Sites", ""]
-    parts += [common.markdown(SITE, site_rows(made)), ""]
+    parts += [*markdown(SITE, site_rows(made)), ""]
     if made["leaves"]:
-        parts += ["## Leaves without a site", "", common.markdown(["leaf", "reason"], left_rows(made)), ""]
-    return "\n".join([*parts, "## Stages", "", common.markdown(["stage", "", "leaves"], stage_rows(made)), ""])
+        parts += ["## Leaves without a site", "", *markdown(["leaf", "reason"], left_rows(made)), ""]
+    return "\n".join([*parts, "## Stages", "", *markdown(["stage", "", "leaves"], stage_rows(made)), ""])
 
 
 def write(made: Mapping[str, Any], workdir: str) -> None:

@@ -77,8 +77,8 @@ def run(
       data: as in the module's docstring; empty takes the test part of the config's data.
       batch_size: rows on all devices together; no more than there are examples.
       repeats: batches whose latency is measured.
-      output: an ``.npz`` for the ``outputs`` (of several, each by its path), and the ``classes`` where accuracy is a metric of
-        the task; empty writes none.
+      output: an ``.npz`` for the ``outputs`` (of several, each by its path), and the int32 ``classes`` of a task
+        whose examples or places have one each (``Task.answer``); empty writes none.
       devices: all, if None.
 
     Returns:
@@ -160,7 +160,7 @@ def of_config(artifact: str | os.PathLike[str]) -> tuple[Network, Task, dict[str
     config = extra.get("config")
     if not isinstance(config, Mapping) or "model" not in config:
         raise ValueError(
-            f"{artifact}: the manifest does not name the model (extra.config.model); artifacts of experiments.compress do. "
+            f"{artifact}: the manifest does not name the model (extra.config.model); artifacts of `jaxopt compress` do. "
             "Load another one in Python: jaxopt_nn.load, jaxopt_nn.predictor"
         )
     config = checked(config)
@@ -296,8 +296,8 @@ def graded(outputs: PyTree, examples: Examples, task: Task) -> dict[str, float] 
 def save(file: Path, outputs: PyTree, task: Task) -> None:
     """Writes the predictions, whole or not at all."""
     arrays = {path or "outputs": np.asarray(x) for path, x in leaves_by_path(outputs).items()}
-    if "accuracy" in task.metrics and list(arrays) == ["outputs"]:
-        arrays["classes"] = arrays["outputs"].argmax(-1).astype(np.int32)
+    if task.answer is not None and list(arrays) == ["outputs"]:
+        arrays["classes"] = np.asarray(task.answer(arrays["outputs"], task.test.example))
     out = io.BytesIO()
     np.savez(out, **arrays)
     write_file(file, out.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,15 @@ MARKERS = "osD^vPX"
 
 
 def record(report: Mapping[str, Any], cell: str, folder: str) -> dict[str, Any]:
-    """What is kept of a run's report: the headline metric before and after, over all folds, the last sizes, latencies."""
+    """What is kept of a run's report: the headline metric before and after, over all folds, the last sizes, latencies.
+
+    Raises:
+      ValueError: the metric is no finite number.
+    """
     name = report["headline"]
     (before, after), end = scores(dict(report)), last(dict(report))
+    if any(value is None or not math.isfinite(value) for value in (before.get(name), after.get(name))):
+        raise ValueError(f"its {name} is no finite number")
     times = {f"ms@{batch}": time["ms"] for batch, time in end.get("latency", {}).items()}
     return {
         "cell": cell, "seed": report["seed"], "folder": folder, "metric": {"name": name, **report["metrics"][name]},

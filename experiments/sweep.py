@@ -9,6 +9,7 @@ on with the same command: finished runs are kept. The exit status is 1 where a r
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ from ml_collections import config_flags
 
 from jaxopt_nn.core.files import open_workdir, write_file
 from jaxopt_nn.core.paths import addresses
+from jaxopt_nn.core.text_table import markdown
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import locked, nothing
 from jaxopt_nn.pipeline.recipe import check_recipe
@@ -30,7 +32,7 @@ from jaxopt_nn.reporting.tables import json_text
 from . import common, comparison_page, compress
 from .command import start
 from .comparison import grouped
-from .config import checked
+from .config import checked, decisive
 from .grid import Cell, cell_named, cells_of, read_grid
 from .summary import draw, header_and_cells, record, scored, summary
 
@@ -99,17 +101,37 @@ def _carried_out(
 ) -> dict[str, Any]:
     """The runs that are missing, and the summary of all."""
     jobs = [(cell, seed) for seed in numbers for cell in cells]
-    known = {(cell.name, seed): finished(config_of(cell, seed), place(directory, cell, seed)) for cell, seed in jobs}
-    records = [record(found, cell.name, folder_of(cell, seed)) for cell, seed in jobs if (found := known[cell.name, seed])]
-    if records:
-        say(f"{len(records)} of {len(jobs)} runs are finished and kept")
+    reports = [finished(config_of(cell, seed), place(directory, cell, seed)) for cell, seed in jobs]
+    records: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
+    for (cell, seed), report in zip(jobs, reports, strict=True):
+        if report:
+            _add(cell, seed, functools.partial(dict, report), records, failed)
+    if any(reports):
+        say(f"{len(records) + len(failed)} of {len(jobs)} runs are finished and kept")
+    left = [job for job, report in zip(jobs, reports, strict=True) if not report]
     try:
-        _carry_out([job for job in jobs if not known[job[0].name, job[1]]], len(jobs), directory, records, failed, say)
+        _carry_out(left, len(jobs), directory, records, failed, say)
     finally:
-        made = summary(config, cells, list(numbers), base, records, failed)
-        write(made, directory)
-    return made
+        result = summary(config, cells, list(numbers), base, records, failed)
+        write(result, directory)
+    return result
+
+
+def _add(
+    cell: Cell,
+    seed: int,
+    report: Callable[[], Mapping[str, Any]],
+    records: list[dict[str, Any]],
+    failed: list[dict[str, Any]],
+) -> str:
+    """Adds what a run reports to ``records``, or why it can't be compared to ``failed``; gives it in words."""
+    try:
+        records.append(record(report(), cell.name, folder_of(cell, seed)))
+        return f"{scored(records[-1])}, {records[-1]['bytes']:,} bytes"
+    except Exception as error:  # a run that fails must not lose the others
+        failed.append({"cell": cell.name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
+        return f"failed: {failed[-1]['error'].splitlines()[0]}"
 
 
 def _carry_out(
@@ -124,19 +146,13 @@ def _carry_out(
     start = time.monotonic()
     for n, (cell, seed) in enumerate(jobs):
         begun = time.monotonic()
-        try:
-            found = compress.run(
-                config_of(cell, seed), str(place(directory, cell, seed)), latency=False, floats=directory / "floats"
-            )
-            records.append(record(found, cell.name, folder_of(cell, seed)))
-            said = f"{scored(records[-1])}, {records[-1]['bytes']:,} bytes"
-        except Exception as error:  # a run that fails must not lose the others
-            failed.append({"cell": cell.name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
-            said = f"failed: {failed[-1]['error'].splitlines()[0]}"
+        folder, floats = str(place(directory, cell, seed)), directory / "floats"
+        run = functools.partial(compress.run, config_of(cell, seed), folder, latency=False, floats=floats)
+        outcome = _add(cell, seed, run, records, failed)
         spent = time.monotonic() - begun
         left = (time.monotonic() - start) / (n + 1) * (len(jobs) - n - 1)
         say(
-            f"run {total - len(jobs) + n + 1} of {total}: {cell.name} seed {seed}: {said}; {duration(spent)}, "
+            f"run {total - len(jobs) + n + 1} of {total}: {cell.name} seed {seed}: {outcome}; {duration(spent)}, "
             f"about {duration(left)} left"
         )
 
@@ -157,20 +173,22 @@ def place(directory: Path, cell: Cell, seed: int) -> Path:
 
 
 def finished(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
-    """The report of a finished run; None where there is none, or the run was interrupted.
+    """The report of a finished run; None where there is none, it was interrupted, or fields of ``FREE`` have changed since.
+
+    What is None is run, from its checkpoints where it has any.
 
     Raises:
       ValueError: the folder holds a run of another config; the fields that differ are named.
     """
-    done = read_json(workdir / "report.json")
-    held = done["config"] if done else read_json(workdir / "checkpoints" / "config.json")
-    if held is not None:
-        there, here = addresses(held), addresses(same_in_json(config))
+    report = read_json(workdir / "report.json")
+    old, new = report["config"] if report else read_json(workdir / "checkpoints" / "config.json"), same_in_json(config)
+    if old is not None:
+        there, here = addresses(decisive(old)), addresses(decisive(new))
         differing = [key for key in {**there, **here} if there.get(key, ...) != here.get(key, ...)]
         if differing:
             said = ", ".join(f"{k} ({there.get(k)!r} there, {here.get(k)!r} here)" for k in differing[:5])
             raise ValueError(f"{workdir}: holds a run of another config; different: {said}; pass another workdir")
-    return done
+    return report if report and old == new else None
 
 
 def same_in_json(config: Mapping[str, Any]) -> Any:
@@ -186,45 +204,45 @@ def read_json(file: Path) -> Any:
         return None
 
 
-def write(made: dict[str, Any], directory: Path) -> None:
+def write(result: dict[str, Any], directory: Path) -> None:
     """Writes ``sweep.png``, ``sweep.html``, ``sweep.md`` and, last, ``sweep.json``, each whole or not at all."""
-    if any(cell["n"] for cell in made["cells"]):
-        write_file(directory / "sweep.png", draw(made))
-    write_file(directory / "sweep.html", comparison_page.page(comparison(made)).encode(errors="replace"))
-    write_file(directory / "sweep.md", page(made).encode())
-    write_file(directory / "sweep.json", (json_text(made) + "\n").encode())
+    if any(cell["n"] for cell in result["cells"]):
+        write_file(directory / "sweep.png", draw(result))
+    write_file(directory / "sweep.html", comparison_page.page(comparison(result)).encode(errors="replace"))
+    write_file(directory / "sweep.md", page(result).encode())
+    write_file(directory / "sweep.json", (json_text(result) + "\n").encode())
 
 
-def comparison(made: Mapping[str, Any]) -> dict[str, Any]:
+def comparison(result: Mapping[str, Any]) -> dict[str, Any]:
     """The sweep as a comparison of its cells, for its page."""
-    data = made["config"]["data"]["source"]
-    cells = [{**cell, "data": data} for cell in made["cells"] if cell["n"]]
-    title = f"Sweep of {made['config']['model']} on {data}"
-    said = {"baseline": made["baseline"], "failed": made["failed"], "sentences": _left(made)}
+    data = result["config"]["data"]["source"]
+    cells = [{**cell, "data": data} for cell in result["cells"] if cell["n"]]
+    title = f"Sweep of {result['config']['model']} on {data}"
+    said = {"baseline": result["baseline"], "failed": result["failed"], "sentences": _left(result)}
     return {"title": title, **said, **grouped(cells)}
 
 
-def page(made: Mapping[str, Any]) -> str:
+def page(result: Mapping[str, Any]) -> str:
     """The sweep as Markdown."""
-    parts = ["# Sweep", "", common.markdown(*header_and_cells(made)), "", *(f"- {s}" for s in sentences(made)), ""]
-    if any(cell["n"] for cell in made["cells"]):
-        parts += [f"![{made['metric']['name']} of the cells](sweep.png)", ""]
+    parts = ["# Sweep", "", *markdown(*header_and_cells(result)), "", *(f"- {s}" for s in sentences(result)), ""]
+    if any(cell["n"] for cell in result["cells"]):
+        parts += [f"![{result['metric']['name']} of the cells](sweep.png)", ""]
     return "\n".join(parts)
 
 
-def sentences(made: Mapping[str, Any]) -> list[str]:
+def sentences(result: Mapping[str, Any]) -> list[str]:
     """What the table does not say."""
-    seeds = made["seeds"]
+    seeds = result["seeds"]
     out = [f"mean ± sample standard deviation over {len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"]
-    if made["baseline"]:
+    if result["baseline"]:
         out.append(
-            f"difference to {made['baseline']}: mean over seeds of the same seed's difference ± its standard error"
+            f"difference to {result['baseline']}: mean over seeds of the same seed's difference ± its standard error"
         )
-    return out + _left(made) + [f"failed: {f['cell']} seed {f['seed']}: {f['error']}" for f in made["failed"]]
+    return out + _left(result) + [f"failed: {f['cell']} seed {f['seed']}: {f['error']}" for f in result["failed"]]
 
 
-def _left(made: Mapping[str, Any]) -> list[str]:
-    return [f"{made['missing']} runs are not done yet; the same command goes on"] if made["missing"] else []
+def _left(result: Mapping[str, Any]) -> list[str]:
+    return [f"{result['missing']} runs are not done yet; the same command goes on"] if result["missing"] else []
 
 
 def duration(seconds: float) -> str:
@@ -245,13 +263,13 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     flag = common.flag_values(argv)
     with common.plain_errors(f"stopped; finished runs are kept in {flag.workdir}, and the same command goes on"):
-        made = run(
+        result = run(
             flag.config, flag.grid, flag.workdir, seeds=flag.seeds, baseline=flag.baseline,
             say=lambda line: print(line, flush=True),
         )  # fmt: skip
-    common.show(*header_and_cells(made))
-    print("\n".join([*sentences(made), f"sweep: {os.path.join(flag.workdir, 'sweep.html')}"]))
-    sys.exit(1 if made["failed"] else 0)
+    common.show(*header_and_cells(result))
+    print("\n".join([*sentences(result), f"sweep: {os.path.join(flag.workdir, 'sweep.html')}"]))
+    sys.exit(1 if result["failed"] else 0)
 
 
 if __name__ == "__main__":

@@ -106,13 +106,15 @@ def checked_programs(
 def check_prepared(leaves: Mapping[str, list[Any]], variables: PyTree) -> None:
     """Raises ValueError where the arrays that a program prepared are not those of the stored tree."""
     for path, arrays in opened(leaves_by_path(jax.jit(prepare)(variables))).items():
-        same = [_bits(a) == _bits(b) for a, b in zip(arrays, leaves[path], strict=True)]
+        same = [bits(a) == bits(b) for a, b in zip(arrays, leaves[path], strict=True)]
         if not all(same):
             raise ValueError(f"{path}: the program prepares another weight than the one that is stored")
 
 
-def _bits(x: jax.Array) -> bytes:
-    return np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x).tobytes()
+def bits(x: Any) -> tuple[str, tuple[int, ...], bytes]:
+    """All that makes an array equal to another: its dtype, shape and bytes."""
+    x = jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return str(x.dtype), tuple(x.shape), np.asarray(x).tobytes()
 
 
 def example(network: Network) -> tuple[PyTree, ...]:
@@ -129,15 +131,16 @@ def example(network: Network) -> tuple[PyTree, ...]:
 
 def outputs(network: Network, inputs: tuple[PyTree, ...]) -> list[np.ndarray]:
     """The floating outputs, as float32."""
-    found = [jnp.asarray(x) for x in jax.tree.leaves(network(*inputs))]
-    return [np.asarray(x, np.float32) for x in found if jnp.issubdtype(x.dtype, jnp.floating)]
+    arrays = [jnp.asarray(x) for x in jax.tree.leaves(network(*inputs))]
+    return [np.asarray(x, np.float32) for x in arrays if jnp.issubdtype(x.dtype, jnp.floating)]
 
 
 def compared(artifact: str, network: Network | None) -> str:
     """How the outputs of the program differ from those of the model's code.
 
     Raises:
-      ValueError: by more than ``TOLERANCE``; the artifact holds no program for this platform, or does not name its model.
+      ValueError: by more than ``TOLERANCE``, in shapes, or by NaN; the artifact holds no program for this platform, or does
+        not name its model.
     """
     if network is None:
         raise ValueError(f"{artifact}: holds no program for {jax.default_backend()} that --code could compare")
@@ -145,22 +148,27 @@ def compared(artifact: str, network: Network | None) -> str:
     if isinstance(code.apply, Imported):
         return "not compared with the model's code: a pass has cut the network, and the code holds other widths"
     inputs = example(network)
-    worst = 0.0
-    for a, b in zip(outputs(network, inputs), outputs(code, inputs), strict=True):
-        worst = max(worst, float(np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-30)))
-    if worst > TOLERANCE:
-        raise ValueError(f"program and model's code differ by {worst:.2g} of the largest output, more than {TOLERANCE}")
+    ours, theirs = outputs(network, inputs), outputs(code, inputs)
+    forms = [", ".join(f"float32{list(x.shape)}" for x in each) for each in (ours, theirs)]
+    if forms[0] != forms[1]:
+        raise ValueError(f"the program gives {forms[0]}, the model's code {forms[1]}")
+    with np.errstate(invalid="ignore"):  # of infinities: NaN, which is refused
+        shares = [np.abs(a - b).max(initial=0) / np.abs(b).max(initial=1e-30) for a, b in zip(ours, theirs)]
+    worst = float(np.max(shares, initial=0))
+    if not worst <= TOLERANCE:
+        raise ValueError(f"program and model's code differ by {worst:.2g} of the largest output; allowed is {TOLERANCE}")
     return f"program and model's code differ by {worst:.2g} of the largest output"
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
+def sentences(checks: Mapping[str, Any]) -> list[str]:
     """What the table does not say."""
-    stored = sum(leaf["bytes"] for leaf in found["leaves"])
-    out = [f"{found['artifact']}: {found['files']} files, {found['bytes']:,} bytes; weights {stored:,} bytes; checksums right"]
-    out += [f"program for {platform}: {said}" for platform, said in found["programs"].items()]
-    if not found["programs"]:
+    stored = sum(leaf["bytes"] for leaf in checks["leaves"])
+    sizes = f"{checks['files']} files, {checks['bytes']:,} bytes; weights {stored:,} bytes"
+    out = [f"{checks['artifact']}: {sizes}; checksums right"]
+    out += [f"program for {platform}: {said}" for platform, said in checks["programs"].items()]
+    if not checks["programs"]:
         out.append("holds no program: loading it needs the model's code")
-    return [*out, found["code"]] if found["code"] else out
+    return [*out, checks["code"]] if checks["code"] else out
 
 
 def define_flags() -> None:
@@ -172,10 +180,10 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
         sys.exit("error: pass the artifact's directory: jaxopt verify DIRECTORY")
     with common.plain_errors():
-        found = run(argv[1], flag.code)
-    lines = [[leaf["path"], str(leaf["shape"]), leaf["format"], f"{leaf['bytes']:,}"] for leaf in found["leaves"]]
+        checks = run(argv[1], flag.code)
+    lines = [[leaf["path"], str(leaf["shape"]), leaf["format"], f"{leaf['bytes']:,}"] for leaf in checks["leaves"]]
     common.show(["leaf", "shape", "format", "bytes"], lines, left=3)
-    print("\n".join(sentences(found)))
+    print("\n".join(sentences(checks)))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Eight host devices, rank promotion an error, reproducible properties; setup.cfg makes warnings errors.
 
-``pytest --budget SECONDS`` skips, by name, the tests that have not begun by then.
+``pytest --budget SECONDS`` skips, by name, the tests that have not begun by then. What ``tests/long.txt`` names runs with the
+slow tests; ``pytest -m "not slow and not exact" --list-long 1`` measures and writes it anew.
 """
 
 import importlib.metadata
 import os
+import pathlib
 import time
 
 START = time.monotonic()
+SECONDS: dict[str, float] = {}
 FLAGS = {
     "xla_force_host_platform_device_count": "8",
     # Nearly all programs of the suite run for microseconds: XLA spends as little as it can on compiling them. Tests marked
@@ -40,45 +43,54 @@ hypothesis.settings.load_profile("repository")
 
 def pytest_addoption(parser):
     parser.addoption("--budget", type=float, metavar="SECONDS", help="skip what has not begun by then")
+    parser.addoption("--list-long", type=float, metavar="SECONDS", help="write tests/long.txt: what took more CPU time")
 
 
-#: Long cases whose like run at every change: they run with the slow tests, so that `make test` stays under seven minutes.
-LONG = {
-    "tests/experiments/test_compress.py::test_a_student_learns_from_its_teacher[changes1-12     3  up axis 1: 12 -> 3]",
-    "tests/experiments/test_configs.py::test_a_config_runs[bytes_lm_ptq]",
-    "tests/experiments/test_configs.py::test_a_config_runs[fashion_lenet5]",
-    "tests/experiments/test_configs.py::test_a_sweep_trains_each_float_network_once",
-    "tests/experiments/test_sweep.py::test_a_real_sweep_from_the_command_line",
-    "tests/formulations/test_programs.py::test_all_widths[1]",
-    "tests/formulations/test_programs.py::test_all_widths[2]",
-    "tests/formulations/test_programs.py::test_any_axes[experts]",
-    "tests/formulations/test_programs.py::test_any_axes[heads joined]",
-    "tests/formulations/test_programs.py::test_any_axes[weight at the left, groups]",
-    "tests/formulations/test_programs.py::test_blocks_with_a_rest[1-scale_shape1]",
-    "tests/interpret/test_matrix.py::test_zoo[encdec]",
-    "tests/interpret/test_on_zoo.py::test_four_bit_weights_run_and_equal_their_view[gpt_scan]",
-    "tests/interpret/test_third_party.py::test_sites_rewriting_and_integers[equinox_mixture]",
-    "tests/interpret/test_third_party.py::test_sites_rewriting_and_integers[haiku_transformer]",
-    "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack1-float]",
-    "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack1-int4]",
-    "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack1-uint3 with zero]",
-    "tests/tensors/test_masked.py::test_a_stack_that_does_not_lead[stack2-float]",
-    "tests/tensors/test_masked.py::test_stacks[float]",
-    "tests/test_conformance.py::test_laws_of_programs[chain of masks]",
-    "tests/test_conformance_rules.py::test_laws_of_a_pass[shrink_widths, by layer]",
-}
+#: Tests that take long, by CPU time: they run with the slow ones, so that `make test` stays under seven minutes.
+LONG = pathlib.Path(__file__).with_name("long.txt")
+CPU, BEGUN = "CPU seconds", pytest.StashKey[float]()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    if config.getoption("--list-long") is not None:
+        return  # all of them run, and are measured
+    long = set(LONG.read_text().splitlines())
     found = {item.nodeid: item for item in items}
-    for name in LONG & found.keys():
+    for name in long & found.keys():
         found[name].add_marker(pytest.mark.slow)
     files = {name.partition("::")[0] for name in found}
-    missing = {name for name in LONG - found.keys() if name.partition("::")[0] in files}
+    missing = {name for name in long - found.keys() if name.partition("::")[0] in files}
     whole = importlib.metadata.version("jaxlib") < "0.11" and not any("::" in argument for argument in config.args)
     if missing and whole:  # newer Pythons may lack a library, and with it a case
-        raise pytest.UsageError(f"tests/conftest.py: LONG names no test: {', '.join(sorted(missing))}")
+        raise pytest.UsageError(f"tests/long.txt names no test: {', '.join(sorted(missing))}; take it out")
+
+
+def cpu_seconds() -> float:
+    """Of this process and the children that have ended."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.stash[BEGUN] = cpu_seconds()
+    return (yield)
+
+
+def pytest_runtest_teardown(item):
+    item.user_properties.append((CPU, cpu_seconds() - item.stash[BEGUN]))
+
+
+def pytest_runtest_logreport(report):
+    """Runs where all reports meet, also those of other processes."""
+    if report.when == "teardown":
+        SECONDS[report.nodeid] = dict(report.user_properties).get(CPU, 0.0)
+
+
+def pytest_sessionfinish(session):
+    least = session.config.getoption("--list-long")
+    if least is not None and not hasattr(session.config, "workerinput"):
+        LONG.write_text("".join(f"{name}\n" for name, seconds in sorted(SECONDS.items()) if seconds > least))
 
 
 def pytest_runtest_setup(item):

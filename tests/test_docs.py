@@ -87,6 +87,12 @@ def test_blocks_are_of_kinds_that_are_checked(page):
     assert all(">>>" in block for block in blocks(page, "python")), "Python that no test runs"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_have_a_text(page):
+    """Sphinx would put a page's title into an empty one; GitHub shows nothing."""
+    assert "[](" not in page.read_text()
+
+
 def commands(page: pathlib.Path) -> list[list[str]]:
     """``[name, argument, ...]`` of each line that runs one of our programs; one that ends in a backslash goes on."""
     lines = "".join(blocks(page, "bash")).replace("\\\n", " ").replace("python -m experiments.", "jaxopt ").splitlines()

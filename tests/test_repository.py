@@ -81,6 +81,11 @@ def test_no_text_names_a_path_of_one_machine():
     assert not found, "\n".join(found)
 
 
+def test_no_text_has_the_marks_of_a_merge():
+    marks = re.compile(r"^(<<<<<<<|>>>>>>>) ", re.MULTILINE)
+    assert not [path for path in TEXTS if marks.search(path.read_text(errors="ignore"))]
+
+
 def test_packages_are_those_of_the_tree():
     """The library, and inside it the commands and their configs; benchmarks stay in the repository."""
     config = configparser.ConfigParser()

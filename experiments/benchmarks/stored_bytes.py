@@ -28,7 +28,7 @@ def compiled_bytes(stored: object) -> int:
 
 def main() -> None:
     params = {"kernel": jax.random.normal(jax.random.key(0), (ROWS, COLUMNS))}
-    recipes = {f"{b} bits": (b, quantize(b)) for b in range(1, 9)}
+    recipes = {f"{b} bit{'s' * (b > 1)}": (b, quantize(b)) for b in range(1, 9)}
     recipes["4 bits, groups of 64"] = (4, quantize(4, group=64))
     recipes["90 % sparse"] = (None, prune(sparsity=0.9))
     recipes["90 % sparse, 4 bits"] = (None, chain(prune(sparsity=0.9), quantize(4)))

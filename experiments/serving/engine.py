@@ -19,6 +19,7 @@ from jaxopt_nn.parallel.infer import predictor
 from jaxopt_nn.pipeline.store import load
 
 from .. import common, predict
+from . import wire
 from .wire import Field
 
 PyTree = Any
@@ -40,7 +41,8 @@ class Engine:
       sizes: rows of the compiled programs: a power of two on each device.
 
     Raises:
-      ValueError: an input has an axis of open length, beside the batch; ``network`` fails on the inputs.
+      ValueError: an input has an axis of open length, beside the batch; ``network`` fails on the inputs; an input or output is
+        of numbers that bodies can't hold, complex ones say.
     """
 
     def __init__(
@@ -64,6 +66,9 @@ class Engine:
         inputs = jax.tree.unflatten(self._tree, rows)
         self.inputs = fields(inputs[0] if len(inputs) == 1 else inputs, "inputs")
         self.outputs = fields(abstract_outputs(network, *inputs, what="the model"), "outputs")
+        for field in (*self.inputs, *self.outputs):
+            if field.dtype.kind not in wire.KINDS:
+                raise ValueError(f"{field.name}: is {field}; a server takes and gives floats, integers, booleans: wrap apply")
         self.devices = predict.named(self._predict)
         self.max_batch = max_batch
         self.sizes = sorted({self._predict.rows(n) for n in range(1, max_batch + 1)})

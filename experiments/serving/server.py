@@ -151,15 +151,16 @@ class Server:
         return web.Response(body=body, content_type=wanted)
 
     def _format(self, request: web.Request) -> str:
-        """Of the answer: what ``Accept`` asks for, else that of the request, where several outputs need ``.npz``."""
+        """Of the answer: the first that ``Accept`` names, else that of the request, where several outputs need ``.npz``."""
         accept = request.headers.get("Accept", "*/*")
         several = len(self._engine.outputs) > 1
         possible = [kind for kind in wire.FORMATS if not (several and kind == wire.NPY)]
-        if "*/*" in accept:
-            return wire.NPZ if several and request.content_type == wire.NPY else request.content_type
-        for kind in possible:
-            if kind in accept:
+        asked = [entry.partition(";")[0].strip().lower() for entry in accept.split(",")]
+        for kind in asked:
+            if kind in possible:
                 return kind
+        if "*/*" in asked:
+            return wire.NPZ if several and request.content_type == wire.NPY else request.content_type
         raise web.HTTPNotAcceptable(text=f"Accept {accept}; possible are {', '.join(possible)}")
 
     def _deadline_of(self, request: web.Request) -> float:

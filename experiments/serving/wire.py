@@ -16,6 +16,10 @@ FORMATS = (JSON, NPY, NPZ)
 DIGITS, AROUND = 32, 1 << 16
 
 
+#: Kinds of the dtypes that bodies hold, as NumPy names them: floats, integers, booleans.
+KINDS = "fiub"
+
+
 class Field(NamedTuple):
     """An input or output of the network as clients see it; ``shape`` is that of one example."""
 
@@ -181,7 +185,7 @@ def _read_npy(data: bytes, name: str) -> np.ndarray:
         shape, fortran, dtype = read(stream)
     except Exception as error:  # of a damaged header: whatever the parsers below raise
         raise Refused(name, allowed, f"no .npy ({str(error)[:100]})") from error
-    if dtype.hasobject or dtype.kind not in "fiub":
+    if dtype.hasobject or dtype.kind not in KINDS:
         raise Refused(name, "an array of numbers", f"dtype {dtype}")
     if fortran and len(shape) > 1:
         raise Refused(name, allowed, "Fortran order")

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import logging
 import os
-import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxopt_nn.coding.structure import Buffers, describe, from_buffers, rebuild
-from jaxopt_nn.core.files import place_of
+from jaxopt_nn.core.files import place_of, replacing_folder
 from jaxopt_nn.tensors.base import PyTree
 
 SCHEMA = 2
@@ -86,8 +85,8 @@ def save_artifact(
     structure = describe(variables, "", writer)
     head = {"schema": SCHEMA, "versions": versions(), "recipe": recipe, "extra": extra, "structure": structure}
     _jsonable(head)
-    temporary = _fresh_sibling(target, "new")
-    try:
+    with replacing_folder(target) as temporary:
+        temporary.mkdir()
         _write_arrays(temporary / "arrays", writer.buffers())
         for name, data in (files or {}).items():
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +94,6 @@ def save_artifact(
         manifest = {**head, "files": list_files(temporary)}
         manifest["sha256"] = _digest(manifest)
         _write_manifest(temporary / "manifest.json", manifest)
-        with _moved_aside(target):
-            os.rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return Artifact(target, directory_bytes(target))
 
 
@@ -146,11 +140,11 @@ def directory_bytes(directory: str | os.PathLike[str]) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of the libraries that write and read an artifact; a library that is not installed is left out."""
-    found = {}
+    installed = {}
     for name in ("jaxopt_nn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def _check_names(files: Mapping[str, bytes]) -> None:
@@ -177,30 +171,6 @@ def _check_target(target: Path, overwrite: bool) -> None:
         )
 
 
-@contextlib.contextmanager
-def _moved_aside(target: Path) -> Iterator[None]:
-    """What stands at ``target`` is moved away, comes back if the block fails, and is deleted if it succeeds."""
-    if not target.exists():
-        yield
-        return
-    aside = _fresh_sibling(target, "old")
-    os.rename(target, aside / target.name)
-    try:
-        yield
-    except BaseException:
-        os.rename(aside / target.name, target)
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside)
-
-
-def _fresh_sibling(target: Path, use: str) -> Path:
-    sibling = target.with_name(f".{target.name}.{use}-{os.getpid()}")
-    shutil.rmtree(sibling, ignore_errors=True)  # of a process of the same number that was killed
-    sibling.mkdir()
-    return sibling
-
-
 def _write_arrays(directory: Path, buffers: dict[str, np.ndarray]) -> None:
     import orbax.checkpoint as ocp
 
@@ -215,7 +185,7 @@ def _write_arrays(directory: Path, buffers: dict[str, np.ndarray]) -> None:
     except OSError:
         raise
     except Exception as error:  # TensorStore reports a full disk as a ValueError
-        raise OSError(f"{directory.parent.parent}: the arrays could not be written: {error}") from error
+        raise OSError(f"{directory.parents[2]}: the arrays could not be written: {error}") from error
 
 
 @contextlib.contextmanager
@@ -293,11 +263,11 @@ def _read_manifest(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: missing; pass the folder of an artifact, e.g. RUN/artifact, and if it is one, {AGAIN}")
     try:
         manifest = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{file}: no valid JSON ({error}); {AGAIN}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
-        raise ValueError(f"{file}: schema {found!r}; this version reads {SCHEMA}: write the artifact anew, or use its version")
+        schema = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise ValueError(f"{file}: schema {schema!r}; this version reads {SCHEMA}: write the artifact anew, or use its version")
     if manifest.get("sha256") != _digest(manifest):
         raise ValueError(f"{file}: its content is not what its own checksum says; the file was edited")
     return manifest

@@ -16,12 +16,13 @@ import numpy as np
 
 from jaxopt_nn.coding import named, safetensors
 from jaxopt_nn.coding.artifact import Artifact, directory_bytes
-from jaxopt_nn.coding.linear import PARTS, WIDTHS, Layers, Linear, laid_out, refusal
-from jaxopt_nn.core.files import replacing, write_file
+from jaxopt_nn.coding.linear import PARTS, WIDTHS, Layers, Linear, laid_out, refusal, restored
+from jaxopt_nn.core.files import replacing
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.tensors.base import PyTree, is_compressed
 
 WEIGHTS, CONFIG, SECTION = "model.safetensors", "config.json", "quantization_config"
+INDEX = f"{WEIGHTS}.index.json"
 Names = Callable[[str, int | None], str]
 
 
@@ -45,7 +46,7 @@ def to_compressed_tensors(
     """Writes a tree in the layout of the ``compressed-tensors`` package; ``from_compressed_tensors`` reads it.
 
     What fits are matrices with integer codes of 1, 2, 4 or 8 bits (``QTensor``), symmetric or with integer zero points, with
-    scales for each output or for groups along the inputs; which axis has the inputs is told by the scales. 8 bits become
+    scales for each output or for groups along the inputs; the scales say which axis has the inputs. 8 bits become
     ``int-quantized`` (``weight``, int8), fewer ``pack-quantized`` (``weight_packed``, int32 words). Weights lie as
     ``[out, in]``, floats under a path that ends in ``kernel`` too; ``[S, in, out]`` becomes S layers. Other arrays stay.
 
@@ -58,13 +59,13 @@ def to_compressed_tensors(
         written as these codes, zeros among them, anything else as floats.
       activations: 8 says that layers of 8 bits get activations rounded to 8 bits, with a scale for each token.
       config: further entries of ``config.json``, such as the architecture.
-      overwrite: replaces the two files where they stand.
+      overwrite: replaces a model that stands there, its index and its shards too; other files stay.
 
     Returns:
       the folder; its ``dense`` says which leaves were written so, and why.
 
     Raises:
-      FileExistsError: a file stands there and ``overwrite`` is False.
+      FileExistsError: a model stands there and ``overwrite`` is False.
       ImportError: safetensors is not installed.
       ValueError: leaves that do not fit, each with the reason; a name that is not a weight's, or of two arrays; an argument
         that is not allowed.
@@ -81,16 +82,18 @@ def to_compressed_tensors(
             "activations None or 8"
         )
     target = Path(directory).absolute()
-    _check_folder(target, overwrite)
+    replaced = _replaced(target, overwrite)
     laid, dense = _laid(tree, others)
     leaves = dict(_layers(laid, names))
     header, arrays = named.encode(laid, _array_names(leaves, names))
     section = quantization_config({name: layer for _, name, layer in leaves.values()}, activations)
     target.mkdir(exist_ok=True)
-    with replacing(target / WEIGHTS) as temporary:
-        safetensors.write(temporary, arrays, {named.HEADER: header, "format": "pt"})
     text = json.dumps({**(config or {}), SECTION: section}, indent=2, sort_keys=True)
-    write_file(target / CONFIG, f"{text}\n".encode())
+    with replacing(target / CONFIG) as config_file, replacing(target / WEIGHTS) as weights_file:
+        safetensors.write(weights_file, arrays, {named.HEADER: header, "format": "pt"})
+        config_file.write_text(f"{text}\n")
+        for file in replaced:  # before the two are renamed: no weights ever lie beside another model's config
+            file.unlink(missing_ok=True)
     return Artifact(target, directory_bytes(target), dense)
 
 
@@ -119,12 +122,11 @@ def from_compressed_tensors(directory: str | os.PathLike[str]) -> PyTree:
     source = Path(directory)
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such directory")
-    files = _files(source)
+    files = _weight_files(source)
     read = [safetensors.read(file) for file in files]
     metadata = read[0][1]
     if len(read) == 1 and named.HEADER in metadata:
-        laid = named.decode(metadata[named.HEADER], read[0][0], str(files[0]))
-        return map_with_path(lambda _, x: _restored(x), laid)
+        return restored(named.decode(metadata[named.HEADER], read[0][0], str(files[0])))
     arrays = {name: value for each, _ in read for name, value in each.items()}
     return _foreign(arrays, _section(source), str(source))
 
@@ -156,12 +158,6 @@ def _laid(tree: PyTree, others: str) -> tuple[PyTree, dict[str, str]]:
         return Linear(leaf.T, turned=True, float_dtype=leaf.dtype.name) if matrix else leaf
 
     return map_with_path(laid, tree), dense
-
-
-def _restored(leaf: Any) -> Any:
-    if isinstance(leaf, Layers) or (isinstance(leaf, Linear) and leaf.bits is not None):
-        return leaf.tensor()
-    return leaf.densify() if isinstance(leaf, Linear) else leaf
 
 
 def _layers(laid: PyTree, names: Names) -> Iterator[tuple[str, tuple[str, str, Linear]]]:
@@ -253,10 +249,10 @@ def _read_layer(module: str, parts: Mapping[str, np.ndarray], section: Mapping[s
     kind, bits, strategy = scheme.get("type", "int"), scheme.get("num_bits"), scheme.get("strategy") or "channel"
     known = kind == "int" and bits in WIDTHS and strategy in ("tensor", "channel", "group")
     if not known or not _fitting(parts, bits or 0):
-        held = ", ".join(f"{part} {x.dtype}{list(x.shape)}" for part, x in parts.items())
+        shapes = ", ".join(f"{part} {x.dtype}{list(x.shape)}" for part, x in parts.items())
         raise ValueError(
-            f"{source}: {module}: {bits} bits of {kind} by {strategy} ({held}); this version reads int codes of {WIDTHS} bits "
-            "by tensor, channel or group"
+            f"{source}: {module}: {bits} bits of {kind} by {strategy} ({shapes}); this version reads int codes of {WIDTHS} "
+            "bits by tensor, channel or group"
         )
     scale = scale.reshape(1, 1) if scale.size == 1 else scale.reshape(len(scale), -1)
     zero = None if scheme.get("symmetric", True) else parts.get("weight_zero_point")
@@ -283,15 +279,22 @@ def _fitting(parts: Mapping[str, np.ndarray], bits: int) -> bool:
 
 
 def scheme_of(module: str, section: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    """What the config says of a module's weights: by its name, a regular expression, or the class that all others have."""
-    groups = list(section.get("config_groups", {}).values())
+    """What the config says of a module's weights: by its name, a regular expression, or the class that all others have.
+
+    Raises:
+      ValueError: no group has the module, or the groups are malformed.
+    """
     by_name = lambda t: t == module
     by_expression = lambda t: t.startswith("re:") and re.match(t[3:], module) is not None
     by_class = lambda t: "." not in t and t[:1].isupper()
-    for fits in (by_name, by_expression, by_class):
-        for group in groups:
-            if any(map(fits, group.get("targets", ()))) and group.get("weights"):
-                return dict(group["weights"])
+    try:
+        for fits in (by_name, by_expression, by_class):
+            for group in section.get("config_groups", {}).values():
+                if any(map(fits, group.get("targets", ()))) and group.get("weights"):
+                    return dict(group["weights"])
+    except (AttributeError, OverflowError, RecursionError, TypeError, ValueError, re.error) as error:
+        message = f"{source}: {module}: config_groups of {SECTION} in {CONFIG} are malformed ({error!r})"
+        raise ValueError(message) from error
     raise ValueError(f"{source}: {module}: no group of {SECTION} in {CONFIG} has it among its targets")
 
 
@@ -301,28 +304,46 @@ def _section(source: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{file}: no such file; the layout says there how weights are coded")
     try:
         section = json.loads(file.read_bytes()).get(SECTION)
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, RecursionError, ValueError) as error:
         raise ValueError(f"{file}: no JSON of a model ({error})") from error
     if not isinstance(section, dict) or section.get("quant_method") != "compressed-tensors":
         raise ValueError(f"{file}: has no {SECTION} of compressed-tensors; read {WEIGHTS} with jaxopt_nn.from_safetensors")
     return section
 
 
-def _files(source: Path) -> list[Path]:
-    index = source / f"{WEIGHTS}.index.json"
+def _weight_files(source: Path) -> list[Path]:
+    """The shards that the index lists, or the one file.
+
+    Raises:
+      ValueError: the index is malformed, lists nothing, or lists something else than safetensors files of its folder.
+    """
+    index = source / INDEX
     if not index.is_file():
         return [source / WEIGHTS]
     try:
-        return [source / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
-    except (KeyError, TypeError, ValueError) as error:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        outside = [name for name in names if Path(name).name != name or not name.endswith(".safetensors")]
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{index}: no index of shards ({error!r})") from error
+    if outside or not names:
+        listed = f"{outside[0]!r} among its shards" if outside else "no shards"
+        raise ValueError(f"{index}: lists {listed}; allowed are names of safetensors files in the same folder")
+    return [source / name for name in names]
 
 
-def _check_folder(target: Path, overwrite: bool) -> None:
+def _replaced(target: Path, overwrite: bool) -> list[Path]:
+    """The files of a model that stands in the folder.
+
+    Raises:
+      OSError: there is no folder to write to, or a model stands there and ``overwrite`` is False.
+      ValueError: the model has an index that is none.
+    """
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent}: no such directory; make it first")
-    standing = [name for name in (WEIGHTS, CONFIG) if (target / name).exists()]
-    if standing and not overwrite:
-        raise FileExistsError(f"{target / standing[0]} exists; pass overwrite=True, or another folder")
     if target.exists() and not target.is_dir():
         raise FileExistsError(f"{target} is a file; pass the name of a folder")
+    standing = [target / name for name in (WEIGHTS, CONFIG, INDEX) if (target / name).exists()]
+    if standing and not overwrite:
+        raise FileExistsError(f"{standing[0]} exists; pass overwrite=True, or another folder")
+    # the weights themselves are replaced by renaming, so that they are never missing
+    return [file for file in (target / CONFIG, target / INDEX, *_weight_files(target)) if file.name != WEIGHTS]

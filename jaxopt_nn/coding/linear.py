@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.numerics import affine, packing
 from jaxopt_nn.tensors import encode
-from jaxopt_nn.tensors.base import Tensor
+from jaxopt_nn.tensors.base import PyTree, Tensor
 from jaxopt_nn.tensors.qtensor import QTensor
 
 WIDTHS = (1, 2, 4, 8)
@@ -107,12 +108,12 @@ class Linear(Tensor):
         half = 0 if self.signed else 1 << (self.bits - 1)
         turn = lambda x: x.T if self.turned else x
         whole = tuple(slice(n) for n in self.scale_shape or scale.shape)
-        made = QTensor.from_codes(
+        weight = QTensor.from_codes(
             jnp.asarray(turn(codes.astype(np.int16) + half)), jnp.asarray(turn(scale)[whole]),
             None if zero is None or not self.has_zero else turn(zero.astype(np.int16) + half)[whole],
             bits=self.bits, signed=self.signed, dtype=self.float_dtype, axis=self.axis,
         )  # fmt: skip
-        return dataclasses.replace(made, rounding=self.rounding)
+        return dataclasses.replace(weight, rounding=self.rounding)
 
     def values(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """``(codes [out, in], scale [out, groups], zero [out, groups] or None)``, codes and zero int8."""
@@ -159,6 +160,19 @@ def laid_out(weight: QTensor) -> Linear | Layers:
         return Linear.of(weight, codes, scale, zero)
     each = zip(codes, scale, [None] * len(codes) if zero is None else zero)
     return Layers(tuple(Linear.of(weight, *layer) for layer in each))
+
+
+def restored(tree: PyTree) -> PyTree:
+    """The tree with each layer as the weight that it stands for: codes as ``QTensor``, floats as arrays."""
+    if not any(isinstance(leaf, Linear | Layers) for leaf in leaves_by_path(tree).values()):
+        return tree  # with its keys in their order
+
+    def weight(path: str, leaf: Any) -> Any:
+        if isinstance(leaf, Layers) or (isinstance(leaf, Linear) and leaf.bits is not None):
+            return leaf.tensor()
+        return leaf.densify() if isinstance(leaf, Linear) else leaf
+
+    return map_with_path(weight, tree)
 
 
 def refusal(weight: Any) -> str | None:

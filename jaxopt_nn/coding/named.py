@@ -8,6 +8,7 @@ arrays become a plain nested dict.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -70,18 +71,18 @@ def decode(header: str, arrays: Mapping[str, np.ndarray], source: str) -> PyTree
     """
     try:
         parsed = json.loads(header)
-    except ValueError as error:
+    except (RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: its header is no valid JSON ({error}); the file was truncated or edited") from error
     if not isinstance(parsed, dict) or parsed.get("schema") != SCHEMA:
-        found = parsed.get("schema") if isinstance(parsed, dict) else type(parsed).__name__
-        raise ValueError(f"{source}: its header has schema {found!r}; this version reads schema {SCHEMA}")
-    if parsed.get("crc32") != _checksum(parsed.get("structure")):
-        raise ValueError(f"{source}: its header is not what its own checksum says; the file was edited")
+        schema = parsed.get("schema") if isinstance(parsed, dict) else type(parsed).__name__
+        raise ValueError(f"{source}: its header has schema {schema!r}; this version reads schema {SCHEMA}")
     unread = set(arrays)
     read = _reader(arrays, source, unread)
     try:
+        if parsed.get("crc32") != _checksum(parsed.get("structure")):
+            raise ValueError(f"{source}: its header is not what its own checksum says; the file was edited")
         tree = rebuild(parsed["structure"], "", read)
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"{source}: its header is malformed: {error!r}") from error
     if unread:
         raise ValueError(f"{source}: holds arrays that its header does not list: {_some(unread)}; the file was edited")
@@ -147,8 +148,8 @@ def _reader(arrays: Mapping[str, np.ndarray], source: str, unread: set[str]) -> 
         if name not in arrays:
             raise ValueError(f"{source}: {name} is missing; the header lists it as {dtype.name}{list(shape)}")
         stored = np.asarray(arrays[name], order="C")
-        as_bytes = dtype.name not in PLAIN
-        if stored.dtype != (np.uint8 if as_bytes else dtype) or (not as_bytes and stored.shape != shape):
+        as_bytes = (np.dtype(np.uint8), (-(-math.prod(shape) * bits_of(dtype) // 8),))
+        if (stored.dtype, stored.shape) != ((dtype, shape) if dtype.name in PLAIN else as_bytes):
             raise ValueError(
                 f"{source}: {name} is {stored.dtype}{list(stored.shape)}, the header says {dtype.name}{list(shape)}; the "
                 "file was edited"

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxopt_nn.coding import named
 from jaxopt_nn.coding.artifact import Artifact, directory_bytes, quiet
-from jaxopt_nn.core.files import place_of
+from jaxopt_nn.core.files import place_of, replacing_folder
 from jaxopt_nn.tensors.base import PyTree
 
 
@@ -47,7 +47,8 @@ def to_orbax(directory: str | os.PathLike[str], tree: PyTree, *, overwrite: bool
     if arrays:
         items["arrays"] = ocp.args.StandardSave(arrays)
     with quiet(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(target, args=ocp.args.Composite(**items), force=overwrite)
+        with replacing_folder(target) as temporary:
+            checkpointer.save(temporary, args=ocp.args.Composite(**items))
     return Artifact(target, directory_bytes(target))
 
 

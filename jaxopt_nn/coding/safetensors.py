@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxopt_nn.coding import named
 from jaxopt_nn.coding.artifact import Artifact
+from jaxopt_nn.coding.linear import restored
 from jaxopt_nn.core.files import check_free, replacing
 from jaxopt_nn.tensors.base import PyTree
 
@@ -50,6 +51,8 @@ def to_safetensors(path: str | os.PathLike[str], tree: PyTree, *, overwrite: boo
 def from_safetensors(path: str | os.PathLike[str], *, separator: str | None = None) -> PyTree:
     """The tree of a safetensors file: what ``to_safetensors`` wrote, or of a foreign file a nested dict of its arrays.
 
+    A file of ``to_compressed_tensors`` gives the tree too, as ``from_compressed_tensors`` does.
+
     Args:
       path: the file.
       separator: what the names of a foreign file are split at; None: ``"/"`` if a name holds one, else ``"."``.
@@ -67,7 +70,7 @@ def from_safetensors(path: str | os.PathLike[str], *, separator: str | None = No
     """
     arrays, metadata = read(Path(path))
     if named.HEADER in metadata:
-        return named.decode(metadata[named.HEADER], arrays, str(path))
+        return restored(named.decode(metadata[named.HEADER], arrays, str(path)))
     return named.nested(arrays, str(path), separator)
 
 

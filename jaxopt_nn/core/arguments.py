@@ -26,8 +26,8 @@ def is_factory(value: Any) -> bool:
     return named and value.__module__.startswith("jaxopt_nn.")
 
 
-def require(value: Any, kind: Any, what: str, example: str) -> Any:
-    """``value`` if it is of that kind; ``what`` is what messages call it, ``example`` what stands after "pass".
+def require(value: Any, kind: Any, what: str, example: str, verb: str = "is") -> Any:
+    """``value`` if it is of that kind; else "``what`` ``verb`` an array; pass ``example``".
 
     Raises:
       TypeError: it is not; of a factory that was not called, says so.
@@ -36,9 +36,9 @@ def require(value: Any, kind: Any, what: str, example: str) -> Any:
         return value
     if is_factory(value):
         raise TypeError(
-            f"{what} is the function {value.__name__} itself; call it, {value.__name__}({_needed(value)}): pass {example}"
+            f"{what} {verb} the function {value.__name__} itself; call it, {value.__name__}({_needed(value)}): pass {example}"
         )
-    raise TypeError(f"{what} is {in_words(value)}; pass {example}")
+    raise TypeError(f"{what} {verb} {in_words(value)}; pass {example}")
 
 
 def check_takes(function: Any, n: int, what: str, example: str) -> None:

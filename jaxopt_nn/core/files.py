@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,42 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A place for the block to make a folder in; then it is renamed to ``path``, or deleted if the block fails."""
+    parent = _fresh_sibling(path, "new")
+    try:
+        yield parent / path.name
+        with _moved_aside(path):
+            os.rename(parent / path.name, path)
+    finally:
+        shutil.rmtree(parent, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _moved_aside(target: Path) -> Iterator[None]:
+    """What stands at ``target`` is moved away, comes back if the block fails, and is deleted if it succeeds."""
+    if not target.exists():
+        yield
+        return
+    aside = _fresh_sibling(target, "old")
+    os.rename(target, aside / target.name)
+    try:
+        yield
+    except BaseException:
+        os.rename(aside / target.name, target)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside)
+
+
+def _fresh_sibling(target: Path, use: str) -> Path:
+    sibling = target.with_name(f".{target.name}.{use}-{os.getpid()}")
+    shutil.rmtree(sibling, ignore_errors=True)  # of a process of the same number that was killed
+    sibling.mkdir()
+    return sibling
 
 
 def check_free(path: Path, overwrite: bool) -> None:

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
 
+from jaxopt_nn.core.text_table import aligned
+
 
 class Operation(NamedTuple):
     """A dot, a convolution or a lookup of a program, with what it reads: ``dot``, ``("int8[4, 32]", "int8[32, 64]")``."""
@@ -100,7 +102,7 @@ def table(rows: Sequence[LeafRow], limit: int | None) -> str:
     lines: list[tuple[str, ...]] = [HEAD]
     for group in shown:
         lines += _lines(group, notes, None if limit is None else 4)
-    said = _aligned([line if notes else line[:-1] for line in lines])
+    said = aligned([line if notes else line[:-1] for line in lines], left=len(HEAD))
     if hidden:
         left = sum(row.size for group in hidden for row in group)
         said.append(f"... and {sum(map(len, hidden))} more leaves, {left:,} parameters: print(report.table(limit=None))")
@@ -130,13 +132,6 @@ def _lines(group: Sequence[LeafRow], notes: dict[str, int], limit: int | None) -
 def _general(reason: str) -> str:
     """A reason without the place of the operation, so that it holds for several leaves."""
     return re.sub(r"(`[^`]+`) in \S+$", r"\1", reason)
-
-
-def _aligned(lines: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of cells as text, in columns."""
-    lines = list(lines)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 def summary(runs: Iterable[Run], what: str) -> list[str]:

@@ -55,7 +55,7 @@ def leafwise(
       Array([[-0.5, -1.5],
              [ 0.5,  1.5]], dtype=float32)
       >>> print(jn.explain(centred, v))
-      skipped     bias  is no matrix
+      skipped  bias  is no matrix
     """
     own = _Leafwise(_judged(takes, taps), init, view, update, project, pack, taps, follows, name)
     passes = 0 if taps is no_taps else 1

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 
 from jaxopt_nn.core.leaf_rows import LeafRow, Run, summary, table
+from jaxopt_nn.core.text_table import aligned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +77,9 @@ class Report:
       >>> v = {"kernel": jnp.ones((4, 2)), "bias": jnp.zeros(2)}
       >>> report = jn.explain(jn.where("kernel", jn.quantize(8)), v)
       >>> print(report)
-      skipped     bias    matches no pattern of the recipe
-      note        kernel  keeps 50% of its bytes: its scales take as much as its codes, or more
-      assumed     kernel  roles: last axis is the output, no stack (pass info=inspect(...))
+      skipped  bias    matches no pattern of the recipe
+      note     kernel  keeps 50% of its bytes: its scales take as much as its codes, or more
+      assumed  kernel  roles: last axis is the output, no stack (pass info=inspect(...))
       >>> len(report.of("skipped")), report.as_json()[0]["kind"]
       (1, 'skipped')
     """
@@ -122,8 +123,7 @@ class Report:
         told = {name for row in self.rows for name in (row.path, *row.sites)}
         rest = [m for m in self.messages if m.path not in told]
         shown = rest[:limit]
-        width = max((len(m.path) for m in shown), default=0)
-        parts += [f"{m.kind:<10}  {m.path:<{width}}  {m.reason}" for m in shown]
+        parts += aligned([(m.kind, m.path, m.reason) for m in shown], left=3)
         if len(shown) < len(rest):
             parts.append(f"... and {len(rest) - len(shown)} more messages: print(report.table(limit=None))")
         return "\n".join(parts or ["(nothing to report)"])

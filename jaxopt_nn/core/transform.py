@@ -294,7 +294,7 @@ def explain(method: Transform, variables: PyTree, info: ModelInfo = ModelInfo())
       >>> v = {"kernel": jnp.ones((64, 64)), "gain": jnp.ones(64)}
       >>> info = jn.inspect(apply, v, jnp.ones((1, 64)))
       >>> print(jn.explain(jn.chain(jn.prune(sparsity=0.5), jn.quantize(4)), v, info))
-      skipped     gain  combined with an activation by `mul`
+      skipped  gain  combined with an activation by `mul`
     """
     if not hasattr(method, "traits"):  # a pass has them too
         as_transform(method, "explain: method")

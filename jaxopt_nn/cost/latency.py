@@ -104,7 +104,7 @@ def paired_ratio(before: Sequence[float], after: Sequence[float]) -> Interval:
       ``after`` over ``before``; an interval of order statistics, NaN at its ends where there are fewer than 6 rounds.
     """
     ratios = np.asarray(after, np.float64) / np.asarray(before, np.float64)
-    length = max(len(ratios) // BLOCKS, 1)
+    length = -(-len(ratios) // BLOCKS)
     blocks = ratios[: len(ratios) // length * length].reshape(-1, length)
     return median_interval(np.median(blocks, axis=1).tolist())
 
@@ -116,7 +116,7 @@ def latencies(
     left out, with the reason: some network's call would not fit into memory.
 
     All networks take turns in one run, so that a machine that gets busy slows down all alike; compilation and the first
-    rounds are not counted.
+    rounds are not counted, nor is the time in which Python takes compressed tensors apart into arrays.
 
     Args:
       candidates: ``(run, (variables, states))`` of each, for ``run(variables, *inputs, states=states)``; the first is that to
@@ -127,25 +127,33 @@ def latencies(
       ``{batch: {"ms", "ratio", "low", "high"}}`` of each: the median in ms, and ``paired_ratio`` to the first network; ``low``
       and ``high`` are None where there were too few rounds.
     """
-    jitted = [jax.jit(lambda held, x, run=run: run(held[0], *x, states=held[1])) for run, _ in candidates]
-    held = [weights for _, weights in candidates]
+    programs = [_on_leaves(run, weights) for run, weights in candidates]
     out: list[dict[str, dict[str, float | None]]] = [{} for _ in candidates]
     left_out: dict[str, str] = {}
     for batch in batches:
         inputs = jax.tree.map(lambda x, n=batch: jnp.asarray(np.repeat(np.asarray(x)[:1], n, axis=0)), tuple(example))
-        need, free = max(call_bytes(run, own, inputs) for run, own in zip(jitted, held, strict=True)), room()
+        need, free = max(call_bytes(run, leaves, inputs) for run, leaves in programs), room()
         if need > free:
             left_out[str(batch)] = f"a call takes {need / 1e9:.3g} GB, of {free / 1e9:.3g} GB that it may take here"
             continue
-        calls = {
-            str(i): functools.partial(run, own, inputs) for i, (run, own) in enumerate(zip(jitted, held, strict=True))
-        }
+        calls = {str(i): functools.partial(run, leaves, inputs) for i, (run, leaves) in enumerate(programs)}
         timed = list(interleaved(calls, repeats=ROUNDS, seconds=SECONDS, least=LEAST_ROUNDS).values())
         for entry, timing in zip(out, timed, strict=True):
             ratio, *ends = paired_ratio(timed[0].times, timing.times)
             low, high = (None if math.isnan(end) else end for end in ends)
             entry[str(batch)] = {"ms": timing.median_ms, "ratio": ratio, "low": low, "high": high}
     return out, left_out
+
+
+def _on_leaves(run: Callable[..., Any], weights: tuple[PyTree, Any]) -> tuple[Any, list[Any]]:
+    """A jitted ``(leaves, inputs) -> outputs`` and the leaves: a call on compressed tensors would flatten them each time."""
+    leaves, tree = jax.tree.flatten(weights)
+
+    def call(leaves: list[Any], inputs: tuple[PyTree, ...]) -> Any:
+        variables, states = jax.tree.unflatten(tree, leaves)
+        return run(variables, *inputs, states=states)
+
+    return jax.jit(call), leaves
 
 
 def devices() -> list[str]:

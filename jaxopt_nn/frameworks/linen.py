@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def linen(
     _check(model, variables)
     method = evaluation.get("method") or "__call__"
     if not callable(method) and not hasattr(type(model), method):
-        near = near_misses(method, [name for name in vars(type(model)) if not name.startswith("_")])
+        near = near_misses(method, _methods(type(model)))
         has = ", ".join(near) or "__call__"
         raise ValueError(f"linen(method={method!r}): {type(model).__name__} has no such method; use {has}")
     named = inspect.signature(method if callable(method) else getattr(type(model), method)).parameters
@@ -79,6 +80,12 @@ def linen(
 
     same = in_training == evaluated and not others
     return Network(apply, variables, training=None if same else trained, still=still)
+
+
+def _methods(kind: type) -> list[str]:
+    """Public methods of a module's class; fields whose default is a function, such as an initializer, are none."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return [name for name, value in vars(kind).items() if callable(value) and name[0] != "_" and name not in fields]
 
 
 def _check(model: Any, variables: Any) -> None:

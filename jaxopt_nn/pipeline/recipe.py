@@ -158,7 +158,7 @@ class Stage:
             made = self.transform(steps)
         except (AttributeError, LookupError, TypeError) as error:  # of a function of the weights, say
             raise TypeError(f"{where} fails, {type(error).__name__}: {error}; pass {WANTED}") from error
-        return require(made, Transform, f"what {where} gave", WANTED)
+        return require(made, Transform, where, WANTED, "returned")
 
     def updates(self, steps: int) -> optax.GradientTransformation:
         """The optimizer over ``{"params", "learnt", "rules"}`` for so many steps, with an average if ``ema`` asks."""

@@ -85,6 +85,8 @@ class Task:
       logits: whether the loss takes logits: then a network that ends in a softmax or a sigmoid is refused.
       chance: ``source -> {metric: value}`` of who always gives the same answer; a stage that ends there is told of.
       details: ``{name: Detail}``, an entry each in the report.
+      answer: ``(outputs, batch) -> classes``, integers of the labels' shape, where each example or place has one class; of the
+        batch only the labels' form counts.
 
     Raises:
       TypeError: ``loss`` is no function, a metric is no ``Metric``.
@@ -119,6 +121,7 @@ class Task:
     logits: bool = False
     chance: Callable[[Source], Mapping[str, float]] | None = None
     details: Mapping[str, Detail] = dataclasses.field(default_factory=dict)
+    answer: Callable[[PyTree, PyTree], Any] | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.loss):

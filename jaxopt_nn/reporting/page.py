@@ -151,7 +151,7 @@ def _reproduce(report: Report) -> str:
             "<p>Save this as again.py beside report.json, which holds the whole config,</p>",
             f"<pre>{escape(_RERUN)}</pre>",
             "<p>and run it with the versions above:</p>",
-            "<pre>python -m experiments.compress --config=again.py --workdir=again</pre>",
+            "<pre>jaxopt compress --config=again.py --workdir=again</pre>",
         ]
     else:
         how = ["<p>Call jaxopt_nn.compress with the same network, data and recipe, the seed and the versions above.</p>"]

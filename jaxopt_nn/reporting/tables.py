@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxopt_nn.core.text_table import aligned
+
 Table = tuple[list[str], list[list[str]]]
 Columns = dict[str, Callable[[dict[str, Any]], str]]
 
@@ -167,22 +169,12 @@ def fact_tables(report: dict[str, Any]) -> list[tuple[str, str, Table]]:
 def text(report: dict[str, Any]) -> str:
     """The table in plain text, narrow enough for a terminal, and what the table does not say."""
     header, cells = rows(report, without=but_headline(report))
-    return "\n".join([*_aligned([header, *cells]), *sentences(report)])
+    return "\n".join([*aligned([header, *cells]), *sentences(report)])
 
 
 def but_headline(report: dict[str, Any]) -> list[str]:
     """Metrics that a narrow table leaves out: the loss, where another one stands for all."""
     return [] if report["headline"] == "loss" else ["loss"]
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
 
 
 def headline(report: dict[str, Any]) -> str:

@@ -32,6 +32,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from jaxopt_nn.core import text_table
 from jaxopt_nn.core.files import write_file
 from jaxopt_nn.reporting import page, plots
 from jaxopt_nn.reporting.rows import class_rows, fold_rows, latency_rows
@@ -59,7 +60,7 @@ def markdown(report: dict[str, Any], images: Collection[str] = ()) -> str:
     """The report as Markdown, in the page's order; ``images`` are the names of those plots that lie beside it."""
     parts = [f"# {report.get('title') or 'Compression report'}", "", headline(report), ""]
     parts += [f"- {sentence}" for sentence in [*sentences(report), circumstances(report)]]
-    parts += ["", "## Stages", "", *_markdown_table(rows(report)), LEGEND, ""]
+    parts += ["", "## Stages", "", *text_table.markdown(*rows(report)), "", LEGEND, ""]
     if not has_matplotlib():
         parts += ["No plot: matplotlib is not installed.", ""]
     parts += [*_plots(images, "metric_bytes.png"), *_part("Times over the baseline's, by batch", latency_rows(report))]
@@ -75,19 +76,12 @@ def markdown(report: dict[str, Any], images: Collection[str] = ()) -> str:
 
 def _part(title: str, table: Table | None, note: str = "") -> list[str]:
     """A table with its heading; nothing of an empty one."""
-    return [f"## {title}", "", *_markdown_table(table), *([note, ""] if note else [])] if table and table[1] else []
+    return [f"## {title}", "", *text_table.markdown(*table), "", *([note, ""] if note else [])] if table and table[1] else []
 
 
 def _plots(images: Collection[str], *names: str) -> list[str]:
     shown = [(name, plots.PLOTS[name]) for name in names if name in images]
     return [line for name, plot in shown for line in (f"![{plot.title}]({name})", "", plot.caption, "")]
-
-
-def _markdown_table(table: Table) -> list[str]:
-    header, cells = table
-    lines = [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (header, *cells)]
-    bars = ["| " + " | ".join(line) + " |" for line in lines]
-    return [bars[0], "|" + "|".join(" --- " for _ in header) + "|", *bars[1:], ""]
 
 
 def has_matplotlib() -> bool:

@@ -375,6 +375,9 @@ def test_a_manifest_edited_without_its_checksum(copy):
     file.write_text("[]")
     with pytest.raises(ValueError, match="schema 'list'"):
         load_artifact(copy)
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="no valid JSON"):
+        load_artifact(copy)
 
 
 def test_arrays_that_orbax_can_not_read(copy):

@@ -3,6 +3,7 @@
 The files under ``tests/golden/compressed_tensors`` were written by the package (see ``write_compressed_tensors.py`` there).
 """
 
+import errno
 import functools
 import importlib.util
 import json
@@ -18,8 +19,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxopt_nn.coding.compressed_tensors import from_compressed_tensors, scheme_of, to_compressed_tensors
+from jaxopt_nn.coding.compressed_tensors import INDEX, from_compressed_tensors, scheme_of, to_compressed_tensors
 from jaxopt_nn.coding.linear import laid_out, of_words, refusal, to_words
+from jaxopt_nn.coding.safetensors import from_safetensors
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.tensors.masked import Masked
@@ -201,10 +203,10 @@ def changed(folder, **scheme):
 
 def test_foreign_files_that_can_not_be_read_are_named(tmp_path):
     folder = shutil.copytree(GOLDEN / "linear", tmp_path / "net")
-    for scheme, said in (({"num_bits": 3}, "layers.up: 3 bits of int by channel"), ({"type": "float"}, "4 bits of float")):
+    for scheme, message in (({"num_bits": 3}, "layers.up: 3 bits of int by channel"), ({"type": "float"}, "4 bits of float")):
         changed(folder, num_bits=4, type="int")
         changed(folder, **scheme)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             from_compressed_tensors(folder)
     changed(folder, num_bits=4, type="int")
     arrays = safetensors.numpy.load_file(folder / "model.safetensors")
@@ -222,14 +224,94 @@ def test_foreign_files_that_can_not_be_read_are_named(tmp_path):
         from_compressed_tensors(folder)
 
 
-def test_shards_are_read_as_one(tmp_path):
+def write_shards(folder):
+    """A golden model in two files with an index."""
     whole = safetensors.numpy.load_file(GOLDEN / "mixed" / "model.safetensors")
-    shutil.copy(GOLDEN / "mixed" / "config.json", tmp_path)
+    shutil.copy(GOLDEN / "mixed" / "config.json", folder)
     place = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(sorted(whole))}
     for file in set(place.values()):
-        safetensors.numpy.save_file({n: x for n, x in whole.items() if place[n] == file}, tmp_path / file)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": place}))
+        safetensors.numpy.save_file({n: x for n, x in whole.items() if place[n] == file}, folder / file)
+    (folder / INDEX).write_text(json.dumps({"weight_map": place}))
+
+
+def test_shards_are_read_as_one(tmp_path):
+    write_shards(tmp_path)
     assert_equal(from_compressed_tensors(tmp_path), from_compressed_tensors(GOLDEN / "mixed"))
+
+
+def test_a_model_in_shards_is_replaced_whole(tmp_path):
+    write_shards(tmp_path)
+    (tmp_path / "config.json").unlink()
+    tree = {"up": {"kernel": coded((8, 4), (1, 4), 4)}}
+    with pytest.raises(FileExistsError, match=f"{INDEX} exists; pass overwrite=True"):
+        to_compressed_tensors(tmp_path, tree)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    to_compressed_tensors(tmp_path, tree, overwrite=True)
+    assert_equal(from_compressed_tensors(tmp_path), tree)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "message"),
+    [
+        ({"a": "../outside.safetensors"}, r"index\.json: .*'\.\./outside\.safetensors'"),
+        ({"a": "/outside.safetensors"}, "'/outside.safetensors'"),
+        ({"a": "config.json"}, "'config.json'"),
+        ({"a": 3}, "no index of shards"),
+        ({}, "lists no shards; allowed are"),
+        ([], "no index of shards"),
+    ],
+)
+def test_an_index_names_files_of_its_folder(tmp_path, weight_map, message):
+    safetensors.numpy.save_file({"a": np.ones(1)}, tmp_path / "outside.safetensors")
+    folder = tmp_path / "net"
+    folder.mkdir()
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=message):
+        from_compressed_tensors(folder)
+    with pytest.raises(ValueError, match=message):
+        to_compressed_tensors(folder, {"a": jnp.ones(1)}, overwrite=True)
+    assert os.listdir(folder) == [INDEX]
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_weights_never_lie_beside_the_config_of_others(tmp_path, monkeypatch, renames):
+    """A process that dies before its first or second rename."""
+    trees = [{"up": {"kernel": coded((8, 4), (1, 4), bits)}} for bits in (4, 8)]
+    folder = to_compressed_tensors(tmp_path / "net", trees[0]).path
+    replace, calls = os.replace, []
+
+    def interrupted(source, target):
+        calls.append(target)
+        if len(calls) > renames:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        to_compressed_tensors(folder, trees[1], overwrite=True)
+    assert not (folder / "config.json").exists()
+    assert_equal(from_compressed_tensors(folder), trees[renames])
+
+
+def test_a_failed_write_changes_nothing(tmp_path, monkeypatch):
+    tree = {"up": {"kernel": coded((8, 4), (1, 4), 4)}}
+    folder = to_compressed_tensors(tmp_path / "net", tree).path
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def no_space(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        to_compressed_tensors(folder, {"up": {"kernel": jnp.ones((2, 2))}}, overwrite=True)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_the_file_of_weights_alone_gives_the_tree(tmp_path):
+    tree, _ = network()
+    folder = to_compressed_tensors(tmp_path / "net", tree)
+    assert_equal(from_safetensors(folder.path / "model.safetensors"), tree)
 
 
 def test_targets_are_matched_by_name_then_expression_then_class():
@@ -239,6 +321,23 @@ def test_targets_are_matched_by_name_then_expression_then_class():
     assert (bits("a.q_proj"), bits("b.q_proj"), bits("b.mlp")) == (4, 2, 8)
     with pytest.raises(ValueError, match="net: up: no group of quantization_config"):
         scheme_of("up", {"config_groups": {"0": group(4, "down")}}, "net")
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [None, [], {"0": 3}, {"0": {"targets": None, "weights": {}}}, {"0": {"targets": [3], "weights": {}}},
+     {"0": {"targets": ["re:("], "weights": {}}}, {"0": {"targets": ["up"], "weights": "int4"}}],
+)  # fmt: skip
+def test_malformed_groups_are_named(groups):
+    with pytest.raises(ValueError, match=r"net: up: config_groups of quantization_config in config\.json are malformed"):
+        scheme_of("up", {"config_groups": groups}, "net")
+
+
+def test_a_config_of_endless_lists_is_refused(tmp_path):
+    folder = shutil.copytree(GOLDEN / "linear", tmp_path / "net")
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json: no JSON of a model"):
+        from_compressed_tensors(folder)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

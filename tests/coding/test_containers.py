@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import zlib
 
 import flax.serialization
 import jax
@@ -106,9 +107,26 @@ def test_nothing_is_replaced_unasked(write, read, name, tmp_path):
         read(tmp_path / f"{name}2")
 
 
+def test_an_interruption_while_replacing_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    to_orbax(tmp_path / "net", {"a": jnp.ones(2)})
+    rename = os.rename
+
+    def interrupted(source, target):
+        if os.path.basename(target) == "net" and ".old-" not in f"{source}{target}":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        to_orbax(tmp_path / "net", {"a": jnp.zeros(3)}, overwrite=True)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path) == ["net"]
+    assert_equal(from_orbax(tmp_path / "net"), {"a": jnp.ones(2)})
+
+
 @each
 @pytest.mark.parametrize(
-    ("tree", "said"),
+    ("tree", "message"),
     [
         ({"a": {"b": "text"}}, "a/b: str can't be stored"),
         ({"a": np.array(["x"])}, "a: an array of dtype"),
@@ -116,8 +134,8 @@ def test_nothing_is_replaced_unasked(write, read, name, tmp_path):
         ({1: jnp.ones(1), "1": jnp.ones(1)}, "1: two arrays have this name"),
     ],
 )
-def test_what_can_not_be_stored_is_named(write, read, name, tree, said, tmp_path):
-    with pytest.raises((TypeError, ValueError), match=said):
+def test_what_can_not_be_stored_is_named(write, read, name, tree, message, tmp_path):
+    with pytest.raises((TypeError, ValueError), match=message):
         write(tmp_path / name, tree)
     assert not list(tmp_path.iterdir())
 
@@ -166,7 +184,7 @@ def edited(change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda header, arrays: arrays.pop("w"), r"net: w is missing; the header lists it as float32\[6, 5\]"),
         (lambda header, arrays: arrays.update(w=arrays["w"] + 1), "net: w is not what the header's checksum says"),
@@ -177,9 +195,39 @@ def edited(change):
         (lambda header, arrays: header["structure"]["items"].pop(), "net: its header is not what its own checksum says"),
     ],
 )
-def test_edited_content_is_refused(change, said):
-    with pytest.raises(ValueError, match=said):
+def test_edited_content_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
         named.decode(*edited(change), "net")
+
+
+def signed(structure):
+    """A header of that structure with the checksum that belongs to it."""
+    return json.dumps({"schema": named.SCHEMA, "crc32": named._checksum(structure), "structure": structure})
+
+
+@pytest.mark.parametrize("dtype", ["int4", "float8_e4m3fn", "complex64"])
+@pytest.mark.parametrize("shape", [[64], [2**50, 2**40], [-1]])
+def test_bytes_that_are_not_those_of_the_shape_are_refused(dtype, shape):
+    structure = {"kind": "array", "dtype": dtype, "shape": shape, "crc32": zlib.crc32(b"\0")}
+    with pytest.raises(ValueError, match=r"net: array is uint8\[1\], the header says .*; the file was edited"):
+        named.decode(signed(structure), {"array": np.zeros(1, np.uint8)}, "net")
+
+
+def lists(depth):
+    """A header of lists in lists with the checksum that belongs to it; deep ones are more than ``json`` writes."""
+    structure = depth * '{"kind":"list","items":[' + '{"kind":"none"}' + depth * "]}"
+    return f'{{"schema":{named.SCHEMA},"crc32":{zlib.crc32(structure.encode())},"structure":{structure}}}'
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["[" * 100_000, lists(480), 3, signed(["dict"]), signed({"kind": "dict", "items": [["a", "b"]]}),
+     signed({"kind": "Masked", "static": [], "children": {}})],
+    ids=["endless", "deep", "number", "list", "text", "static"],
+)  # fmt: skip
+def test_malformed_headers_are_refused(header):
+    with pytest.raises(ValueError, match="net: its header is"):
+        named.decode(header, {}, "net")
 
 
 @each

@@ -1,10 +1,13 @@
 """Interleaved timing: who is called, how often and in which order; no time is asserted."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxopt_nn.cost.latency import interleaved, paired_ratio
+import jaxopt_nn as jn
+from jaxopt_nn.cost import latency
+from jaxopt_nn.cost.latency import BLOCKS, interleaved, paired_ratio
 
 
 def recorded(calls, name):
@@ -77,3 +80,25 @@ def test_a_load_that_hits_both_cancels_and_a_few_rounds_give_no_interval(rng):
 def test_at_least_so_many_rounds_are_timed_whatever_they_take():
     out = interleaved({"a": lambda: None}, warmup=1, repeats=50, seconds=0, least=6)
     assert len(out["a"].times) == 6
+
+
+@pytest.mark.parametrize("rounds", [1, 29, 30, 31, 59, 89, 240])
+def test_there_are_never_more_blocks_than_said(monkeypatch, rounds):
+    counts = []
+    monkeypatch.setattr(latency, "median_interval", lambda values: counts.append(len(values)))
+    paired_ratio(np.ones(rounds), np.ones(rounds))
+    assert min(rounds, BLOCKS // 2) <= counts[0] <= BLOCKS
+
+
+def test_calls_are_timed_on_flat_arrays(monkeypatch):
+    """Else the time of a call would hold that of taking compressed tensors apart in Python."""
+    calls = []
+    timings = lambda functions, **how: calls.append(functions) or interleaved(functions, warmup=1, repeats=1)
+    monkeypatch.setattr(latency, "interleaved", timings)
+    variables = {"w": jn.quantize(4).pack({"w": jnp.ones((4, 2))}, jn.quantize(4).init({"w": jnp.ones((4, 2))}))["w"]}
+    apply = lambda v, x, states: (x @ jn.densify(v["w"])) * states["scale"]
+    (entry,), left_out = latency.latencies([(apply, (variables, {"scale": jnp.float32(3.0)}))], (jnp.ones((1, 4)),), [2])
+    assert not left_out and entry["2"]["ratio"] == 1.0
+    np.testing.assert_allclose(calls[0]["0"](), np.full((2, 2), 12.0), rtol=1e-6)
+    leaves, inputs = calls[0]["0"].args
+    assert all(isinstance(x, jax.Array) for x in (*leaves, *inputs))

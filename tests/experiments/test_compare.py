@@ -7,12 +7,14 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
 from experiments import compare, index
 from experiments.comparison import differences, pareto, runs_under
 from experiments.comparison_page import page
+from experiments.config import FREE
 from tests.reporting.full_report import Page, entry, full
 
 REPOSITORY = Path(compare.__file__).parent.parent
@@ -122,7 +124,7 @@ def test_the_pages_numbers_are_the_comparisons(tmp_path):
     runs = parsed.rows("Runs")
     assert len(runs) == 19 and runs[1] == ["sparsity=0.5,bits=2/seed_0", "0", "91.00%", "95.00%", "1,000", "4.00x"]
     links = [attrs["href"] for tag, attrs in parsed.tags if tag == "a"]
-    assert all((tmp_path / link).with_name("report.json").is_file() for link in links) and len(links) == 18
+    assert all((tmp_path / unquote(link)).with_name("report.json").is_file() for link in links) and len(links) == 18
     fields = parsed.rows("Fields that are not the same in all")
     assert fields[1] == ["stages[0].sparsity", "3", "0.5 (2); 0.7 (2); 0.9 (2)"]
     assert parsed.rows("Runs that are not compared")[1][0] == "cut"
@@ -139,7 +141,9 @@ def test_runs_that_can_not_be_compared_are_listed_with_the_reason(tmp_path):
     for folder, text in ((old, '{"schema": 3}'), (bare, '{"schema": 4}')):
         folder.mkdir()
         (folder / "report.json").write_text(text)
-    made = compare.run(list(map(str, (good, again, lost, half, old, bare, tmp_path / "none", good))))
+    empty = tmp_path / "none"
+    empty.mkdir()
+    made = compare.run(list(map(str, (good, again, lost, half, old, bare, empty, good))))
     assert [(cell["name"], cell["n"]) for cell in made["cells"]] == [("good", 1)]
     assert {entry["folder"]: entry["error"] for entry in made["failed"]} == {
         "lost": "its accuracy is no finite number",
@@ -153,8 +157,45 @@ def test_runs_that_can_not_be_compared_are_listed_with_the_reason(tmp_path):
     assert runs_under(tmp_path) == sorted([again, bare, good, half, lost, old])
     with pytest.raises(ValueError, match="no run is named"):
         compare.run([])
+    with pytest.raises(ValueError, match="no run can be compared: lost: its accuracy is no finite number"):
+        compare.run([str(lost)])
+    with pytest.raises(FileNotFoundError, match="typo/run: no such folder"):
+        compare.run([str(good), str(tmp_path / "typo" / "run")])
+    assert not (tmp_path / "typo").exists()
     with pytest.raises(ValueError, match="no run lies below it"):
         index.run(str(good / "nothing"))
+
+
+def test_runs_of_unknown_networks_are_settings_of_their_own(tmp_path):
+    """``jaxopt_nn.compress`` without a config keeps the recipe alone, and that is the same for other networks."""
+    for name in ("a", "b"):
+        report = json.loads((run_of(tmp_path / name, 0.9, 500) / "report.json").read_text())
+        (tmp_path / name / "report.json").write_text(json.dumps({**report, "config": {"stages": [{"bits": 4}]}}))
+    made = index.run(str(tmp_path))
+    assert [(cell["name"], cell["n"]) for cell in made["cells"]] == [("a", 1), ("b", 1)] and not made["failed"]
+
+
+def test_fields_that_change_no_number_make_no_setting(tmp_path):
+    for seed, field in enumerate(FREE):
+        run_of(tmp_path / f"run_{seed}", 0.9, 500, seed, **{field: "changed"})
+    (cell,) = index.run(str(tmp_path))["cells"]
+    assert cell["n"] == len(FREE) and cell["overrides"] == {}
+
+
+def test_a_run_above_the_seeds_of_another_keeps_its_name(tmp_path):
+    run_of(tmp_path / "a", 0.9, 500, bits=4)
+    for seed in range(2):
+        run_of(tmp_path / "a" / f"seed_{seed}", 0.9, 500, seed, bits=2)
+    assert [cell["name"] for cell in index.run(str(tmp_path))["cells"]] == ["a", "a/seed_0 and 1 more"]
+
+
+def test_links_hold_whatever_a_folder_is_called(tmp_path):
+    name = "w:4 #1?%41"
+    run_of(tmp_path / name, 0.9, 500)
+    parsed = Page(page(index.run(str(tmp_path))))
+    (link,) = {attrs["href"] for tag, attrs in parsed.tags if tag == "a"}
+    parts = urlsplit(link)
+    assert not (parts.scheme or parts.query or parts.fragment) and unquote(parts.path) == f"./{name}/report.html"
 
 
 def test_metrics_and_data_that_differ_are_not_compared_with_each_other(tmp_path):

@@ -164,8 +164,17 @@ def test_folds_are_pooled_by_their_labels():
     sums = lambda hits, loss, n: {"accuracy": (hits, n), "loss": (loss, n)}
     pairs = [(sums(15, 60.0, 30), sums(9, 90.0, 30)), (sums(9, 40.0, 10), sums(8, 50.0, 10))]
     numbers = lambda each: {"baseline": task.result(each[0]), "final": task.result(each[1]), "stages": []}
-    results = [types.SimpleNamespace(sums=Sums(*pair), report={"folds": [numbers(pair)]}) for pair in pairs]
+    remarks = lambda fold: {"warnings": [f"lost {fold}"], "skipped": [{"path": "b", "reason": "is no matrix"}]}
+    results = [
+        types.SimpleNamespace(sums=Sums(*pair), report={"folds": [numbers(pair)], **remarks(fold)})
+        for fold, pair in enumerate(pairs)
+    ]
+    results[1].report["skipped"].append({"path": "w", "reason": "is cut"})
     found = compress.joined(task, results, 12)
+    assert found["warnings"] == ["fold 1: lost 0", "fold 2: lost 1"]
+    assert found["skipped"] == [
+        {"path": "b", "reason": "is no matrix"}, {"path": "w", "reason": "fold 2: is cut"},
+    ]  # fmt: skip
     pooled = found["cross_validation"]
     assert (pooled["folds"], pooled["examples"]) == (2, 12)
     assert pooled["baseline"] == {"accuracy": 24 / 40, "loss": 2.5} and pooled["final"] == {"accuracy": 17 / 40, "loss": 3.5}

@@ -18,7 +18,7 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.arithmetic import arithmetic
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.pipeline.classes import classification
+from jaxopt_nn.pipeline.classes import classification, multilabel
 from jaxopt_nn.pipeline.store import load, save
 
 FEATURES, CLASSES = 16, 4
@@ -110,6 +110,31 @@ def test_numbers_and_predictions(artifact, tmp_path):
     assert np.mean(out["classes"] == y) == pytest.approx(found["values"]["accuracy"])
     weights = np.asarray(own_model(0).variables["w"])
     np.testing.assert_allclose(out["outputs"], np.tanh(x.reshape(32, -1)) @ weights, atol=0.1)
+
+
+X = np.zeros((3, 2), np.float32)
+SINGLE = np.float32([-1, 0.5, 2])
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "classes"),
+    [
+        (classification(test=(X, np.array([0, 1, 2]))), np.eye(3, dtype=np.float32)[[1, 2, 0]], [1, 2, 0]),
+        (classification(test=(X, np.array([0, 1, 1]))), SINGLE[:, None], [0, 1, 1]),
+        (classification(test=(X, np.array([0, 1, 1]))), SINGLE, [0, 1, 1]),
+        (classification(test=(X, np.array([[0], [1], [1]]))), SINGLE[:, None], [[0], [1], [1]]),
+        (multilabel(test=(X, np.array([[0, 1]] * 3))), np.ones((3, 2), np.float32), None),
+    ],
+    ids=["three classes", "one logit, its axis", "one logit", "one logit, labels with its axis", "several labels"],
+)
+def test_classes_are_the_answers_that_the_accuracy_counts(tmp_path, task, outputs, classes):
+    predict.save(tmp_path / "out.npz", outputs, task)
+    out = np.load(tmp_path / "out.npz")
+    assert ("classes" in out) == (classes is not None)
+    if classes is not None:
+        np.testing.assert_array_equal(out["classes"], classes)
+        accuracy = predict.graded(outputs, predict.Examples((X,), (X, np.asarray(classes))), task)["accuracy"]
+        assert accuracy == 1.0
 
 
 @pytest.mark.parametrize("name", ["pair", "inputs", "own_data"])

@@ -12,13 +12,17 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from experiments import serve
+from experiments.serving import wire
+from experiments.serving.server import Server
 from jaxopt_nn.export.exported import exported
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.store import save
@@ -140,6 +144,26 @@ def slow(tmp_path_factory):
 def server(artifact):
     with served(artifact, "--max_batch=16") as (port, _):
         yield port
+
+
+@pytest.mark.parametrize(
+    ("accept", "outputs", "kind"),
+    [
+        (None, 1, wire.NPY),
+        ("*/*", 1, wire.NPY),
+        ("*/*", 2, wire.NPZ),
+        ("application/json, text/plain, */*", 1, wire.JSON),
+        ("application/x-npz;q=0.9, */*;q=0.1", 1, wire.NPZ),
+        ("Application/X-NPY, application/json", 1, wire.NPY),
+        ("application/x-npy, application/json", 2, wire.JSON),
+        ("text/html, */*;q=0.8", 1, wire.NPY),
+    ],
+)
+def test_the_answer_has_the_first_format_that_is_accepted(accept, outputs, kind):
+    headers = {**NPY, **({"Accept": accept} if accept else {})}
+    engine = types.SimpleNamespace(outputs=[None] * outputs)
+    request = make_mocked_request("POST", "/v1/predict", headers=headers)
+    assert Server._format(types.SimpleNamespace(_engine=engine), request) == kind
 
 
 MALFORMED = [

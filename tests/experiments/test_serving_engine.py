@@ -87,5 +87,12 @@ def test_what_can_not_be_served_is_refused_at_the_start(artifact, tmp_path):
     save(tmp_path / "open", text, programs=programs)
     with pytest.raises(ValueError, match="axis of open length beside the batch"):
         opened(tmp_path / "open", 8)
+    for name, dtype, apply in (
+        ("inputs", jnp.complex64, lambda v, x: jnp.abs(x) @ v["w"]),
+        ("outputs", jnp.float32, lambda v, x: jax.lax.complex(x, x @ v["w"])),
+    ):
+        waves = Network(apply, {"w": jnp.eye(3)})
+        with pytest.raises(ValueError, match=rf"{name}: is complex64\[3\]; a server takes and gives floats"):
+            Engine(waves, (jax.ShapeDtypeStruct((1, 3), dtype),), 8)
     with pytest.raises(ValueError, match="the model fails on inputs"):
         Engine(network, ({"x": example()[0]["x"]},), 8)

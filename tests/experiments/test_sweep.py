@@ -11,11 +11,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import compress, summary, sweep
-from experiments.config import checked
+from experiments.config import checked, decisive
 from experiments.grid import cells_of, read_grid
 from jaxopt_nn.core.paths import addresses
 from jaxopt_nn.interpret.network import Network
-from jaxopt_nn.pipeline.checkpoints import locked
+from jaxopt_nn.pipeline.checkpoints import claim, locked
 from jaxopt_nn.pipeline.classes import classification
 from tests.reporting.full_report import Page
 
@@ -121,7 +121,7 @@ def test_one_seed_has_no_spread(runs, tmp_path):
     made = sweep.run(tiny(seed=7), "stages[1].bits=2,4", str(tmp_path), seeds=1, baseline="bits=4")
     assert made["seeds"] == [7] and made["cells"][0]["score"]["std"] is None
     assert made["cells"][0]["difference"]["standard_error"] is None
-    assert "±" not in sweep.common.aligned(*sweep.header_and_cells(made))
+    assert "±" not in str(sweep.header_and_cells(made))
 
 
 def test_finished_runs_are_kept_and_others_go_on(runs, tmp_path):
@@ -163,6 +163,40 @@ def test_a_run_that_fails_does_not_lose_the_others(runs, tmp_path):
     assert made["failed"][0]["error"].startswith("FloatingPointError: stage 'prune': the loss is nan")
     assert any("failed: FloatingPointError: stage 'prune'" in line for line in lines)
     assert "failed: sparsity=0.99 seed 1" in (tmp_path / "sweep.md").read_text()
+
+
+@pytest.mark.parametrize(("end", "bad"), [("baseline", float("nan")), ("final", float("inf")), ("final", None)])
+def test_a_score_that_is_no_finite_number_is_a_failure(runs, tmp_path, monkeypatch, bad, end):
+    whole = compress.run
+
+    def run(config, workdir, say=None, *, latency=True, floats=None):
+        report = whole(config, workdir, latency=latency, floats=floats)
+        if config["seed"] == 1:
+            {"baseline": report["baseline"], "final": report["stages"][-1]}[end]["metrics"]["accuracy"] = bad
+            (pathlib.Path(workdir) / "report.json").write_text(json.dumps(report))
+        return report
+
+    monkeypatch.setattr(compress, "run", run)
+    monkeypatch.setattr(sweep, "draw", lambda made: b"")
+    for _ in range(2):
+        result = sweep.run(tiny(), "stages[1].bits=2,4", str(tmp_path), seeds=3)
+        assert json.loads((tmp_path / "sweep.json").read_text()) == result
+        assert [cell["n"] for cell in result["cells"]] == [2, 2] and result["missing"] == 0
+        assert [(f["cell"], f["seed"], f["error"]) for f in result["failed"]] == [
+            (f"bits={bits}", 1, "ValueError: its accuracy is no finite number") for bits in (2, 4)
+        ]
+        assert len(runs) == 6, "finished runs are kept, these too"
+
+
+def test_fields_that_change_no_number_are_no_other_config(runs, tmp_path):
+    config = tiny()
+    sweep.run(config, "", str(tmp_path), seeds=1)
+    sweep.run({**config, "checkpoint_seconds": 1.0, "export": ["cpu"]}, "", str(tmp_path), seeds=1)
+    assert len(runs) == 2, "the run ends anew, from its checkpoints, so that the programs are exported"
+    (tmp_path / "config" / "seed_0" / "report.json").unlink()
+    claim(tmp_path / "config" / "seed_0" / "checkpoints", decisive(checked(config)))
+    sweep.run(config, "", str(tmp_path), seeds=1)
+    assert len(runs) == 3
 
 
 def test_an_interrupt_keeps_what_is_finished(runs, tmp_path, monkeypatch):

@@ -111,6 +111,25 @@ def test_a_program_that_prepares_another_weight_is_found(artifact):
         verify.check_prepared(ready, {**tree["variables"], "w": network(2.0).variables["w"]})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.at[0, 0].set(jnp.nan), "differ by nan of the largest output"),
+        (lambda x: 2 * x, "differ by 1 of the largest output"),
+        (lambda x: x[:, :1], r"gives float32\[4, 1\], the model's code float32\[4, 3\]"),
+        (lambda x: (x, x), r"gives float32\[4, 3\], float32\[4, 3\], the model's code float32\[4, 3\]"),
+    ],
+)
+def test_outputs_that_differ_from_the_codes_are_refused(artifact, monkeypatch, change, message):
+    code = jn.Network(apply, network().variables)
+    monkeypatch.setattr(verify, "loaded", lambda artifact: (code,))
+    program = jn.load(artifact)
+    assert verify.compared("here", program).startswith("program and model's code differ by ")
+    monkeypatch.setattr(verify, "example", lambda network: (jnp.ones((4, 16)),))
+    with pytest.raises(ValueError, match=message):
+        verify.compared("here", jn.Network(lambda v, x: change(apply(v, x)), network().variables))
+
+
 def test_the_arguments(main):
     for arguments in ([], ["a", "b"]):
         with pytest.raises(SystemExit, match="pass the artifact's directory"):

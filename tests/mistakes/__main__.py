@@ -17,9 +17,11 @@ to do next. Search this page for the words that you see.
 
 In these lines `net` is a `Network` of `apply` and `variables`, `x` a batch of its inputs, `task` a classification of
 `images` and `labels`; `w4` is `jn.where("**/kernel", jn.quantize(4))`, `state` its state, `stored` what it packs, and
-`stored8` the same with 8 bits; `model` is a Flax Linen module and `params` its variables; `tmp` is a folder.
-`compress(recipe, network=net, task=task)` is `jn.compress(network, recipe, task)`. Errors of a model, a loader or a config
-of your own keep their traceback. The page is written by `python -m tests.mistakes`."""
+`stored8` the same with 8 bits; `model` is a Flax Linen module and `params` its variables; `tmp` is a folder, which messages
+call `RUN`, as the commands do. Three functions make lines short: `compress(recipe)` is `jn.compress(net, recipe, task)`, with
+another network or task where one is passed; `step(loss)` takes one training step of `w4` with that loss, by `jn.make_step`;
+`artifact()` saves `net` in `tmp` with `jn.save` and gives the path. Errors of a model, a loader or a config of your own keep
+their traceback. The page is written by `python -m tests.mistakes`."""
 
 
 def page(folder: str) -> str:

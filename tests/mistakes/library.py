@@ -14,7 +14,7 @@ RECIPES = [
     ('jn.Stage("w4", w4, optimizer="adam")', TypeError, "optimizer='adam'", "optax.sgd(0.1)"),
     ('jn.Stage("w4", w4, thaw="prune")', TypeError, "thaw='prune'", "pass a tuple"),
     ('jn.Stage("w4", w4, distill=True)', TypeError, "distill is True", "Distill(temperature=4.0"),
-    ('compress([jn.Stage("tanh", jnp.tanh)])', TypeError, "transform(0) gave is an array", "pass a Transform"),
+    ('compress([jn.Stage("tanh", jnp.tanh)])', TypeError, "transform(0) returned an array", "pass a Transform"),
     ('compress([jn.Stage("half", lambda p: p["hidden"])])', TypeError, "not subscriptable", "pass a Transform"),
     ("compress(w4)", TypeError, "recipe is a Transform", "pass a list of stages"),
     ("compress([w4])", TypeError, "its entry 0 a Transform", "[Stage(name, transform), ...]"),

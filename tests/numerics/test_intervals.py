@@ -36,6 +36,13 @@ def test_the_interval_of_a_median_lies_between_order_statistics(rng, n, k):
     assert median_interval(values) == ((n + 1) / 2, k, n + 1 - k)
 
 
+def test_many_values_have_an_interval_of_the_median_close_to_the_normal_one():
+    n = 5000
+    estimate, low, high = median_interval(range(1, n + 1))
+    half = 1.959964 * math.sqrt(n) / 2
+    assert estimate == (n + 1) / 2 and high - estimate == estimate - low == pytest.approx(half, abs=1)
+
+
 def test_too_few_values_have_no_interval_of_the_median():
     assert all(map(math.isnan, median_interval([1, 2, 3, 4, 5])[1:])) and median_interval([1, 2, 3, 4, 5]).value == 3
     assert median_interval([3.0, 1.0], level=0.5) == (2.0, 1.0, 3.0)

@@ -53,6 +53,10 @@ def test_what_leaves_alone_cost_is_bounded_unless_asked_for(monkeypatch):
     said = {s["path"]: s["reason"] for s in told.report["skipped"]}["loss by leaf"]
     macs = 2 * 54 * (6 * 16 + 16 * 3)
     assert said == f"not measured: of 2 leaves it takes {macs:.1e} multiply-accumulates; pass sensitivity=True"
+    with monkeypatch.context() as patch:
+        patch.setattr(grade, "accumulated", None)  # nothing is evaluated before that is decided
+        decoded = jn.densify(told.network.variables)
+        assert f"not measured: {grade.losses_alone(NETWORK, decoded, task(), 6 * 16 + 16 * 3)}" == said
     assert alone(jn.compress(NETWORK, PACKED, task(), latency=False, sensitivity=True))["up"] > 0
     silent = jn.compress(NETWORK, PACKED, task(), latency=False, sensitivity=False)
     assert set(alone(silent).values()) == {None} and "loss by leaf" not in {s["path"] for s in silent.report["skipped"]}
@@ -91,6 +95,14 @@ def test_one_logit_has_two_classes():
     result = jn.compress(net, PACKED, task(train=None, test=(TEST[0], labels)), latency=False)
     answers = (np.asarray(net(TEST[0]))[:, 0] > 0).astype(int)
     assert result.report["confusion"]["baseline"] == confusion_matrix(labels, answers).tolist()
+
+
+def test_a_negative_label_late_in_a_loader_counts_for_nothing_in_the_confusions():
+    """The first batch alone is checked before the run; what -1 does to the loss is seen there."""
+    detail = jn.classification(test=(np.zeros((1, 2), np.float32), [0])).details["confusion"]
+    x, y = np.float32([[1, 0], [0, 1], [0, 1]]), np.array([0, 1, -1])
+    parts = detail.measure(jnp.asarray(x), (x, y), jnp.ones(3))
+    assert detail.compare(parts, parts)["final"] == [[1, 0], [0, 1]]
 
 
 def test_a_loader_that_shuffles_has_confusions_and_no_changes():

@@ -65,7 +65,7 @@ def test_a_network_that_was_cut_runs_from_its_program(tmp_path):
     assert {p.name for p in (tmp_path / "artifact" / "programs").iterdir()} == {"cpu.prepare", "cpu.run"}
 
 
-def test_what_can_not_be_exported_is_said_and_nothing_is_lost(tmp_path):
+def test_what_can_not_be_exported_is_said_and_nothing_is_lost(tmp_path, capsys):
     """A model that needs to know its batch."""
 
     def fixed(v, x):
@@ -74,8 +74,8 @@ def test_what_can_not_be_exported_is_said_and_nothing_is_lost(tmp_path):
     network = jn.Network(fixed, {"w": WEIGHTS["up"][:, :3]})
     small = TASK.replace(train=None, test=(X[:4], np.argmax(X[:4, :3], 1)), batch_size=4)
     result = jn.compress(network, [jn.Stage("w8", jn.quantize(8))], small, workdir=tmp_path, latency=False, export=["cpu"])
-    (said,) = [s["reason"] for s in result.report["skipped"] if s["path"] == "export for cpu"]
-    assert said.startswith("not exported: the network can't be exported for a batch of any size")
+    message = "warning: no program for cpu in the artifact: the network can't be exported for a batch of any size"
+    assert message in str(result) and message in capsys.readouterr().err
     np.testing.assert_array_equal(jn.load(tmp_path / "artifact", fixed)(X[:4]), result.network(X[:4]))
     with pytest.raises(ValueError, match=r"artifact: holds no exported program; pass apply=, its model's function, or write"):
         jn.load(tmp_path / "artifact")
