@@ -81,7 +81,8 @@ class Rewritten:
         """
         leaves, program = leaves_by_path(variables), self.program(variables, inputs)
         sites = [program.sites[key] for key in assigned(program, self._rules, "rule")] if self._rules else []
-        coded = [site.name for site in sites if len(site.leaves) == 1 and is_compressed(leaves[site.leaves[0]])]
+        whole = [site for site in sites if len(site.leaves) == 1 and not site.derived]
+        coded = [site.name for site in whole if is_compressed(leaves[site.leaves[0]])]
         declined = {message.path: message.reason for message in report.of("float")}
         if not coded or any(name not in declined for name in coded):
             return None
