@@ -26,7 +26,7 @@ def check_network(network: Any) -> Network:
 
     Raises:
       TypeError: it is no ``Network``; a leaf or node that can't be stored.
-      ValueError: no leaf, a compressed tensor, NaN or Inf, a path in ``still`` that is none; named by path.
+      ValueError: no leaf, none of floats, a compressed tensor, NaN or Inf, a path in ``still`` that is none; named by path.
     """
     network = network_of(network)
     check_storable(network.variables)
@@ -45,6 +45,12 @@ def check_network(network: Any) -> Network:
             near = ", ".join(near_misses(path, leaves)) or "it has no leaf"
             raise ValueError(f"still: {path!r} is no leaf of the network; nearest: {near}")
     numbers = {path: leaf for path, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+    if not numbers:
+        path, leaf = next(iter(leaves.items()))
+        raise ValueError(
+            f"{path}: {leaf.dtype}, and no other leaf is of floats either, so there is nothing to train or compress; pass the "
+            "float weights that apply takes"
+        )
     for path, bad in jax.device_get(_not_finite(numbers)).items():
         if bad:
             raise ValueError(

@@ -21,7 +21,7 @@ In these lines `net` is a `Network` of `apply` and `variables`, `x` a batch of i
 call `RUN`, as the commands do. Three functions make lines short: `compress(recipe)` is `jn.compress(net, recipe, task)`, with
 another network or task where one is passed; `step(loss)` takes one training step of `w4` with that loss, by `jn.make_step`;
 `artifact()` saves `net` in `tmp` with `jn.save` and gives the path. Errors of a model, a loader or a config of your own keep
-their traceback. The page is written by `python -m tests.mistakes`."""
+their traceback. The page is what `python -m tests.mistakes` prints."""
 
 
 def page(folder: str) -> str:

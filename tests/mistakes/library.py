@@ -151,6 +151,10 @@ DATA = [
         ValueError, "holds no array", "pass the whole pytree",
     ),
     (
+        "compress([jn.Stage('w4', w4)], network=net.replace(variables=jax.tree.map(lambda w: w.astype(jnp.int32), variables)))",
+        ValueError, "head/bias: int32", "nothing to train or compress", "pass the float weights",
+    ),
+    (
         "compress([jn.Stage('w4', w4)], network=net.replace(variables=jax.tree.map(lambda w: w * jnp.nan, variables)))",
         ValueError, "head/bias: 4 of 4 entries are NaN or Inf", "find the training step that diverged",
     ),
