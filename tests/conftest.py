@@ -1,7 +1,7 @@
 """Eight host devices, rank promotion an error, reproducible properties; setup.cfg makes warnings errors.
 
 ``pytest --budget SECONDS`` skips, by name, the tests that have not begun by then. What ``tests/long.txt`` names runs with the
-slow tests; ``pytest -m "not slow and not exact" --list-long 1`` measures and writes it anew.
+slow tests; ``pytest -m "not slow and not exact" --list-long 0.5`` measures and writes it anew.
 """
 
 import importlib.metadata
