@@ -268,10 +268,10 @@ def _remarks(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"warnings": warnings, "skipped": skipped}
 
 
-def show(made: dict[str, Any], workdir: str) -> None:
+def show(report: dict[str, Any], workdir: str) -> None:
     """Prints the table, what it does not say, and where the report lies."""
-    common.show(*tables.rows(made, without=tables.but_headline(made)))
-    print("\n".join(tables.sentences(made)))
+    common.show(*tables.rows(report, without=tables.but_headline(report)))
+    print("\n".join(tables.sentences(report)))
     print(f"report: {os.path.join(workdir, 'report.html')}")
 
 
@@ -282,11 +282,11 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    given = common.flag_values(argv)
+    flag = common.flag_values(argv)
     with common.plain_errors("stopped; the same command goes on from the last checkpoint"):
-        name = Path(config_flags.get_config_filename(given["config"])).stem
-        made = run(given.config, given.workdir, say=lambda line: print(line, flush=True), name=name)
-    show(made, given.workdir)
+        name = Path(config_flags.get_config_filename(flag["config"])).stem
+        report = run(flag.config, flag.workdir, say=lambda line: print(line, flush=True), name=name)
+    show(report, flag.workdir)
 
 
 if __name__ == "__main__":

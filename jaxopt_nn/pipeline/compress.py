@@ -171,13 +171,13 @@ def compress(
 
 def _programs(result: Result, task: Task, platforms: Sequence[str]) -> dict[str, Programs]:
     """The network's programs; where one can't be exported, the report says why, and no other work is lost."""
-    found: dict[str, Programs] = {}
+    programs: dict[str, Programs] = {}
     for platform in platforms:
         try:
-            found |= exported(result.network, task.example, [platform])
+            programs |= exported(result.network, task.example, [platform])
         except ValueError as error:
             result.report["warnings"].append(f"no program for {platform} in the artifact: {error}")
-    return found
+    return programs
 
 
 def _say(line: str) -> None:
@@ -342,15 +342,15 @@ class Compressor:
             directory / "artifact", result.network, programs=programs, recipe=recipe, extra={"config": config}, overwrite=True
         )
         loaded = load(artifact, result.network.apply, result.network.rules)
-        found = task.result(accumulated(loaded.replace(variables=prepare(loaded.variables)), task, task.test))
-        held = task.result(result.sums[1])
+        reloaded = task.result(accumulated(loaded.replace(variables=prepare(loaded.variables)), task, task.test))
+        expected = task.result(result.sums[1])
         result.report["artifact"] = {
-            "path": os.path.join(workdir, "artifact"), "bytes": artifact.bytes, "metrics_reloaded": found,
+            "path": os.path.join(workdir, "artifact"), "bytes": artifact.bytes, "metrics_reloaded": reloaded,
         }  # fmt: skip
         write.write(result.report, directory)
-        if not np.array_equal(list(found.values()), list(held.values()), equal_nan=True):
+        if not np.array_equal(list(reloaded.values()), list(expected.values()), equal_nan=True):
             raise RuntimeError(
-                f"{artifact.path}: read back, its metrics are {found}, in memory they were {held}; the report and the "
+                f"{artifact.path}: read back, its metrics are {reloaded}, in memory they were {expected}; the report and the "
                 "artifact were written: if evaluating twice agrees in this process, the artifact can't be trusted"
             )
 
@@ -372,12 +372,12 @@ class Compressor:
 
     def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Sums]:
         """The report's entry of each form; accumulators on the test data of the first and the last."""
-        found = [accumulated(form.ready, task, task.judged) for form in forms]
-        ends = Sums(found[0], found[-1])
+        judged = [accumulated(form.ready, task, task.judged) for form in forms]
+        ends = Sums(judged[0], judged[-1])
         if task.valid is not None:
             ends = Sums(*(accumulated(forms[k].ready, task, task.test) for k in (0, -1)))
         rows = []
-        for form, sums in zip(forms, found, strict=True):
+        for form, sums in zip(forms, judged, strict=True):
             row = entry.row(form.name, form.stored, form.ready, forms[0].stored.variables, form.macs, form.facts)
             rows.append({**row, "metrics": task.result(sums)})
         if task.valid is not None:
@@ -392,10 +392,11 @@ class Compressor:
         watch = lambda said: run.watch({**said, "stage": f"{CONTROL}/{said['stage']}"})
         own = run._replace(watch=watch, checkpoints=places and (lambda name: places(f"{CONTROL}/{name}")))
         forms, *_ = self._stages(self._control, network, own)
-        found = {"metrics": accumulated(forms[-1].ready, run.task, run.task.judged)}
+        sums_of = {"metrics": accumulated(forms[-1].ready, run.task, run.task.judged)}
         if run.task.valid is not None:
-            found["test"] = accumulated(forms[-1].ready, run.task, run.task.test)
-        return {name: run.task.result(each) for name, each in found.items()}, sums._replace(control=list(found.values())[-1])
+            sums_of["test"] = accumulated(forms[-1].ready, run.task, run.task.test)
+        metrics = {name: run.task.result(each) for name, each in sums_of.items()}
+        return metrics, sums._replace(control=list(sums_of.values())[-1])
 
     def _sensitive(
         self, rows: list[dict[str, Any]], forms: Sequence[_Form], now: Position, task: Task, asked: bool | None
@@ -417,6 +418,6 @@ class Compressor:
 
     def _histograms(self, network: Network, now: Position, task: Task) -> dict[str, Any]:
         """Of the matrices, in the network given and as they are seen at the end."""
-        seen = self._course.view(len(self._course.recipe) - 1, now, task)
+        compressed = self._course.view(len(self._course.recipe) - 1, now, task)
         matrices = [leaf.path for leaf in now.info.leaves if leaf.matrix and leaf.path in now.info.roles]
-        return histograms(network.variables, seen, matrices)
+        return histograms(network.variables, compressed, matrices)
