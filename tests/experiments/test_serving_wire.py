@@ -123,13 +123,17 @@ def test_no_pickle_is_read():
 
 
 @given(st.sampled_from([NPY, NPZ, JSON]), st.binary(max_size=200), st.integers(0, 400), st.sampled_from([IMAGE, PAIR, HALF]))
-def test_any_damage_is_refused(kind, noise, at, fields):
+def test_any_damage_is_refused_or_gives_what_the_network_takes(kind, noise, at, fields):
     whole = {NPY: npy(X), NPZ: npz(inputs=X), JSON: text(X.tolist())}[kind]
     for body in (noise, whole[:at] + noise + whole[at + len(noise) :], whole[:at], whole[: at // 2] + noise + whole[at:]):
         try:
-            decoded(body, kind, fields, 5)
-        except Refused:
-            pass
+            arrays, rows, _ = decoded(body, kind, fields, 5)
+        except Refused as refusal:
+            assert str(refusal)
+        else:
+            assert 1 <= rows <= 5 and [x.shape for x in arrays] == [(rows, *field.shape) for field in fields]
+            assert [x.dtype for x in arrays] == [field.dtype for field in fields]
+            assert all(np.isfinite(x).all() for x in arrays)
 
 
 def test_the_longest_body_fits():
