@@ -120,7 +120,7 @@ def load_artifact(directory: str | os.PathLike[str]) -> tuple[PyTree, dict[str, 
     buffers = _read_arrays(source / "arrays")
     try:
         return rebuild(manifest["structure"], "", from_buffers(buffers)), manifest
-    except (KeyError, TypeError) as error:
+    except (KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"{source}: the manifest's structure is malformed: {error!r}") from error
 
 

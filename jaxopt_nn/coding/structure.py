@@ -19,6 +19,8 @@ from jaxopt_nn.tensors.base import PyTree, Tensor, is_compressed
 
 #: A buffer is closed before it would exceed this many bytes.
 BUFFER_BYTES = 64 * 2**20
+#: Nodes inside nodes. Far more than a network has, far fewer than end Python's stack: the same answer on every version of it.
+LEVELS = 100
 
 
 class Writer(Protocol):
@@ -86,9 +88,11 @@ def check_storable(variables: PyTree) -> None:
     describe(variables, "", _Discard())
 
 
-def describe(node: PyTree, path: str, writer: Writer) -> dict[str, Any]:
+def describe(node: PyTree, path: str, writer: Writer, level: int = 0) -> dict[str, Any]:
     """The node as JSON; its arrays go to ``writer``."""
-    child = lambda key, value: describe(value, f"{path}/{key}" if path else str(key), writer)
+    if level > LEVELS:
+        raise ValueError(f"{path[:60]}...: more than {LEVELS} nodes inside each other can't be stored; flatten the tree")
+    child = lambda key, value: describe(value, f"{path}/{key}" if path else str(key), writer, level + 1)
     if node is None:
         return {"kind": "none"}
     if type(node) is dict:
@@ -145,9 +149,11 @@ def _tensor_kinds(base: type = Tensor) -> dict[str, type]:
     return kinds
 
 
-def rebuild(node: dict[str, Any], path: str, read: Reader) -> Any:
-    """The node that ``describe`` gave as JSON, its arrays by ``read``."""
-    child = lambda key, value: rebuild(value, f"{path}/{key}" if path else str(key), read)
+def rebuild(node: dict[str, Any], path: str, read: Reader, level: int = 0) -> Any:
+    """The node that ``describe`` gave as JSON, its arrays by ``read``; RecursionError if deeper than ``describe`` goes."""
+    if level > LEVELS:
+        raise RecursionError(f"more than {LEVELS} nodes inside each other")
+    child = lambda key, value: rebuild(value, f"{path}/{key}" if path else str(key), read, level + 1)
     kind = node["kind"]
     if kind == "none":
         return None
