@@ -14,33 +14,19 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from ml_collections import config_flags
-from sklearn.datasets import load_digits
 
 import jaxopt_nn as jn
-from configs.digits_quickstart import get_config
 from experiments import common, compress
 from experiments import config as configs
-from experiments.data.digits import digits
 from experiments.model import restored
-from jaxopt_nn.coding.artifact import load_artifact
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.checkpoints import locked
 from jaxopt_nn.pipeline.classes import classification
 from jaxopt_nn.pipeline.compress import Compressor, Sums
-from jaxopt_nn.reporting import tables
 from jaxopt_nn.reporting.progress import Progress
 
 TRACES = []
 ROOT = pathlib.Path(compress.__file__).parent.parent
-
-
-def shrunk(**changes):
-    config = configs.plain(get_config())
-    config["float"]["epochs"] = 8
-    for stage in config["stages"]:
-        stage["epochs"] = 4
-    config["data"]["folds"], config["control"] = 2, False
-    return {**config, **changes}
 
 
 def own_model(seed):
@@ -70,74 +56,6 @@ def tiny(**changes):
         "float": {"epochs": 5, "learning_rate": 0.1},
         "stages": [{"name": "quantize", "method": "quantize", "bits": 8}], **changes,
     }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def quickstart(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("quickstart")
-    lines = []
-    return compress.run(shrunk(), str(workdir), say=lines.append), workdir, lines
-
-
-def test_the_quickstart_is_ten_times_smaller_with_the_same_architecture(quickstart):
-    report, workdir, lines = quickstart
-    assert [s["name"] for s in report["stages"]] == ["prune", "clip", "quantize"]
-    assert {s["params"] for s in (report["baseline"], *report["stages"])} == {50_610}
-    assert report["baseline"]["bytes"] == 202_440
-    assert report["stages"][-1]["ratio"] > 16 and report["stages"][-1]["bits_per_weight"] < 2
-    assert 202_440 / report["artifact"]["bytes"] > 12
-    assert report["baseline"]["metrics"]["accuracy"] > 0.8 and report["stages"][-1]["metrics"]["accuracy"] > 0.7
-    assert {s["path"] for s in report["skipped"]} == {f"params/Dense_{i}/bias" for i in range(3)}
-    said = [line for line in lines if ": step " not in line]  # those of a slow machine
-    assert len(said) == 2 and said[0].startswith("fold 1 of 2: baseline ")
-    assert json.loads((workdir / "report.json").read_text()) == report
-    assert report["history"][0]["stage"] == "float" and list(workdir.glob("tensorboard/*/*"))
-
-
-def test_its_artifact_gives_the_accuracy_of_the_stage(quickstart):
-    report, workdir, _ = quickstart
-    assert report["artifact"]["metrics_reloaded"] == report["stages"][-1]["test"]
-    assert report["artifact"]["path"] == str(workdir / "artifact")
-    _, manifest = load_artifact(report["artifact"]["path"])
-    assert manifest["recipe"] == report["config"]["stages"]
-
-
-def test_all_images_are_tested_once(quickstart):
-    report, *_ = quickstart
-    found = report["cross_validation"]
-    assert (found["folds"], found["examples"]) == (2, 1797)
-    for name, entry in (("baseline", report["baseline"]), ("final", report["stages"][-1])):
-        parts = [fold[name]["accuracy"] for fold in report["folds"]]
-        assert report["folds"][0][name] == entry["test"]
-        assert found[name]["accuracy"] == pytest.approx((899 * parts[0] + 898 * parts[1]) / 1797)
-        assert np.sum(report["confusion"][name]) == 1797
-        assert np.trace(report["confusion"][name]) == round(1797 * found[name]["accuracy"])
-
-
-def test_the_table_is_of_all_folds(quickstart):
-    """By NumPy, from the folds' own numbers: mean, Student's interval of two folds (t = tan(0.475 pi)), paired differences."""
-    report, *_ = quickstart
-    t = np.tan(0.475 * np.pi)
-    for k, over in enumerate([report["summary"]["baseline"], *report["summary"]["stages"]]):
-        of = lambda fold, k=k: (fold["valid"] if k == 0 else fold["stages"][k - 1]["metrics"])["accuracy"]
-        each = np.array([of(fold) for fold in report["folds"]])
-        mean, half = each.mean(), t * np.ptp(each) / 2
-        assert over["metrics"]["accuracy"] == pytest.approx({"mean": mean, "low": mean - half, "high": mean + half, "n": 2})
-        less = each - [fold["valid"]["accuracy"] for fold in report["folds"]]
-        assert k == 0 or over["difference"]["accuracy"]["mean"] == pytest.approx(less.mean())
-    assert tables.rows(report)[1][-1][1] == f"{mean:.2%} ± {100 * half:.2f}"
-
-
-def test_validation_data_is_seen_by_no_training_and_by_curves(quickstart):
-    report, *_ = quickstart
-    task = digits(1, 2, 0, valid=0.1)
-    parts = [{x.tobytes() for x in source.tree[0]} for source in (task.train, task.valid, task.test)]
-    assert (task.train.size, task.valid.size, task.test.size) == (809, 90, 898)
-    assert not parts[0] & parts[1] and len(parts[0] | parts[1] | parts[2]) == len({x.tobytes() for x in load_digits().data})
-    for stage in ("float", "prune", "clip", "quantize"):
-        points = [entry["valid"] for entry in report["history"] if entry["stage"] == stage and "valid" in entry]
-        assert len(points) == (8 if stage == "float" else 4) and {*points[0]} == {"accuracy", "loss"}
-    assert points[-1] == pytest.approx(report["stages"][-1]["metrics"]), "weights alone are quantized under w4a16"
 
 
 def test_another_fold_compiles_nothing_that_holds_the_model(tmp_path):
@@ -182,21 +100,6 @@ def test_folds_are_pooled_by_their_labels():
     ends = found["summary"]["test"]
     assert ends["baseline"]["metrics"]["accuracy"]["mean"] == pytest.approx((0.5 + 0.9) / 2)
     assert ends["final"]["difference"]["accuracy"]["mean"] == pytest.approx((-0.2 - 0.1) / 2)
-
-
-def test_the_table_is_printed_plain_or_coloured(quickstart, capsys, monkeypatch):
-    report, workdir, _ = quickstart
-    compress.show(report, str(workdir))
-    plain = capsys.readouterr().out
-    assert plain.splitlines()[0].startswith("stage ") and plain.splitlines()[-1] == f"report: {workdir}/report.html"
-    assert "test data, 1,797 examples, each tested once" in plain
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    for width, coloured in ((60, False), (120, True)):
-        monkeypatch.setenv("COLUMNS", str(width))
-        compress.show(report, str(workdir))
-        shown = capsys.readouterr().out
-        assert (shown == plain) != coloured
-        assert all(word in shown for word in ("quantize", "16.1", "each tested once"))
 
 
 def command(config, *flags):
