@@ -1,6 +1,6 @@
 """Claim: each method does to bytes, time and accuracy what ``docs/methods.md`` says, on one network.
 
-Command: ``python -m experiments.benchmarks.methods_table`` (10 minutes on 2 cores)
+Command: ``python -m experiments.benchmarks.methods_table`` (2 minutes on 2 idle cores)
 
 LeNet-300-100 in NNX on scikit-learn's digits. Each case is the code in its first column. Three of five folds: accuracies
 are over the 1,080 images of their test parts, changes are paired by fold.

@@ -241,6 +241,8 @@ def drawn(rows: list[dict[str, Any]]) -> bytes:
             axes.plot(x, [row[name] for row in rows], marker="o", label=name.partition(",")[0])
         axes.axvline(x[0] / LOADS[0], color="grey", linestyle=":", label="most that eight busy clients got through")
         axes.set(xlabel="offered load, requests of one image a second", ylabel="latency, ms", yscale="log")
+        for each in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            each("{x:g}")
         axes.legend()
 
     return picture(draw, 6.4, 4)
