@@ -11,14 +11,14 @@ from jaxopt_nn.core.model import AxisGroup, Coupling, ModelInfo
 from jaxopt_nn.core.passes import Layer, Pass, Plan, layer_of
 from jaxopt_nn.core.paths import matches, require_match
 from jaxopt_nn.interpret.network import Network, like
-from jaxopt_nn.passes.cutting import Rebuild, cutting, layers_of, leaves_of
+from jaxopt_nn.passes.cutting import cutting, layers_of, leaves_of
 from jaxopt_nn.passes.scores import Importance, checked, norm_product
 
 PyTree = Any
 
 
 def shrink_widths(
-    widths: float | Mapping[str, float | int], importance: Importance = norm_product, *, rebuild: Rebuild | None = None
+    widths: float | Mapping[str, float | int], importance: Importance = norm_product
 ) -> Pass:
     """Cuts a network to fewer units a layer.
 
@@ -30,8 +30,6 @@ def shrink_widths(
       widths: the share of units that stay in every layer that may be cut, or ``{pattern: share (float) or units (int)}``
         over the paths of the layers' weights; other layers stay. A share of n units is ``round(share * n)`` of them.
       importance: any callable of the signature ``Importance``; ties by position.
-      rebuild: for a model whose code holds its widths (Flax Linen), ``plan -> Network``, the smaller module; ``plan.widths``
-        says how many units each layer keeps. A function that reads its widths off its variables needs none.
 
     Raises:
       ValueError: widths that are no share and no dict. At ``plan``: a share outside (0, 1]; fewer units than one, or more than
@@ -71,7 +69,7 @@ def shrink_widths(
         made = tuple(layer(i, own, coupling) for i, (own, coupling) in enumerate(layers.items()))
         return Plan(name, shapes, like(inputs), made)
 
-    return cutting(name, plan, rebuild)
+    return cutting(name, plan)
 
 
 def _wanted(groups: tuple[AxisGroup, ...], names: list[str], widths: Any) -> dict[int, int]:

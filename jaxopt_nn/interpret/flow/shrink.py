@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_nn.interpret import dims, jaxprs
-from jaxopt_nn.interpret.dims import Axes
-from jaxopt_nn.interpret.flow import Flow
-from jaxopt_nn.interpret.flow_table import PRIMITIVES, WHOLE, Call, Kept
+from jaxopt_nn.interpret import jaxprs
+from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow.dims import Axes
+from jaxopt_nn.interpret.flow.entry import Call, Kept
+from jaxopt_nn.interpret.flow.flow import Flow
+from jaxopt_nn.interpret.flow.places import WHOLE
+from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.tags import Key
 
 

@@ -1,8 +1,6 @@
-"""How axes flow through a program: which axes of which leaves are one dim, and which of these may be cut.
+"""Which axes of which leaves are one dim: a walk over a program's jaxpr by the flow table.
 
-Two walks over the jaxpr by the flow table. The first ties axes. The second follows where values are zero once the units of an
-atom are zero in all leaves, and pins the atoms over which something sums, or divides, that is not zero there. Neither raises:
-what can't be followed is pinned and named.
+It never raises: what can't be followed is pinned and named.
 
 A value that is computed from constants alone is *whole*: it has no axes of its own, and gets new ones at each use, so that
 a table that two layers share does not tie them.
@@ -10,16 +8,15 @@ a table that two layers share does not tie them.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
-from jaxopt_nn.interpret import dims, jaxprs
-from jaxopt_nn.interpret.dims import Axes, Axis, Dim
-from jaxopt_nn.interpret.flow_table import EVERYWHERE, NOWHERE, PRIMITIVES, Call, Zero, conv_axes, dot_axes
+from jaxopt_nn.interpret import jaxprs
+from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow.dims import Axes, Axis
+from jaxopt_nn.interpret.flow.entry import Call
+from jaxopt_nn.interpret.flow.products import conv_axes, dot_axes
+from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.program import Program
 from jaxopt_nn.interpret.tags import Key
 
@@ -50,7 +47,7 @@ class Contraction(NamedTuple):
     axis: Axis
 
 
-class Flow:
+class Ties:
     """The dims of a program.
 
     Attributes:
@@ -61,7 +58,7 @@ class Flow:
       ends: ``{key of a body: for each of its results None, or the axes along which a whole one is cut}``.
       producers, consumers: ``(path, axis)`` of the weights of sites, in order of evaluation.
       reads: what the sites sum over.
-      divisors: ``(path, atom)`` of leaves that divide: cut, but never set to zero.
+      sources: ``{key: what is known of an equation's operands}``.
     """
 
     def __init__(self, program: Program, paths: Sequence[str]):
@@ -71,7 +68,6 @@ class Flow:
         self.producers: list[tuple[str, Axis]] = []
         self.consumers: list[tuple[str, Axis]] = []
         self.reads: list[Contraction] = []
-        self.divisors: set[tuple[str, Dim]] = set()
         self.sources: dict[Key, tuple[Value, ...]] = {}
         avals = [v.aval for v in program.jaxpr.invars]
         shapes = zip(paths, avals, strict=False)
@@ -79,19 +75,6 @@ class Flow:
         args = [Value(axes, frozenset({path})) for path, axes in self.leaves.items()]
         args += [Value(dims.fresh(a.shape, "is an axis of an input"), dynamic=True) for a in avals[len(paths) :]]
         self.outs = self._run(program.jaxpr, args, ())
-        for out in self.outs:
-            for axis in out.axes or ():
-                dims.pin(axis, "reaches an output of `apply`")
-        for axes in self.leaves.values():
-            for axis in axes:
-                for atom in _twice(axis):
-                    dims.pin(atom, "meets itself within one axis of a leaf")
-        while True:
-            zeros = _Zeros(self)
-            if zeros.divisors <= self.divisors:
-                break
-            self.divisors |= zeros.divisors
-        zeros.pin()
 
     # -- walking -------------------------------------------------------------------------------------------------------
 
@@ -115,7 +98,7 @@ class Flow:
             (body,) = jaxprs.bodies(eqn) or ()
             return self._run(body.jaxpr, operands, (*key, 0))
         ins = tuple(_axes_of(v, var) for v, var in zip(operands, eqn.invars, strict=True))
-        call = Call(eqn, ins, (), tuple(map(_number, eqn.invars)))
+        call = Call(eqn, ins, (), tuple(map(number_of, eqn.invars)))
         entry = PRIMITIVES.get(name)
         outs = self._opaque(call) if entry is None else self._checked(call, entry.axes(call))
         self.calls[key] = call._replace(outs=tuple(outs))
@@ -271,7 +254,7 @@ def _axes_of(value: Value, var: Any) -> Axes:
     return dims.fresh(var.aval.shape) if value.axes is None else value.axes
 
 
-def _number(var: Any) -> Any:
+def number_of(var: Any) -> Any:
     return float(var.val) if jaxprs.is_literal(var) and var.aval.ndim == 0 and not _complex(var) else None
 
 
@@ -291,18 +274,6 @@ def _sliced(value: Value) -> Value:
 def _tie_all(a: Axes | None, b: Axes | None, reason: str) -> None:
     for one, other in zip(a or (), b or (), strict=True):
         dims.tie(one, other, reason)
-
-
-def _twice(axis: Axis) -> list[Dim]:
-    """The atoms that stand twice within a product of an axis."""
-    if axis is None:
-        return []
-    own = dims.root(axis)
-    inner = [a for part in own.parts for a in _twice(part)]
-    if own.kind != "product":
-        return inner
-    each = [set(dims.atoms(part)) for part in own.parts]
-    return inner + [a for i, one in enumerate(each) for other in each[:i] for a in one & other]
 
 
 def _wholes(jaxpr: Any, flags: Sequence[bool]) -> list[bool]:
@@ -343,120 +314,3 @@ def _fixed(step: Callable[[list[bool]], list[bool]], carry: Sequence[bool]) -> l
         if new == own:
             return own
         own = new
-
-
-class _Zeros:
-    """The second walk: where values are zero once units are."""
-
-    def __init__(self, flow: Flow):
-        self._flow, self._quiet = flow, 0
-        self._pins: dict[Dim, str] = {}
-        self.divisors: set[tuple[str, Dim]] = set()
-        program = flow.program
-        of = lambda path, axes: Zero(atoms=frozenset(
-            a for axis in axes for a in dims.atoms(axis) if (path, a) not in flow.divisors
-        ))  # fmt: skip
-        args = [of(path, axes) for path, axes in flow.leaves.items()]
-        args += [NOWHERE] * (len(program.jaxpr.invars) - len(args))
-        consts = [EVERYWHERE if _is_zero(c) else NOWHERE for c in program.consts]
-        self._run(program.jaxpr, consts, args, ())
-
-    def pin(self) -> None:
-        for atom, reason in self._pins.items():
-            dims.pin(atom, reason)
-
-    def _run(self, jaxpr: Any, consts: Sequence[Zero], args: Sequence[Zero], key: Key) -> list[Zero]:
-        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-
-        def read(v: Any) -> Zero:
-            if jaxprs.is_literal(v):
-                return EVERYWHERE if _number(v) == 0 else NOWHERE
-            return env[v]
-
-        for i, eqn in enumerate(jaxpr.eqns):
-            outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
-            env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(v) for v in jaxpr.outvars]
-
-    def _inner(self, body: Any, args: Sequence[Zero], key: Key) -> list[Zero]:
-        return self._run(body.jaxpr, [EVERYWHERE if _is_zero(c) else NOWHERE for c in body.consts], args, key)
-
-    def _equation(self, eqn: Any, zeros: list[Zero], key: Key) -> list[Zero]:
-        name = eqn.primitive.name
-        if name in jaxprs.LOOPS and jaxprs.bodies(eqn):
-            return getattr(self, f"_{name}")(eqn, zeros, key)
-        if name in jaxprs.DIRECT:
-            (body,) = jaxprs.bodies(eqn) or ()
-            return self._inner(body, zeros, (*key, 0))
-        entry = PRIMITIVES.get(name)
-        if entry is None:
-            return [NOWHERE] * len(eqn.outvars)
-        call = self._flow.calls.get(key)
-        if call is None:  # whole
-            call = Call(eqn, tuple((None,) * v.aval.ndim for v in eqn.invars), tuple((None,) * v.aval.ndim for v in eqn.outvars),
-                        tuple(map(_number, eqn.invars)))  # fmt: skip
-            return list(entry.zeros(call, zeros, lambda axis, reason: None))
-        return list(entry.zeros(call, zeros, _Noted(self, call, self._flow.sources[key])))
-
-    def note(self, atom: Dim, reason: str) -> None:
-        if not self._quiet:
-            self._pins.setdefault(atom, reason)
-
-    def _scan(self, eqn: Any, zeros: list[Zero], key: Key) -> list[Zero]:
-        (body,) = jaxprs.bodies(eqn) or ()
-        n, m = jaxprs.scan_counts(eqn)
-        step = lambda carry: self._inner(body, [*zeros[:n], *carry, *zeros[n + m :]], (*key, 0))
-        carry = self._settled(step, zeros[n : n + m])
-        return [*carry, *step(carry)[m:]]
-
-    def _while(self, eqn: Any, zeros: list[Zero], key: Key) -> list[Zero]:
-        cond, body = jaxprs.bodies(eqn) or ()
-        n = eqn.params["cond_nconsts"]
-        m = n + eqn.params["body_nconsts"]
-        step = lambda carry: self._inner(body, [*zeros[n:m], *carry], (*key, 1))
-        carry = self._settled(step, zeros[m:])
-        self._inner(cond, [*zeros[:n], *carry], (*key, 0))
-        step(carry)
-        return carry
-
-    def _cond(self, eqn: Any, zeros: list[Zero], key: Key) -> list[Zero]:
-        each = [self._inner(b, zeros[1:], (*key, i)) for i, b in enumerate(jaxprs.bodies(eqn) or ())]
-        return [functools.reduce(_meet, outs) for outs in zip(*each, strict=True)]
-
-    def _settled(self, step: Callable[[list[Zero]], list[Zero]], carry: list[Zero]) -> list[Zero]:
-        """The carried zeros that hold in every iteration."""
-        self._quiet += 1
-        while True:
-            new = [_meet(a, b) for a, b in zip(carry, step(carry), strict=False)]
-            if new == carry:
-                self._quiet -= 1
-                return carry
-            carry = new
-
-
-class _Noted:
-    """What an equation notes, as ``Notes``: a leaf that divides is never set to zero, an activation must not be."""
-
-    def __init__(self, walk: _Zeros, call: Call, operands: Sequence[Value]):
-        self._walk, self._call, self._operands = walk, call, operands
-
-    def pin(self, axis: Axis, reason: str) -> None:
-        for atom in dims.atoms(axis):
-            self._walk.note(atom, reason)
-
-    def divides(self, operand: int, atom: Dim) -> None:
-        value = self._operands[operand]
-        if value.dynamic or not value.sources:
-            self._walk.note(atom, f"`{self._call.name}` is not finite at zero")
-        else:
-            self._walk.divisors |= {(path, atom) for path in value.sources}
-
-
-def _meet(a: Zero, b: Zero) -> Zero:
-    if a.everywhere or b.everywhere:
-        return b if a.everywhere else a
-    return Zero(atoms=a.atoms & b.atoms)
-
-
-def _is_zero(const: Any) -> bool:
-    return not isinstance(const, jax.core.Tracer) and bool(np.size(const) <= 2**20 and not np.any(np.asarray(const)))

@@ -1,7 +1,7 @@
 """Dims: what the axes of a program's values are made of.
 
-An axis is None (length one), or a ``Dim``: an **atom**, a **product** of dims (a reshape merges axes, outer first), or a **sum**
-of dims (a concatenation). Dims that an operation ties become the same dim; where their structures differ the atoms are refined
+An axis is None (length one), or a ``Dim``: an **atom**, a **product** of dims (a reshape merges axes, outer first), or a
+**sum** of dims (a concatenation). Dims that an operation ties become the same dim; where their structures differ the atoms are refined
 until they agree: an atom of 12 that is tied to a product 3 x 4 becomes that product. Structures that can't agree (3 x 4 and
 4 x 3) are pinned: none of their atoms may be cut.
 
