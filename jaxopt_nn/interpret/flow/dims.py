@@ -1,9 +1,9 @@
 """Dims: what the axes of a program's values are made of.
 
 An axis is None (length one), or a ``Dim``: an **atom**, a **product** of dims (a reshape merges axes, outer first), or a
-**sum** of dims (a concatenation). Dims that an operation ties become the same dim; where their structures differ the atoms are refined
-until they agree: an atom of 12 that is tied to a product 3 x 4 becomes that product. Structures that can't agree (3 x 4 and
-4 x 3) are pinned: none of their atoms may be cut.
+**sum** of dims (a concatenation). Dims that an operation ties become the same dim; where their structures differ the atoms
+are refined until they agree: an atom of 12 that is tied to a product 3 x 4 becomes that product. Structures that can't agree
+(3 x 4 and 4 x 3) are pinned: none of their atoms may be cut.
 
 Cost grows with the number of operations and not with the lengths of axes.
 """
@@ -27,8 +27,8 @@ class Dim:
 
     Attributes:
       size: number of entries.
-      kind: ``atom``, ``same`` (as its one part), ``product`` or ``sum``.
-      parts: of the other three.
+      kind: ``atom``, ``same`` (as its one part), ``reverse`` (of its one part, an atom), ``product`` or ``sum``.
+      parts: of the other four.
       cut, shard: of an atom, the reason why it may not be cut or sharded, or None.
     """
 
@@ -44,6 +44,8 @@ class Dim:
         own = root(self)
         if own.kind == "atom":
             return f"d{own.age}:{own.size}"
+        if own.kind == "reverse":
+            return f"-{own.parts[0]!r}"
         return f"({(' x ' if own.kind == 'product' else ' + ').join(map(repr, own.parts))})"
 
 
@@ -68,6 +70,23 @@ def root(dim: Dim) -> Dim:
         if up.kind == "same":
             dim.parts = up.parts
         dim = up
+    if dim.kind == "reverse" and (inner := root(dim.parts[0])).kind != "atom":
+        return root(_reversed(inner, dim))
+    return dim
+
+
+def reverse(axis: Axis) -> Axis:
+    """The axis from its last entry to its first."""
+    return None if axis is None else root(Dim(axis.size, "reverse", (axis,)))
+
+
+def _reversed(inner: Dim, dim: Dim) -> Dim:
+    """Makes ``dim``, the reverse of a compound, a compound of reverses."""
+    if inner.kind == "reverse":
+        dim.kind, dim.parts = "same", inner.parts
+        return dim
+    parts = tuple(Dim(p.size, "reverse", (p,)) for p in inner.parts)
+    dim.kind, dim.parts = inner.kind, parts[::-1] if inner.kind == "sum" else parts
     return dim
 
 
@@ -115,6 +134,10 @@ def halves(axis: Dim, at: Any) -> tuple[Dim, Dim] | None:
     if dim.kind == "atom":
         left, right = Dim(at), Dim(dim.size - at)
         _refine(dim, "sum", (left, right))
+        return left, right
+    if dim.kind == "reverse":
+        halves(dim.parts[0], dim.size - at)
+        left, right = root(dim).parts
         return left, right
     if dim.kind == "product":
         first, *rest = _factors(dim)
@@ -197,6 +220,8 @@ def units(axis: Axis, atom: Dim) -> np.ndarray:
     if dim.kind == "atom":
         return np.arange(dim.size) if dim is atom else np.full(dim.size, -1)
     own = [units(part, atom) for part in dim.parts]
+    if dim.kind == "reverse":
+        return own[0][::-1]
     if dim.kind == "sum":
         return np.concatenate(own)
     out = own[0]
@@ -212,6 +237,8 @@ def entries(axis: Axis, kept: Mapping[Dim, np.ndarray]) -> np.ndarray | None:
     dim = root(axis)
     if dim.kind == "atom":
         return kept[dim]
+    if dim.kind == "reverse":
+        return dim.size - 1 - kept[root(dim.parts[0])][::-1]
     own = [np.arange(p.size) if (e := entries(p, kept)) is None else e for p in dim.parts]
     if dim.kind == "sum":
         starts = np.cumsum([0, *(p.size for p in dim.parts)])
@@ -229,7 +256,7 @@ def size(axis: Axis, kept: Mapping[Dim, np.ndarray]) -> Any:
     dim = root(axis)
     if dim.kind == "atom":
         return len(kept[dim]) if dim in kept else dim.size
-    own = [size(part, kept) for part in dim.parts]
+    own = [size(part, kept) for part in dim.parts]  # of a reverse one
     return sum(own) if dim.kind == "sum" else math.prod(own)
 
 
@@ -272,12 +299,25 @@ def _unify(a: Dim, b: Dim) -> bool:
         # of two atoms the older one stays, so that the names of leaves' axes do
         young, old = (a, b) if b.kind != "atom" or (a.kind == "atom" and a.age > b.age) else (b, a)
         if any(part is young for part in atoms(old)):
-            return False
+            return old.kind == "reverse" and _mirror(young)
         _refine(young, "same", (old,))
         return True
+    if a.kind == "reverse":
+        other = reverse(b)
+        return other is not None and _unify(a.parts[0], other)
+    if b.kind == "reverse":
+        return _unify(b, a)
     if a.kind == b.kind == "product":
         return _align_products(deque(_factors(a)), deque(_factors(b)))
     return _align_sums(deque(_segments(a)), deque(_segments(b)))
+
+
+def _mirror(atom: Dim) -> bool:
+    """An atom that is its own reverse: each entry is tied to the one as far from the other end."""
+    half = Dim(atom.size // 2)
+    middle = [Dim(1)] * (atom.size % 2)
+    _refine(atom, "sum", (half, *middle, Dim(half.size, "reverse", (half,))))
+    return True
 
 
 def _align_products(left: deque[Dim], right: deque[Dim]) -> bool:
@@ -325,6 +365,10 @@ def _factored(dim: Dim, outer: Any) -> tuple[Dim, Dim] | None:
     if dim.kind == "product":
         made = reshaped([dim], (outer, inner))
         return None if made is None or None in made else made  # type: ignore[return-value]
+    if dim.kind == "reverse":
+        _factored(dim.parts[0], outer)
+        first, second = root(dim).parts
+        return first, second
     same = pieces(dim, [inner] * outer)
     if same is None:
         return None

@@ -215,9 +215,8 @@ def _through_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero
 
 
 def _rev(call: Call) -> list[Axes]:
-    for d in call.eqn.params["dimensions"]:
-        dims.pin(call.ins[0][d], "`rev` reverses it")
-    return [call.ins[0]]
+    turned = call.eqn.params["dimensions"]
+    return [tuple(dims.reverse(a) if i in turned else a for i, a in enumerate(call.ins[0]))]
 
 
 LAYOUT: dict[str, Entry] = {
