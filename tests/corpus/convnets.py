@@ -158,7 +158,7 @@ class ResNeXt(nn.Module):
 
 
 @entry
-def resnext() -> Parts:
+def resnext_groups() -> Parts:
     """Grouped convolutions (Xie et al., 2017): 3 groups of 4 channels to 3 of 6."""
     return of_linen(ResNeXt(), x_of(2, 6, 6, 3))
 
@@ -427,7 +427,7 @@ def instance_norm() -> Parts:
 
 
 MODELS = (
-    vgg, lenet_transposed, resnet_post, resnet_pre, mobilenet_v2, depth_multiplier, resnext, squeezenet, inception,
+    vgg, lenet_transposed, resnet_post, resnet_pre, mobilenet_v2, depth_multiplier, resnext_groups, squeezenet, inception,
     densenet_bc, shufflenet, shufflenet_v2, squeeze_excitation, efficientnet, convnext, wavenet, aspp, groupnorm_net,
     instance_norm,
 )  # fmt: skip

@@ -185,7 +185,7 @@ def _fake_quant_forward(x: jax.Array, scale: jax.Array) -> tuple[jax.Array, tupl
 
 def _fake_quant_backward(residuals: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, scale = residuals
-    return jnp.where(jnp.abs(x / scale) <= 127, gradient, 0), jnp.zeros_like(scale)
+    return jnp.where(jnp.abs(x / scale) <= 127.5, gradient, 0), jnp.zeros_like(scale)
 
 
 fake_quant.defvjp(_fake_quant_forward, _fake_quant_backward)

@@ -68,7 +68,7 @@ def lstm_fused() -> Parts:
 
 
 @entry
-def bilstm() -> Parts:
+def bilstm_tagger() -> Parts:
     """A tagger: embedding, forward and backward LSTM (one by a reversed input, one layer by a reversed scan)."""
     rng = np.random.default_rng(0)
     params = {
@@ -229,5 +229,5 @@ def mamba() -> Parts:
 
 
 MODELS = (
-    rnn_scan, lstm_fused, bilstm, linen_rnns, lstm_unrolled, gru_layers_scanned, min_gru, s4d, mamba
+    rnn_scan, lstm_fused, bilstm_tagger, linen_rnns, lstm_unrolled, gru_layers_scanned, min_gru, s4d, mamba
 )  # fmt: skip

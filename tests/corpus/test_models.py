@@ -55,6 +55,67 @@ def test_networks_are_cut_as_the_oracle_says(name):
     oracle.check(model, plan, execute)
 
 
+def layer(size, kept, **members):
+    """A layer of a plan by hand: ``{path with __ for /: (axis, units)}``, a list of these for several axes of a leaf."""
+    axes = [(path, own) for path, all_of in members.items() for own in (all_of if isinstance(all_of, list) else [all_of])]
+    made = tuple(
+        types.SimpleNamespace(path=path.replace("__", "/"), axis=axis, role="member", units=np.asarray(units))
+        for path, (axis, units) in axes
+    )
+    return types.SimpleNamespace(cut=True, size=size, kept=np.asarray(kept), members=made)
+
+
+def heads_of_gpt(kept):
+    """Whole heads of the first block: 4 of 6 entries each."""
+    units = np.repeat(np.arange(4), 6)
+    own = {f"blocks__0__attention__{name}": (1, units) for name in "qkv"}
+    own |= {f"blocks__0__attention__{name}": (0, units) for name in ("bq", "bv", "o")}
+    return [layer(4, kept, **own)]
+
+
+def heads_of_fused_kernel(kept):
+    """Whole heads of one kernel, whose outputs are queries, keys and values."""
+    units = np.repeat(np.arange(4), 6)
+    own = {"qkv": (1, np.tile(units, 3)), "b": (0, np.tile(units, 3)), "o": (0, units)}
+    return [layer(4, kept, **{f"blocks__1__attention__{name}": member for name, member in own.items()})]
+
+
+def hidden_of_scanned_llama(kept):
+    """Of the MLPs of all layers of the stack."""
+    units = np.arange(34)
+    return [layer(34, kept, blocks__gate=(2, units), blocks__up=(2, units), blocks__down=(1, units))]
+
+
+def states_of_lstm(kept):
+    """Four gates of one kernel, which are rows of it too, below those of the input; then rows of the next layer's."""
+    units, none = np.arange(14), lambda n: np.full(n, -1)
+    first = [(0, np.r_[none(10), units]), (1, np.tile(units, 4))]
+    rows = (0, np.r_[units, none(11)])
+    return [layer(14, kept, layers__0__w=first, layers__0__b=(0, np.tile(units, 4)), layers__1__w=rows)]
+
+
+BY_HAND = {
+    "gpt_learned": (heads_of_gpt, [0, 3]),
+    "qkv_split": (heads_of_fused_kernel, [1, 2, 3]),
+    "llama_scan": (hidden_of_scanned_llama, np.arange(3, 34, 2)),
+    "lstm_fused": (states_of_lstm, [0, 1, 5, 6, 7, 13]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BY_HAND)
+def test_models_that_read_their_sizes_are_cut_by_hand(name):
+    """The model's own code on the smaller leaves is the zeroed network."""
+    model = CORPUS[name]()
+    make, kept = BY_HAND[name]
+    plan = types.SimpleNamespace(layers=make(kept))
+    small = jax.tree.map(jnp.asarray, oracle.restricted(model.variables, plan))
+    oracle.check(model, plan, lambda plan: (model.apply, small))
+    whole = jax.jit(model.apply)
+    off = np.abs(whole(model.variables, *model.inputs) - whole(oracle.zeroed(model.variables, plan), *model.inputs))
+    assert off.max() > 1e-3
+
+
 def plain(cut=True, units=(0, 1, 2, 3), role="consumer"):
     """``tanh(x @ up + b) @ down`` and its plan that keeps units 0 and 2 of 4, by hand."""
 

@@ -113,7 +113,7 @@ class Swin(nn.Module):
 
 
 @entry
-def swin() -> Parts:
+def swin_merging() -> Parts:
     """Shifted windows by roll and reshape, a table of relative biases, patches merged by strided slices (Liu et al., 2021)."""
     return of_linen(Swin(), x_of(2, 8, 8, 3))
 
@@ -235,5 +235,5 @@ def conformer() -> Parts:
 
 
 MODELS = (
-    vit_class_token, vit_reshaped_patches, swin, mlp_mixer, gmlp, perceiver, gpt_nn_scan, conformer
+    vit_class_token, vit_reshaped_patches, swin_merging, mlp_mixer, gmlp, perceiver, gpt_nn_scan, conformer
 )  # fmt: skip
