@@ -111,13 +111,13 @@ cases = pytest.mark.parametrize(("apply", "name"), CASES, ids=lambda x: getattr(
 
 @cases
 def test_answers_are_those_of_the_network(apply, name):
-    """To the bit, but for a single row with activations of 16 bits: its own program would round these otherwise."""
+    """To the bit; with activations of 16 bits to their last bit: XLA leaves their rounding out of some programs."""
     own = net(apply, name)
     back = imported(programs(apply, name), own.variables)
     ready = own.replace(variables=prepare(own.variables))
     for rows in (1, 3, 32):
         x = inputs(apply, rows)
-        same(back(*x), ready(*x), 1e-4 if rows == 1 and "a16" in name else 0.0)
+        same(back(*x), ready(*x), 2**-8 if "a16" in name else 0.0)
 
 
 @pytest.mark.exact
