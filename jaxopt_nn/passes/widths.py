@@ -28,7 +28,8 @@ def shrink_widths(
 
     Args:
       widths: the share of units that stay in every layer that may be cut, or ``{pattern: share (float) or units (int)}``
-        over the paths of the layers' weights; other layers stay. A share of n units is ``round(share * n)`` of them.
+        over the paths of the layers' weights and the layers' names; other layers stay. A share of n units is
+        ``round(share * n)`` of them.
       importance: any callable of the signature ``Importance``; ties by position.
 
     Raises:
@@ -77,12 +78,12 @@ def _wanted(groups: tuple[AxisGroup, ...], names: list[str], widths: Any) -> dic
     if not isinstance(widths, Mapping):
         free = [i for i, g in enumerate(groups) if g.pinned is None]
         return {i: _units(widths, groups[i].size, names[i]) for i in free}
-    producers = [[m.path for m in g.members if m.role == "producer"] for g in groups]
+    titles = [dict.fromkeys((names[i], *(m.path for m in g.members if m.role == "producer"))) for i, g in enumerate(groups)]
     wanted: dict[int, int] = {}
     by: dict[int, str] = {}
     for pattern, width in widths.items():
-        require_match(pattern, [path for paths in producers for path in paths], "layer")
-        hit = [i for i, paths in enumerate(producers) if any(matches(pattern, path) for path in paths)]
+        require_match(pattern, [path for paths in titles for path in paths], "layer")
+        hit = [i for i, paths in enumerate(titles) if any(matches(pattern, path) for path in paths)]
         free = [i for i in hit if groups[i].pinned is None]
         if not free:
             reasons = "; ".join(f"{names[i]} {groups[i].pinned}" for i in hit[:3])

@@ -144,9 +144,7 @@ def halves(axis: Dim, at: Any) -> tuple[Dim, Dim] | None:
         inner = math.prod(f.size for f in rest)
         if at % inner or (cut := halves(first, at // inner)) is None:
             return None
-        left, right = (product([half if half.size != 1 else None, *rest]) for half in cut)
-        assert left is not None and right is not None
-        return left, right
+        return _product([cut[0], *rest]), _product([cut[1], *rest])
     before: list[Dim] = []
     for i, part in enumerate(parts := _segments(dim)):
         if at == 0:
@@ -281,6 +279,11 @@ def _total(parts: Sequence[Dim]) -> Dim:
     return made
 
 
+def _product(parts: Sequence[Dim]) -> Dim:
+    """``product`` where one of length one is one that can't be left out."""
+    return product(parts) or parts[0]
+
+
 def _refine(atom: Dim, kind: str, parts: tuple[Dim, ...]) -> None:
     """An atom becomes what its parts are; they inherit its pins."""
     atom.kind, atom.parts = kind, parts
@@ -375,7 +378,6 @@ def _factored(dim: Dim, outer: Any) -> tuple[Dim, Dim] | None:
     for other in same[1:]:
         if same[0] is not None and other is not None and not _unify(same[0], other):
             return None
-    first = same[0]
     place = Dim(outer)  # which of the pieces
     pin(place, "tells the parts of a concatenation apart")
-    return None if first is None else (place, first)
+    return None if same[0] is None else (place, same[0])

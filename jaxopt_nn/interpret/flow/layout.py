@@ -45,6 +45,23 @@ def _broadcast(call: Call) -> list[Axes]:
     return [tuple(axes)]
 
 
+def _tile(call: Call) -> list[Axes]:
+    repeated = lambda axis, n: axis if n == 1 else dims.product([*dims.fresh([n]), axis])
+    return [tuple(map(repeated, call.ins[0], call.eqn.params["reps"]))]
+
+
+def _tile_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    if zeros[0].everywhere:
+        return [EVERYWHERE]
+    own = frozenset(a for axis in call.ins[0] for a in dims.atoms(axis))
+    return [Zero(atoms=z.atoms & own) for z in moved(call, zeros, notes)]
+
+
+def _tile_params(call: Call, kept: Kept) -> dict[str, Any]:
+    pairs = zip(sizes_of(call.outs[0], kept), sizes_of(call.ins[0], kept), strict=True)
+    return {"reps": tuple(out // own for out, own in pairs)}
+
+
 def _broadcast_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
     if zeros[0].everywhere:
         return [EVERYWHERE]
@@ -97,10 +114,10 @@ def _sliced(axis: Axis, n: Any, start: int, stop: int, stride: int) -> Axis:
         if parts is not None:
             return parts[1]
     elif start < stride and n % stride == 0 and -(-(stop - start) // stride) == n // stride:
-        parts = dims.reshaped([axis], (n // stride, stride))
-        if parts is not None:
-            dims.pin(parts[1], "a slice with a stride takes some of its entries")
-            return parts[0]
+        factors = dims.reshaped([axis], (n // stride, stride))
+        if factors is not None:
+            dims.pin(factors[1], "a slice with a stride takes some of its entries")
+            return factors[0]
     dims.pin(axis, "`slice` takes some of its entries", shard=True)
     return dims.fresh([-(-(stop - start) // stride)], "is a slice that can't be followed")[0]
 
@@ -224,6 +241,7 @@ LAYOUT: dict[str, Entry] = {
     "transpose": Entry(_transpose, moved),
     "squeeze": Entry(_squeeze, moved),
     "broadcast_in_dim": Entry(_broadcast, _broadcast_zeros, _broadcast_params),
+    "tile": Entry(_tile, _tile_zeros, _tile_params),
     "reshape": Entry(_reshape, moved, _reshape_params),
     "slice": Entry(_slice, moved, _slice_params),
     "split": Entry(_split, moved, _split_params),

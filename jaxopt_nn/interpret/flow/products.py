@@ -31,7 +31,7 @@ def dot_axes(call: Call) -> tuple[list[tuple[Axis, Axis]], list[tuple[Axis, Axis
     free = [
         [axis for i, axis in enumerate(own) if i not in (*c, *b)] for own, c, b in zip((x, w), contracting, batch, strict=True)
     ]
-    return pairs(contracting), pairs(batch), *free
+    return pairs(contracting), pairs(batch), free[0], free[1]
 
 
 def _dot(call: Call) -> list[Axes]:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxopt_nn.core.passes import Layer, Plan
-from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.dims import Axis, Dim
 from jaxopt_nn.interpret.flow.flow import Flow
@@ -51,8 +51,8 @@ class Shrunk:
         for path, x in leaves.items():
             if tuple(x.shape) != (wanted := self._small.get(path, self.plan.leaves.get(path))):
                 raise ValueError(
-                    f"{path} is {list(x.shape)}, and the plan of {self.plan.name} leaves {wanted}; pass the variables of the small "
-                    "network"
+                    f"{path} is {list(x.shape)}, and the plan of {self.plan.name} leaves {wanted}; pass the variables of the "
+                    "small network"
                 )
         flow, kept = self._flow(variables, inputs, keywords)
         outs = shrunk(flow, kept, [*leaves.values(), *jax.tree.leaves((keywords, inputs))])
@@ -63,8 +63,7 @@ class Shrunk:
         given, tree = jax.tree.flatten((variables, keywords, inputs))
         key = (tree, tuple(abstract(x, jax.numpy.shape(x)) if hasattr(x, "dtype") else x for x in given))
         if key not in self._flows:
-            names, leaves = iter(leaves_by_path(variables)), jax.tree.structure(variables)
-            whole = leaves.unflatten([abstract(x, self.plan.leaves[next(names)]) for x in jax.tree.leaves(variables)])
+            whole = map_with_path(lambda path, x: abstract(x, self.plan.leaves[path]), variables)
             run = functools.partial(_run, self.whole)
             flow = Flow(trace_model(run, whole, (keywords, *inputs)), tuple(self.plan.leaves))
             found = flow, kept_of(flow, self.plan)
@@ -93,7 +92,9 @@ def kept_of(flow: Flow, plan: Plan) -> dict[Dim, np.ndarray]:
         own = plan.cuts[path].axes if path in plan.cuts else {}
         for i, axis in enumerate(axes):
             stay, planned = dims.entries(axis, kept), own.get(i)
-            if (stay is None) != (planned is None) or not np.array_equal(stay, planned):
+            if stay is None and planned is None:
+                continue
+            if stay is None or planned is None or not np.array_equal(stay, planned):
                 raise ValueError(
                     f"{plan.name}: the plan keeps {_said(planned)} of {path} axis {i}, and by the units of the other leaves "
                     f"{_said(stay)} stay; edit a plan by Plan.replace, or plan again"

@@ -278,32 +278,30 @@ def _tie_all(a: Axes | None, b: Axes | None, reason: str) -> None:
 
 def _wholes(jaxpr: Any, flags: Sequence[bool]) -> list[bool]:
     """Which results of a jaxpr are computed from whole operands and constants alone."""
-    env = dict(zip(jaxpr.invars, flags, strict=True)) | dict.fromkeys(jaxpr.constvars, True)
+    env: dict[Any, bool] = dict(zip(jaxpr.invars, flags, strict=True)) | dict.fromkeys(jaxpr.constvars, True)
     read = lambda v: True if jaxprs.is_literal(v) else env[v]
     for eqn in jaxpr.eqns:
-        own = [read(v) for v in eqn.invars]
-        outs = [all(own)] * len(eqn.outvars)
-        name, bodies = eqn.primitive.name, jaxprs.bodies(eqn) or ()
-        if all(own) or not bodies:
-            pass
-        elif name == "scan":
-            n, m = jaxprs.scan_counts(eqn)
-            inside = bodies[0].jaxpr
-            step = lambda c, own=own, n=n, m=m, inside=inside: _wholes(inside, [*own[:n], *c, *own[n + m :]])
-            carry = _fixed(step, own[n : n + m])
-            outs = [*carry, *step(carry)[m:]]
-        elif name == "while":
-            n = eqn.params["cond_nconsts"]
-            m = n + eqn.params["body_nconsts"]
-            inside = bodies[1].jaxpr
-            outs = _fixed(lambda c, own=own, n=n, m=m, inside=inside: _wholes(inside, [*own[n:m], *c]), own[m:])
-        elif name == "cond":
-            each = [_wholes(b.jaxpr, own[1:]) for b in bodies]
-            outs = [own[0] and all(o) for o in zip(*each, strict=True)]
-        elif name != "shard_map":
-            outs = _wholes(bodies[0].jaxpr, own)
-        env.update(zip(eqn.outvars, outs, strict=True))
+        env.update(zip(eqn.outvars, _whole_results(eqn, [read(v) for v in eqn.invars]), strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _whole_results(eqn: Any, own: list[bool]) -> list[bool]:
+    name, bodies = eqn.primitive.name, jaxprs.bodies(eqn) or ()
+    if all(own) or not bodies or name == "shard_map":
+        return [all(own)] * len(eqn.outvars)
+    if name == "scan":
+        n, m = jaxprs.scan_counts(eqn)
+        turn = lambda carry: _wholes(bodies[0].jaxpr, [*own[:n], *carry, *own[n + m :]])
+        carry = _fixed(turn, own[n : n + m])
+        return [*carry, *turn(carry)[m:]]
+    if name == "while":
+        n = eqn.params["cond_nconsts"]
+        m = n + eqn.params["body_nconsts"]
+        return _fixed(lambda carry: _wholes(bodies[1].jaxpr, [*own[n:m], *carry]), own[m:])
+    if name == "cond":
+        each = [_wholes(b.jaxpr, own[1:]) for b in bodies]
+        return [own[0] and all(outs) for outs in zip(*each, strict=True)]
+    return _wholes(bodies[0].jaxpr, own)
 
 
 def _fixed(step: Callable[[list[bool]], list[bool]], carry: Sequence[bool]) -> list[bool]:
