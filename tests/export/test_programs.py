@@ -111,7 +111,7 @@ cases = pytest.mark.parametrize(("apply", "name"), CASES, ids=lambda x: getattr(
 
 @cases
 def test_answers_are_those_of_the_network(apply, name):
-    """To the bit; with activations of 16 bits to their last bit: a CPU that multiplies bfloat16 rounds them from some rows on."""
+    """To the bit; with activations of 16 bits to their last bit: of many rows a CPU that multiplies bfloat16 rounds them."""
     own = net(apply, name)
     back = imported(programs(apply, name), own.variables)
     ready = own.replace(variables=prepare(own.variables))
