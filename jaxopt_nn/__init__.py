@@ -27,6 +27,7 @@ from jaxopt_nn.interpret.constants import keep_constants
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.interpret.pins import CouplingReport, Pin, coupling_report
 from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
@@ -67,6 +68,7 @@ __all__ = [
     "AxisGroup",
     "Checkpoints",
     "CompressedTensor",
+    "CouplingReport",
     "Distill",
     "Facts",
     "Known",
@@ -79,6 +81,7 @@ __all__ = [
     "ModelInfo",
     "Network",
     "Pass",
+    "Pin",
     "Plan",
     "QTensor",
     "Remap",
@@ -112,6 +115,7 @@ __all__ = [
     "compile_for",
     "compress",
     "control",
+    "coupling_report",
     "cubic",
     "cut_neurons",
     "dead_units",
