@@ -67,8 +67,8 @@ class CouplingReport:
         share = lambda n: f"{n / max(self.parameters, 1):.1%}"
         able = sum(group.pinned is None for group in self.groups)
         said = [
-            f"{able} of {len(self.groups)} groups may be cut: {share(self.free)} of the parameters in matrices, {share(self.ends)} "
-            "more are at an input or an output"
+            f"{able} of {len(self.groups)} groups may be cut: {share(self.free)} of the parameters in matrices, "
+            f"{share(self.ends)} more are at an input or an output"
         ]
         if self.pins:
             head = ("pinned, as it", "uncut", "parameters", "axes")
