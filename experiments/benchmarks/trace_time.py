@@ -1,6 +1,6 @@
 """Claim: trace + compile of a rewritten function on 24 unrolled blocks: identity at most 1.3x the plain one, W8A8 2x;
-over the models of the zoo W8A8 at most 1.5x in the median and 2.5x at the worst. An abstract GPT of 24 layers is planned and cut
-in 10 s, its axis groups take 2 s, and neither grows faster than its depth.
+over the models of the zoo W8A8 at most 1.5x in the median and 2.5x at the worst. An abstract GPT of 24 layers is planned and
+cut in 10 s, its axis groups take 2 s, and neither grows faster than its depth.
 
 Command: ``python -m experiments.benchmarks.trace_time`` (about 3 minutes), ``--part=zoo`` for the zoo alone (about 6; needs the
 repository, for ``tests.zoo``), ``--part=cutting`` for the GPT alone (half a minute)

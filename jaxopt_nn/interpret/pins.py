@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,11 @@ class Pin:
       uncut: parameters in matrices that an axis of this reason has, and no group that may be cut.
       parameters: the same with those that a group that may be cut has too, along another axis.
       axes: ``(path, axis)`` of the matrices that have it.
+
+    Example:
+      >>> v = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}
+      >>> jn.coupling_report(lambda v, x: jnp.cumprod(x @ v["up"], -1) @ v["down"], v, jnp.ones((1, 4))).pins[0]
+      Pin(reason='`cumprod` runs along it', uncut=48, parameters=48, axes=(('down', 0), ('up', 1)))
     """
 
     reason: str
@@ -51,6 +56,12 @@ class CouplingReport:
       free: those of them that lie in a group that may be cut.
       ends: those of the others that lie at an input or an output of the network.
       pins: by reason, those with the most uncut parameters first.
+
+    Example:
+      >>> v = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}
+      >>> report = jn.coupling_report(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], v, jnp.ones((1, 4)))
+      >>> report.free, report.parameters, [group.pinned for group in report.groups]
+      (48, 48, [None, 'reaches an output of `apply`'])
     """
 
     groups: tuple[AxisGroup, ...]
@@ -59,20 +70,29 @@ class CouplingReport:
     ends: int
     pins: tuple[Pin, ...]
 
+    @property
+    def free_groups(self) -> int:
+        """How many groups may be cut."""
+        return sum(group.pinned is None for group in self.groups)
+
+    @property
+    def sentence(self) -> str:
+        """How much may be cut, in words."""
+        free, ends = (f"{n / max(self.parameters, 1):.1%}" for n in (self.free, self.ends))
+        return (
+            f"{self.free_groups} of {len(self.groups)} groups may be cut: {free} of the parameters in matrices, "
+            f"{ends} more are at an input or an output"
+        )
+
     def __str__(self) -> str:
         return self.table(SCREEN)
 
     def table(self, limit: int | None = None) -> str:
         """As printed, with ``limit`` reasons, all of them if None."""
-        share = lambda n: f"{n / max(self.parameters, 1):.1%}"
-        able = sum(group.pinned is None for group in self.groups)
-        said = [
-            f"{able} of {len(self.groups)} groups may be cut: {share(self.free)} of the parameters in matrices, "
-            f"{share(self.ends)} more are at an input or an output"
-        ]
+        said = [self.sentence]
         if self.pins:
             head = ("pinned, as it", "uncut", "parameters", "axes")
-            lines = [(p.reason, f"{p.uncut:,}", f"{p.parameters:,}", _named(p.axes)) for p in self.pins[:limit]]
+            lines = [(p.reason, f"{p.uncut:,}", f"{p.parameters:,}", in_words(p.axes)) for p in self.pins[:limit]]
             said += aligned([head, *lines])
         left = len(self.pins) - len(self.pins[:limit])
         return "\n".join([*said, *([f"and {left} reasons more"] if left else [])])
@@ -98,10 +118,10 @@ def coupling_report(apply: Callable[..., PyTree], variables: PyTree, *inputs: Py
       >>> report = jn.coupling_report(apply, v, jnp.ones((1, 4)))
       >>> print(report)
       0 of 2 groups may be cut: 0.0% of the parameters in matrices, 100.0% more are at an input or an output
-      pinned, as it                uncut  parameters                    axes
-      `sort` orders it                48          48  up axis 1, down axis 0
-      is an axis of an input          32          32               up axis 0
-      reaches an output of `apply`    16          16             down axis 1
+      pinned, as it                 uncut  parameters                    axes
+      `sort` orders it                 48          48  down axis 0, up axis 1
+      is an axis of an input           32          32               up axis 0
+      reaches an output of `apply`     16          16             down axis 1
       >>> report.pins[0].reason
       '`sort` orders it'
     """
@@ -163,6 +183,7 @@ def _counted_axes(program: Program, path: str, ndim: int) -> list[int]:
     return own or list(range(ndim))
 
 
-def _named(axes: tuple[tuple[str, int], ...]) -> str:
+def in_words(axes: Iterable[tuple[str, int]]) -> str:
+    """``(path, axis)`` pairs, of many the first two."""
     said = [f"{path} axis {i}" for path, i in axes]
     return ", ".join(said if len(said) < 4 else [*said[:2], f"{len(said) - 2} more"])
