@@ -5,9 +5,9 @@ Command: ``XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experime
 needs the repository, for ``tests.zoo`` and ``tests.corpus``), ``--models=vit,gpt`` for some of them
 
 ``cuttable``: share of the parameters in matrix-shaped leaves that lie in a group that may be cut; ``or at an end``: that, or at
-an input or an output of the network. ``groups``: those that may be cut, of all. ``30 %``, ``60 %``: with so many units of each
-group cut out at once, the largest difference to the network in which these are zero, over its largest output. ``rest``: what
-is neither, by reason, with its parameters.
+an input or an output of the network; a leaf that nothing reads is neither. ``groups``: those that may be cut, of all. ``30%``,
+``60%``: with so many units of each group cut out at once, the largest difference to the network in which these are zero, over
+its largest output. ``rest``: what is neither, by reason, with its parameters.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tests.zoo import ZOO
 from .common import emit
 
 SHARES = (0.3, 0.6)
+PARTS = ("cuttable", "or at an end")
 
 
 def row(source: str, name: str) -> dict[str, Any]:
@@ -67,15 +68,19 @@ def rest(report: CouplingReport) -> list[str]:
 def main(argv: list[str]) -> None:
     chosen = FLAGS.models or [*ZOO, *CORPUS]
     rows = [row("zoo" if name in ZOO else "corpus", name) for name in chosen]
-    for source in ("zoo", "corpus"):
-        shares = [r["or at an end"] for r in rows if r["of"] == source]
-        if shares:
-            alone = [r["cuttable"] for r in rows if r["of"] == source]
-            rows += [
-                {"model": f"{what} of {source}", "cuttable": of(alone), "or at an end": of(shares)}
-                for what, of in (("least", min), ("median", statistics.median))
-            ]
-    emit(rows)
+    emit([r | {name: f"{r[name]:.1%}" for name in PARTS} for r in (*rows, *summary(rows))])
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The worst number of either source, and the median of what may be cut."""
+    out: list[dict[str, Any]] = []
+    for source in dict.fromkeys(r["of"] for r in rows):
+        own = [r for r in rows if r["of"] == source]
+        cuttable = {name: [r[name] for r in own] for name in PARTS}
+        worst = {f"{share:.0%}": max(r[f"{share:.0%}"] for r in own) for share in SHARES}
+        out.append({"model": f"worst of {source}", **{name: min(x) for name, x in cuttable.items()}, **worst})
+        out.append({"model": f"median of {source}", **{name: statistics.median(x) for name, x in cuttable.items()}})
+    return out
 
 
 FLAGS = flags.FLAGS

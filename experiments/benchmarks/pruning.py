@@ -4,8 +4,9 @@ as the dense one.
 Command: ``python -m experiments.benchmarks.pruning`` (about 5 minutes), ``--part=mlp`` for one of mlp, resnet, gpt
 
 ``kept``: share of the units of each layer; of the GPT residual width, head width and hidden width, all heads. ``MACs``: over
-those of the dense network. ``shrunken over dense`` and so on: the two take turns in one run (``jaxopt_nn.cost.latency``), each
-with its own copy of the weights; the median ratio of their times in the same rounds, with its 95 % interval.
+those of the dense network. ``instructions``: of the compiled programs, shrunken / rebuilt. ``shrunken over dense`` and so on:
+the two take turns in one run (``jaxopt_nn.cost.latency``), each with its own copy of the weights; the median ratio of their
+times in the same rounds, with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -103,11 +104,17 @@ def rows(name: str) -> list[dict[str, Any]]:
     return out
 
 
+def instructions(compiled: Any) -> str:
+    """How many instructions a compiled program has."""
+    return str(sum(" = " in line for line in compiled.as_text().splitlines()))
+
+
 def timed(programs: dict[str, tuple[Any, Any]], example: jax.Array, batch: int) -> dict[str, Any]:
     """A row's milliseconds and ratios."""
     x = jnp.repeat(example, batch, axis=0)
-    calls = {name: functools.partial(run, variables, x) for name, (run, variables) in programs.items()}
-    out: dict[str, Any] = {"batch": batch}
+    compiled = {name: run.lower(variables, x).compile() for name, (run, variables) in programs.items()}
+    calls = {name: functools.partial(compiled[name], variables, x) for name, (_, variables) in programs.items()}
+    out: dict[str, Any] = {"batch": batch, "instructions": " / ".join(map(instructions, map(compiled.get, PAIRS[-1])))}
     ratios = {}
     for name, other in PAIRS:
         found = interleaved({key: calls[key] for key in (other, name)}, repeats=ROUNDS, seconds=SECONDS, least=LEAST)
