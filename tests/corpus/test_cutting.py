@@ -18,12 +18,14 @@ def seed_of(name: str) -> int:
 
 
 def check(name: str, share: float) -> None:
-    """Units of all groups at once, with gradients; a larger batch for a third of the models, a group alone for another."""
+    """Units of all groups at once, with gradients and, for a third of the models, on a larger batch; for another third no
+    gradients, but a group alone too. Models with derivatives of their own have them compared."""
     model, seed = MODELS[name](), seed_of(name)
     plan, execute = planned(model, share, seed)
     cut = [layer.name for layer in plan.layers if layer.cut]
-    oracle.check(model, plan, execute, gradients=name not in FORWARD_ONLY, larger=seed % 3 == 0)
-    if seed % 3 == 1 and len(cut) > 1:
+    alone = seed % 3 == 1 and len(cut) > 1 and not name.startswith("custom")
+    oracle.check(model, plan, execute, gradients=not alone and name not in FORWARD_ONLY, larger=seed % 3 == 0)
+    if alone:
         oracle.check(model, one(plan, cut[seed % len(cut)]), execute, gradients=False, larger=False)
 
 
@@ -39,7 +41,7 @@ def test_every_model_is_cut(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ("gqa_repeat", "rotary_interleaved", "swin_merging", "lstm_fused", "shufflenet_v2"))
+@pytest.mark.parametrize("name", ("gqa_repeat", "rotary_interleaved", "lstm_fused", "shufflenet_v2"))
 def test_each_group_alone(name):
     model = MODELS[name]()
     plan, execute = planned(model, 0.6, 1)
