@@ -41,15 +41,12 @@ def get_config() -> ConfigDict:
             "stages": [
                 ConfigDict({
                     "name": "prune", "method": "prune", "where": "**", "criterion": "magnitude",
-                    "sparsity": 0.88, "allocation": "global_budget", "epochs": 25, "learning_rate": 3e-3, "rule": "",
+                    "sparsity": 0.8, "allocation": "global_budget", "epochs": 20, "learning_rate": 3e-3, "rule": "",
                 }),
-                ConfigDict({
-                    "name": "clip", "method": "clip", "where": "**", "lo": -0.5, "hi": 0.5,
-                    "epochs": 5, "learning_rate": 1e-3, "rule": "",
-                }),
+                ConfigDict({"name": "cut", "method": "shrink_widths", "widths": 0.4, "epochs": 20, "learning_rate": 3e-3}),
                 ConfigDict({
                     "name": "quantize", "method": "quantize", "where": "**", "bits": 4, "group": -1,
-                    "epochs": 30, "learning_rate": 3e-3, "rule": "w4a16",
+                    "epochs": 20, "learning_rate": 3e-3, "rule": "w4a16",
                 }),
             ],
         }

@@ -65,6 +65,24 @@ def test_a_network_that_was_cut_runs_from_its_program(tmp_path):
     assert {p.name for p in (tmp_path / "artifact" / "programs").iterdir()} == {"cpu.prepare", "cpu.run"}
 
 
+def fixed(width):
+    """A model that holds its width, as a module does."""
+    return lambda v, x: jax.nn.relu(x @ v["up"]).reshape(-1, width) @ v["down"]
+
+
+def test_a_network_that_was_cut_twice_runs_from_its_models_code(tmp_path):
+    network = jn.Network(fixed(12), {k: WEIGHTS[k] for k in ("up", "down")})
+    recipe = [jn.Stage("cut", jn.shrink_widths(0.5)), jn.Stage("w4", jn.quantize(4)), jn.Stage("again", jn.shrink_widths(0.5))]
+    result = jn.compress(network, recipe, TASK, workdir=tmp_path, latency=False)
+    wanted = np.asarray(result.network(X))
+    assert result.params["up"].shape == (8, 3)
+    for code in (network.apply, result.network.apply, fixed(3)):  # the whole model, the cut one, one rebuilt by hand
+        np.testing.assert_array_equal(jn.load(tmp_path / "artifact", code)(X), wanted)
+    wrong = jn.load(tmp_path / "artifact", fixed(5))
+    with pytest.raises((TypeError, ValueError)):
+        wrong(X)
+
+
 def test_what_can_not_be_exported_is_said_and_nothing_is_lost(tmp_path, capsys):
     """A model that needs to know its batch."""
 

@@ -101,8 +101,8 @@ def test_the_table_says_it_in_columns():
     assert lines[5] == "no control was run, so what training alone would give is not known: pass control=True"
     assert lines[6:9] == [
         "bytes, MACs and time, stage after stage: clip none of these; prune 2.7x fewer bytes; quantize 3.8x fewer bytes",
-        "the zeros of prune save bytes and no time: XLA multiplies them like other numbers, and they are counted in MACs; units "
-        "that are cut save both",
+        "the zeros of prune save bytes and no time: XLA multiplies them like other numbers, and they are counted in MACs; "
+        "units that are cut save both",
         "against the baseline, by batch: no difference seen at 1 (0.95 to 1.05 of its time), 32 (0.95 to 1.05 of its time); "
         "below 1.3x nothing is told",
     ]
