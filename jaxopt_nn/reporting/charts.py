@@ -128,13 +128,13 @@ def latency(report: Report) -> str:
             if at := stage["latency"].get(batch):
                 ratio, low, high = (number(at.get(end)) for end in ("ratio", "low", "high"))
                 tip = f"{stage['name']}, batch {batch}\n{ratio:.2f}x, 95% interval {low:.2f}x to {high:.2f}x\n{at['ms']:.3g} ms"
-                chart.interval(i + shift, ratio, low, high, tip, k)
-                chart.point(i + shift, ratio, tip, k)
+                chart.interval(i + shift, ratio, low, high, tip, k + 1)
+                chart.point(i + shift, ratio, tip, k + 1)  # the colours of the chart beside it
     caption = (
-        "Median of interleaved pairs with its 95% interval; down is faster. A stage whose bar reaches into the grey band is told "
+        "Median of interleaved pairs with its 95% interval; down is faster. What reaches into the grey band is told "
         f"neither faster nor slower: {MARGIN:g}x either way come and go on a busy machine."
     )
-    return figure("Latency by batch", chart, caption, {stage["name"]: k for k, stage in enumerate(stages)})
+    return figure("Latency by batch", chart, caption, {stage["name"]: k + 1 for k, stage in enumerate(stages)})
 
 
 def curves(report: Report) -> list[str]:
