@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxopt_nn.reporting import plots, svg
-from jaxopt_nn.reporting.gains import MARGIN
+from jaxopt_nn.reporting.costs import MARGIN
 from jaxopt_nn.reporting.html import figure
 from jaxopt_nn.reporting.rows import Scores, number, score_rows, scored
 from jaxopt_nn.reporting.svg import Chart

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxopt_nn.core.text_table import aligned
-from jaxopt_nn.reporting import gains
+from jaxopt_nn.reporting import costs
 
 Table = tuple[list[str], list[list[str]]]
 Columns = dict[str, Callable[[dict[str, Any]], str]]
@@ -181,7 +181,7 @@ def headline(report: dict[str, Any]) -> str:
     """What was gained and what it cost, in one sentence; metrics over all folds where there are several."""
     ratio, name = last(report)["ratio"], report["headline"]
     gain = f"{ratio:.1f}x smaller than float32" if ratio >= 1.05 else "Not smaller than float32"
-    if told := gains.fastest(report):
+    if told := costs.fastest(report):
         gain = f"{gain} and {told[1]:.1f}x faster at a batch of {told[0]}"
     size = f"{report['baseline']['bytes']:,} bytes before, {last(report)['bytes']:,} after"
     before, after = scores(report)
@@ -206,7 +206,7 @@ def _change(report: dict[str, Any], before: dict[str, Any], after: dict[str, Any
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table does not say."""
     warned = [f"warning: {said}" for said in report.get("warnings", ())]
-    others = (_over_folds, _tested, _control, _teacher, gains.bought, gains.speed, _artifact)
+    others = (_over_folds, _tested, _control, _teacher, costs.bought, costs.speed, _artifact)
     return [*warned, *(sentence for part in others for sentence in part(report))]
 
 

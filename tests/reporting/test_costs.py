@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxopt_nn.reporting import gains, tables
+from jaxopt_nn.reporting import costs, tables
 
 
 def timed(*ends):
@@ -46,12 +46,12 @@ def report(*stages, **baseline):
     ],
 )  # fmt: skip
 def test_a_difference_of_latency_is_told_beyond_the_margin_only(ends, size, said):
-    assert gains.speed(report(entry("q", size, ends=ends))) == [said]
+    assert costs.speed(report(entry("q", size, ends=ends))) == [said]
 
 
 def test_nothing_is_said_of_latency_that_was_not_measured():
     made = report(entry("q", ends=()), ends=())
-    assert gains.speed(made) == [] and gains.fastest(made) is None and gains.bought(made) == []
+    assert costs.speed(made) == [] and costs.fastest(made) is None and costs.bought(made) == []
 
 
 def test_each_stage_is_told_by_what_it_buys_against_the_one_before():
@@ -60,7 +60,7 @@ def test_each_stage_is_told_by_what_it_buys_against_the_one_before():
         entry("prune", 1000, masked=2), entry("clip", 1000, masked=2), entry("cut", 500, 250, half, masked=2),
         entry("round", 125, 250, slow, masked=2), entry("grow", 250, 500, slow, masked=2),
     )  # fmt: skip
-    told, zeros = gains.bought(made)
+    told, zeros = costs.bought(made)
     assert told == (
         "bytes, MACs and time, stage after stage: prune 4.0x fewer bytes; clip none of these; cut 2.0x fewer bytes, 4.0x fewer "
         "MACs, 2.0x faster at 1024; round 4.0x fewer bytes, 2.0x slower at 32; grow 2.0x more bytes, 2.0x more MACs"
@@ -71,20 +71,20 @@ def test_each_stage_is_told_by_what_it_buys_against_the_one_before():
 def test_two_noisy_stages_are_no_gain_of_the_second():
     """0.8 to 1.0 after 0.9 to 1.3: the second may be as slow as the first, or nearly twice as fast."""
     made = report(entry("a", 2000, ends=((0.9, 1.3),) * 3), entry("b", 1000, ends=((0.6, 0.8),) * 3))
-    assert gains.bought(made) == ["bytes, MACs and time, stage after stage: a 2.0x fewer bytes; b 2.0x fewer bytes"]
+    assert costs.bought(made) == ["bytes, MACs and time, stage after stage: a 2.0x fewer bytes; b 2.0x fewer bytes"]
     few = report(entry("a", 2000, ends=((None, None),) * 3), entry("b", 1000, ends=((0.1, 0.1),) * 3))
-    assert "faster" not in gains.bought(few)[0]
+    assert "faster" not in costs.bought(few)[0]
 
 
 def test_of_zeros_nothing_is_said_where_nothing_is_masked():
-    assert gains.bought(report(entry("cut", 1000, 250))) == []
-    assert "the zeros of q " in gains.bought(report(entry("q", 1000, masked=1)))[0]
+    assert costs.bought(report(entry("cut", 1000, 250))) == []
+    assert "the zeros of q " in costs.bought(report(entry("q", 1000, masked=1)))[0]
 
 
 def test_the_headline_says_where_it_is_faster_most():
     kinds = {"accuracy": {"unit": "%", "better": "higher"}}
     faster = report(entry("cut", 400, 250, ((0.6, 0.7), (0.9, 1.0), (0.4, 0.6))))
-    assert gains.fastest(faster) == ("1024", 2.0)
+    assert costs.fastest(faster) == ("1024", 2.0)
     said = tables.headline({**faster, "metrics": kinds})
     assert said.startswith("10.0x smaller than float32 and 2.0x faster at a batch of 1024: 4,000 bytes before, 400 after;")
     same = tables.headline({**report(entry("q", 400)), "metrics": kinds})
