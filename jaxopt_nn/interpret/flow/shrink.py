@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow.derivatives import Derivative
 from jaxopt_nn.interpret.flow.dims import Axes
 from jaxopt_nn.interpret.flow.entry import Call, Kept
 from jaxopt_nn.interpret.flow.flow import Flow
@@ -96,6 +98,9 @@ class _Shrinking:
             for v, axes in zip(operands, ins, strict=True)
         ]
 
+    def derivative(self, key: Key) -> Derivative | None:
+        return self._flow.derivatives.get(key)
+
     def body(self, body: Any, args: Sequence[_Value], key: Key) -> list[_Value]:
         outs = self.run(body.jaxpr, body.consts, args, key)
         ends = self._flow.ends.get(key, [None] * len(outs))
@@ -128,6 +133,49 @@ def _arrays(values: Sequence[_Value]) -> list[Any]:
 def _inline(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
     (body,) = jaxprs.bodies(eqn) or ()
     return s.body(body, operands, (*key, 0))
+
+
+def _custom_jvp(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+    """The model's own rule, on the sizes that are left."""
+    (body,) = jaxprs.bodies(eqn) or ()
+    rule = s.derivative(key)
+    if rule is None or rule.tangents is None:
+        return _inline(s, eqn, operands, key)
+    run = _Traced(s, body, (*key, 0), operands)
+    slope = _Traced(s, rule.tangents, (*key, 1), [*operands, *(operands[i] for i in rule.inputs)])
+    function = jax.custom_jvp(lambda *arrays: tuple(run(arrays)))
+
+    def forward(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+        outs = function(*primals)
+        made = dict(zip(rule.outputs, slope([*primals, *(tangents[i] for i in rule.inputs)]), strict=True))
+        return outs, tuple(made.get(i, np.zeros(jnp.shape(x), jax.dtypes.float0)) for i, x in enumerate(outs))
+
+    function.defjvp(forward)
+    return run.values(function(*_arrays(operands)))
+
+
+def _custom_vjp(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+    """As ``_custom_jvp``."""
+    (body,) = jaxprs.bodies(eqn) or ()
+    rule = s.derivative(key)
+    if rule is None or rule.residuals is None or rule.pullback is None:
+        return _inline(s, eqn, operands, key)
+    run = _Traced(s, body, (*key, 0), operands)
+    residuals = _Traced(s, rule.residuals, (*key, 1), operands)
+    function = jax.custom_vjp(lambda *arrays: tuple(run(arrays)))
+
+    def forward(*arrays: Any) -> tuple[Any, Any]:
+        return tuple(run(arrays)), residuals(arrays)
+
+    def backward(saved: list[Any], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
+        outs = run.values(cotangents)
+        like = [*residuals.values(saved), *(outs[i] for i in rule.outputs)]
+        pulled = _Traced(s, rule.pullback, (*key, 2), like)(_arrays(like))
+        made = dict(zip(rule.inputs, pulled, strict=True))
+        return tuple(made.get(i) for i in range(len(operands)))
+
+    function.defvjp(forward, backward)
+    return run.values(function(*_arrays(operands)))
 
 
 def _remat(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
@@ -194,6 +242,8 @@ def _shard_map(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> lis
 _INNER: dict[str, Callable[[_Shrinking, Any, list[_Value], Key], list[_Value]]] = {
     **dict.fromkeys(jaxprs.DIRECT, _inline),
     **dict.fromkeys(("remat", "remat2", "checkpoint"), _remat),
+    "custom_jvp_call": _custom_jvp,
+    "custom_vjp_call": _custom_vjp,
     "scan": _scan,
     "while": _while,
     "cond": _cond,
