@@ -70,6 +70,7 @@ class Ties:
         self.producers: list[tuple[str, Axis]] = []
         self.consumers: list[tuple[str, Axis]] = []
         self.reads: list[Contraction] = []
+        self._within_rule = False  # a rule calls its own function again: second derivatives are those of the bodies
         self.derivatives: dict[Key, Derivative] = {}
         self.sources: dict[Key, tuple[Value, ...]] = {}
         avals = [v.aval for v in program.jaxpr.invars]
@@ -99,10 +100,10 @@ class Ties:
             return self._shard_map(eqn, operands, key)
         if name in jaxprs.DIRECT:
             (body,) = jaxprs.bodies(eqn) or ()
-            outs = self._run(body.jaxpr, operands, (*key, 0))
-            if name in jaxprs.CUSTOM_DERIVATIVES and (rule := derivative(eqn)) is not None:
-                self._derivative(rule, operands, outs, key)
-            return outs
+            results = self._run(body.jaxpr, operands, (*key, 0))
+            if name in jaxprs.CUSTOM_DERIVATIVES and not self._within_rule:
+                self._derivative(eqn, operands, results, key)
+            return results
         ins = tuple(_axes_of(v, var) for v, var in zip(operands, eqn.invars, strict=True))
         call = Call(eqn, ins, (), tuple(map(number_of, eqn.invars)))
         entry = PRIMITIVES.get(name)
@@ -162,9 +163,12 @@ class Ties:
         if operands[x].dynamic:
             self.reads += [Contraction(site.name, shape, n, axis) for n, axis in enumerate(summed)]
 
-    def _derivative(self, rule: Derivative, operands: list[Value], outs: list[Value], key: Key) -> None:
+    def _derivative(self, eqn: Any, operands: list[Value], outs: list[Value], key: Key) -> None:
         """The axes in a derivative's rule: those of a tangent are its primal's."""
-        self.derivatives[key] = rule
+        rule = derivative(eqn)
+        if rule is None:
+            return
+        self.derivatives[key], self._within_rule = rule, True
         along = lambda values, which: [values[i]._replace(sources=frozenset(), dynamic=True) for i in which]
         reason = "a custom derivative gives it another structure"
         if rule.tangents is not None:
@@ -178,6 +182,7 @@ class Ties:
         for a, b in zip(made, of, strict=True):
             if a.axes is not None and b.axes is not None:
                 _tie_all(a.axes, b.axes, reason)
+        self._within_rule = False
 
     # -- loops, branches -----------------------------------------------------------------------------------------------
 
