@@ -14,7 +14,7 @@ from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
-from jaxopt_nn.core.tap import Tap
+from jaxopt_nn.core.tap import Probe, Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity
 from jaxopt_nn.cost.aot import compile_for
@@ -28,12 +28,21 @@ from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture, rewrite
+from jaxopt_nn.methods.allocations.erk import erk
+from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
-from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
+from jaxopt_nn.methods.criteria.base import Memory
+from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
+from jaxopt_nn.methods.criteria.random import random_scores
+from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.methods.regrowth import Regrowth, rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
+from jaxopt_nn.methods.structures.base import Structure, single_weights
 from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
@@ -74,13 +83,16 @@ __all__ = [
     "Masked",
     "Matrix",
     "Member",
+    "Memory",
     "Message",
     "Metric",
     "ModelInfo",
     "Network",
     "Pass",
     "Plan",
+    "Probe",
     "QTensor",
+    "Regrowth",
     "Remap",
     "Report",
     "Roles",
@@ -89,6 +101,7 @@ __all__ = [
     "Stage",
     "State",
     "Stream",
+    "Structure",
     "Tap",
     "Task",
     "TrainState",
@@ -117,6 +130,7 @@ __all__ = [
     "dead_units",
     "densify",
     "distillation_loss",
+    "energy",
     "erk",
     "evaluate",
     "every",
@@ -160,14 +174,18 @@ __all__ = [
     "prune",
     "prune_neurons",
     "quantize",
+    "random_scores",
     "reconstruction",
     "regression",
     "rewrite",
+    "rigl",
     "rule_factory",
     "saliency",
     "save",
     "save_artifact",
     "shrink_widths",
+    "single_weights",
+    "sparse_evolution",
     "staircase",
     "static_ranges",
     "to_compressed_tensors",

@@ -23,8 +23,12 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, explain, identity, why_not_matrix
+from jaxopt_nn.methods.allocations.erk import erk
+from jaxopt_nn.methods.allocations.global_budget import global_budget
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
-from jaxopt_nn.methods.prune import erk, global_budget, magnitude, prune, saliency
+from jaxopt_nn.methods.criteria.magnitude import magnitude
+from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.unit_masks import mask_units

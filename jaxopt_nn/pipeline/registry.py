@@ -22,8 +22,15 @@ from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.core.rule import Rule, identity_rule
 from jaxopt_nn.core.transform import Transform, identity
 from jaxopt_nn.methods import clip, schedules
-from jaxopt_nn.methods import prune as pruning
+from jaxopt_nn.methods.allocations.base import Allocation
+from jaxopt_nn.methods.allocations.erk import erk
+from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
+from jaxopt_nn.methods.criteria.base import Criterion
+from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
+from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.passes.cutting import cut_neurons
@@ -36,17 +43,13 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "clip_percentile": clip.clip_percentile,
     "clip_std": clip.clip_std,
     "identity": identity,
-    "prune": pruning.prune,
+    "prune": prune,
     "prune_neurons": prune_neurons,
     "quantize": quantize,
 }
 PASSES: dict[str, Callable[..., Pass]] = {"cut_neurons": cut_neurons, "shrink_widths": shrink_widths}
-CRITERIA: dict[str, pruning.Criterion] = {"magnitude": pruning.magnitude, "saliency": pruning.saliency}
-ALLOCATIONS: dict[str, pruning.Allocation] = {
-    "erk": pruning.erk,
-    "global_budget": pruning.global_budget,
-    "per_leaf": pruning.per_leaf,
-}
+CRITERIA: dict[str, Criterion] = {"energy": energy, "magnitude": magnitude, "saliency": saliency}
+ALLOCATIONS: dict[str, Allocation] = {"erk": erk, "global_budget": global_budget, "per_leaf": per_leaf}
 SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "constant": optax.constant_schedule,
     "cosine": optax.cosine_decay_schedule,

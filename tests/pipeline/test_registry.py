@@ -10,7 +10,7 @@ import pytest
 
 from jaxopt_nn.core.combine import by_path
 from jaxopt_nn.core.rule import identity_rule
-from jaxopt_nn.methods.prune import magnitude
+from jaxopt_nn.methods.criteria.magnitude import magnitude
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.pipeline import registry
@@ -166,7 +166,7 @@ def test_what_is_mistyped_is_answered_with_the_nearest_names(entry, said):
     ],
 )
 def test_objects_by_address(name, said):
-    assert registry.imported("jaxopt_nn.methods.prune:magnitude") is magnitude
+    assert registry.imported("jaxopt_nn.methods.criteria.magnitude:magnitude") is magnitude
     with pytest.raises(ValueError, match=said):
         registry.imported(name)
 
