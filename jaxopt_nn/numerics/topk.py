@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -59,29 +60,25 @@ def on_host(*arrays: Any) -> bool:
     )
 
 
-def host_rows(scores: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """``keep_largest`` of each row ``[R, n]`` with its own ``k [R]``, by NumPy; bool ``[R, n]``."""
-    if scores.dtype != np.float32:
-        scores = np.asarray(scores, np.float32)
-    return np.stack([_host(row, int(np.clip(own, 0, row.size))) for row, own in zip(scores, k, strict=True)])
-
-
-def _host(row: np.ndarray, k: int) -> np.ndarray:
-    if k in (0, row.size):
-        return np.full(row.size, k > 0)
-    if np.isnan(row.max()):  # counts as less than every number
-        number = ~np.isnan(row)
-        if (count := int(number.sum())) < k:
-            number[np.flatnonzero(~number)[: k - count]] = True
-            return number
-        mask = np.zeros(row.size, bool)
-        mask[np.flatnonzero(number)[_host(row[number], k)]] = True
-        return mask
-    least = np.partition(row, row.size - k)[row.size - k]
-    mask = row >= least
-    if beyond := int(np.count_nonzero(mask)) - k:  # more ties than places: the last ones go
-        mask[np.flatnonzero(row == least)[-beyond:]] = False
-    return mask
+def keep_largest_on_host(scores: Sequence[np.ndarray], k: int) -> list[np.ndarray]:
+    """``keep_largest`` of several arrays as one, by NumPy's partition: the mask of each."""
+    flat = np.concatenate([np.asarray(x, np.float32).reshape(-1) for x in scores])
+    k = min(max(int(k), 0), flat.size)
+    if k in (0, flat.size):
+        return [np.full(x.shape, k > 0) for x in scores]
+    if np.isnan(flat.max()):
+        scores = [np.asarray(_ordered(jnp.asarray(x))) for x in scores]
+        flat = np.concatenate([x.reshape(-1) for x in scores])
+    flat.partition(flat.size - k)
+    least = flat[flat.size - k]
+    masks = [x >= least for x in scores]
+    beyond = sum(map(np.count_nonzero, masks)) - k
+    for x, mask in zip(reversed(scores), reversed(masks)):  # more ties than places: the last ones go
+        if beyond > 0:
+            gone = np.flatnonzero(x == least)[-beyond:]
+            mask.reshape(-1)[gone] = False
+            beyond -= gone.size
+    return masks
 
 
 def _threshold(order: Array, k: Array) -> tuple[Array, Array]:

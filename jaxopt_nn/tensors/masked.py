@@ -94,12 +94,12 @@ class Masked(Tensor):
         for target, row, keep in zip(kept, values, rows):
             found = row[keep]
             target[: found.size] = found
-        stored = jnp.asarray(kept.reshape(*lead, count))
+        stored = kept.reshape(*lead, count)
         if frame is not None:
             qmin, _ = affine.code_range(frame.bits, frame.signed)
-            stored = packing.pack_bits((stored.astype(jnp.int32) - qmin).astype(jnp.uint8), frame.bits, -1)
+            stored = packing.pack_bits_on_host((stored.astype(np.int16) - qmin).astype(np.uint8), frame.bits)
         bitmap = np.packbits(rows.reshape(*lead, -1), axis=-1, bitorder="little")
-        return cls(jnp.asarray(bitmap), stored, frame, tuple(shape), count, trimmed)
+        return cls(jax.device_put(bitmap), jax.device_put(stored), frame, tuple(shape), count, trimmed)
 
     @property
     def shape(self) -> tuple[int, ...]:

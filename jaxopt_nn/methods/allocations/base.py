@@ -45,8 +45,9 @@ def keep(score: Any, stack: tuple[int, ...], k: Any) -> jax.Array:
     rows = math.prod(score.shape[a] for a in stack)
     if topk.on_host(score, k):
         moved = np.moveaxis(np.asarray(score), stack, range(len(stack)))
-        masks = topk.host_rows(moved.reshape(rows, -1), np.broadcast_to(np.asarray(k), (rows,)))
-        return jnp.asarray(np.moveaxis(masks.reshape(moved.shape), range(len(stack)), stack))
+        each = zip(moved.reshape(rows, -1), np.broadcast_to(np.asarray(k), (rows,)), strict=True)
+        masks = np.stack([topk.keep_largest_on_host([row], own)[0] for row, own in each])
+        return jax.device_put(np.moveaxis(masks.reshape(moved.shape), range(len(stack)), stack))
     return _keep(score, stack, k)
 
 

@@ -30,12 +30,14 @@ def global_budget(
       >>> jn.global_budget(scores, known, 0.5)
       {'a': Array([[False, False]], dtype=bool), 'b': Array([[ True,  True]], dtype=bool)}
     """
-    joined = np.concatenate if topk.on_host(*scores.values()) else jnp.concatenate  # to concatenate on a device is to compile
-    flat = joined([score.reshape(-1) for score in scores.values()])
-    made = keep(flat, (), kept(flat.size, sparsity))
-    mask = np.asarray(made) if topk.on_host(made) else made
+    count = kept(sum(score.size for score in scores.values()), sparsity)
+    if topk.on_host(count, *scores.values()):
+        masks = topk.keep_largest_on_host([np.asarray(score) for score in scores.values()], int(count))
+        return dict(zip(scores, map(jax.device_put, masks), strict=True))
+    flat = jnp.concatenate([score.reshape(-1) for score in scores.values()])
+    mask = keep(flat, (), count)
     out, at = {}, 0
     for path, score in scores.items():
-        out[path] = jnp.asarray(mask[at : at + score.size].reshape(score.shape))
+        out[path] = mask[at : at + score.size].reshape(score.shape)
         at += score.size
     return out
