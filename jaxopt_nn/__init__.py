@@ -43,6 +43,8 @@ from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.regrowth import Regrowth, rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.structures.base import Structure, single_weights
+from jaxopt_nn.methods.structures.blocks import blocks
+from jaxopt_nn.methods.structures.n_of_m import n_of_m
 from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
@@ -67,6 +69,7 @@ from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
+from jaxopt_nn.tensors.n_of_m import NofM
 from jaxopt_nn.tensors.qtensor import QTensor
 
 __version__ = "0.1.0"
@@ -88,6 +91,7 @@ __all__ = [
     "Metric",
     "ModelInfo",
     "Network",
+    "NofM",
     "Pass",
     "Plan",
     "Probe",
@@ -112,6 +116,7 @@ __all__ = [
     "arithmetic",
     "axis_groups",
     "between",
+    "blocks",
     "by_path",
     "calibrate",
     "calibrated",
@@ -166,6 +171,7 @@ __all__ = [
     "moments",
     "moving_ranges",
     "multilabel",
+    "n_of_m",
     "nbytes",
     "nnx",
     "per_leaf",

@@ -120,13 +120,14 @@ def _threshold(order: Array, k: Array) -> tuple[Array, Array]:
     return low, kept
 
 
-def n_m_mask(scores: Array, n: int, m: int, axis: int) -> Array:
+def n_m_mask(scores: Array, n: ArrayLike, m: int, axis: int) -> Array:
     """A mask that keeps the ``n`` largest of every ``m`` consecutive entries along ``axis``; of equals the earliest.
 
     NVIDIA's 2:4 pattern is n=2, m=4 along the input axis (Mishra et al. 2021).
 
     Args:
       scores: floats as in ``keep_largest``, with a multiple of ``m`` entries along the axis.
+      n: static or traced.
 
     Returns:
       bool of scores' shape.
@@ -136,7 +137,7 @@ def n_m_mask(scores: Array, n: int, m: int, axis: int) -> Array:
     """
     axis = axis % scores.ndim
     entries = scores.shape[axis]
-    if not 0 <= n <= m or m < 1:
+    if m < 1 or (isinstance(n, int) and not 0 <= n <= m):
         raise ValueError(f"n={n}, m={m}: keep n of every m entries, 0 <= n <= m")
     if entries % m:
         raise ValueError(f"axis {axis} has {entries} entries, not a multiple of m={m}; choose another axis or m")
