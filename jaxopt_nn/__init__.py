@@ -28,13 +28,17 @@ from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture, rewrite
+from jaxopt_nn.methods.allocations.by_sensitivity import by_sensitivity
 from jaxopt_nn.methods.allocations.erk import erk
 from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.allocations.lamp import lamp
 from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
 from jaxopt_nn.methods.criteria.base import Memory
+from jaxopt_nn.methods.criteria.fisher import fisher, obd
 from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
+from jaxopt_nn.methods.criteria.movement import movement
 from jaxopt_nn.methods.criteria.random import random_scores
 from jaxopt_nn.methods.criteria.saliency import saliency
 from jaxopt_nn.methods.prune import prune
@@ -118,6 +122,7 @@ __all__ = [
     "between",
     "blocks",
     "by_path",
+    "by_sensitivity",
     "calibrate",
     "calibrated",
     "capture",
@@ -142,6 +147,7 @@ __all__ = [
     "explain",
     "exported",
     "fake_quant_activations",
+    "fisher",
     "from_compressed_tensors",
     "from_msgpack",
     "from_orbax",
@@ -157,6 +163,7 @@ __all__ = [
     "inspect",
     "is_compressed",
     "keep_constants",
+    "lamp",
     "language_model",
     "later",
     "leafwise",
@@ -169,11 +176,13 @@ __all__ = [
     "metrics",
     "minmax",
     "moments",
+    "movement",
     "moving_ranges",
     "multilabel",
     "n_of_m",
     "nbytes",
     "nnx",
+    "obd",
     "per_leaf",
     "predictor",
     "prepare",

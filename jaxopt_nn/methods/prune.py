@@ -158,7 +158,7 @@ class _Pruning:
         for name in self.wants.probes:
             if ((), path, name) in info.stats:
                 stats[name] = info.stats[((), path, name)]
-            elif name not in self.wants.memory:
+            elif name not in self.wants.memory or not self.changes:
                 raise ValueError(
                     f"{path}: the statistic {name!r} of the loss is missing; pass info=calibrate(network, method, task)"
                 )

@@ -10,6 +10,7 @@ import jax
 
 from jaxopt_nn.core.arguments import check_takes, require
 from jaxopt_nn.methods.allocations.base import Allocation
+from jaxopt_nn.methods.allocations.lamp import lamp
 from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.criteria.base import Criterion, asked
 from jaxopt_nn.methods.criteria.saliency import SCHEDULE
@@ -35,14 +36,22 @@ def check_parts(
     if isinstance(regrow, Regrowth):
         _check_regrowth(amount, threshold, structure, regrow)
     wants = asked(criterion)
+    if wants.signed and allocation is lamp:
+        raise ValueError(
+            f"prune(allocation=lamp): divides squares of scores, and {_named(criterion)} gives scores of either sign; pass "
+            "allocation=global_budget, or magnitude"
+        )
     first = regrow.start if isinstance(regrow, Regrowth) else None
     if (wants.gradients or (wants.memory.keys() - wants.probes.keys())) and not (callable(amount) or first):
-        name = getattr(criterion, "__name__", "the criterion")
         raise ValueError(
-            f"prune: {name} needs gradients, which update gets and init does not, and a number prunes in init: pass a "
-            f"schedule, e.g. {SCHEDULE}"
+            f"prune: {_named(criterion)} needs gradients, which update gets and init does not, and a number prunes in init: "
+            f"pass a schedule, e.g. {SCHEDULE}"
         )
     return amount, start
+
+
+def _named(criterion: Any) -> str:
+    return getattr(criterion, "__name__", "the criterion")
 
 
 def _check_kinds(criterion: Any, structure: Any, allocation: Any, regrow: Any) -> None:

@@ -20,6 +20,7 @@ from jaxopt_nn.pipeline.calibrate import calibrate, calibration_inputs
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.fit import Trainer
 from jaxopt_nn.pipeline.grade import validated
+from jaxopt_nn.pipeline.probing import EXAMPLES
 from jaxopt_nn.pipeline.recipe import Recipe, Stage, check_recipe
 from jaxopt_nn.pipeline.stages import Accumulated, accumulate
 from jaxopt_nn.pipeline.task import Objective, Task
@@ -188,4 +189,5 @@ def _calibrated(
     """``info`` with what ``method`` must see of the model on inputs of the training data."""
     if not method.traits.passes:
         return info
-    return calibrate(network, method, calibration_inputs(network, task, few))
+    examples = task.batch_size if few else EXAMPLES
+    return calibrate(network, method, calibration_inputs(network, task, few), task=task, examples=examples)

@@ -51,6 +51,7 @@ class Asked(NamedTuple):
       memory: ``{name: Memory}``.
       key: a PRNG key or a seed; ``known.stats["key"]`` is then a key of the leaf.
       gradients: True: it reads the gradient, which there is in ``update`` alone; False: it does not; None: it may.
+      signed: scores may be negative, so that their squares say nothing.
     """
 
     taps: Callable[[Site], Mapping[str, Tap]] = no_taps
@@ -58,6 +59,7 @@ class Asked(NamedTuple):
     memory: Mapping[str, Memory] = {}
     key: Any = None
     gradients: bool | None = None
+    signed: bool = False
 
 
 def asking(**attributes: Any) -> Callable[[Function], Function]:
@@ -83,6 +85,7 @@ def asked(*parts: Any) -> Asked:
         {name: memory for each in own for name, memory in each.memory.items()},
         next((each.key for each in own if each.key is not None), None),
         True if True in gradients else None if None in gradients else False,
+        any(each.signed for each in own),
     )
 
 
