@@ -41,6 +41,9 @@ from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
 from jaxopt_nn.methods.criteria.movement import movement
 from jaxopt_nn.methods.criteria.random import random_scores
 from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.criteria.snip import grasp, snip
+from jaxopt_nn.methods.criteria.synflow import synflow
+from jaxopt_nn.methods.learnt_threshold import learnt_threshold
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
@@ -155,6 +158,7 @@ __all__ = [
     "frozen",
     "global_budget",
     "gram",
+    "grasp",
     "histogram",
     "identity",
     "identity_rule",
@@ -167,6 +171,7 @@ __all__ = [
     "language_model",
     "later",
     "leafwise",
+    "learnt_threshold",
     "linen",
     "load",
     "load_artifact",
@@ -200,9 +205,11 @@ __all__ = [
     "save_artifact",
     "shrink_widths",
     "single_weights",
+    "snip",
     "sparse_evolution",
     "staircase",
     "static_ranges",
+    "synflow",
     "to_compressed_tensors",
     "to_msgpack",
     "to_orbax",

@@ -29,6 +29,7 @@ from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
 from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
 from jaxopt_nn.methods.criteria.random import random_scores
 from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.learnt_threshold import learnt_threshold
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.regrowth import rigl, sparse_evolution
@@ -78,8 +79,10 @@ def learnt_step():
     )
 
 
-#: With learnt state; the package has no such method yet.
+#: With learnt state.
 LEARNT = {
+    "learnt threshold": learnt_threshold(0.3, decay=0.01),
+    "learnt threshold of blocks": learnt_threshold(0.6, structure=blocks(2, 2)),
     "learnt gain": learnt_gain(),
     "learnt range": learnt_range(),
     "learnt range and a mask": chain(learnt_range(), prune(sparsity=0.5)),
