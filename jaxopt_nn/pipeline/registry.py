@@ -71,7 +71,7 @@ NAMED: dict[str, Mapping[str, Any]] = {
 MAPPINGS = ("widths",)
 STAGE_FIELDS = (
     "name", "method", "where", "cases", "epochs", "learning_rate", "weight_decay", "ema", "rule", "thaw", "every",
-    "training_rule", "distill", "gradient_norms",
+    "training_rule", "distill", "gradient_norms", "rewind",
 )  # fmt: skip
 
 
@@ -177,8 +177,9 @@ def stages(config: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Stage]:
 
     Each has ``name``, ``method`` and the method's own arguments, and may have ``where`` (a pattern of paths), ``every``
     (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``weight_decay``, ``ema``, ``rule``,
-    ``thaw``, ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``. In the place of ``method`` and its arguments
-    ``cases`` may stand, a list of mappings with ``where``, ``method`` and arguments: a leaf gets the first that matches.
+    ``thaw``, ``rewind``, ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``. In the place of ``method`` and its
+    arguments ``cases`` may stand, a list of mappings with ``where``, ``method`` and arguments: a leaf gets the first that
+    matches.
 
     Args:
       seed: of what methods draw at random; each stage folds in its number.
@@ -235,7 +236,8 @@ def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: an unknown rule, or a schedule or ``distill`` that does not hold together.
     """
-    kept = {key: own[key] for key in ("epochs", "learning_rate", "weight_decay", "ema", "gradient_norms") if key in own}
+    plain = ("epochs", "learning_rate", "weight_decay", "ema", "gradient_norms", "rewind")
+    kept = {key: own[key] for key in plain if key in own}
     if isinstance(kept.get("learning_rate"), Mapping):
         rate = kept["learning_rate"]
         kept["learning_rate"] = lambda steps: _argument("learning_rate", rate, max(steps, 1))
