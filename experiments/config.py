@@ -29,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 #: Fields that change no number of a training; runs that differ in nothing else are of one config.
 FREE = ("export", "latency", "sensitivity", "control", "checkpoint_seconds")
-TRAINING = ("epochs", "learning_rate", "weight_decay", "ema", "distill", "training_rule", "gradient_norms", "rewind")
+TRAINING = ("epochs", "learning_rate", "weight_decay", "ema", "distill", "training_rule", "gradient_norms")
 TEACHER: dict[str, Any] = {"model_args": {}, "checkpoint": "", "data": {}}
 
 

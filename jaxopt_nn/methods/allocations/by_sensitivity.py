@@ -21,7 +21,6 @@ from jaxopt_nn.numerics import topk
 LEVELS = (0.25, 0.5, 0.75, 0.9, 1.0)
 
 
-@functools.cache
 def by_sensitivity(levels: Sequence[float] = LEVELS) -> Allocation:
     """Most goes where the loss rises least, by a measurement of each leaf alone.
 
