@@ -95,7 +95,8 @@ def prune(
     amount, start = check_parts(criterion, sparsity, threshold, structure, allocation, regrow)
     select = _chooser(structure, allocation, threshold)
     growth = regrow if isinstance(regrow, Regrowth) else None
-    wants = asked(criterion, *([] if threshold is not None else [allocation]), *([growth.by, growth.start] if growth else []))
+    criteria = [criterion] if growth is None else [criterion, growth.by, *filter(None, [growth.start])]
+    wants = asked(*criteria, allocation=None if threshold is not None else allocation)
     takes = partial(_takes, structure)
     changes = callable(amount) or growth is not None
     needs = frozenset({"roles"} | ({"grads"} if changes and (wants.gradients is not False or wants.memory) else set()))
