@@ -23,7 +23,8 @@ SHORT = {
     "aot": "compile", "capture": "tap", "charts": "report", "cubic": "schedule", "erk": "allocation", "html": "report",
     "evolution": "regrowth", "lamp": "allocation", "linen": "framework", "m": "pattern",
     "multilabel": "label", "nbytes": "bits", "nnx": "framework",
-    "n": "pattern", "nof": "pattern", "obd": "criterion", "qtensor": "code", "quant": "quantization", "rigl": "regrowth", "snip": "criterion",
+    "n": "pattern", "nof": "pattern", "obd": "criterion", "qtensor": "code", "quant": "quantization", "rigl": "regrowth",
+    "snip": "criterion",
     "svg": "report", "synflow": "criterion",
 }  # fmt: skip
 
