@@ -11,21 +11,20 @@ PACKAGE = pathlib.Path(jaxopt_nn.__file__).parent
 #: Words that mean what they mean in English, in Python, in JAX or in statistics.
 PLAIN = set(
     """
-    abs algebra analyse arguments arrays base between by bytes calls cases checks choice classes classification combine
-    common compile compress core cpu data evaluate events every explain files for from global gpu histogram imported infer
-    init integer is keep keeps language later load loss make max memory minmax model named numbers numerics of only orbax page
-    parallel per plots progress regression save shrink single std step store structure table tables tensor tensors text to tpu
-    train transform tree where words write
+    abs algebra along analyse arguments arrays base between by bytes calls cases checks choice classes classification
+    combine common compile compress core cpu data elementwise evaluate events every explain files for from global gpu
+    histogram imported infer init integer is keep keeps language later load loss make max memory minmax model named numbers
+    numerics of only orbax page parallel per plots primitives progress regression save shrink single std step store
+    structure table tables tensor tensors text to tpu train transform tree where words write
     """.split()
 )
 #: Names of single methods, formats and frameworks, and short names, by the entry that explains them.
 SHORT = {
-    "aot": "compile", "capture": "tap", "charts": "report", "cubic": "schedule", "erk": "allocation", "html": "report",
-    "evolution": "regrowth", "lamp": "allocation", "linen": "framework", "m": "pattern",
-    "multilabel": "label", "nbytes": "bits", "nnx": "framework",
-    "n": "pattern", "nof": "pattern", "obd": "criterion", "qtensor": "code", "quant": "quantization", "rigl": "regrowth",
-    "snip": "criterion",
-    "svg": "report", "synflow": "criterion",
+    "aot": "compile", "capture": "tap", "charts": "report", "cubic": "schedule", "erk": "allocation",
+    "evolution": "regrowth", "html": "report", "lamp": "allocation", "linen": "framework", "m": "pattern",
+    "multilabel": "label", "n": "pattern", "nbytes": "bits", "nnx": "framework", "nof": "pattern", "obd": "criterion",
+    "qtensor": "code", "quant": "quantization", "rigl": "regrowth", "snip": "criterion", "svg": "report",
+    "synflow": "criterion",
 }  # fmt: skip
 
 

@@ -96,7 +96,6 @@ STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
 NAMED: dict[str, Mapping[str, Any]] = {
     "criterion": CRITERIA, "allocation": ALLOCATIONS, "structure": STRUCTURES, "regrow": {}, "score": {}, "importance": {},
-    "rebuild": {},
 }  # fmt: skip
 #: Arguments of parts that are parts themselves.
 WITHIN = {"start": "criterion", "by": "criterion"}
