@@ -75,7 +75,7 @@ def rigl(*, end: int, share: float = 0.3, start: Criterion | None = None) -> Reg
     """
     check_shares("rigl", share=share)
     if isinstance(end, bool) or end < 1:
-        raise ValueError(f"rigl(end={end}): the step from which on masks stay, 1 or more")
+        raise ValueError(f"rigl(end={end}): the step from which on masks stay, 1 or more, e.g. three quarters of the training")
     falling = lambda step: share / 2 * (1 + jnp.cos(math.pi * jnp.minimum(step, end) / end))
     return Regrowth("rigl", steepest, falling, start)
 

@@ -42,7 +42,7 @@ def blocks(inputs: int, outputs: int) -> Structure:
     """
     for length in (inputs, outputs):
         if isinstance(length, bool) or not isinstance(length, int) or (length < 1 and length != -1):
-            raise ValueError(f"blocks({inputs!r}, {outputs!r}): lengths in weights, whole numbers from 1, or -1 for all")
+            raise ValueError(f"blocks({inputs!r}, {outputs!r}): allowed are whole numbers from 1, in weights, and -1 for all")
 
     sides = partial(_sides, inputs, outputs)
     return Structure(
