@@ -263,6 +263,8 @@ class _Pruning:
             known = self.known(path, leaf, cuts.info) if self.changes else Known(own.roles)
             mask = self.structure.follows(own.mask, cuts.leaves[path], own.roles)
             if isinstance(mask, str):
+                if misfit := self.structure.takes(tuple(leaf.shape), own.roles):
+                    raise ValueError(f"{path}: cut, it {misfit}; keep another number of units")
                 cuts.recorder.add("anew", path, f"prune: its mask made anew, since {mask}")
                 full = self.known(path, leaf, cuts.info)
                 share = 1 - float(jnp.mean(own.mask))
