@@ -53,10 +53,9 @@ def save(
     states = {site: {"learnt": state.learnt, "carried": state.carried} for site, state in network.states.items()}
     still = sorted(network.still)
     rules = [{"pattern": pattern, "name": rule.name, "made": described(rule)} for pattern, rule in network.rules]
-    return save_artifact(
-        directory, {"variables": network.variables, "states": states}, recipe=recipe,
-        extra={**(extra or {}), "rules": rules, "plans": _plans(network.apply), "still": still}, files=as_files(programs or {}), overwrite=overwrite,
-    )  # fmt: skip
+    own = {**(extra or {}), "rules": rules, "plans": _plans(network.apply), "still": still}
+    tree, files = {"variables": network.variables, "states": states}, as_files(programs or {})
+    return save_artifact(directory, tree, recipe=recipe, extra=own, files=files, overwrite=overwrite)
 
 
 def load(

@@ -44,7 +44,8 @@ def _reduce_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]
             rests += 1
             notes.completes(i)
         else:
-            must_be_zero(axis, zeros if call.name == "reduce_sum" else [], notes, f"`{call.name}` reduces over it, and units differ there")
+            enough = zeros if call.name == "reduce_sum" else []
+            must_be_zero(axis, enough, notes, f"`{call.name}` reduces over it, and units differ there")
     return moved(call, zeros, notes)
 
 
