@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import json
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
-
 from jaxopt_nn.coding.artifact import Artifact, load_artifact, read_files, save_artifact
 from jaxopt_nn.core.passes import Plan
-from jaxopt_nn.core.paths import map_with_path
 from jaxopt_nn.core.rule import Rule, described, rule_of
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.export.imported import imported
 from jaxopt_nn.export.programs import Programs, as_files, of_files
 from jaxopt_nn.interpret.flow.shrunk import Shrunk
 from jaxopt_nn.interpret.network import Network, network_of
-from jaxopt_nn.tensors.base import densify
 
 PyTree = Any
 
@@ -37,11 +32,10 @@ def save(
 
     Args:
       network: in stored form, so that it weighs what it should. Its rules are written by the names of their factories
-        (``rule_factory``), their states beside the variables, and the plans by which passes have cut it. Its functions are
-        not: they are code.
+        (``rule_factory``), their states beside the variables. Its functions are not: they are code. Of a network that was cut
+        the plans are written, so that ``load`` takes the function of the whole one.
       programs: ``exported(network, inputs)``: then ``load`` needs no code. They add their bytes.
-      recipe, extra, overwrite: as for ``save_artifact``; ``extra`` gets ``rules``, ``still`` and
-        ``plans``.
+      recipe, extra, overwrite: as for ``save_artifact``; ``extra`` gets ``rules``, ``plans`` and ``still``.
 
     Raises:
       TypeError: no ``Network``. Else as ``save_artifact``.
@@ -59,11 +53,9 @@ def save(
     states = {site: {"learnt": state.learnt, "carried": state.carried} for site, state in network.states.items()}
     still = sorted(network.still)
     rules = [{"pattern": pattern, "name": rule.name, "made": described(rule)} for pattern, rule in network.rules]
-    extra = {**(extra or {}), "rules": rules, "still": still, "plans": _plans(network.apply)}
-    return save_artifact(
-        directory, {"variables": network.variables, "states": states}, recipe=recipe, extra=extra,
-        files=as_files(programs or {}), overwrite=overwrite,
-    )  # fmt: skip
+    own = {**(extra or {}), "rules": rules, "plans": _plans(network.apply), "still": still}
+    tree, files = {"variables": network.variables, "states": states}, as_files(programs or {})
+    return save_artifact(directory, tree, recipe=recipe, extra=own, files=files, overwrite=overwrite)
 
 
 def load(
@@ -74,8 +66,7 @@ def load(
     """The network that ``save`` or ``compress`` wrote: call it, ``load(path)(*inputs) -> outputs``.
 
     Args:
-      apply: its model's function, ``(variables, *inputs) -> outputs``, such as ``jaxopt_nn.linen(module, variables).apply``;
-        of a network that was cut, that of the whole model, or of one that was rebuilt at the small widths.
+      apply: its model's function, ``(variables, *inputs) -> outputs``, such as ``jaxopt_nn.linen(module, variables).apply``.
         None: the program that the artifact holds for the platform that JAX runs on here.
       rules: in the place of those that the artifact names: for rules that no ``rule_factory`` made.
 
@@ -113,10 +104,28 @@ def network_from(tree: PyTree, manifest: Mapping[str, Any], apply: Callable[...,
     """``load`` of what ``load_artifact`` gave; ``name`` is what messages call it."""
     said = _check_network(tree, manifest, name)
     found = tuple((each["pattern"], _made(each, name)) for each in said) if rules is None else rules
-    plans = [Plan.from_json(json.dumps(each)) for each in manifest["extra"].get("plans", ())]
-    function = _cut_again(apply, plans, tree["variables"])
-    still = frozenset(manifest["extra"].get("still", ()))
-    return Network(function, tree["variables"], found, _states(tree), still=still)
+    extra = manifest["extra"]
+    run = _cut(apply, extra.get("plans", []), name)
+    return Network(run, tree["variables"], found, _states(tree), still=frozenset(extra.get("still", ())))
+
+
+def _plans(apply: Callable[..., PyTree]) -> list[str]:
+    """What was cut of a network, first to last."""
+    if not isinstance(apply, Shrunk):
+        return []
+    return [*_plans(apply.whole), dataclasses.replace(apply.plan, inputs=()).to_json()]
+
+
+def _cut(apply: Callable[..., PyTree], plans: Sequence[str], name: str) -> Callable[..., PyTree]:
+    """The function of the network that was saved, of its model's or of its own."""
+    while plans and isinstance(apply, Shrunk):
+        apply = apply.whole
+    for plan in plans:
+        try:
+            apply = Shrunk(apply, Plan.from_json(plan))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return apply
 
 
 def _check_network(tree: PyTree, manifest: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
@@ -133,29 +142,6 @@ def _check_network(tree: PyTree, manifest: Mapping[str, Any], name: str) -> list
             "jaxopt_nn.save"
         )
     return said
-
-
-def _plans(apply: Callable[..., PyTree]) -> list[Any]:
-    """The plans by which a function was cut, as JSON, the first cut first."""
-    plans = []
-    while isinstance(apply, Shrunk):
-        plans.append(json.loads(apply.plan.to_json()))
-        apply = apply.whole
-    return plans[::-1]
-
-
-def _cut_again(apply: Callable[..., PyTree], plans: Sequence[Plan], variables: PyTree) -> Callable[..., PyTree]:
-    """A model's function on the variables that the plans have left; as it is where it takes them already: it is the cut
-    network's own, or a module that was rebuilt at the small widths does not run on the whole ones."""
-    if not plans or isinstance(apply, Shrunk):
-        return apply
-    whole = plans[0].leaves
-    abstract = lambda path, x: jax.ShapeDtypeStruct(whole[path], x.dtype)
-    try:
-        jax.eval_shape(apply, map_with_path(abstract, jax.eval_shape(densify, variables)), *plans[0].inputs)
-    except Exception:
-        return apply
-    return functools.reduce(Shrunk, plans, apply)
 
 
 def _states(tree: Mapping[str, Any]) -> dict[str, State]:
