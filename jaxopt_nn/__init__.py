@@ -34,9 +34,11 @@ from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, pru
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.schedules import cubic, staircase
-from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments
+from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
+from jaxopt_nn.methods.taps import abs_max, activity, energy, gram, histogram, minmax, moments
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
+from jaxopt_nn.methods.wanda import per_output, ria, wanda
 from jaxopt_nn.parallel.infer import predictor
 from jaxopt_nn.passes.activity import unit_activity
 from jaxopt_nn.passes.choice import dead_units, weak_units
@@ -117,6 +119,7 @@ __all__ = [
     "dead_units",
     "densify",
     "distillation_loss",
+    "energy",
     "erk",
     "evaluate",
     "every",
@@ -154,7 +157,9 @@ __all__ = [
     "multilabel",
     "nbytes",
     "nnx",
+    "obs",
     "per_leaf",
+    "per_output",
     "predictor",
     "prepare",
     "prune",
@@ -163,11 +168,13 @@ __all__ = [
     "reconstruction",
     "regression",
     "rewrite",
+    "ria",
     "rule_factory",
     "saliency",
     "save",
     "save_artifact",
     "shrink_widths",
+    "sparsegpt",
     "staircase",
     "static_ranges",
     "to_compressed_tensors",
@@ -176,6 +183,7 @@ __all__ = [
     "to_safetensors",
     "transfer_weights",
     "unit_activity",
+    "wanda",
     "weak_units",
     "where",
 ]

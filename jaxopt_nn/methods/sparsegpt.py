@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
@@ -21,8 +21,30 @@ from jaxopt_nn.methods.taps import gram
 from jaxopt_nn.numerics import obs as numerics
 from jaxopt_nn.tensors.masked import Masked
 
-#: ``(matrix float32 [I, O], Gram matrix [I, I] or its diagonal [I]) -> (new matrix, bool mask, smallest pivot)``.
-Solve = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+
+@dataclasses.dataclass(frozen=True)
+class _Solver:
+    """``(matrix float32 [I, O], Gram matrix [I, I] or its diagonal [I]) -> (new matrix, bool mask, smallest pivot)``.
+
+    Equal ones share compiled programs. Arguments as of ``sparsegpt``; without a ``block`` it is ``obs``.
+    """
+
+    sparsity: float | None
+    pattern: tuple[int, int] | None
+    block: int | None
+    damping: float
+
+    def __call__(self, matrix: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        if self.block is None:
+            full = gram if gram.ndim == 2 else jnp.diag(gram)
+            return numerics.surgeon(matrix, full, sparsity=self.sparsity, damping=self.damping)
+        return numerics.sparsegpt(
+            matrix, gram, sparsity=self.sparsity, pattern=self.pattern, block=self.block, damping=self.damping
+        )
+
+    def least(self, inputs: int) -> float:
+        """The pivot up to which a Gram matrix is singular."""
+        return 0.0 if self.damping > 0 else 4 * inputs * float(jnp.finfo(jnp.float32).eps)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mask", "change"], meta_fields=["roles"])
@@ -51,9 +73,11 @@ def sparsegpt(
     """SparseGPT (Frantar & Alistarh 2023, Algorithm 1): prunes input by input, and later inputs make up for what goes.
 
     ``H`` is the Gram matrix of the layer's inputs, damped. The mask of a block of inputs is chosen when its turn comes, over
-    all outputs, by ``w^2 / [H^-1]`` at the weights of that moment; with a pattern, of each m inputs in turn. Each layer, and each
-    entry of a stack, loses ``round(sparsity * size)`` weights exactly. The state holds the mask and what is added to each kept weight as it
-    was at ``init``: training moves the sum, so that the correction stays what it was and does not follow the data.
+    all outputs, by ``w^2 / [H^-1]`` at the weights of that moment; with a pattern, of each m inputs in turn. Each layer, and
+    each entry of a stack, loses ``round(sparsity * size)`` weights exactly.
+
+    The state holds the mask, and what was added to each kept weight at ``init``. Training moves the sum: the correction stays
+    what it was and is not found anew.
 
     Departures from the authors' code: the count is exact; an input that is zero on all calibration data loses its weights
     first, the smallest first, and those that the count spares keep their values. Of a lookup the Gram matrix is diagonal:
@@ -87,8 +111,7 @@ def sparsegpt(
     if not isinstance(block, int) or block < 1:
         raise ValueError(f"sparsegpt(block={block!r}): a number of inputs, at least 1, e.g. 128")
     share = None if sparsity is None else float(sparsity)
-    solve = partial(numerics.sparsegpt, sparsity=share, pattern=pattern, block=block, damping=float(damping))
-    return _refitting("sparsegpt", solve, pattern, damping > 0)
+    return _refitting("sparsegpt", _Solver(share, None if pattern is None else (pattern[0], pattern[1]), block, float(damping)))
 
 
 def obs(sparsity: float, *, damping: float = 0.01) -> Transform:
@@ -117,19 +140,14 @@ def obs(sparsity: float, *, damping: float = 0.01) -> Transform:
              [2.95]], dtype=float32)
     """
     _check("obs", sparsity, None, damping)
-    return _refitting("obs", partial(_surgeon, sparsity=float(sparsity), damping=float(damping)), None, damping > 0)
-
-
-def _surgeon(matrix: jax.Array, own: jax.Array, *, sparsity: float, damping: float) -> tuple[jax.Array, jax.Array, jax.Array]:
-    full = own if own.ndim == 2 else jnp.diag(own)
-    return numerics.surgeon(matrix, full, sparsity=sparsity, damping=damping)
+    return _refitting("obs", _Solver(float(sparsity), None, None, float(damping)))
 
 
 def _check(name: str, sparsity: Any, pattern: Any, damping: Any) -> None:
     """Errors as in ``sparsegpt``."""
     if (sparsity is None) == (pattern is None):
         raise ValueError(
-            f"{name}(sparsity={sparsity}, pattern={pattern}): give one of them: the share of zeros, or (n, m), n kept of every m"
+            f"{name}(sparsity={sparsity}, pattern={pattern}): give one of them: the share of zeros, or (n, m), n kept of m"
         )
     if pattern is not None and not (
         isinstance(pattern, tuple | list) and len(pattern) == 2 and all(isinstance(x, int) for x in pattern)
@@ -137,16 +155,16 @@ def _check(name: str, sparsity: Any, pattern: Any, damping: Any) -> None:
     ):  # fmt: skip
         raise ValueError(f"{name}(pattern={pattern!r}): whole numbers (n, m), 0 <= n <= m: n kept of every m, e.g. (2, 4)")
     if pattern is None:
-        if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
+        if isinstance(sparsity, bool) or not isinstance(sparsity, int | float | np.number):
             raise ValueError(f"{name}(sparsity={sparsity!r}): pass one number; it prunes once, in init, and takes no schedule")
         if not 0 <= sparsity <= 1:
             share = f"; for {sparsity:g} % pass sparsity={sparsity / 100:g}" if 1 < sparsity <= 100 else ""
             raise ValueError(f"{name}(sparsity={sparsity}): a share of zeros, 0 to 1{share}")
-    if isinstance(damping, bool) or not isinstance(damping, numbers.Real) or not 0 <= damping < math.inf:
+    if isinstance(damping, bool) or not isinstance(damping, int | float | np.number) or not 0 <= damping < math.inf:
         raise ValueError(f"{name}(damping={damping!r}): a share of the mean of the diagonal, 0 or more, e.g. 0.01")
 
 
-def _refitting(name: str, solve: Solve, pattern: tuple[int, int] | None, damped: bool) -> Transform:
+def _refitting(name: str, solve: _Solver) -> Transform:
     """The transform whose masks and corrections ``solve`` finds, matrix by matrix."""
 
     def taps(site: Site) -> Mapping[str, Tap]:
@@ -163,10 +181,10 @@ def _refitting(name: str, solve: Solve, pattern: tuple[int, int] | None, damped:
     def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
         if known.matrix is None or "gram" not in known.stats:
             raise ValueError(f"{path}: {name} reads the inputs of the layer; pass info=calibrate(network, method, batches)")
-        if pattern is not None and known.matrix.inputs % pattern[1]:
+        if solve.pattern is not None and known.matrix.inputs % solve.pattern[1]:
             raise ValueError(
-                f"{path}: has {known.matrix.inputs} inputs, not a multiple of m={pattern[1]}; give it a sparsity, or leave it "
-                "out with where()"
+                f"{path}: has {known.matrix.inputs} inputs, not a multiple of m={solve.pattern[1]}; give it a sparsity, or "
+                "leave it out with where()"
             )
         fit = partial(_fitted, solve, known.matrix)
         values = (leaf, known.stats["gram"])
@@ -174,8 +192,7 @@ def _refitting(name: str, solve: Solve, pattern: tuple[int, int] | None, damped:
             change, mask, _ = jax.eval_shape(fit, *values)
         else:
             change, mask, pivot = fit(*values)
-            least = 0.0 if damped else 4 * known.matrix.inputs * float(jnp.finfo(jnp.float32).eps)
-            _check_solved(path, name, leaf, change, pivot, least)
+            _check_solved(path, name, leaf, change, pivot, solve.least(known.matrix.inputs))
         return (), Refitted(mask, change, known.roles)
 
     return leafwise(
@@ -183,7 +200,8 @@ def _refitting(name: str, solve: Solve, pattern: tuple[int, int] | None, damped:
     )  # fmt: skip
 
 
-def _fitted(solve: Solve, matrix: Any, leaf: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _fitted(solve: _Solver, matrix: Any, leaf: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The change of a leaf, its mask and the smallest pivot; one matrix of its stack after the other."""
     wide = leaf.astype(jnp.float32)
     old = matrix(wide)
@@ -198,7 +216,7 @@ def _fitted(solve: Solve, matrix: Any, leaf: jax.Array, own: jax.Array) -> tuple
 
 
 def _check_solved(path: str, name: str, leaf: Any, change: Any, pivot: Any, least: float) -> None:
-    """Raises ValueError where there is no solution, or the pivot is no more than ``least``; under ``jit`` nothing can be told."""
+    """Raises ValueError where there is no solution, or a pivot of ``least`` or below; under ``jit`` nothing can be told."""
     if isinstance(change, jax.core.Tracer):
         return
     if not bool(jnp.all(jnp.isfinite(leaf))):

@@ -115,7 +115,7 @@ def _padded(weight: Array, factor: Array, extra: Any, block: int, group: int) ->
 
 
 def kept_by_block(inputs: int, outputs: int, sparsity: float, block: int) -> np.ndarray:
-    """Entries that each block of inputs keeps, int32: together ``size - round(sparsity * size)``, each its share to one entry."""
+    """Entries that each block of inputs keeps, int32: together ``size - round(sparsity * size)``, each its share up to one."""
     ends = np.minimum(np.arange(0, inputs + block, block), inputs).astype(np.int64) * outputs
     kept = np.array([n - round(sparsity * int(n)) for n in ends])
     return np.diff(kept).astype(np.int32)
@@ -140,17 +140,19 @@ def sparsegpt(
       The new weights, float32 ``[I, O]``, zero where masked; the mask, True is kept; the smallest pivot, as ``inverse_factor``.
     """
     inputs, outputs = weight.shape
-    block = min(block, inputs)
+    choose: Callable[[Array, Any], Array]
+    extra: Any
     if pattern is None:
-        group, extra = block, jnp.asarray(kept_by_block(inputs, outputs, sparsity, block))
-        real = np.arange(-(-inputs // block) * block).reshape(-1, block) < inputs
+        block = group = min(block, inputs)
+        blocks = -(-inputs // block)
+        real = (np.arange(blocks * block) < inputs).reshape(blocks, block)
+        extra = jnp.asarray(kept_by_block(inputs, outputs, sparsity, block)), jnp.asarray(real)
         choose = lambda score, own: topk.keep_largest(jnp.where(own[1][:, None], score, -jnp.inf), own[0])
-        extra = (extra, jnp.asarray(real))
     else:
-        n, m = pattern
-        group, block = m, -(-block // m) * m
-        extra = np.zeros((-(-inputs // block) * (block // m), 0), np.float32)
-        choose = lambda score, own: topk.n_m_mask(score, n, m, 0)
+        n, group = pattern
+        block = -(-min(block, inputs) // group) * group
+        extra = jnp.zeros((-(-inputs // block) * (block // group), 0))
+        choose = lambda score, own: topk.n_m_mask(score, n, group, 0)
     if gram.ndim == 1:
         return _diagonal(weight, gram, sparsity, pattern, damping)
     factor, pivot = inverse_factor(damped(gram, damping))

@@ -26,6 +26,8 @@ from jaxopt_nn.methods import prune as pruning
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
+from jaxopt_nn.methods.wanda import per_output, ria, wanda
 from jaxopt_nn.passes.cutting import cut_neurons
 from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.passes.widths import shrink_widths
@@ -36,16 +38,24 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "clip_percentile": clip.clip_percentile,
     "clip_std": clip.clip_std,
     "identity": identity,
+    "obs": obs,
     "prune": pruning.prune,
     "prune_neurons": prune_neurons,
     "quantize": quantize,
+    "sparsegpt": sparsegpt,
 }
 PASSES: dict[str, Callable[..., Pass]] = {"cut_neurons": cut_neurons, "shrink_widths": shrink_widths}
-CRITERIA: dict[str, pruning.Criterion] = {"magnitude": pruning.magnitude, "saliency": pruning.saliency}
+CRITERIA: dict[str, pruning.Criterion] = {
+    "magnitude": pruning.magnitude,
+    "ria": ria,
+    "saliency": pruning.saliency,
+    "wanda": wanda,
+}
 ALLOCATIONS: dict[str, pruning.Allocation] = {
     "erk": pruning.erk,
     "global_budget": pruning.global_budget,
     "per_leaf": pruning.per_leaf,
+    "per_output": per_output,
 }
 SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "constant": optax.constant_schedule,

@@ -1,4 +1,4 @@
-"""SparseGPT and OBS against least squares on every support, the authors' algorithm in NumPy, and a naive surgeon, in float64."""
+"""SparseGPT and OBS against least squares on every support, the authors' algorithm in NumPy and a naive surgeon: float64."""
 
 import itertools
 
@@ -115,7 +115,8 @@ def authors(w, gram, sparsity, pattern, block, damping):
 
 CASES = [
     (24, 16, 0.5, None, 8), (24, 16, 0.5, None, 7), (24, 16, 0.7, None, 128), (13, 1, 0.4, None, 4), (1, 5, 0.4, None, 4),
-    (24, 16, None, (2, 4), 8), (24, 16, None, (1, 3), 7), (20, 3, None, (2, 4), 16), (24, 16, 0.0, None, 8), (24, 5, 1.0, None, 8),
+    (24, 16, None, (2, 4), 8), (24, 16, None, (1, 3), 7), (20, 3, None, (2, 4), 16), (24, 16, 0.0, None, 8),
+    (24, 5, 1.0, None, 8),
 ]  # fmt: skip
 
 
@@ -223,7 +224,7 @@ def test_a_layer_that_reads_zeros_only_is_pruned_by_magnitude():
 
 def test_singular_gram_matrices_need_damping():
     """Fewer rows than inputs: with damping all is finite and better than magnitude; without, the pivot tells."""
-    w, x, gram = layer(16, 8, rows=5)
+    w, _, gram = layer(16, 8, rows=5)
     made, _, pivot = obs.sparsegpt(*f32(w, gram), sparsity=0.5, pattern=None, block=4, damping=0.01)
     plain = np.where(np.abs(w) >= np.sort(np.abs(w).ravel())[64], w, 0)
     assert cost(np.asarray(made, np.float64) - w, gram) < 0.5 * cost(plain - w, gram) and pivot > 1e-4
