@@ -139,7 +139,7 @@ def dense(v, x):
 
 
 def test_errors_of_the_layers_output_are_ordered():
-    """On correlated inputs of different sizes: OBS, SparseGPT, Wanda, magnitude. The nearer the output, the further the weights."""
+    """On correlated inputs of different sizes: OBS, SparseGPT, Wanda, magnitude. Near outputs cost distant weights."""
     methods = {
         "obs": obs(0.5), "sparsegpt": sparsegpt(0.5), "wanda": prune(wanda, sparsity=0.5, allocation=per_output),
         "magnitude": prune(sparsity=0.5),
