@@ -46,6 +46,7 @@ from jaxopt_nn.passes.cutting import cut_neurons
 from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import metrics
+from jaxopt_nn.pipeline.attention import attention_weights
 from jaxopt_nn.pipeline.calibrate import calibrate, calibrated
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.pipeline.classes import classification, language_model, multilabel
@@ -99,6 +100,7 @@ __all__ = [
     "abs_max",
     "activity",
     "arithmetic",
+    "attention_weights",
     "axis_groups",
     "between",
     "by_path",
