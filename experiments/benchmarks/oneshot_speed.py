@@ -3,7 +3,7 @@
 Command: ``python -m experiments.benchmarks.oneshot_speed`` (about 2 minutes)
 
 Times of ``init`` with the statistics at hand, compiled for each row anew; the run is the median of ``REPEATS``. Compile time
-grows with neither width nor depth. The error is that of the layer's output on what it was calibrated on, ``|x dW|^2 / |x W|^2``.
+grows with neither width nor depth. The error is that of the output on what it was calibrated on, ``|x dW|^2 / |x W|^2``.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def sparsegpt(
       >>> info = jn.calibrate(net, method, [x])
       >>> method.view(net.variables, method.init(net.variables, info))["kernel"].round(2)  # one takes over from the other
       Array([[0.  ],
-             [2.97]], dtype=float32)
+             [2.98]], dtype=float32)
     """
     _check("sparsegpt", sparsity, pattern, damping)
     if not isinstance(block, int) or block < 1:
@@ -136,8 +136,8 @@ def obs(sparsity: float, *, damping: float = 0.01) -> Transform:
       >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.array([[2.0], [1.0]])})
       >>> method = jn.obs(0.5, damping=0.0)
       >>> method.view(net.variables, method.init(net.variables, jn.calibrate(net, method, [x])))["kernel"].round(2)
-      Array([[0.  ],
-             [2.95]], dtype=float32)
+      Array([[3.02],
+             [0.  ]], dtype=float32)
     """
     _check("obs", sparsity, None, damping)
     return _refitting("obs", _Solver(float(sparsity), None, None, float(damping)))

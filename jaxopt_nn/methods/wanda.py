@@ -81,12 +81,12 @@ def ria(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
       ValueError: as ``wanda``.
 
     Example:
-      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.array([[9.0, 8.0], [1.0, 2.0]])})
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.array([[9.0, 4.0], [1.0, 3.0]])})
       >>> method = jn.prune(jn.ria, sparsity=0.5)
       >>> info = jn.calibrate(net, method, [jnp.array([[1.0, 1.0]])])
-      >>> method.view(net.variables, method.init(net.variables, info))["kernel"]  # the largest of each line
+      >>> method.view(net.variables, method.init(net.variables, info))["kernel"]  # 3 is much of its line, 4 is not
       Array([[9., 0.],
-             [0., 2.]], dtype=float32)
+             [0., 3.]], dtype=float32)
     """
 
     def score(size: jax.Array, norms: jax.Array) -> jax.Array:
