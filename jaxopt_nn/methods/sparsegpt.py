@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles, Site
@@ -97,6 +98,7 @@ def sparsegpt(
     Raises:
       ValueError: both or neither of sparsity and pattern, or one outside the above; at ``init``, no statistics, inputs that m
         does not divide, NaN or Inf, a Gram matrix that is singular at ``damping=0``.
+      TypeError: a sparsity or damping that is no number.
 
     Example:
       >>> x = jnp.array([[1.0, 1.0], [2.0, 2.1], [-1.0, -0.9]])  # two inputs that are nearly equal
@@ -109,7 +111,7 @@ def sparsegpt(
     """
     _check("sparsegpt", sparsity, pattern, damping)
     if not isinstance(block, int) or block < 1:
-        raise ValueError(f"sparsegpt(block={block!r}): a number of inputs, at least 1, e.g. 128")
+        raise ValueError(f"sparsegpt(block={block!r}): allowed are numbers of inputs from 1, e.g. 128")
     share = None if sparsity is None else float(sparsity)
     return _refitting("sparsegpt", _Solver(share, None if pattern is None else (pattern[0], pattern[1]), block, float(damping)))
 
@@ -149,19 +151,23 @@ def _check(name: str, sparsity: Any, pattern: Any, damping: Any) -> None:
         raise ValueError(
             f"{name}(sparsity={sparsity}, pattern={pattern}): give one of them: the share of zeros, or (n, m), n kept of m"
         )
-    if pattern is not None and not (
-        isinstance(pattern, tuple | list) and len(pattern) == 2 and all(isinstance(x, int) for x in pattern)
-        and 0 <= pattern[0] <= pattern[1] and pattern[1] >= 1
-    ):  # fmt: skip
-        raise ValueError(f"{name}(pattern={pattern!r}): whole numbers (n, m), 0 <= n <= m: n kept of every m, e.g. (2, 4)")
-    if pattern is None:
-        if isinstance(sparsity, bool) or not isinstance(sparsity, int | float | np.number):
-            raise ValueError(f"{name}(sparsity={sparsity!r}): pass one number; it prunes once, in init, and takes no schedule")
-        if not 0 <= sparsity <= 1:
-            share = f"; for {sparsity:g} % pass sparsity={sparsity / 100:g}" if 1 < sparsity <= 100 else ""
-            raise ValueError(f"{name}(sparsity={sparsity}): a share of zeros, 0 to 1{share}")
-    if isinstance(damping, bool) or not isinstance(damping, int | float | np.number) or not 0 <= damping < math.inf:
-        raise ValueError(f"{name}(damping={damping!r}): a share of the mean of the diagonal, 0 or more, e.g. 0.01")
+    for what, value, example in (("sparsity", sparsity, 0.5), ("damping", damping, 0.01)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
+            raise TypeError(
+                f"{name}: {what} is {in_words(value)}; pass one number, e.g. {example}: it prunes once, in init, and takes no "
+                "schedule"
+            )
+    if sparsity is not None and not 0 <= sparsity <= 1:
+        share = f"; for {sparsity:g} % pass sparsity={sparsity / 100:g}" if 1 < sparsity <= 100 else ""
+        raise ValueError(f"{name}(sparsity={sparsity}): allowed are shares of zeros, 0 to 1{share}")
+    if pattern is not None:
+        whole = isinstance(pattern, tuple | list) and len(pattern) == 2 and all(isinstance(x, int) for x in pattern)
+        if not whole or not 0 <= pattern[0] <= pattern[1] or pattern[1] < 1:
+            raise ValueError(
+                f"{name}(pattern={pattern!r}): allowed are whole numbers (n, m), 0 <= n <= m: n kept of every m, e.g. (2, 4)"
+            )
+    if damping is None or not 0 <= damping < math.inf:
+        raise ValueError(f"{name}(damping={damping}): allowed are shares of the diagonal's mean, 0 or more, e.g. 0.01")
 
 
 def _refitting(name: str, solve: _Solver) -> Transform:

@@ -68,6 +68,16 @@ TRANSFORMS = [
         "jn.prune(lambda w, g, known: w.sum(), sparsity=0.5).init(variables, info)",
         ValueError, "head/kernel: the criterion gives", "must give each weight a score",
     ),
+    ("jn.prune(jn.wanda, sparsity=0.5).init(variables)", ValueError, "wanda scores by the inputs", "pass info=calibrate("),
+    ("jn.sparsegpt()", ValueError, "sparsity=None, pattern=None", "give one of them"),
+    ("jn.sparsegpt(50)", ValueError, "sparsity=50", "for 50 % pass sparsity=0.5"),
+    ("jn.sparsegpt(jn.cubic(0.9, end=100))", TypeError, "sparsity is the function", "takes no schedule"),
+    ("jn.sparsegpt(pattern='2:4')", ValueError, "pattern='2:4'", "e.g. (2, 4)"),
+    ("jn.sparsegpt(0.5).init(variables)", ValueError, "head/kernel: sparsegpt reads the inputs", "pass info=calibrate("),
+    (
+        "jn.chain(jn.prune(sparsity=0.5), jn.sparsegpt(0.5)).init(variables, info)",
+        ValueError, "does not keep zeros", "put it before the pruning",
+    ),
     ("jn.clip(1, -1)", ValueError, "lo=1, hi=-1", "e.g. clip(-1.0, 1.0)"),
     ('jn.clip("a", 1)', TypeError, "lo is 'a'", "pass a number"),
     ("jn.cubic(90, end=100)", ValueError, "final=90", "a share of zeros, 0 to 1"),
@@ -219,6 +229,16 @@ DATA = [
     ("jn.evaluate(net, (images, labels))", TypeError, "task is a tuple", "pass a Task"),
     ("jn.calibrate(net, jn.quantize, [x])", TypeError, "call it, quantize(bits=...)"),
     ("jn.calibrate(net, w4, x)", TypeError, "batches is an array", "pass a list of batches"),
+    ("jn.calibrate(net, jn.sparsegpt(0.5), [])", ValueError, "no batch of inputs", "pass at least one"),
+    (
+        "jn.calibrate(net, jn.sparsegpt(0.5), [x * np.nan])",
+        ValueError, "NaN or Inf in the statistic 'gram'", "clean the inputs",
+    ),
+    (
+        "jn.sparsegpt(0.5, damping=0.0).init(variables, jn.calibrate(net, jn.sparsegpt(0.5), [x]))",
+        ValueError, "head/kernel: sparsegpt: the Gram matrix of its inputs is singular", "pass damping=0.01",
+    ),
+    ("jn.attention_weights(net)(x)", ValueError, "is an attention over 8 tokens", "pass your own function"),
     (
         "jn.calibrated(jn.Network(apply, stored, rules=jn.static_ranges('w4a8')), iter([x]))",
         ValueError, "once only", "pass a list",
