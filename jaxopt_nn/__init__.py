@@ -35,7 +35,7 @@ from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
-from jaxopt_nn.methods.taps import abs_max, activity, energy, gram, histogram, minmax, moments
+from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments, square_sum
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.methods.wanda import per_output, ria, wanda
@@ -121,7 +121,6 @@ __all__ = [
     "dead_units",
     "densify",
     "distillation_loss",
-    "energy",
     "erk",
     "evaluate",
     "every",
@@ -177,6 +176,7 @@ __all__ = [
     "save_artifact",
     "shrink_widths",
     "sparsegpt",
+    "square_sum",
     "staircase",
     "static_ranges",
     "to_compressed_tensors",

@@ -174,7 +174,7 @@ def calibrated() -> ModelInfo:
     for site in info.sites:
         x = RNG.standard_normal((*site.stack, 4 * site.inputs, site.inputs)).astype(np.float32)
         gram = np.swapaxes(x, -1, -2) @ x
-        stats |= {((), site.name, "gram"): gram, ((), site.name, "energy"): np.diagonal(gram, axis1=-2, axis2=-1)}
+        stats |= {((), site.name, "gram"): gram, ((), site.name, "square_sum"): np.diagonal(gram, axis1=-2, axis2=-1)}
     return info.with_stats(jax.tree.map(jnp.asarray, stats))
 
 

@@ -49,9 +49,9 @@ def layer(layers: int, inputs: int, outputs: int) -> tuple[Any, Any, dict[str, j
         (2 * inputs, inputs), np.float32
     )
     gram = jnp.broadcast_to(jnp.asarray((x * scale).T @ (x * scale)), (layers, inputs, inputs))
-    energy = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    square_sum = jnp.diagonal(gram, axis1=-2, axis2=-1)
     apply = lambda v, x: jnp.einsum("sbi,sio->sbo", x, v["kernel"])
-    return apply, {"kernel": w}, {"gram": gram, "energy": energy}
+    return apply, {"kernel": w}, {"gram": gram, "square_sum": square_sum}
 
 
 @jax.jit

@@ -27,7 +27,8 @@ from jaxopt_nn.tensors.masked import Masked
 #: has the leaf's roles and matrix. A criterion that needs statistics of the activations says so in an attribute ``taps``,
 #: ``site -> {name: Tap}``, and finds them in ``known.stats``.
 Criterion = Callable[[jax.Array, jax.Array | None, Known], jax.Array]
-#: ``({path: score}, {path: roles}, sparsity) -> {path: bool mask}``; True is kept.
+#: ``({path: score}, {path: roles}, sparsity) -> {path: bool mask}``; True is kept. One whose leaves don't depend on each other
+#: says so in an attribute ``leaf_local = True``: then layers can be calibrated one after the other.
 Allocation = Callable[[dict[str, jax.Array], dict[str, Roles], Any], dict[str, jax.Array]]
 
 
@@ -294,7 +295,7 @@ def prune(
     # an allocation sees all leaves together, so init and update are no work of single leaves
     each = leafwise(_takes, lambda path, leaf, known: ((), ()), _view, pack=_pack, needs=needs, taps=taps, name="prune")
     own = _Pruning(criterion, select, amount, start, regrow, each, taps)
-    local = select in (per_leaf, _above)
+    local = select in (per_leaf, _above) or getattr(allocation, "leaf_local", False)
     traits = each.traits._replace(leaf_local=local, pending=partial(_pending, sparsity, threshold), follows=own.follows)
     return each._replace(init=own.init, update=own.update, traits=traits)
 

@@ -89,12 +89,12 @@ def gram(block: int | None = None) -> Tap:
 
 
 @functools.cache
-def energy() -> Tap:
+def square_sum() -> Tap:
     """``sum_n w_n |x_n|^2`` of each input feature: float32 ``[I]``, the diagonal of ``gram``. Of a lookup the counts of ids.
 
     Example:
       >>> x = jnp.array([[1.0, 2.0], [3.0, 0.0]])
-      >>> _, stats = jn.capture(lambda v, x: x @ v["kernel"], jn.energy())({"kernel": jnp.eye(2)}, x)
+      >>> _, stats = jn.capture(lambda v, x: x @ v["kernel"], jn.square_sum())({"kernel": jnp.eye(2)}, x)
       >>> stats["kernel"]
       Array([10.,  4.], dtype=float32)
     """

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jaxopt_nn.core.model import Known, Roles, Site
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.methods.prune import _kept
-from jaxopt_nn.methods.taps import energy
+from jaxopt_nn.methods.taps import square_sum
 from jaxopt_nn.numerics import topk
 
-_TAP = "energy"
+_TAP = "square_sum"
 
 
 def _taps(site: Site) -> Mapping[str, Tap]:
-    return {_TAP: energy()}
+    return {_TAP: square_sum()}
 
 
 def _scored(name: str, weight: jax.Array, known: Known, score: Callable[[Any, Any], Any]) -> jax.Array:
@@ -46,7 +46,7 @@ def wanda(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
     Args:
       weight: float32, the leaf.
       grad: not used.
-      known: with the matrix and the statistic ``energy`` of its site.
+      known: with the matrix and the statistic ``square_sum`` of its site.
 
     Returns:
       The score, of the weight's shape.
@@ -112,6 +112,9 @@ def per_output(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: 
              [ True,  True]], dtype=bool)}
     """
     return {path: _by_output(score, roles[path].input, sparsity) for path, score in scores.items()}
+
+
+per_output.leaf_local = True  # type: ignore[attr-defined]
 
 
 def _by_output(score: jax.Array, inputs: tuple[int, ...], sparsity: Any) -> jax.Array:
