@@ -14,15 +14,15 @@ PLAIN = set(
     abs algebra analyse arguments arrays base between by bytes calls cases checks choice classes classification combine
     common compile compress core cpu data evaluate events every explain files for from global gpu histogram imported infer
     init integer is keep keeps language later load loss make max memory minmax model named numbers numerics only orbax page
-    parallel per plots progress regression save shrink std step store structure table tables tensor tensors text to tpu
-    train transform tree where words write
+    parallel per plots progress regression save shrink square std step store structure sum table tables tensor tensors text to
+    tpu train transform tree where words write
     """.split()
 )
 #: Names of single methods, formats and frameworks, and short names, by the entry that explains them.
 SHORT = {
     "aot": "compile", "capture": "tap", "charts": "report", "cubic": "schedule", "erk": "allocation", "html": "report",
-    "linen": "framework", "multilabel": "label", "nbytes": "bits", "nnx": "framework", "qtensor": "code",
-    "quant": "quantization", "svg": "report",
+    "linen": "framework", "multilabel": "label", "nbytes": "bits", "nnx": "framework", "obs": "one", "qtensor": "code",
+    "quant": "quantization", "ria": "one", "sparsegpt": "one", "svg": "report", "wanda": "one",
 }  # fmt: skip
 
 
