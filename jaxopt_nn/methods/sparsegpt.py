@@ -212,7 +212,7 @@ def _fitted(solve: _Solver, matrix: Any, leaf: jax.Array, own: jax.Array) -> tup
     wide = leaf.astype(jnp.float32)
     old = matrix(wide)
     rows = old.reshape(-1, *old.shape[-2:])
-    grams = own.reshape(len(rows), *own.shape[len(matrix.stack) :])
+    grams = jnp.real(own).reshape(len(rows), *own.shape[len(matrix.stack) :])
     new, mask, pivot = jax.lax.map(lambda pair: solve(*pair), (rows, grams))
     change = jnp.where(mask, new - rows, 0.0).reshape(old.shape)
     return (
