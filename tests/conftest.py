@@ -4,6 +4,7 @@
 slow tests; ``pytest -m "not slow and not exact" --list-long 0.5`` measures and writes it anew.
 """
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -77,8 +78,18 @@ def pytest_runtest_protocol(item):
     return (yield)
 
 
-def pytest_runtest_teardown(item):
+def pytest_runtest_teardown(item, nextitem):
     item.user_properties.append((CPU, cpu_seconds() - item.stash[BEGUN]))
+    if nextitem is None or nextitem.path != item.path:
+        drop_programs()
+
+
+def drop_programs(most: int = 20_000) -> None:
+    """Drops compiled programs before the operating system refuses to map more of them (65,530): XLA crashes then."""
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > most:
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_runtest_logreport(report):

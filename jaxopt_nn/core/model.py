@@ -217,8 +217,9 @@ class Member:
     Attributes:
       path, axis: which axis of which leaf.
       role: ``producer`` (an output axis of a site's weight), ``vector`` (a bias, a norm's scale: combined element by
-        element) or ``consumer`` (a contracted axis of a site's weight).
-      units: int ``[length of the axis]``: entry j belongs to unit ``units[j]`` of the group.
+        element), ``consumer`` (a contracted axis of a site's weight) or ``divisor`` (it divides, so it is cut with the
+        others but can't be set to zero).
+      units: int ``[length of the axis]``: entry j belongs to unit ``units[j]`` of the group; -1: to none of them.
 
     Example:
       >>> def apply(v, x):  # 2 channels on a 3 by 3 image, flattened: the dense layer reads 18 features
@@ -244,6 +245,7 @@ class AxisGroup:
       size: number of units.
       members: the axes, the producers first.
       pinned: None, or the reason why no unit may be cut.
+      unsharded: None, or the reason why no device may hold a part of the units.
 
     Example:
       >>> def apply(v, x):
@@ -259,12 +261,13 @@ class AxisGroup:
     size: int
     members: tuple[Member, ...]
     pinned: str | None = None
+    unsharded: str | None = None
 
 
 class Read(NamedTuple):
     """A site that contracts a group's units, as ``capture`` sees its input ``[..., I]``.
 
-    ``x.reshape(..., *shape)`` has unit ``units[j]`` at entry j of axis ``axis`` (of ``shape``).
+    ``x.reshape(..., *shape)`` has unit ``units[j]`` at entry j of axis ``axis`` (of ``shape``); -1: none of them.
     """
 
     site: str
@@ -274,11 +277,10 @@ class Read(NamedTuple):
 
 
 class Coupling(NamedTuple):
-    """An axis group; the sites that read it; the vectors that must not become zero (a variance, a divisor)."""
+    """An axis group, and the sites that read it."""
 
     group: AxisGroup
     reads: tuple[Read, ...]
-    divisors: frozenset[str]
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["stats"], meta_fields=["roles", "matrix"])

@@ -31,8 +31,7 @@ class Layer:
       name: the path of its first weight, with the axis where two layers share that.
       size: how many units it has.
       kept: int ``[k]``, those that stay, in order.
-      members: the axes of leaves that are cut with them, as in ``AxisGroup``. The role ``divisor`` is a vector that divides:
-        it is cut, but can't be set to zero.
+      members: the axes of leaves that are cut with them, as in ``AxisGroup``.
       pinned: None, or the reason why all units stay.
       note: what else is to be said of it.
 
@@ -75,16 +74,14 @@ class Layer:
         return ~np.isin(np.arange(self.size), self.kept)
 
     def stay(self, member: Member) -> np.ndarray:
-        """Which entries of a member's axis stay, bool."""
-        return np.isin(member.units, self.kept)
+        """Which entries of a member's axis stay as far as this layer goes, bool."""
+        return (member.units < 0) | ~self.off[member.units]
 
 
 def layer_of(name: str, coupling: Coupling, kept: Any = None, pinned: str | None = None, note: str = "") -> Layer:
     """The layer of an axis group; all units stay if ``kept`` is None."""
     group = coupling.group
-    role = lambda m: "divisor" if m.path in coupling.divisors else m.role
-    members = tuple(dataclasses.replace(m, role=role(m)) for m in group.members)
-    return Layer(name, group.size, np.arange(group.size) if kept is None else kept, members, pinned, note)
+    return Layer(name, group.size, np.arange(group.size) if kept is None else kept, group.members, pinned, note)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,19 +127,23 @@ class Plan:
     @functools.cached_property
     def cuts(self) -> dict[str, Cut]:
         """What stays of each leaf that is cut, by path."""
-        axes: dict[str, dict[int, np.ndarray]] = {}
-        for layer, member in self._cut_members():
-            axes.setdefault(member.path, {})[member.axis] = np.flatnonzero(layer.stay(member))
-        return {path: Cut(self.leaves[path], own) for path, own in axes.items()}
+        stay = self._stay(lambda member: True)
+        entries = lambda axes: {axis: np.flatnonzero(own) for axis, own in axes.items()}
+        return {path: Cut(self.leaves[path], entries(axes)) for path, axes in stay.items()}
 
     @property
     def masks(self) -> dict[str, dict[int, np.ndarray]]:
         """``{path: {axis: bool}}`` of what would be masked in place of being cut, as ``mask_units`` takes it."""
-        found: dict[str, dict[int, np.ndarray]] = {}
+        return self._stay(lambda member: member.role != "divisor")
+
+    def _stay(self, counts: Callable[[Member], bool]) -> dict[str, dict[int, np.ndarray]]:
+        """``{path: {axis: bool}}``: an entry stays where each layer that it belongs to keeps its unit."""
+        stay: dict[str, dict[int, np.ndarray]] = {}
         for layer, member in self._cut_members():
-            if member.role != "divisor":
-                found.setdefault(member.path, {})[member.axis] = layer.stay(member)
-        return found
+            if counts(member):
+                own = stay.setdefault(member.path, {})
+                own[member.axis] = own.get(member.axis, True) & layer.stay(member)
+        return stay
 
     @property
     def sizes(self) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxopt_nn.interpret import tags
+from jaxopt_nn.interpret.primitives import ELEMENTWISE, REDUCTIONS
 from jaxopt_nn.interpret.tags import NONE, Axes, Source, Tag
-from jaxopt_nn.interpret.units import ELEMENTWISE, REDUCTIONS
 
 #: Works along one axis and keeps the order of the others.
 _ALONG = frozenset("cumlogsumexp cummax cummin cumprod cumsum".split())

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxopt_nn.core.matrix import Broadcast, Embed, Reshape, Reverse, Slice, Step, Transpose, Unstack
 from jaxopt_nn.interpret import jaxprs
-from jaxopt_nn.interpret.units import ELEMENTWISE
+from jaxopt_nn.interpret.primitives import ELEMENTWISE
 
 #: An equation's address: its index in the top jaxpr, then in each inner one (a body's position stands between).
 Key = tuple[int, ...]

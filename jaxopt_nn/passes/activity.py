@@ -150,9 +150,11 @@ def _per_unit(coupling: Coupling, stats: Mapping[str, Any]) -> Activity:
         def along(x: np.ndarray, how: Any, read: Any = read) -> np.ndarray:
             return how(np.moveaxis(x.reshape(read.shape), read.axis, 0).reshape(len(read.units), -1), axis=1)
 
-        np.maximum.at(largest, read.units, along(top, np.max))
+        inside = read.units >= 0
+        units = read.units[inside]
+        np.maximum.at(largest, units, along(top, np.max)[inside])
         total = np.zeros(size, np.float64)
-        np.add.at(total, read.units, along(summed / max(float(rows), 1.0), np.mean))
-        count = np.bincount(read.units, minlength=size)
+        np.add.at(total, units, along(summed / max(float(rows), 1.0), np.mean)[inside])
+        count = np.bincount(units, minlength=size)
         mean = np.maximum(mean, total / np.maximum(count, 1)).astype(np.float32)
     return Activity(largest, mean)

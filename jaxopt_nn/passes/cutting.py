@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.transform import LeafTraits, Traits, as_info
+from jaxopt_nn.interpret.flow.shrunk import Shrunk
 from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
 from jaxopt_nn.interpret.program import complaint
@@ -22,8 +22,6 @@ from jaxopt_nn.passes.scores import Score, mean_activation
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
-#: ``plan -> Network``: the smaller module with variables of its shapes, whose values don't matter.
-Rebuild = Callable[[Plan], Network]
 
 
 def cut_neurons(
@@ -31,7 +29,6 @@ def cut_neurons(
     threshold: float = 0.0,
     share: float | None = None,
     score: Score = mean_activation,
-    rebuild: Rebuild | None = None,
 ) -> Pass:
     """Takes out the dead units (``dead_units``), or a ``share`` of the weakest (``weak_units``), with all that touches them.
 
@@ -39,14 +36,11 @@ def cut_neurons(
     ``info=calibrate(network, the pass, batches)``.
 
     Args:
-      rebuild: for a model whose code holds its widths (Flax Linen), ``plan -> Network``, the smaller module; ``plan.widths``
-        says how many units each layer keeps. A function that reads its widths off its variables needs none.
       threshold, share, score: as in ``dead_units`` and ``weak_units``.
 
     Raises:
       ValueError: as these two; ``share`` and a ``threshold`` together. At ``plan``: no such statistics, compressed variables.
-        At ``execute``: a plan of another network; ``apply`` does not run on the cut variables; a rebuilt network of other
-        shapes.
+        At ``execute``: a plan of another network, or one that was edited against the couplings of its axes.
 
     Example:
       >>> v = {"up": jnp.array([[1.0, -1.0, 0.5]]), "down": jnp.ones((3, 2))}
@@ -65,12 +59,12 @@ def cut_neurons(
         return planned(name, layers, leaves, inputs, seen, choose)
 
     traits = Traits(_takes, leaf_local=False, needs=frozenset({"couplings"}), taps=lacking, passes=1, name=name)
-    return Pass(plan, partial(execute, rebuild=rebuild), traits)
+    return Pass(plan, execute, traits)
 
 
-def cutting(name: str, plan: Callable[..., Plan], rebuild: Rebuild | None) -> Pass:
+def cutting(name: str, plan: Callable[..., Plan]) -> Pass:
     """A pass that cuts units, of a plan that needs no data."""
-    return Pass(plan, partial(execute, rebuild=rebuild), Traits(_takes, leaf_local=False, name=name))
+    return Pass(plan, execute, Traits(_takes, leaf_local=False, name=name))
 
 
 def _takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
@@ -100,8 +94,11 @@ def layers_of(network: Network, info: ModelInfo, *inputs: PyTree) -> dict[str, C
     return named(couplings(network.apply, network.variables, *inputs) if found is None else found)
 
 
-def execute(network: Network, plan: Plan, rebuild: Rebuild | None = None) -> tuple[Network, Remap]:
+def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
     """The network without the units that the plan takes out, and what carries over all that belongs to it.
+
+    No code of the model changes: the small network's ``apply`` traces the model's function on the whole shapes, and does what
+    that does on the smaller arrays.
 
     Raises:
       TypeError: no network or no plan.
@@ -113,34 +110,18 @@ def execute(network: Network, plan: Plan, rebuild: Rebuild | None = None) -> tup
     plan.check({path: tuple(x.shape) for path, x in leaves_by_path(network.variables).items()})
     remap = Remap(plan)
     variables = remap.params(network.variables)
-    if rebuild is None:
-        small = network.replace(variables=variables)
-    else:
-        small = network_of(rebuild(plan), "what rebuild gives")
-        _check_rebuilt(small, variables)
-        small = small.replace(variables=variables, rules=network.rules, states=network.states)
+    if not plan.cuts:
+        return network.replace(variables=variables), remap
+    training = None if network.training is None else Shrunk(network.training, plan)
+    small = network.replace(apply=Shrunk(network.apply, plan), training=training, variables=variables)
     _check_runs(network, small, plan)
     _check_states(network, small, plan)
     return small, remap
 
 
-def _check_rebuilt(small: Network, variables: PyTree) -> None:
-    made, cut = ({p: tuple(x.shape) for p, x in leaves_by_path(t).items()} for t in (small.variables, variables))
-    for path in {**cut, **made}:
-        if made.get(path) != cut.get(path):
-            own, wanted = (list(x[path]) if path in x else "missing" for x in (made, cut))
-            raise ValueError(
-                f"rebuild: {path} is {own} in the network that it gives, {wanted} in the cut variables; build the module with "
-                "the widths of plan.widths"
-            )
-
-
 def _check_runs(network: Network, small: Network, plan: Plan) -> None:
     """Raises ValueError where the small network does not run, or gives outputs of other shapes."""
-    advice = (
-        "its code holds the widths: pass rebuild=, a function of the plan that gives the Network of the smaller module "
-        "(plan.widths says how many units each layer keeps)"
-    )
+    advice = "it may couple other axes than in evaluation mode; protect the layers that it names"
 
     def shapes(run: Callable[..., PyTree], variables: PyTree, **key: Any) -> PyTree:
         return jax.eval_shape(lambda v, x, k: run(v, *x, **k), variables, plan.inputs, key)

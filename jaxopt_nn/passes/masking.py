@@ -61,7 +61,7 @@ def prune_neurons(
         if info.couplings is None:
             return LeafTraits("mask" if len(leaf.shape) >= 2 else None)
         members = {m.path for c in info.couplings if c.group.pinned is None and c.reads for m in c.group.members}
-        divisors = {path for c in info.couplings for path in c.divisors}
+        divisors = {m.path for c in info.couplings for m in c.group.members if m.role == "divisor"}
         if path in divisors:
             return "is not masked: it divides, or a power or logarithm is taken of it"
         return LeafTraits("mask" if len(leaf.shape) >= 2 else None) if path in members else "no unit of it is masked"

@@ -31,7 +31,8 @@ def unit_norms(group: AxisGroup, leaves: Mapping[str, Any], role: str) -> np.nda
         if member.role == role:
             squares = np.square(np.abs(np.asarray(leaves[member.path]).astype(np.float64)))
             rows = np.moveaxis(squares, member.axis, 0)
-            np.add.at(total, member.units, rows.reshape(len(member.units), -1).sum(1))
+            inside = member.units >= 0
+            np.add.at(total, member.units[inside], rows.reshape(len(member.units), -1).sum(1)[inside])
     return np.sqrt(total)
 
 

@@ -11,14 +11,14 @@ from jaxopt_nn.core.model import AxisGroup, Coupling, ModelInfo
 from jaxopt_nn.core.passes import Layer, Pass, Plan, layer_of
 from jaxopt_nn.core.paths import matches, require_match
 from jaxopt_nn.interpret.network import Network, like
-from jaxopt_nn.passes.cutting import Rebuild, cutting, layers_of, leaves_of
+from jaxopt_nn.passes.cutting import cutting, layers_of, leaves_of
 from jaxopt_nn.passes.scores import Importance, checked, norm_product
 
 PyTree = Any
 
 
 def shrink_widths(
-    widths: float | Mapping[str, float | int], importance: Importance = norm_product, *, rebuild: Rebuild | None = None
+    widths: float | Mapping[str, float | int], importance: Importance = norm_product
 ) -> Pass:
     """Cuts a network to fewer units a layer.
 
@@ -28,10 +28,9 @@ def shrink_widths(
 
     Args:
       widths: the share of units that stay in every layer that may be cut, or ``{pattern: share (float) or units (int)}``
-        over the paths of the layers' weights; other layers stay. A share of n units is ``round(share * n)`` of them.
+        over the paths of the layers' weights and the layers' names; other layers stay. A share of n units is
+        ``round(share * n)`` of them.
       importance: any callable of the signature ``Importance``; ties by position.
-      rebuild: for a model whose code holds its widths (Flax Linen), ``plan -> Network``, the smaller module; ``plan.widths``
-        says how many units each layer keeps. A function that reads its widths off its variables needs none.
 
     Raises:
       ValueError: widths that are no share and no dict. At ``plan``: a share outside (0, 1]; fewer units than one, or more than
@@ -71,7 +70,7 @@ def shrink_widths(
         made = tuple(layer(i, own, coupling) for i, (own, coupling) in enumerate(layers.items()))
         return Plan(name, shapes, like(inputs), made)
 
-    return cutting(name, plan, rebuild)
+    return cutting(name, plan)
 
 
 def _wanted(groups: tuple[AxisGroup, ...], names: list[str], widths: Any) -> dict[int, int]:
@@ -79,12 +78,12 @@ def _wanted(groups: tuple[AxisGroup, ...], names: list[str], widths: Any) -> dic
     if not isinstance(widths, Mapping):
         free = [i for i, g in enumerate(groups) if g.pinned is None]
         return {i: _units(widths, groups[i].size, names[i]) for i in free}
-    producers = [[m.path for m in g.members if m.role == "producer"] for g in groups]
+    titles = [dict.fromkeys((names[i], *(m.path for m in g.members if m.role == "producer"))) for i, g in enumerate(groups)]
     wanted: dict[int, int] = {}
     by: dict[int, str] = {}
     for pattern, width in widths.items():
-        require_match(pattern, [path for paths in producers for path in paths], "layer")
-        hit = [i for i, paths in enumerate(producers) if any(matches(pattern, path) for path in paths)]
+        require_match(pattern, [path for paths in titles for path in paths], "layer")
+        hit = [i for i, paths in enumerate(titles) if any(matches(pattern, path) for path in paths)]
         free = [i for i in hit if groups[i].pinned is None]
         if not free:
             reasons = "; ".join(f"{names[i]} {groups[i].pinned}" for i in hit[:3])

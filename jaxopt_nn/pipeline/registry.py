@@ -72,7 +72,7 @@ RANGES: dict[str, Callable[[str], Rule]] = {"static": static_ranges, "moving": m
 STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
 NAMED: dict[str, Mapping[str, Any]] = {
-    "criterion": CRITERIA, "allocation": ALLOCATIONS, "score": {}, "importance": {}, "rebuild": {},
+    "criterion": CRITERIA, "allocation": ALLOCATIONS, "score": {}, "importance": {},
 }  # fmt: skip
 #: Arguments that are mappings themselves, and no schedule.
 MAPPINGS = ("widths",)

@@ -16,7 +16,7 @@ HIDDEN = AxisGroup(
     (
         Member("a", 1, "producer", np.arange(4)),
         Member("bias", 0, "vector", np.arange(4)),
-        Member("var", 0, "vector", np.arange(4)),
+        Member("var", 0, "divisor", np.arange(4)),
         Member("b", 0, "consumer", np.tile(np.arange(4), 2)),
     ),
 )
@@ -26,8 +26,8 @@ INPUTS = (jax.ShapeDtypeStruct((2, 5), jnp.bfloat16), {"ids": [jax.ShapeDtypeStr
 
 def plan(kept=(0, 3)):
     layers = (
-        layer_of("a", Coupling(HIDDEN, (), frozenset({"var"})), list(kept)),
-        layer_of("b axis 1", Coupling(HEAD, (), frozenset()), pinned=HEAD.pinned),
+        layer_of("a", Coupling(HIDDEN, ()), list(kept)),
+        layer_of("b axis 1", Coupling(HEAD, ()), pinned=HEAD.pinned),
     )
     return Plan("some", LEAVES, INPUTS, layers)
 

@@ -111,13 +111,13 @@ cases = pytest.mark.parametrize(("apply", "name"), CASES, ids=lambda x: getattr(
 
 @cases
 def test_answers_are_those_of_the_network(apply, name):
-    """To the bit, but for a single row with activations of 16 bits: its own program would round these otherwise."""
+    """To the bit; with activations of 16 bits to their last bit: of many rows a CPU that multiplies bfloat16 rounds them."""
     own = net(apply, name)
     back = imported(programs(apply, name), own.variables)
     ready = own.replace(variables=prepare(own.variables))
     for rows in (1, 3, 32):
         x = inputs(apply, rows)
-        same(back(*x), ready(*x), 1e-4 if rows == 1 and "a16" in name else 0.0)
+        same(back(*x), ready(*x), 2**-8 if "a16" in name else 0.0)
 
 
 @pytest.mark.exact
@@ -211,7 +211,8 @@ def test_the_program_is_chosen_for_many_rows(platform):
     with choices() as chosen:
         exported(own, inputs(mlp), (platform,))
     assert {choice.rows for choice in chosen} == {MANY} and "any number of rows" in str(chosen[0])
-    assert {c.program for c in chosen} == {{"cpu": "float32, groups in turn", "tpu": "float, scaled weight"}[platform]}
+    narrow = "bfloat16" if "bf16" in cpu.features() else "float32"
+    assert {c.program for c in chosen} == {{"cpu": f"{narrow}, groups in turn", "tpu": "float, scaled weight"}[platform]}
 
 
 def test_many_devices_share_a_batch():

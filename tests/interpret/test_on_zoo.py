@@ -24,6 +24,7 @@ COUNT = Tap(lambda site: jnp.zeros(()), lambda acc, x, weight, site: acc + x.siz
 NO_SITE: dict[str, dict[str, str]] = {
     "vit": {"**/{key,query,value}/bias": "by `add`", "params/positions": "by `add`"},
     "encdec": {"**/{key,query,value}/bias": "by `add`", "params/positions": "by `add`"},
+    "vit_token": {"params/pos_embed": "by `add`"},
     "dropout_mha": {"**/{key,query,value}/bias": "by `add`"},
     "ensemble": {"bias": "by `add`"},
     "modulated_conv": {"kernel": "combined with an activation by `mul`"},

@@ -1,6 +1,7 @@
 """Units that are taken out: the network without them against the one in which they are zero, and errors."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from experiments.models.lenet import LeNet5
 from experiments.models.mlp import MLP
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Plan
+from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import State, explain
 from jaxopt_nn.frameworks.nnx import nnx as nnx_network
@@ -35,20 +37,16 @@ def masked(net, plan):
 
 
 def mlp():
-    """A Linen MLP of 12 and 7 hidden units, some of them dead on its inputs; how it is built at other widths."""
+    """A Linen MLP of 12 and 7 hidden units, some of them dead on its inputs."""
     net, x = network(MLP((12, 7, 3)), 50, 5)
     net.variables["params"]["Dense_0"]["bias"][[1, 4]] = -50
     net.variables["params"]["Dense_1"]["bias"][3] = -50
-
-    def rebuild(plan):
-        return network(MLP(tuple(plan.widths[f"params/Dense_{i}/kernel"] for i in range(3))), 1, 5)[0]
-
-    return net, x, rebuild
+    return net, x
 
 
 def test_dead_units_go_and_the_outputs_stay():
-    net, x, rebuild = mlp()
-    cut = cut_neurons(rebuild=rebuild)
+    net, x = mlp()
+    cut = cut_neurons()
     info = calibrate(net, cut, [x[:20], x[20:]])
     plan = cut.plan(net, info, x)
     same = dead_units(net.apply, net.variables, x)
@@ -59,6 +57,8 @@ def test_dead_units_go_and_the_outputs_stay():
     n, m = (len(plan.layers[i].kept) for i in range(2))
     assert sum(v.size for v in jax.tree.leaves(small.variables)) == plan.sizes[1] == 6 * n + (n + 1) * m + (m + 1) * 3
     assert small.apply is not net.apply and remap.plan is plan
+    built, _ = network(MLP((n, m, 3)), 1, 5)
+    close(built.replace(variables=small.variables)(x), small(x))  # a module built with these widths is the same
     again, _ = cut.execute(net, Plan.from_json(plan.to_json()))
     jax.tree.map(np.testing.assert_array_equal, again.variables, small.variables)
     fewer, _ = cut.execute(net, plan.replace({"params/Dense_0/kernel": [0, 2]}))
@@ -69,8 +69,7 @@ def test_dead_units_go_and_the_outputs_stay():
 
 def test_channels_of_a_flattened_convolution():
     net, x = network(LeNet5((3, 4), 5), 6, 28, 28, 1)
-    module = lambda first, second, dense, head: LeNet5((first, second), dense)
-    cut = cut_neurons(share=0.4, rebuild=lambda plan: network(module(*plan.widths.values()), 1, 28, 28, 1)[0])
+    cut = cut_neurons(share=0.4)
     plan = cut.plan(net, calibrate(net, cut, [x]), x)
     jax.tree.map(np.testing.assert_array_equal, plan.kept, weak_units(net.apply, net.variables, x, 0.4).kept)
     small, _ = cut.execute(net, plan)
@@ -91,14 +90,14 @@ class Small(nnx.Module):
         return self.head(self.dropout(nnx.relu(self.hidden(x))))
 
 
-def test_an_nnx_module_needs_no_other_one():
+def test_a_network_is_trained_on_as_it_was():
     net = nnx_network(Small(nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
     shrink = shrink_widths({"conv/*": 4, "hidden/*": 0.5})
     plan = shrink.plan(net, ModelInfo(), jax.ShapeDtypeStruct(x.shape, x.dtype))
     small, _ = shrink.execute(net, plan)
     close(small(x), masked(net, plan)(x))
-    assert small.apply is net.apply and small.still == net.still
+    assert small.still == net.still
     outputs, changed = small.trained(small.variables, x, key=jax.random.key(1))
     assert outputs.shape == (4, 3) and {v.shape for p, v in changed.items() if p.startswith("norm")} == {(4,)}
 
@@ -132,21 +131,47 @@ def plain(width=6):
     return Network(lambda v, x: jax.nn.relu(x @ v["a"]) @ v["b"], variables), jnp.ones((2, 4))
 
 
-def test_a_model_whose_code_holds_its_widths_says_what_to_do():
-    net, x, rebuild = mlp()
+def test_batches_of_other_sizes_derivatives_and_a_second_cut():
+    net, x = mlp()
     shrink = shrink_widths(0.5)
-    with pytest.raises(ValueError, match=r"apply fails on the cut variables .*its code holds the widths: pass rebuild="):
-        shrink.execute(net, shrink.plan(net, ModelInfo(), x))
-    half = shrink_widths(0.5, rebuild=lambda plan: rebuild(plan.replace({"params/Dense_1/kernel": None})))
-    with pytest.raises(ValueError, match=r"rebuild: params/Dense_1/bias is \[7\] in the network .*, \[4\] in the cut"):
-        half.execute(net, half.plan(net, ModelInfo(), x))
-    with pytest.raises(TypeError, match="what rebuild gives is 3; pass a Network"):
-        none = shrink_widths(0.5, rebuild=lambda plan: 3)
-        none.execute(net, none.plan(net, ModelInfo(), x))
+    plan = shrink.plan(net, ModelInfo(), x)
+    small, _ = shrink.execute(net, plan)
+    whole = masked(net, plan)
+    for rows in (1, 7, 50):
+        close(small(x[:rows]), whole(x[:rows]))
+    close(jax.vmap(lambda row: small.apply(small.variables, row[None])[0])(x), whole(x))
+    loss = lambda n: lambda v: jnp.sum(jnp.sin(n.apply(v, x)))
+    cut = {path: plan.cuts[path].leaf(g) for path, g in leaves_by_path(jax.grad(loss(whole))(whole.variables)).items()
+           if path in plan.cuts}  # fmt: skip
+    for path, g in leaves_by_path(jax.grad(loss(small))(small.variables)).items():
+        close(g, cut[path] if path in cut else g)
+    again = shrink_widths({"**/Dense_0/kernel": 2})
+    smaller, _ = again.execute(small, second := again.plan(small, ModelInfo(), x))
+    assert smaller.variables["params"]["Dense_0"]["kernel"].shape == (5, 2)
+    close(smaller(x), masked(small, second)(x))
+    same, _ = shrink.execute(net, plan)
+    assert same.apply == small.apply and hash(same.apply) == hash(small.apply) and smaller.apply != small.apply
+
+
+def test_a_function_for_training_that_couples_other_axes():
     net, x = plain()
-    fixed = net.replace(training=lambda v, x, key: ((jax.nn.relu(x @ v["a"]) + jnp.zeros(6)[None]) @ v["b"], {}))
-    with pytest.raises(ValueError, match="the function for training fails on the cut variables"):
-        shrink.execute(fixed, shrink.plan(fixed, ModelInfo(), x))
+    shrink = shrink_widths(0.5)
+    turned = net.replace(training=lambda v, x, key: ((lambda h: (h + h[:, ::-1]) @ v["b"])(x @ v["a"]), {}))
+    with pytest.raises(ValueError, match=r"the function for training fails on the cut variables .*6 units are not those of a"):
+        shrink.execute(turned, shrink.plan(turned, ModelInfo(), x))
+
+
+def test_a_plan_that_was_edited_against_its_couplings():
+    net, x = plain()
+    shrink = shrink_widths(0.5)
+    text = shrink.plan(net, ModelInfo(), x).to_json()
+    other = json.loads(text)
+    other["layers"][0]["members"] = other["layers"][0]["members"][:1]
+    with pytest.raises(ValueError, match="keeps all entries of b axis 0, and by the units of the other leaves 3 entries stay"):
+        shrink.execute(net, Plan.from_json(json.dumps(other)))
+    small, _ = shrink.execute(net, Plan.from_json(text))
+    with pytest.raises(ValueError, match=r"a is \[4, 6\], and the plan of shrink_widths leaves \(4, 3\)"):
+        small.apply(net.variables, x)
 
 
 def test_what_does_not_fit():

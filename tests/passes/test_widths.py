@@ -105,12 +105,13 @@ def test_a_residual_network_with_its_statistics():
 
 
 def test_heads_and_hidden_units_of_a_transformer():
-    """Half of the heads and of the hidden units, which write nothing, go; the residual stream stays."""
+    """Half of the heads and of the hidden units, which write nothing, go; the residual stream and the heads' width stay."""
     teacher, variables, x = made(ViT(4, 8, 2, 4, 12, 5), 2, 8, 8, 3)
     for block in ("block_0", "block_1"):
         variables["params"][block]["attention"]["out"]["kernel"][[1, 3]] = 0
         variables["params"][block]["down"]["kernel"][::2] = 0
-    small, report = shrunk(teacher, variables, x, 0.5)
+    heads = {f"params/block_{i}/attention/query/kernel axis 1": 0.5 for i in range(2)}
+    small, report = shrunk(teacher, variables, x, {"**/up/kernel": 0.5, **heads})
     shapes = {path: leaf.shape for path, leaf in leaves_by_path(small).items()}
     assert shapes["params/block_1/attention/value/kernel"] == (8, 2, 2)
     assert shapes["params/block_1/attention/out/kernel"] == (2, 2, 8)

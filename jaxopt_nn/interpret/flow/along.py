@@ -1,0 +1,97 @@
+"""Operations along some axes: reductions, running sums, sorts, windows, transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow.dims import Axes
+from jaxopt_nn.interpret.flow.entry import (
+    NOWHERE,
+    Call,
+    Entry,
+    Notes,
+    Zero,
+    all_but,
+    joined,
+    moved,
+    must_be_zero,
+    never,
+)
+
+
+def _reduced_axes(call: Call) -> tuple[int, ...]:
+    return tuple(call.eqn.params["axes"])
+
+
+def _reduce(call: Call) -> list[Axes]:
+    gone = _reduced_axes(call)
+    return [tuple(a for i, a in enumerate(call.ins[0]) if i not in gone)] * len(call.eqn.outvars)
+
+
+def _reduce_sum_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    for i in _reduced_axes(call):
+        must_be_zero(call.ins[0][i], zeros, notes, f"`{call.name}` reduces over it, and it is not zero there")
+    return moved(call, zeros, notes)
+
+
+def _reduce_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    for i in _reduced_axes(call):
+        notes.pin(call.ins[0][i], f"`{call.name}` reduces over it")
+    return moved(call, zeros, notes)
+
+
+def _arg_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    _reduce_zeros(call, zeros, notes)
+    return [NOWHERE] * len(call.outs)
+
+
+def _keep_axes(call: Call) -> list[Axes]:
+    return [call.ins[0]] * len(call.eqn.outvars)
+
+
+def _cumulative_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    axis = call.ins[0][call.eqn.params["axis"]]
+    reason = f"`{call.name}` runs along it"
+    if call.name == "cumsum":
+        must_be_zero(axis, zeros, notes, f"{reason}, and it is not zero there")
+    else:
+        notes.pin(axis, reason)
+    (out,) = moved(call, zeros, notes)
+    return [out if out.everywhere else Zero(atoms=out.atoms.difference(dims.atoms(axis)))]
+
+
+def _sort(call: Call) -> list[Axes]:
+    at, ndim = call.eqn.params["dimension"], len(call.ins[0])
+    axes = tuple(joined([own[i] for own in call.ins], call.name) for i in range(ndim))
+    dims.pin(axes[at], "`sort` orders it")
+    return [axes] * len(call.eqn.outvars)
+
+
+def _windowed(call: Call) -> list[Axes]:
+    names = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
+    steps = zip(*(call.eqn.params[name] for name in names), strict=True)
+    kept = [set(n) == {1} and tuple(p) == (0, 0) for n, p in zip(steps, call.eqn.params["padding"], strict=True)]
+    return all_but(call, [i for i, same in enumerate(kept) if not same], f"`{call.name}` slides over it")
+
+
+def _fft(call: Call) -> list[Axes]:
+    n, ndim = len(call.eqn.params["fft_lengths"]), len(call.ins[0])
+    return all_but(call, range(ndim - n, ndim), "`fft` transforms along it")
+
+
+def _top_k(call: Call) -> list[Axes]:
+    at = call.eqn.params.get("axis", len(call.ins[0]) - 1)
+    return all_but(call, [at], "`top_k` orders it")
+
+
+ALONG: dict[str, Entry] = {
+    "reduce_sum": Entry(_reduce, _reduce_sum_zeros),
+    **dict.fromkeys("reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_xor".split(), Entry(_reduce, _reduce_zeros)),
+    **dict.fromkeys(("argmax", "argmin"), Entry(_reduce, _arg_zeros)),
+    **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum".split(), Entry(_keep_axes, _cumulative_zeros)),
+    "sort": Entry(_sort, never),
+    **dict.fromkeys("reduce_window_max reduce_window_min reduce_window_sum".split(), Entry(_windowed, moved)),
+    "fft": Entry(_fft, moved),
+    "top_k": Entry(_top_k, never),
+}

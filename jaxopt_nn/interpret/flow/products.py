@@ -1,0 +1,139 @@
+"""Dots and convolutions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow.dims import Axes, Axis, Dim
+from jaxopt_nn.interpret.flow.entry import (
+    EVERYWHERE,
+    NOWHERE,
+    Call,
+    Entry,
+    Kept,
+    Notes,
+    Zero,
+    along,
+    joined,
+    must_be_zero,
+    shape_of,
+)
+
+
+def dot_axes(call: Call) -> tuple[list[tuple[Axis, Axis]], list[tuple[Axis, Axis]], list[Axis], list[Axis]]:
+    """The pairs of contracted and of batch axes of a dot, and the free axes of either side."""
+    contracting, batch = call.eqn.params["dimension_numbers"]
+    x, w = call.ins[:2]
+    pairs = lambda numbers: [(x[i], w[j]) for i, j in zip(*numbers, strict=True)]
+    free = [
+        [axis for i, axis in enumerate(own) if i not in (*c, *b)] for own, c, b in zip((x, w), contracting, batch, strict=True)
+    ]
+    return pairs(contracting), pairs(batch), free[0], free[1]
+
+
+def _dot(call: Call) -> list[Axes]:
+    contracted, batch, left, right = dot_axes(call)
+    for a, b in contracted:
+        dims.tie(a, b, f"`{call.name}` contracts it with an axis of another structure")
+    return [(*(joined(pair, call.name) for pair in batch), *left, *right)]
+
+
+def _dot_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    if zeros[0].everywhere or zeros[1].everywhere:
+        return [EVERYWHERE]
+    contracted, batch, left, right = dot_axes(call)
+    for a, _ in contracted:
+        must_be_zero(a, zeros[:2], notes, "a dot sums over it, and it is not zero there")
+    sources = [zeros[:2]] * len(batch) + [zeros[:1]] * len(left) + [zeros[1:2]] * len(right)
+    return [along(call.outs[0], sources)]
+
+
+class Conv(NamedTuple):
+    """The axes of a convolution: of its operand, its kernel and its result."""
+
+    batch: Axis
+    features: Axis
+    window: tuple[Axis, ...]
+    inputs: Axis
+    outputs: Axis
+    taps: tuple[Axis, ...]
+
+
+def conv_axes(call: Call) -> Conv:
+    numbers = call.eqn.params["dimension_numbers"]
+    x, w = (tuple(axes[i] for i in spec) for axes, spec in zip(call.ins, (numbers.lhs_spec, numbers.rhs_spec)))
+    return Conv(x[0], x[1], x[2:], w[1], w[0], w[2:])
+
+
+def _conv(call: Call) -> list[Axes]:
+    params, own = call.eqn.params, conv_axes(call)
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    out = list(dims.fresh(shape_of(call.eqn.outvars[0])))
+    for place, (axis, tap, d) in enumerate(zip(own.window, own.taps, numbers.out_spec[2:], strict=True)):
+        if _pointwise(params, place, shape_of(call.eqn.invars[1])[numbers.rhs_spec[2 + place]]):
+            out[d] = axis
+            continue
+        for spatial in (axis, tap, out[d]):
+            dims.pin(spatial, "is a spatial axis of a convolution")
+    out[numbers.out_spec[0]], out[numbers.out_spec[1]] = own.batch, own.outputs
+    if params["batch_group_count"] != 1:
+        for axis in (own.batch, own.outputs, own.features, own.inputs):
+            dims.pin(axis, "a convolution splits its batch into groups", shard=True)
+        (out[numbers.out_spec[0]],) = dims.fresh([shape_of(call.eqn.outvars[0])[numbers.out_spec[0]]], "a batch group")
+        return [tuple(out)]
+    if groups == 1:
+        dims.tie(own.features, own.inputs, "a convolution contracts it with an axis of another structure")
+        return [tuple(out)]
+    group = Dim(groups)
+    outputs = shape_of(call.eqn.invars[1])[numbers.rhs_spec[0]] // groups
+    dims.tie(own.features, dims.product([group, own.inputs]), "a grouped convolution splits it otherwise")
+    dims.tie(own.outputs, dims.product([group, *dims.fresh([outputs])]), "a grouped convolution splits it otherwise")
+    return [tuple(out)]
+
+
+def _pointwise(params: Mapping[str, Any], i: int, taps: int) -> bool:
+    """Whether a convolution works on single places of spatial axis ``i``."""
+    plain = params["window_strides"][i] == 1 and tuple(params["padding"][i]) == (0, 0) and params["lhs_dilation"][i] == 1
+    return bool(plain and taps == 1)
+
+
+def conv_groups(call: Call) -> list[Dim]:
+    """The atoms of the features that tell a convolution's groups apart."""
+    groups, n = call.eqn.params["feature_group_count"], 1
+    found = []
+    for a in dims.atoms(conv_axes(call).features):
+        if n == groups:
+            break
+        found.append(a)
+        n *= a.size
+    return found if groups > 1 else []
+
+
+def _conv_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    if zeros[0].everywhere or zeros[1].everywhere:
+        return [EVERYWHERE]
+    own, groups = conv_axes(call), conv_groups(call)
+    must_be_zero(own.inputs, zeros[:2], notes, "a convolution sums over it, and it is not zero there")
+    numbers = call.eqn.params["dimension_numbers"]
+    sources: list[list[Zero]] = [[zeros[0]]] * len(call.outs[0])
+    made = frozenset(a for a in dims.atoms(own.outputs) if zeros[1].at(a) or (a in groups and zeros[0].at(a)))
+    sources[numbers.out_spec[1]] = [Zero(atoms=made)]
+    for i in numbers.out_spec[2:]:
+        sources[i] = [NOWHERE]
+    return [along(call.outs[0], sources)]
+
+
+def _conv_params(call: Call, kept: Kept) -> dict[str, Any]:
+    groups = call.eqn.params["feature_group_count"]
+    if groups == 1:
+        return {}
+    return {"feature_group_count": math.prod(dims.size(a, kept) for a in conv_groups(call))}
+
+
+PRODUCTS: dict[str, Entry] = {
+    "dot_general": Entry(_dot, _dot_zeros),
+    "conv_general_dilated": Entry(_conv, _conv_zeros, _conv_params),
+}

@@ -1,0 +1,201 @@
+"""Shrinking: a traced program evaluated again, on leaves of which only some entries are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxopt_nn.interpret import jaxprs
+from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow.dims import Axes
+from jaxopt_nn.interpret.flow.entry import Call, Kept
+from jaxopt_nn.interpret.flow.flow import Flow
+from jaxopt_nn.interpret.flow.places import WHOLE
+from jaxopt_nn.interpret.flow.table import PRIMITIVES
+from jaxopt_nn.interpret.tags import Key
+
+
+def shrunk(flow: Flow, kept: Kept, args: Sequence[Any]) -> list[Any]:
+    """The results of a program on leaves that are cut to what is kept of their atoms.
+
+    Args:
+      flow: of the program.
+      kept: ``{atom: int [k], the entries that stay}``; none of a pinned atom.
+      args: the cut leaves, then the inputs as they are.
+    """
+    program = flow.program
+    values = [_Value(x) for x in args]
+    return [v.array for v in _Shrinking(flow, kept).run(program.jaxpr, program.consts, values, ())]
+
+
+class _Value:
+    """An array, and whether it is whole: not cut yet, as nothing but constants lies behind it."""
+
+    __slots__ = ("array", "whole")
+
+    def __init__(self, array: Any, whole: bool = False):
+        self.array, self.whole = array, whole
+
+
+class _Shrinking:
+    def __init__(self, flow: Flow, kept: Kept):
+        self._flow, self._kept = flow, kept
+
+    def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[_Value], key: Key) -> list[_Value]:
+        env: dict[Any, _Value] = dict(zip(jaxpr.invars, args, strict=True))
+        env |= {v: _Value(c, True) for v, c in zip(jaxpr.constvars, consts, strict=True)}
+        read = lambda v: _Value(v.val, True) if jaxprs.is_literal(v) else env[v]
+        drops = jaxprs.last_uses(jaxpr)
+        for i, eqn in enumerate(jaxpr.eqns):
+            with jaxprs.context_of(eqn):
+                outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
+            env.update(zip(eqn.outvars, outs, strict=True))
+            for v in drops[i]:
+                env.pop(v, None)
+        return [read(v) for v in jaxpr.outvars]
+
+    def _cut(self, array: Any, axes: Axes) -> Any:
+        """A whole array, cut along the axes that it has where it is used."""
+        for i, axis in enumerate(axes):
+            stay = dims.entries(axis, self._kept)
+            if stay is not None:
+                array = jnp.take(array, stay, axis=i)
+        return array
+
+    def _equation(self, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+        name = eqn.primitive.name
+        if all(v.whole for v in operands):
+            return [_Value(x, True) for x in jaxprs.bind(eqn, [v.array for v in operands])]
+        if name in _INNER:
+            return _INNER[name](self, eqn, operands, key)
+        call = self._flow.calls[key]
+        arrays = [self._cut(v.array, axes) if v.whole else v.array for v, axes in zip(operands, call.ins, strict=True)]
+        return [_Value(x) for x in self._bind(call, arrays)]
+
+    def _bind(self, call: Call, arrays: list[Any]) -> list[Any]:
+        name, params = call.name, call.eqn.params
+        if name in WHOLE:
+            return [self._cut(x, axes) for x, axes in zip(jaxprs.bind(call.eqn, arrays), call.outs, strict=True)]
+        entry = PRIMITIVES.get(name)
+        if entry is not None and entry.params is not None:
+            params = {**params, **entry.params(call, self._kept)}
+        out = call.eqn.primitive.bind(*arrays, **call.eqn.primitive.get_bind_params(params))
+        return list(out) if call.eqn.primitive.multiple_results else [out]
+
+    # -- inner jaxprs --------------------------------------------------------------------------------------------------
+
+    def entering(self, operands: Sequence[_Value], key: Key) -> list[_Value]:
+        """The operands of a loop: those that are whole and do not stay so are cut."""
+        ins = self._flow.calls[key].ins
+        return [
+            _Value(self._cut(v.array, axes)) if v.whole and axes is not None else v
+            for v, axes in zip(operands, ins, strict=True)
+        ]
+
+    def body(self, body: Any, args: Sequence[_Value], key: Key) -> list[_Value]:
+        outs = self.run(body.jaxpr, body.consts, args, key)
+        ends = self._flow.ends.get(key, [None] * len(outs))
+        return [
+            _Value(self._cut(v.array, axes)) if v.whole and axes is not None else v for v, axes in zip(outs, ends, strict=True)
+        ]
+
+
+class _Traced:
+    """A body as a function of arrays: its operands are whole as ``like`` are, and ``whole`` says which results are."""
+
+    def __init__(self, shrinking: _Shrinking, body: Any, key: Key, like: Sequence[_Value]):
+        self._shrinking, self._body, self._key, self._like = shrinking, body, key, like
+        self.whole: list[bool] = []
+
+    def __call__(self, arrays: Sequence[Any]) -> list[Any]:
+        args = [_Value(x, v.whole) for x, v in zip(arrays, self._like, strict=True)]
+        outs = self._shrinking.body(self._body, args, self._key)
+        self.whole = [v.whole for v in outs]
+        return [v.array for v in outs]
+
+    def values(self, arrays: Sequence[Any]) -> list[_Value]:
+        return [_Value(x, whole) for x, whole in zip(arrays, self.whole, strict=True)]
+
+
+def _arrays(values: Sequence[_Value]) -> list[Any]:
+    return [v.array for v in values]
+
+
+def _inline(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+    (body,) = jaxprs.bodies(eqn) or ()
+    return s.body(body, operands, (*key, 0))
+
+
+def _remat(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+    (body,) = jaxprs.bodies(eqn) or ()
+    run = _Traced(s, body, (*key, 0), operands)
+    own = {name: eqn.params[name] for name in ("prevent_cse", "policy")}
+    outs = jax.checkpoint(lambda *arrays: run(arrays), **own)(*_arrays(operands))
+    return run.values(outs)
+
+
+def _scan(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+    (body,) = jaxprs.bodies(eqn) or ()
+    n, m = jaxprs.scan_counts(eqn)
+    values = s.entering(operands, key)
+    run = _Traced(s, body, (*key, 0), values)
+    consts, carry, xs = (_arrays(part) for part in (values[:n], values[n : n + m], values[n + m :]))
+
+    def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
+        outs = run([*consts, *carry, *xs])
+        return _as_before(outs[:m], carry), outs[m:]
+
+    own = {name: eqn.params[name] for name in ("reverse", "unroll")}
+    carry, ys = lax.scan(step, carry, xs, None if xs else eqn.params["length"], **own)
+    return run.values([*carry, *ys])
+
+
+def _as_before(new: Sequence[Any], old: Sequence[Any]) -> list[Any]:
+    """Carried values keep their dtypes, which a literal's may differ from."""
+    return [lax.convert_element_type(x, o.dtype) if jnp.result_type(x) != o.dtype else x for x, o in zip(new, old, strict=True)]
+
+
+def _while(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+    cond, body = jaxprs.bodies(eqn) or ()
+    n = eqn.params["cond_nconsts"]
+    m = n + eqn.params["body_nconsts"]
+    values = s.entering(operands, key)
+    tests, consts, carry = (_arrays(part) for part in (values[:n], values[n:m], values[m:]))
+    test = _Traced(s, cond, (*key, 0), [*values[:n], *values[m:]])
+    run = _Traced(s, body, (*key, 1), values[n:])
+    step = lambda carry: _as_before(run([*consts, *carry]), carry)
+    return run.values(lax.while_loop(lambda carry: test([*tests, *carry])[0], step, carry))
+
+
+def _cond(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+    index, *rest = operands
+    runs = [_Traced(s, b, (*key, i), rest) for i, b in enumerate(jaxprs.bodies(eqn) or ())]
+    branches = [lambda *arrays, run=run: run(arrays) for run in runs]
+    outs = lax.switch(index.array, branches, *_arrays(rest))
+    return runs[0].values(outs)
+
+
+def _shard_map(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+    (body,) = jaxprs.bodies(eqn) or ()
+    values = s.entering(operands, key)
+    run = _Traced(s, body, (*key, 0), values)
+    params = eqn.params
+    mapped = jax.shard_map(
+        lambda *arrays: tuple(run(arrays)), mesh=params["mesh"], in_specs=tuple(params["in_specs"]),
+        out_specs=tuple(params["out_specs"]), check_vma=params["check_vma"], axis_names=params["newly_manual_axes"],
+    )  # fmt: skip
+    return run.values(mapped(*_arrays(values)))
+
+
+_INNER: dict[str, Callable[[_Shrinking, Any, list[_Value], Key], list[_Value]]] = {
+    **dict.fromkeys(jaxprs.DIRECT, _inline),
+    **dict.fromkeys(("remat", "remat2", "checkpoint"), _remat),
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "shard_map": _shard_map,
+}

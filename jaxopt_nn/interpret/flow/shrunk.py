@@ -1,0 +1,118 @@
+"""A model's function on cut leaves, without a change to the model's code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxopt_nn.core.passes import Layer, Plan
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
+from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow.dims import Axis, Dim
+from jaxopt_nn.interpret.flow.flow import Flow
+from jaxopt_nn.interpret.flow.shrink import shrunk
+from jaxopt_nn.interpret.program import trace_model
+
+PyTree = Any
+
+
+class Shrunk:
+    """``function(variables, *inputs, **keywords)`` on the variables that a plan leaves.
+
+    For each shape of the inputs the function is traced on the whole leaves, abstractly, and what it does is done with the
+    sizes that are left. Two are equal if their functions and what they keep are.
+
+    Attributes:
+      whole: the function on whole leaves.
+      plan: what is kept.
+    """
+
+    #: What ``whole`` closes over was accepted when it was planned, and may be large beside the leaves that are left.
+    keeps_constants = True
+
+    def __init__(self, whole: Callable[..., PyTree], plan: Plan):
+        self.whole, self.plan = whole, plan
+        self._identity = (whole, tuple((x.name, x.kept.tobytes(), _members(x)) for x in plan.layers if x.cut))
+        self._small = {path: cut.small for path, cut in plan.cuts.items()}
+        self._flows: dict[Any, tuple[Flow, dict[Dim, np.ndarray]]] = {}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shrunk) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    def __call__(self, variables: PyTree, *inputs: PyTree, **keywords: Any) -> PyTree:
+        leaves = leaves_by_path(variables)
+        for path, x in leaves.items():
+            if tuple(x.shape) != (wanted := self._small.get(path, self.plan.leaves.get(path))):
+                raise ValueError(
+                    f"{path} is {list(x.shape)}, and the plan of {self.plan.name} leaves {wanted}; pass the variables of the "
+                    "small network"
+                )
+        flow, kept = self._flow(variables, inputs, keywords)
+        outs = shrunk(flow, kept, [*leaves.values(), *jax.tree.leaves((keywords, inputs))])
+        return jax.tree.unflatten(flow.program.out_tree, outs)
+
+    def _flow(self, variables: PyTree, inputs: tuple[PyTree, ...], keywords: dict[str, Any]) -> Any:
+        abstract = lambda x, shape: jax.ShapeDtypeStruct(shape, x.dtype, weak_type=getattr(x, "weak_type", False))
+        given, tree = jax.tree.flatten((variables, keywords, inputs))
+        key = (tree, tuple(abstract(x, jax.numpy.shape(x)) if hasattr(x, "dtype") else x for x in given))
+        if key not in self._flows:
+            whole = map_with_path(lambda path, x: abstract(x, self.plan.leaves[path]), variables)
+            run = functools.partial(_run, self.whole)
+            flow = Flow(trace_model(run, whole, (keywords, *inputs)), tuple(self.plan.leaves))
+            found = flow, kept_of(flow, self.plan)
+            if any(isinstance(c, jax.core.Tracer) for c in flow.program.consts):  # of the caller's own trace
+                return found
+            self._flows[key] = found
+        return self._flows[key]
+
+
+def _run(function: Callable[..., PyTree], variables: PyTree, keywords: dict[str, Any], *inputs: PyTree) -> PyTree:
+    return function(variables, *inputs, **keywords)
+
+
+def _members(layer: Layer) -> tuple[Any, ...]:
+    return tuple((m.path, m.axis, m.units.tobytes()) for m in layer.members)
+
+
+def kept_of(flow: Flow, plan: Plan) -> dict[Dim, np.ndarray]:
+    """``{atom: the entries that stay}`` of a program, by a plan that may have been made on other shapes of the inputs.
+
+    Raises:
+      ValueError: the plan cuts an axis otherwise than the program couples it.
+    """
+    kept = {_atom(flow, layer): layer.kept for layer in plan.layers if layer.cut}
+    for path, axes in flow.leaves.items():
+        own = plan.cuts[path].axes if path in plan.cuts else {}
+        for i, axis in enumerate(axes):
+            stay, planned = dims.entries(axis, kept), own.get(i)
+            if stay is None and planned is None:
+                continue
+            if stay is None or planned is None or not np.array_equal(stay, planned):
+                raise ValueError(
+                    f"{plan.name}: the plan keeps {_said(planned)} of {path} axis {i}, and by the units of the other leaves "
+                    f"{_said(stay)} stay; edit a plan by Plan.replace, or plan again"
+                )
+    return kept
+
+
+def _said(stay: np.ndarray | None) -> str:
+    return "all entries" if stay is None else f"{len(stay)} entries"
+
+
+def _atom(flow: Flow, layer: Layer) -> Dim:
+    member = layer.members[0]
+    axis: Axis = flow.leaves[member.path][member.axis]
+    for atom in dict.fromkeys(dims.atoms(axis)):
+        if atom.size == layer.size and np.array_equal(dims.units(axis, atom), member.units):
+            return atom
+    raise ValueError(
+        f"{layer.name}: the plan's {layer.size} units are not those of {member.path} axis {member.axis} ({axis}); plan again "
+        "with this network"
+    )
