@@ -36,9 +36,10 @@ class _Solver:
     damping: float
 
     def __call__(self, matrix: jax.Array, gram: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        if gram.ndim == 1:
+            return numerics.independent(matrix, gram, sparsity=self.sparsity, pattern=self.pattern, damping=self.damping)
         if self.block is None:
-            full = gram if gram.ndim == 2 else jnp.diag(gram)
-            return numerics.surgeon(matrix, full, sparsity=self.sparsity, damping=self.damping)
+            return numerics.surgeon(matrix, gram, sparsity=self.sparsity, damping=self.damping)
         return numerics.sparsegpt(
             matrix, gram, sparsity=self.sparsity, pattern=self.pattern, block=self.block, damping=self.damping
         )
@@ -181,8 +182,12 @@ def _refitting(name: str, solve: _Solver) -> Transform:
         if reason is not None:
             return reason
         matrix = info.matrix(path)
-        part = matrix is not None and not matrix.whole
-        return LeafTraits("mask", keeps_zeros=False, notes=("its site reads a part of it; the rest stays as it is",) * part)
+        notes = []
+        if matrix is not None and not matrix.whole:
+            notes.append("its site reads a part of it; the rest stays as it is")
+        if any(not use.exact for site in info.sites for use in site.uses if use.path == path and use.matrix == matrix):
+            notes.append("the weight of its site is computed from it; it is refitted as if it were that weight")
+        return LeafTraits("mask", keeps_zeros=False, notes=tuple(notes))
 
     def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
         if known.matrix is None or "gram" not in known.stats:

@@ -123,14 +123,14 @@ def kept_by_block(inputs: int, outputs: int, sparsity: float, block: int) -> np.
 
 @partial(jax.jit, static_argnames=("sparsity", "pattern", "block", "damping"))
 def sparsegpt(
-    weight: Array, gram: Array, *, sparsity: float, pattern: tuple[int, int] | None, block: int, damping: float
+    weight: Array, gram: Array, *, sparsity: float | None, pattern: tuple[int, int] | None, block: int, damping: float
 ) -> tuple[Array, Array, Array]:
     """SparseGPT of one layer (Frantar & Alistarh 2023, Algorithm 1).
 
     Compile time does not depend on the width, and the number of operations is that of ``4 I^2 O`` and a factorization.
 
     Args:
-      weight: float32 ``[I, O]``. gram: float32 ``[I, I]``, or its diagonal ``[I]`` where it has no other entry.
+      weight: float32 ``[I, O]``. gram: float32 ``[I, I]``.
       sparsity: share of zeros; not read where there is a pattern.
       pattern: ``(n, m)``: of every m inputs in a row, each output keeps n; m divides ``I``.
       block: inputs between two corrections of all later ones, and among which the unstructured mask is chosen.
@@ -143,6 +143,7 @@ def sparsegpt(
     choose: Callable[[Array, Any], Array]
     extra: Any
     if pattern is None:
+        assert sparsity is not None
         block = group = min(block, inputs)
         blocks = -(-inputs // block)
         real = (np.arange(blocks * block) < inputs).reshape(blocks, block)
@@ -153,22 +154,30 @@ def sparsegpt(
         block = -(-min(block, inputs) // group) * group
         extra = jnp.zeros((-(-inputs // block) * (block // group), 0))
         choose = lambda score, own: topk.n_m_mask(score, n, group, 0)
-    if gram.ndim == 1:
-        return _diagonal(weight, gram, sparsity, pattern, damping)
     factor, pivot = inverse_factor(damped(gram, damping))
     _, solved, mask = _eliminated(weight, factor, extra, block, group, choose)
     return solved, mask, pivot
 
 
-def _diagonal(
-    weight: Array, counts: Array, sparsity: float, pattern: tuple[int, int] | None, damping: float
+@partial(jax.jit, static_argnames=("sparsity", "pattern", "damping"))
+def independent(
+    weight: Array, counts: Array, *, sparsity: float | None, pattern: tuple[int, int] | None, damping: float
 ) -> tuple[Array, Array, Array]:
-    """With a diagonal Hessian no weight can make up for another."""
+    """Of a layer whose Gram matrix is diagonal, as a lookup's: no weight can make up for another, and the cheapest go.
+
+    Args:
+      counts: float32 ``[I]``, the diagonal.
+
+    Others and result as of ``sparsegpt``.
+    """
     mean = jnp.mean(counts)
-    lift = jnp.where(mean > 0, jnp.where(counts > 0, counts + damping * mean, DEAD * mean), 1.0)
-    score = jnp.square(weight) * lift[:, None]
-    kept = weight.size - round(sparsity * weight.size) if pattern is None else 0
-    mask = topk.keep_largest(score, kept) if pattern is None else topk.n_m_mask(score, *pattern, 0)
+    hessian = jnp.where(mean > 0, jnp.where(counts > 0, counts + damping * mean, DEAD * mean), 1.0)
+    score = jnp.square(weight) * hessian[:, None]
+    if pattern is None:
+        assert sparsity is not None
+        mask = topk.keep_largest(score, weight.size - round(sparsity * weight.size))
+    else:
+        mask = topk.n_m_mask(score, *pattern, 0)
     return jnp.where(mask, weight, 0.0), mask, jnp.float32(1)
 
 

@@ -194,8 +194,16 @@ def test_of_a_leaf_that_is_cut_in_slices_the_rest_stays():
 def test_of_a_lookup_rare_rows_go():
     ids = jnp.asarray([0, 0, 0, 1, 1, 2, 0, 1])
     table = f32([[0.5, 0.5], [0.6, 0.6], [0.7, 0.7], [9.0, 9.0]])
-    seen = pruned(lambda v, ids: v["w"][ids], {"w": table}, sparsegpt(0.5), [ids])["w"]
-    np.testing.assert_array_equal(seen, np.where([[True], [True], [False], [False]], table, 0))
+    for method in (sparsegpt(0.5), obs(0.5)):
+        seen = pruned(lambda v, ids: v["w"][ids], {"w": table}, method, [ids])["w"]
+        np.testing.assert_array_equal(seen, np.where([[True], [True], [False], [False]], table, 0))
+
+
+def test_a_weight_that_is_computed_from_a_leaf_is_named():
+    w, x, _ = layer(8, 6)
+    v = {"w": f32(w), "own": f32(w)}
+    info = inspect(lambda v, x: x @ (2 * v["w"]) + x @ v["own"], v, f32(x))
+    assert {m.path for m in explain(sparsegpt(0.5), v, info).of("note") if "is computed from it" in m.reason} == {"w"}
 
 
 def test_chains_and_training():

@@ -199,7 +199,7 @@ def test_with_independent_inputs_sparsegpt_is_the_best_of_all_supports():
     best = min(itertools.combinations(range(10), 4), key=lambda gone: sum(w[i, 0] ** 2 * gram[i, i] for i in gone))
     np.testing.assert_array_equal(np.flatnonzero(made[:, 0] == 0), best)
     np.testing.assert_allclose(made[made != 0], w[made != 0], rtol=1e-5)
-    short = obs.sparsegpt(*f32(w, np.diag(gram)), sparsity=0.4, pattern=None, block=128, damping=0.0)[0]
+    short = obs.independent(*f32(w, np.diag(gram)), sparsity=0.4, pattern=None, damping=0.0)[0]
     np.testing.assert_allclose(short, made, rtol=1e-5)
 
 
