@@ -87,7 +87,7 @@ CALIBRATED = {
     "prune by wanda": prune(wanda, sparsity=0.5, allocation=per_output),
     "prune by ria": prune(ria, sparsity=0.5),
     "sparsegpt": sparsegpt(0.5, block=4),
-    "sparsegpt(2:4)": sparsegpt(pattern=(2, 4)),
+    "sparsegpt(2:4)": sparsegpt(n_of_m=(2, 4)),
     "obs": obs(0.5),
 }
 TABLE = {

@@ -68,14 +68,14 @@ class Refitted:
 def sparsegpt(
     sparsity: float | None = None,
     *,
-    pattern: tuple[int, int] | None = None,
+    n_of_m: tuple[int, int] | None = None,
     block: int = 128,
     damping: float = 0.01,
 ) -> Transform:
     """SparseGPT (Frantar & Alistarh 2023, Algorithm 1): prunes input by input, and later inputs make up for what goes.
 
     ``H`` is the Gram matrix of the layer's inputs, damped. The mask of a block of inputs is chosen when its turn comes, over
-    all outputs, by ``w^2 / [H^-1]`` at the weights of that moment; with a pattern, of each m inputs in turn. Each layer, and
+    all outputs, by ``w^2 / [H^-1]`` at the weights of that moment; with ``n_of_m``, of each m inputs in turn. Each layer, and
     each entry of a stack, loses ``round(sparsity * size)`` weights exactly.
 
     The state holds the mask, and what was added to each kept weight at ``init``. Training moves the sum: the correction stays
@@ -87,7 +87,7 @@ def sparsegpt(
 
     Args:
       sparsity: share of zeros in [0, 1].
-      pattern: ``(n, m)`` in the place of a sparsity: of every m inputs in a row each output keeps n; ``(2, 4)`` is NVIDIA's.
+      n_of_m: ``(n, m)`` in the place of a sparsity: of every m inputs in a row each output keeps n; ``(2, 4)`` is NVIDIA's.
         Inputs in the order of the leaf's matrix: of a convolution one input channel's window after the other.
       block: inputs between two corrections of all later ones.
       damping: 0 or more, over the mean of the Gram matrix' diagonal.
@@ -97,8 +97,8 @@ def sparsegpt(
       ``weights=`` weighs tokens, with ``sequential=True`` each layer sees inputs from pruned layers.
 
     Raises:
-      ValueError: both or neither of sparsity and pattern, or one outside the above; at ``init``, no statistics, inputs that m
-        does not divide, NaN or Inf, a Gram matrix that is singular at ``damping=0``.
+      ValueError: both or neither of sparsity and ``n_of_m``, or one outside the above; at ``init``, no statistics, inputs that
+        m does not divide, NaN or Inf, a Gram matrix that is singular at ``damping=0``.
       TypeError: a sparsity or damping that is no number.
 
     Example:
@@ -110,11 +110,11 @@ def sparsegpt(
       Array([[0.  ],
              [2.98]], dtype=float32)
     """
-    _check("sparsegpt", sparsity, pattern, damping)
+    _check("sparsegpt", sparsity, n_of_m, damping)
     if not isinstance(block, int) or block < 1:
         raise ValueError(f"sparsegpt(block={block!r}): allowed are numbers of inputs from 1, e.g. 128")
-    share = None if sparsity is None else float(sparsity)
-    return _refitting("sparsegpt", _Solver(share, None if pattern is None else (pattern[0], pattern[1]), block, float(damping)))
+    pattern = None if n_of_m is None else (n_of_m[0], n_of_m[1])
+    return _refitting("sparsegpt", _Solver(None if sparsity is None else float(sparsity), pattern, block, float(damping)))
 
 
 def obs(sparsity: float, *, damping: float = 0.01) -> Transform:
@@ -150,7 +150,7 @@ def _check(name: str, sparsity: Any, pattern: Any, damping: Any) -> None:
     """Errors as in ``sparsegpt``."""
     if (sparsity is None) == (pattern is None):
         raise ValueError(
-            f"{name}(sparsity={sparsity}, pattern={pattern}): give one of them: the share of zeros, or (n, m), n kept of m"
+            f"{name}(sparsity={sparsity}, n_of_m={pattern}): give one of them: the share of zeros, or (n, m), n kept of m"
         )
     for what, value, example in (("sparsity", sparsity, 0.5), ("damping", damping, 0.01)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
@@ -165,7 +165,7 @@ def _check(name: str, sparsity: Any, pattern: Any, damping: Any) -> None:
         whole = isinstance(pattern, tuple | list) and len(pattern) == 2 and all(isinstance(x, int) for x in pattern)
         if not whole or not 0 <= pattern[0] <= pattern[1] or pattern[1] < 1:
             raise ValueError(
-                f"{name}(pattern={pattern!r}): allowed are whole numbers (n, m), 0 <= n <= m: n kept of every m, e.g. (2, 4)"
+                f"{name}(n_of_m={pattern!r}): allowed are whole numbers (n, m), 0 <= n <= m: n kept of every m, e.g. (2, 4)"
             )
     if damping is None or not 0 <= damping < math.inf:
         raise ValueError(f"{name}(damping={damping}): allowed are shares of the diagonal's mean, 0 or more, e.g. 0.01")

@@ -117,7 +117,7 @@ def test_the_layers_of_a_scan_have_their_own_gram_matrices():
     v = {"up": f32(rng.standard_normal((3, 8, 16)) / 3), "down": f32(rng.standard_normal((3, 16, 8)) / 4)}
     x = f32(rng.standard_normal((64, 8)) @ rng.standard_normal((8, 8)))
     for method, solve in (
-        (sparsegpt(pattern=(2, 4)), lambda w, g: authors(w, g, None, (2, 4), 8, 0.01)),
+        (sparsegpt(n_of_m=(2, 4)), lambda w, g: authors(w, g, None, (2, 4), 8, 0.01)),
         (sparsegpt(0.5), lambda w, g: authors(w, g, 0.5, None, 128, 0.01)),
     ):
         once = pruned(scanned, v, method, [x[:32], x[32:]])
@@ -210,7 +210,7 @@ def test_chains_and_training():
     """Codes keep its zeros, a mask before it would be lost; training moves what is kept, and the mask stays."""
     w, x, _ = layer(64, 6)
     v, x = {"w": f32(w)}, f32(x)
-    method = chain(sparsegpt(pattern=(2, 4)), quantize(4))
+    method = chain(sparsegpt(n_of_m=(2, 4)), quantize(4))
     info = calibrate(Network(dense, v), method, [x])
     state = method.init(v, info)
     stored = method.pack(v, state)["w"]
@@ -232,11 +232,11 @@ def test_chains_and_training():
     ("make", "match"),
     [
         (lambda: sparsegpt(), "give one of them"),
-        (lambda: sparsegpt(0.5, pattern=(2, 4)), "give one of them"),
+        (lambda: sparsegpt(0.5, n_of_m=(2, 4)), "give one of them"),
         (lambda: sparsegpt(50), r"sparsity=50\): allowed are shares of zeros, 0 to 1; for 50 % pass sparsity=0.5"),
         (lambda: sparsegpt(np.nan), "allowed are shares of zeros"),
-        (lambda: sparsegpt(pattern=(5, 4)), "whole numbers"),
-        (lambda: sparsegpt(pattern="2:4"), "whole numbers"),
+        (lambda: sparsegpt(n_of_m=(5, 4)), "whole numbers"),
+        (lambda: sparsegpt(n_of_m="2:4"), "whole numbers"),
         (lambda: sparsegpt(0.5, block=0), "from 1"),
         (lambda: sparsegpt(0.5, damping=-1), "0 or more"),
         (lambda: obs(None), "give one of them"),
@@ -260,7 +260,7 @@ def test_bad_input_is_told():
     with pytest.raises(ValueError, match="wanda scores by the inputs"):
         wanda(v["w"], None, Known(Roles()))
     with pytest.raises(ValueError, match="w: has 6 inputs, not a multiple of m=4"):
-        pruned(dense, v, sparsegpt(pattern=(2, 4)), [x])
+        pruned(dense, v, sparsegpt(n_of_m=(2, 4)), [x])
     with pytest.raises(ValueError, match="NaN or Inf in the statistic 'gram'"):
         pruned(dense, v, sparsegpt(0.5), [x.at[3, 1].set(np.nan)])
     with pytest.raises(ValueError, match="no batch"):

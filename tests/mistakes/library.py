@@ -69,10 +69,10 @@ TRANSFORMS = [
         ValueError, "head/kernel: the criterion gives", "must give each weight a score",
     ),
     ("jn.prune(jn.wanda, sparsity=0.5).init(variables)", ValueError, "wanda scores by the inputs", "pass info=calibrate("),
-    ("jn.sparsegpt()", ValueError, "sparsity=None, pattern=None", "give one of them"),
+    ("jn.sparsegpt()", ValueError, "sparsity=None, n_of_m=None", "give one of them"),
     ("jn.sparsegpt(50)", ValueError, "sparsity=50", "for 50 % pass sparsity=0.5"),
     ("jn.sparsegpt(jn.cubic(0.9, end=100))", TypeError, "sparsity is the function", "takes no schedule"),
-    ("jn.sparsegpt(pattern='2:4')", ValueError, "pattern='2:4'", "e.g. (2, 4)"),
+    ("jn.sparsegpt(n_of_m='2:4')", ValueError, "n_of_m='2:4'", "e.g. (2, 4)"),
     ("jn.sparsegpt(0.5).init(variables)", ValueError, "head/kernel: sparsegpt reads the inputs", "pass info=calibrate("),
     (
         "jn.chain(jn.prune(sparsity=0.5), jn.sparsegpt(0.5)).init(variables, info)",
