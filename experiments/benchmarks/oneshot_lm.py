@@ -13,7 +13,7 @@ from __future__ import annotations
 import pathlib
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,20 +24,11 @@ from configs.bytes_lm_ptq import get_config
 from experiments.common import load_task
 from experiments.config import checked
 from experiments.models.text import gpt
-from jaxopt_nn.numerics.topk import n_m_mask
 
 from .common import emit
 
 SEEDS, ROWS, BATCH = 3, 128, 32
 BLOCKS, VALUES = "params/blocks/**", "**/value/kernel"
-
-
-def two_of_four(scores: Mapping[str, Any], roles: Mapping[str, jn.Roles], sparsity: Any) -> dict[str, Any]:
-    """An allocation: of every four inputs in a row an output keeps two."""
-    return {path: n_m_mask(score, 2, 4, roles[path].input[0]) for path, score in scores.items()}
-
-
-two_of_four.leaf_local = True  # type: ignore[attr-defined]
 
 
 class Case(NamedTuple):
@@ -51,8 +42,8 @@ class Case(NamedTuple):
 
 
 def criterion(name: str, score: Any, allocation: Any, **options: Any) -> Case:
-    made = lambda share: jn.prune(score, sparsity=0.5, allocation=share)
-    return Case(name, lambda: made(allocation), lambda: made(two_of_four), **options)
+    half = lambda: jn.prune(score, sparsity=0.5, allocation=allocation)
+    return Case(name, half, lambda: jn.prune(score, structure=jn.n_of_m(2, 4)), **options)
 
 
 def sparsegpt(name: str, **options: Any) -> Case:

@@ -11,10 +11,11 @@ from jaxopt_nn.core.model import Known, Roles
 from jaxopt_nn.core.transform import State, explain
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.methods.allocations.per_output import per_output
+from jaxopt_nn.methods.criteria.wanda import ria, wanda
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
-from jaxopt_nn.methods.wanda import per_output, ria, wanda
 from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.tensors.base import densify
 from tests.numerics.test_obs import authors, cost, layer

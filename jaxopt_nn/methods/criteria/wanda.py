@@ -1,4 +1,4 @@
-"""One-shot criteria that see activations: Wanda and RIA; and the comparison within each output that goes with Wanda."""
+"""Criteria that see activations: Wanda and RIA."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxopt_nn.core.model import Known, Roles, Site
+from jaxopt_nn.core.model import Known, Site
 from jaxopt_nn.core.tap import Tap
-from jaxopt_nn.methods.prune import _kept
+from jaxopt_nn.methods.criteria.base import asking
 from jaxopt_nn.methods.taps import square_sum
-from jaxopt_nn.numerics import topk
 
 _TAP = "square_sum"
 
@@ -38,6 +37,7 @@ def _scored(name: str, weight: jax.Array, known: Known, score: Callable[[Any, An
     return known.matrix.put(weight, score(jnp.abs(known.matrix(weight)), norms))
 
 
+@asking(taps=_taps, gradients=False)
 def wanda(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
     """``|w_io| ||x_i||``: the magnitude times the L2 norm of the input feature (Sun et al. 2024, eq. 1).
 
@@ -65,6 +65,7 @@ def wanda(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
     return _scored("wanda", weight, known, lambda size, norms: size * norms)
 
 
+@asking(taps=_taps, gradients=False)
 def ria(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
     """``(|w_io| / sum_o |w_io| + |w_io| / sum_i |w_io|) ||x_i||^(1/2)``: relative importance and activations.
 
@@ -94,34 +95,3 @@ def ria(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
         return (share(-1) + share(-2)) * jnp.sqrt(norms)
 
     return _scored("ria", weight, known, score)
-
-
-wanda.taps = ria.taps = _taps  # type: ignore[attr-defined]
-
-
-def per_output(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: jax.Array | float) -> dict[str, jax.Array]:
-    """The same sparsity in every output of every leaf: weights compete with those of the same output only.
-
-    As Wanda does (Sun et al. 2024, section 3), and as any criterion may. Arguments and result as of ``per_leaf``, but that each
-    output keeps ``inputs - round(sparsity * inputs)`` of its weights. An axis that is no input axis tells outputs apart.
-
-    Example:
-      >>> scores = {"a": jnp.array([[1.0, 7.0], [2.0, 9.0]])}
-      >>> jn.per_output(scores, {"a": jn.Roles((), (0,), (1,))}, 0.5)
-      {'a': Array([[False, False],
-             [ True,  True]], dtype=bool)}
-    """
-    return {path: _by_output(score, roles[path].input, sparsity) for path, score in scores.items()}
-
-
-per_output.leaf_local = True  # type: ignore[attr-defined]
-
-
-def _by_output(score: jax.Array, inputs: tuple[int, ...], sparsity: Any) -> jax.Array:
-    if not inputs:
-        return jnp.ones(score.shape, bool)
-    places = range(len(inputs))
-    moved = jnp.moveaxis(score, inputs, places)
-    lines = moved.reshape(-1, *moved.shape[len(inputs) :])
-    mask = topk.keep_largest_along(lines, _kept(len(lines), sparsity), 0)
-    return jnp.moveaxis(mask.reshape(moved.shape), places, inputs)
