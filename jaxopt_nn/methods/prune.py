@@ -247,7 +247,7 @@ class _Pruning:
         drop = self.scores(self.criterion, leaves, slopes, known)
         grow = self.scores(self.regrow.by, leaves, slopes, now)
         share = self.regrow.share(step)
-        return {p: regrown(old[p], drop[p], grow[p], known[p].roles.stack, share) for p in leaves}
+        return regrown(old, drop, grow, known, share)
 
     def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
         """What is pruned starts from zero where it returns (Evci et al. 2020, section 3)."""
