@@ -5,7 +5,9 @@
 Weights compete within their output by magnitude times the norm of their input over the training text (Sun et al. 2024).
 The network and its text are those of ``bytes_lm_ptq``; embeddings and norms stay.
 
-EXPECTED
+About 6 minutes on 2 cores (AMD EPYC), most of it the float training.
+Expected, seed 0, JAX 0.10.2, Python 3.11.7 (text ``fce39f31194d6d80``): 2.017 bits a byte before, 2.710 after, 1,806,848 bytes
+for 3,281,408 (1.8x).
 """
 
 from ml_collections import ConfigDict
