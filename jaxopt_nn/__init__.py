@@ -14,7 +14,7 @@ from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
-from jaxopt_nn.core.tap import Tap
+from jaxopt_nn.core.tap import Probe, Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity
 from jaxopt_nn.cost.aot import compile_for
@@ -29,13 +29,34 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.pins import CouplingReport, Pin, coupling_report
 from jaxopt_nn.interpret.rewrite import capture, rewrite
+from jaxopt_nn.methods.allocations.by_sensitivity import by_sensitivity
+from jaxopt_nn.methods.allocations.erk import erk
+from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.allocations.lamp import lamp
+from jaxopt_nn.methods.allocations.per_leaf import per_leaf
+from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
-from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
+from jaxopt_nn.methods.criteria.base import Memory
+from jaxopt_nn.methods.criteria.fisher import fisher, obd
+from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
+from jaxopt_nn.methods.criteria.movement import movement
+from jaxopt_nn.methods.criteria.random import random_scores
+from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.criteria.snip import grasp, snip
+from jaxopt_nn.methods.criteria.synflow import synflow
+from jaxopt_nn.methods.criteria.wanda import ria, wanda
+from jaxopt_nn.methods.learnt_threshold import learnt_threshold
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.methods.regrowth import Regrowth, rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
-from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments
+from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
+from jaxopt_nn.methods.structures.base import Structure, single_weights
+from jaxopt_nn.methods.structures.blocks import blocks
+from jaxopt_nn.methods.structures.n_of_m import n_of_m
+from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments, square_sum
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.parallel.infer import predictor
@@ -45,6 +66,7 @@ from jaxopt_nn.passes.cutting import cut_neurons
 from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import metrics
+from jaxopt_nn.pipeline.attention import attention_weights
 from jaxopt_nn.pipeline.calibrate import calibrate, calibrated
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.pipeline.classes import classification, language_model, multilabel
@@ -59,6 +81,7 @@ from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
+from jaxopt_nn.tensors.n_of_m import NofM
 from jaxopt_nn.tensors.qtensor import QTensor
 
 __version__ = "0.1.0"
@@ -76,14 +99,18 @@ __all__ = [
     "Masked",
     "Matrix",
     "Member",
+    "Memory",
     "Message",
     "Metric",
     "ModelInfo",
     "Network",
+    "NofM",
     "Pass",
     "Pin",
     "Plan",
+    "Probe",
     "QTensor",
+    "Regrowth",
     "Remap",
     "Report",
     "Roles",
@@ -92,6 +119,7 @@ __all__ = [
     "Stage",
     "State",
     "Stream",
+    "Structure",
     "Tap",
     "Task",
     "TrainState",
@@ -100,9 +128,12 @@ __all__ = [
     "abs_max",
     "activity",
     "arithmetic",
+    "attention_weights",
     "axis_groups",
     "between",
+    "blocks",
     "by_path",
+    "by_sensitivity",
     "calibrate",
     "calibrated",
     "capture",
@@ -121,12 +152,14 @@ __all__ = [
     "dead_units",
     "densify",
     "distillation_loss",
+    "energy",
     "erk",
     "evaluate",
     "every",
     "explain",
     "exported",
     "fake_quant_activations",
+    "fisher",
     "from_compressed_tensors",
     "from_msgpack",
     "from_orbax",
@@ -134,6 +167,7 @@ __all__ = [
     "frozen",
     "global_budget",
     "gram",
+    "grasp",
     "histogram",
     "identity",
     "identity_rule",
@@ -142,9 +176,11 @@ __all__ = [
     "inspect",
     "is_compressed",
     "keep_constants",
+    "lamp",
     "language_model",
     "later",
     "leafwise",
+    "learnt_threshold",
     "linen",
     "load",
     "load_artifact",
@@ -154,32 +190,47 @@ __all__ = [
     "metrics",
     "minmax",
     "moments",
+    "movement",
     "moving_ranges",
     "multilabel",
+    "n_of_m",
     "nbytes",
     "nnx",
+    "obd",
+    "obs",
     "per_leaf",
+    "per_output",
     "predictor",
     "prepare",
     "prune",
     "prune_neurons",
     "quantize",
+    "random_scores",
     "reconstruction",
     "regression",
     "rewrite",
+    "ria",
+    "rigl",
     "rule_factory",
     "saliency",
     "save",
     "save_artifact",
     "shrink_widths",
+    "single_weights",
+    "snip",
+    "sparse_evolution",
+    "sparsegpt",
+    "square_sum",
     "staircase",
     "static_ranges",
+    "synflow",
     "to_compressed_tensors",
     "to_msgpack",
     "to_orbax",
     "to_safetensors",
     "transfer_weights",
     "unit_activity",
+    "wanda",
     "weak_units",
     "where",
 ]

@@ -10,10 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxopt_nn.core.combine import chain
 from jaxopt_nn.core.gates import every
-from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.methods.prune import _kept, erk, global_budget, magnitude, per_leaf, prune, saliency
+from jaxopt_nn.methods.allocations.base import kept
+from jaxopt_nn.methods.allocations.erk import erk
+from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.allocations.lamp import lamp
+from jaxopt_nn.methods.allocations.per_leaf import per_leaf
+from jaxopt_nn.methods.criteria.magnitude import magnitude
+from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.prune import prune
+from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.schedules import cubic
 
 PARAMS = {"a": jnp.asarray(np.random.default_rng(0).standard_normal((8, 6)), jnp.float32), "b": jnp.full((4, 5), 0.3)}
@@ -84,12 +93,12 @@ def test_saliency_is_the_product_with_the_gradient():
     state = method.update(w, method.init(w), step=1, grads=g)
     np.testing.assert_array_equal(state.carried["w"].mask, [[False, False], [True, True]])
     with pytest.raises(ValueError, match="saliency needs gradients"):
-        prune(saliency, sparsity=0.5).init(w)
+        prune(saliency, sparsity=0.5)
 
 
 def test_a_criterion_and_an_allocation_of_ones_own():
     smallest_first = lambda w, g, known: -jnp.abs(w)
-    only_a = lambda scores, roles, share: {
+    only_a = lambda scores, known, share: {
         p: s > -1.0 if p == "a" else jnp.ones(s.shape, bool) for p, s in scores.items()
     }
     found = masks(prune(smallest_first, sparsity=0.5, allocation=only_a))
@@ -161,7 +170,7 @@ LENETS = {
 def test_erk_is_the_authors_loop_with_an_exact_total(layers):
     total = sum(np.prod(d) for d in layers.values())
     scores = {p: jnp.zeros(d) for p, d in layers.items()}
-    allocate = jax.jit(lambda s: erk(scores, dict.fromkeys(layers, Roles()), s))
+    allocate = jax.jit(lambda s: erk(scores, dict.fromkeys(layers, Known(Roles())), s))
     for sparsity in (0.0, 0.3, 0.5, 0.9, 0.98, 0.999, 1.0):
         counts = {p: int(m.sum()) for p, m in allocate(sparsity).items()}
         assert sum(counts.values()) == total - round(sparsity * total)
@@ -179,7 +188,7 @@ def test_erk_is_the_authors_loop_with_an_exact_total(layers):
 def test_erk_keeps_exactly_as_many_as_asked(shapes, sparsity):
     layers = {str(i): d for i, d in enumerate(shapes)}
     scores = {p: jnp.zeros(d) for p, d in layers.items()}
-    found = erk(scores, dict.fromkeys(layers, Roles()), sparsity)
+    found = erk(scores, dict.fromkeys(layers, Known(Roles())), sparsity)
     total = sum(np.prod(d) for d in shapes)
     assert sum(int(m.sum()) for m in found.values()) == total - round(sparsity * total)
 
@@ -191,7 +200,7 @@ def test_erk_sees_a_matrix_whatever_axes_it_is_laid_out_in():
     for shape, roles in [
         ((64, 64), dot), ((64, 4, 16), Roles((), (0,), (1, 2))), ((4, 16, 64), Roles((), (0, 1), (2,))),
     ]:  # fmt: skip
-        found = erk({"q": jnp.zeros(shape), "f": other}, {"q": roles, "f": dot}, 0.9)
+        found = erk({"q": jnp.zeros(shape), "f": other}, {"q": Known(roles), "f": Known(dot)}, 0.9)
         counts.append(int(found["q"].sum()))
         assert abs(counts[-1] - 4096 * reference_erk({"q": (64, 64), "f": (64, 128)}, 0.9)["q"]) <= 1
     assert len(set(counts)) == 1
@@ -226,10 +235,10 @@ def test_erk_sees_a_matrix_whatever_axes_it_is_laid_out_in():
 def test_counts_are_exact_at_any_size(size, sparsity):
     """As a number, and as the float32 of a schedule under jit."""
     expected = size - round(Fraction(str(sparsity)) * size)
-    assert int(_kept(size, sparsity)) == expected
-    assert int(jax.jit(lambda s: _kept(size, s))(jnp.float32(sparsity))) == expected
+    assert int(kept(size, sparsity)) == expected
+    assert int(jax.jit(lambda s: kept(size, s))(jnp.float32(sparsity))) == expected
     with pytest.raises(ValueError, match="use allocation=per_leaf"):
-        _kept(2**31, 0.5)
+        kept(2**31, 0.5)
 
 
 def test_erk_and_thresholds_on_a_stack():
@@ -337,3 +346,25 @@ def test_init_compiles_for_each_shape_once_whatever_the_number_of_leaves():
         for allocation in (per_leaf, erk, global_budget):
             prune(largest, sparsity=sparsity, allocation=allocation).init(params)
     assert sorted(traced) == [(6, 4), (6, 5)]
+
+
+@pytest.mark.parametrize("allocation", [per_leaf, global_budget, erk, lamp])
+def test_neither_init_nor_pack_compiles_for_each_leaf(allocation):
+    """Leaves of one shape that keep different numbers of weights: three cost no more programs than two."""
+    compiled: list[str] = []
+    listener = lambda name, *_, **__: compiled.append(name)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    rng = np.random.default_rng(1)
+    method = chain(prune(sparsity=0.5, allocation=allocation), quantize(4))
+
+    def programs(count):
+        draw = lambda i: (1 + i) * rng.standard_normal((11, 13), np.float32) ** (1 + 2 * i)
+        params = {f"layer_{i}": jax.device_put(draw(i)) for i in range(count)}
+        compiled.clear()
+        packed = method.pack(params, method.init(params))
+        kept = {x.count for x in packed.values()}
+        assert allocation in (per_leaf, erk) or len(kept) == count
+        return compiled.count("/jax/core/compile/backend_compile_duration")
+
+    programs(2)
+    assert programs(5) <= 2, "but for what an allocation compiles for their number"
