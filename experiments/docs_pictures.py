@@ -13,8 +13,9 @@ import numpy as np
 
 from jaxopt_nn.core.combine import where
 from jaxopt_nn.core.transform import identity
+from jaxopt_nn.methods.allocations.global_budget import global_budget
 from jaxopt_nn.methods.arithmetic import arithmetic
-from jaxopt_nn.methods.prune import global_budget, prune
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.pipeline.compress import compress
 from jaxopt_nn.pipeline.recipe import Stage

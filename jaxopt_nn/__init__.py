@@ -14,7 +14,7 @@ from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
-from jaxopt_nn.core.tap import Tap
+from jaxopt_nn.core.tap import Probe, Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity
 from jaxopt_nn.cost.aot import compile_for
@@ -28,12 +28,30 @@ from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture, rewrite
+from jaxopt_nn.methods.allocations.by_sensitivity import by_sensitivity
+from jaxopt_nn.methods.allocations.erk import erk
+from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.allocations.lamp import lamp
+from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
-from jaxopt_nn.methods.prune import erk, global_budget, magnitude, per_leaf, prune, saliency
+from jaxopt_nn.methods.criteria.base import Memory
+from jaxopt_nn.methods.criteria.fisher import fisher, obd
+from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
+from jaxopt_nn.methods.criteria.movement import movement
+from jaxopt_nn.methods.criteria.random import random_scores
+from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.criteria.snip import grasp, snip
+from jaxopt_nn.methods.criteria.synflow import synflow
+from jaxopt_nn.methods.learnt_threshold import learnt_threshold
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.methods.regrowth import Regrowth, rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
+from jaxopt_nn.methods.structures.base import Structure, single_weights
+from jaxopt_nn.methods.structures.blocks import blocks
+from jaxopt_nn.methods.structures.n_of_m import n_of_m
 from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
@@ -58,6 +76,7 @@ from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
+from jaxopt_nn.tensors.n_of_m import NofM
 from jaxopt_nn.tensors.qtensor import QTensor
 
 __version__ = "0.1.0"
@@ -74,13 +93,17 @@ __all__ = [
     "Masked",
     "Matrix",
     "Member",
+    "Memory",
     "Message",
     "Metric",
     "ModelInfo",
     "Network",
+    "NofM",
     "Pass",
     "Plan",
+    "Probe",
     "QTensor",
+    "Regrowth",
     "Remap",
     "Report",
     "Roles",
@@ -89,6 +112,7 @@ __all__ = [
     "Stage",
     "State",
     "Stream",
+    "Structure",
     "Tap",
     "Task",
     "TrainState",
@@ -99,7 +123,9 @@ __all__ = [
     "arithmetic",
     "axis_groups",
     "between",
+    "blocks",
     "by_path",
+    "by_sensitivity",
     "calibrate",
     "calibrated",
     "capture",
@@ -117,12 +143,14 @@ __all__ = [
     "dead_units",
     "densify",
     "distillation_loss",
+    "energy",
     "erk",
     "evaluate",
     "every",
     "explain",
     "exported",
     "fake_quant_activations",
+    "fisher",
     "from_compressed_tensors",
     "from_msgpack",
     "from_orbax",
@@ -130,6 +158,7 @@ __all__ = [
     "frozen",
     "global_budget",
     "gram",
+    "grasp",
     "histogram",
     "identity",
     "identity_rule",
@@ -138,9 +167,11 @@ __all__ = [
     "inspect",
     "is_compressed",
     "keep_constants",
+    "lamp",
     "language_model",
     "later",
     "leafwise",
+    "learnt_threshold",
     "linen",
     "load",
     "load_artifact",
@@ -150,26 +181,35 @@ __all__ = [
     "metrics",
     "minmax",
     "moments",
+    "movement",
     "moving_ranges",
     "multilabel",
+    "n_of_m",
     "nbytes",
     "nnx",
+    "obd",
     "per_leaf",
     "predictor",
     "prepare",
     "prune",
     "prune_neurons",
     "quantize",
+    "random_scores",
     "reconstruction",
     "regression",
     "rewrite",
+    "rigl",
     "rule_factory",
     "saliency",
     "save",
     "save_artifact",
     "shrink_widths",
+    "single_weights",
+    "snip",
+    "sparse_evolution",
     "staircase",
     "static_ranges",
+    "synflow",
     "to_compressed_tensors",
     "to_msgpack",
     "to_orbax",

@@ -23,14 +23,24 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, explain, identity, why_not_matrix
+from jaxopt_nn.methods.allocations.erk import erk
+from jaxopt_nn.methods.allocations.global_budget import global_budget
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
-from jaxopt_nn.methods.prune import erk, global_budget, magnitude, prune, saliency
+from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
+from jaxopt_nn.methods.criteria.random import random_scores
+from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.learnt_threshold import learnt_threshold
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.regrowth import rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
+from jaxopt_nn.methods.structures.blocks import blocks
+from jaxopt_nn.methods.structures.n_of_m import n_of_m
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.tensors.base import densify, is_compressed
 from jaxopt_nn.tensors.masked import Masked
+from jaxopt_nn.tensors.n_of_m import NofM
 
 RAMP = optax.linear_schedule(0.0, 0.5, 4)
 
@@ -69,8 +79,10 @@ def learnt_step():
     )
 
 
-#: With learnt state; the package has no such method yet.
+#: With learnt state.
 LEARNT = {
+    "learnt threshold": learnt_threshold(0.3, decay=0.01),
+    "learnt threshold of blocks": learnt_threshold(0.6, structure=blocks(2, 2)),
     "learnt gain": learnt_gain(),
     "learnt range": learnt_range(),
     "learnt range and a mask": chain(learnt_range(), prune(sparsity=0.5)),
@@ -108,6 +120,14 @@ TABLE = {
     "prune in rounds": every(2, prune(sparsity=staircase(0.8, rounds=3, end=6)), last=5),
     "prune on a schedule": prune(magnitude, sparsity=RAMP),
     "prune by saliency": between(1, 9, prune(saliency, sparsity=RAMP)),
+    "prune 2:4": prune(structure=n_of_m(2, 4)),
+    "prune 1:3 of outputs, in steps": prune(structure=n_of_m(1, 3, axis=-1), sparsity=optax.linear_schedule(0.0, 2 / 3, 3)),
+    "2:4, then codes": chain(prune(structure=n_of_m(2, 4)), quantize(4)),
+    "prune blocks": prune(energy, structure=blocks(4, 3), sparsity=0.5, allocation=global_budget),
+    "blocks, then codes": chain(prune(structure=blocks(2, -1), sparsity=0.5), quantize(3, symmetric=False)),
+    "prune at random": prune(random_scores(7), sparsity=0.5),
+    "rigl": every(2, prune(sparsity=0.6, allocation=erk, regrow=rigl(end=4, start=random_scores(1)))),
+    "sparse evolution of blocks": prune(structure=blocks(2, 2), sparsity=0.5, regrow=sparse_evolution(2)),
     "mask_units": mask_units({"params/a/kernel": {1: np.arange(6) != 2}, "params/a/bias": {0: np.arange(6) != 2}}),
     "chain": chain(clip(-1.0, 1.0), prune(sparsity=0.5), quantize(4)),
     "chain of a mask and random codes": chain(prune(sparsity=0.5), quantize(4, rounding="stochastic", key=5)),
@@ -253,7 +273,7 @@ def keeps_shardings(method, state, view, seen):
 
 #: One of each kind of state: each leaf's view can be told from its own entries and state.
 FOLLOWING = (
-    "clip_percentile(channel)", "quantize(4, group)", "prune for good", "mask_units", "chain", "by_path", "every",
+    "clip_percentile(channel)", "quantize(4, group)", "prune for good", "prune 2:4", "mask_units", "chain", "by_path", "every",
     "frozen learnt step", "learnt steps of some, masked",
 )  # fmt: skip
 
@@ -355,7 +375,7 @@ def pull_back(method):
 def masked_entries_stay(packed, projected, now):
     """Under a mask no gradient passes: what is off moves by projection alone."""
     for path, x in leaves_by_path(packed).items():
-        if isinstance(x, Masked):
+        if isinstance(x, Masked | NofM):
             off = ~np.asarray(x.keep())
             np.testing.assert_array_equal(np.asarray(now[path])[off], np.asarray(projected[path])[off])
 

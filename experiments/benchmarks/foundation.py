@@ -33,8 +33,9 @@ from jaxopt_nn.cost.latency import interleaved
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import rewrite
+from jaxopt_nn.methods.allocations.global_budget import global_budget
 from jaxopt_nn.methods.arithmetic import fake_quant_activations
-from jaxopt_nn.methods.prune import global_budget, prune
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.schedules import cubic
 from jaxopt_nn.pipeline import registry

@@ -1,4 +1,4 @@
-"""Taps: what is measured at a site."""
+"""What is measured on data: taps at a site, probes of the loss."""
 
 from __future__ import annotations
 
@@ -41,3 +41,31 @@ class Tap(NamedTuple):
     add: Callable[[PyTree, Any, Any, Site], PyTree]
     merge: Callable[[PyTree, PyTree], PyTree]
     of: str = "input"
+
+
+class Probe(NamedTuple):
+    """A statistic of the loss, or of the outputs, by leaf: what a criterion must know that no site shows.
+
+    Attributes:
+      measure: ``(function, leaves, taken, key) -> {path: pytree of arrays}``. ``function(leaves) -> float32 scalar``;
+        ``leaves`` are all float leaves by path, ``taken`` the paths of those that the method changes, of which it measures.
+      of: ``"loss"``: the function is the task's mean loss over a batch, and the statistic the mean over batches, weighed by
+        their examples. ``"example"``: likewise, of one example at a time. ``"outputs"``: the sum of all outputs where each
+        input is one; no data.
+
+    Example:
+      >>> def measure(loss, leaves, taken, key):
+      ...     slopes = jax.grad(loss)(leaves)
+      ...     return {path: slopes[path] for path in taken}
+      >>> def by_slope(weight, grad, known):
+      ...     return jnp.abs(known.stats["slope"])
+      >>> by_slope.probes = {"slope": jn.Probe(measure)}
+      >>> net = jn.Network(lambda v, x: x @ v["kernel"], {"kernel": jnp.ones((2, 1))})
+      >>> task = jn.regression(test=(np.array([[1.0, 3.0]], np.float32), np.zeros((1, 1), np.float32)))
+      >>> method = jn.prune(by_slope, sparsity=0.5)
+      >>> method.init(net.variables, jn.calibrate(net, method, task)).carried["kernel"].mask.ravel()
+      Array([False,  True], dtype=bool)
+    """
+
+    measure: Callable[..., dict[str, PyTree]]
+    of: str = "loss"

@@ -13,7 +13,7 @@ from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo, Site, StatKey
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.core.tap import Tap
+from jaxopt_nn.core.tap import Probe, Tap
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
@@ -101,7 +101,7 @@ class Traits(NamedTuple):
       leaf_local: each leaf's result depends on that leaf alone.
       needs: subset of ``{"roles", "couplings", "grads", "key"}``.
       taps: ``info -> {(member, site, tap): Tap}``: the statistics that ``init`` reads, that ``info`` lacks and that can be
-        taken now; empty where none is lacking. ``calibrate`` asks again until then.
+        taken now; of the loss ``{(member, path, name): Probe}``. Empty where none is lacking; ``calibrate`` asks until then.
       seen: ``(params, info) -> params`` with which these are taken: what the members before see (for a single method,
         ``params``).
       passes: how often ``calibrate`` goes over the data.
@@ -124,7 +124,7 @@ class Traits(NamedTuple):
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
     leaf_local: bool = True
     needs: frozenset[str] = frozenset()
-    taps: Callable[[ModelInfo], dict[StatKey, Tap]] = lambda info: {}
+    taps: Callable[[ModelInfo], Mapping[StatKey, Tap | Probe]] = lambda info: {}
     seen: Callable[[PyTree, ModelInfo], PyTree] = lambda params, info: params
     passes: int = 0
     pending: Callable[[int], str | None] = lambda step: None

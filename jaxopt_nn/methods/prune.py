@@ -1,11 +1,10 @@
-"""Weight pruning with masks: a score for each weight, the lowest are set to zero."""
+"""Pruning with masks, of parts: a criterion scores, a structure groups, an allocation shares out, a schedule says when."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,28 +12,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.arguments import check_takes, in_words
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.cuts import Cuts
-from jaxopt_nn.core.leafwise import known_of, leafwise
+from jaxopt_nn.core.leafwise import known_of, leaf_taps, leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
-from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, no_taps, why_not_matrix
-from jaxopt_nn.numerics import topk
+from jaxopt_nn.methods.allocations.base import Allocation
+from jaxopt_nn.methods.allocations.per_leaf import per_leaf
+from jaxopt_nn.methods.criteria.base import Asked, Criterion, asked
+from jaxopt_nn.methods.criteria.magnitude import magnitude
+from jaxopt_nn.methods.prune_checks import check_parts, pending
+from jaxopt_nn.methods.regrowth import Regrowth, regrown
+from jaxopt_nn.methods.structures.base import Structure, single_weights
 from jaxopt_nn.tensors.base import is_compressed
-from jaxopt_nn.tensors.masked import Masked
-
-#: ``(weight float32, gradient float32 or None, known) -> score`` of the weight's shape; the lowest scores go first. ``known``
-#: has the leaf's roles and matrix. A criterion that needs statistics of the activations says so in an attribute ``taps``,
-#: ``site -> {name: Tap}``, and finds them in ``known.stats``.
-Criterion = Callable[[jax.Array, jax.Array | None, Known], jax.Array]
-#: ``({path: score}, {path: roles}, sparsity) -> {path: bool mask}``; True is kept.
-Allocation = Callable[[dict[str, jax.Array], dict[str, Roles], Any], dict[str, jax.Array]]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["mask", "known"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Pruned:
-    """State of one leaf: its mask, bool of its shape, True is kept; and what its criterion knows of it."""
+    """State of one leaf: its mask, True is kept; and what its criterion knows of it, what it keeps in mind included.
+
+    The mask is bool, of the leaf's shape, or of blocks one entry a block.
+    """
 
     mask: Any
     known: Known
@@ -44,210 +44,14 @@ class Pruned:
         return self.known.roles
 
 
-def magnitude(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
-    """``|w|``, the magnitude (Han et al. 2015).
-
-    Args:
-      weight: float32, the leaf.
-      grad: not used.
-      known: not used.
-
-    Returns:
-      The score, of the weight's shape.
-
-    Example:
-      >>> jn.magnitude(jnp.array([1.0, -2.0]), None, jn.Known(jn.Roles()))
-      Array([1., 2.], dtype=float32)
-      >>> method = jn.prune(jn.magnitude, sparsity=0.5)  # the default
-    """
-    return jnp.abs(weight)
-
-
-def saliency(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:
-    """``|w dL/dw|``, the first-order change of the loss.
-
-    Molchanov et al. (2017), eq. 8; Lee et al. (2019), SNIP, eq. 4.
-
-    Args:
-      weight: float32, the leaf.
-      grad: of the loss, in the leaf's place, at what the forward pass sees; float32.
-      known: not used.
-
-    Returns:
-      The score, of the weight's shape.
-
-    Raises:
-      ValueError: no gradient: ``init`` has none, so it needs a schedule that prunes in ``update``.
-
-    Example:
-      >>> jn.saliency(jnp.array([1.0, -2.0]), jnp.array([3.0, 0.5]), jn.Known(jn.Roles()))
-      Array([3., 1.], dtype=float32)
-      >>> method = jn.prune(jn.saliency, sparsity=jn.cubic(0.9, end=1000))
-    """
-    if grad is None:
-        raise ValueError(
-            "saliency needs gradients, which update gets and init does not: pass a schedule that starts at 0, e.g. "
-            'sparsity=cubic(0.9, end=1000), in a config {"schedule": "cubic", "final": 0.9, "end": 0.4}'
-        )
-    return jnp.abs(weight * grad)
-
-
-def _kept(size: int, sparsity: Any) -> jax.Array:
-    """Entries to keep of ``size``: ``size - round(sparsity * size)``, half to even, int32.
-
-    A number counts exactly. A schedule's float32 is read to six decimals, so that its 0.9 means nine tenths of fifty million
-    too; the product of the millionths and the size is taken in integers.
-    """
-    if size >= 2**31:
-        raise ValueError(f"{size:,} weights share one budget; at most 2^31 - 1 are counted: use allocation=per_leaf")
-    if isinstance(sparsity, (int, float)):
-        return jnp.int32(size - round(sparsity * size))
-    millionths = jnp.round(jnp.clip(jnp.asarray(sparsity, jnp.float32), 0, 1) * 1e6).astype(jnp.uint32)
-    millions, rest = divmod(size, 10**6)
-    thousands, ones = (np.uint32(n) for n in divmod(rest, 1000))
-    large = thousands * millionths  # thousandths
-    small = large % 1000 * 1000 + ones * millionths  # millionths
-    gone = np.uint32(millions) * millionths + large // 1000 + small // 10**6
-    left = small % 10**6
-    gone += (left > 500_000) | ((left == 500_000) & (gone % 2 == 1))
-    return size - gone.astype(jnp.int32)
-
-
-@partial(jax.jit, static_argnums=1)
-def _keep(score: jax.Array, stack: tuple[int, ...], k: Any) -> jax.Array:
-    """The mask of the ``k`` largest scores of each layer of a stack."""
-    moved = jnp.moveaxis(score, stack, range(len(stack)))
-    rows = moved.reshape((-1, *moved.shape[len(stack) :])) if stack else moved[None]
-    masks = jax.vmap(lambda s: topk.keep_largest(s, k))(rows)
-    return jnp.moveaxis(masks.reshape(moved.shape), range(len(stack)), stack)
-
-
-def _layers(shape: tuple[int, ...], roles: Roles) -> tuple[int, tuple[int, ...]]:
-    """How many layers a leaf holds, and the inputs, the outputs and the sides of the window of one.
-
-    However many axes its features are laid out in (an attention's heads), a matrix has two of these.
-    """
-    matrix = [tuple(a for a in roles.input if a not in roles.window), roles.output]
-    features = [math.prod(shape[a] for a in axes) for axes in matrix if axes]
-    rest = set(range(len(shape))).difference(roles.stack, *matrix)
-    return math.prod(shape[a] for a in roles.stack), (*features, *(shape[a] for a in sorted(rest)))
-
-
-def per_leaf(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: jax.Array | float) -> dict[str, jax.Array]:
-    """The same sparsity in every leaf, and in every layer of a stack.
-
-    Args:
-      scores: ``{path: float array of the leaf's shape}``.
-      roles: ``{path: Roles}``.
-      sparsity: share of zeros in [0, 1], a number or a float32 scalar.
-
-    Returns:
-      ``{path: bool mask}``; True is kept: ``size - round(sparsity * size)`` entries of each layer.
-
-    Example:
-      >>> scores = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 4.0]])}
-      >>> roles = {path: jn.Roles((), (0,), (1,)) for path in scores}
-      >>> jn.per_leaf(scores, roles, 0.5)
-      {'a': Array([[False,  True]], dtype=bool), 'b': Array([[False,  True]], dtype=bool)}
-    """
-
-    def kept(path: str) -> jax.Array:
-        return _kept(math.prod(_layers(scores[path].shape, roles[path])[1]), sparsity)
-
-    return {path: _keep(score, roles[path].stack, kept(path)) for path, score in scores.items()}
-
-
-def global_budget(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: jax.Array | float) -> dict[str, jax.Array]:
-    """One budget over all leaves together: the lowest scores of the whole network go.
-
-    As Frankle & Carbin (2019, section 4) prune deeper networks. Arguments and result as of ``per_leaf``, but that the number
-    kept is exact over all leaves; a leaf may lose all of its weights.
-
-    Raises:
-      ValueError: 2^31 weights or more, which int32 can't count.
-
-    Example:
-      >>> scores = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 4.0]])}
-      >>> roles = {path: jn.Roles((), (0,), (1,)) for path in scores}
-      >>> jn.global_budget(scores, roles, 0.5)
-      {'a': Array([[False, False]], dtype=bool), 'b': Array([[ True,  True]], dtype=bool)}
-    """
-    flat = jnp.concatenate([score.reshape(-1) for score in scores.values()])
-    mask = _keep(flat, (), _kept(flat.size, sparsity))
-    out, at = {}, 0
-    for path, score in scores.items():
-        out[path] = mask[at : at + score.size].reshape(score.shape)
-        at += score.size
-    return out
-
-
-def erk(scores: dict[str, jax.Array], roles: dict[str, Roles], sparsity: jax.Array | float) -> dict[str, jax.Array]:
-    """Erdos-Renyi-kernel: the density of a layer is proportional to ``sum(dims) / prod(dims)``.
-
-    ``dims`` are its inputs and outputs (Mocanu et al. 2018, eq. 1), one number each however many axes they are laid out
-    in, and the sides of a convolution's window (Evci et al. 2020, RigL, section 3). Thin layers stay dense, wide ones pay
-    for it; a layer whose density would exceed 1 becomes dense, and the rest is rescaled. As in the authors' code, but that
-    the total is exact where RigL rounds layer by layer: ``size - round(sparsity * size)`` over all leaves.
-    Stack axes are no part of ``dims``, and each layer of a stack keeps equally many; leaves without a stack make up for
-    what a stack rounds.
-
-    Arguments and result as of ``per_leaf``.
-
-    Example:
-      >>> scores = {"wide": jnp.ones((100, 100)), "thin": jnp.ones((100, 4))}
-      >>> roles = {path: jn.Roles((), (0,), (1,)) for path in scores}
-      >>> masks = jn.erk(scores, roles, 0.9)
-      >>> {path: round(float(mask.mean()), 3) for path, mask in masks.items()}
-      {'thin': 0.89, 'wide': 0.068}
-      >>> sum(int(mask.sum()) for mask in masks.values())  # a tenth of 10,400
-      1040
-    """
-    facts = {path: _layers(score.shape, roles[path]) for path, score in scores.items()}
-    # Densest first: so whoever exceeds 1 has had its turn before those that share what is left.
-    order = sorted(facts, key=lambda path: -sum(facts[path][1]) / math.prod(facts[path][1]))
-    total = _kept(sum(score.size for score in scores.values()), sparsity)
-    counts = _erk_counts(tuple(facts[path] for path in order), total)
-    return {path: _keep(scores[path], roles[path].stack, counts[i]) for i, path in enumerate(order)}
-
-
-@partial(jax.jit, static_argnums=0)
-def _erk_counts(layers: tuple[tuple[int, tuple[int, ...]], ...], total: jax.Array) -> jax.Array:
-    """Entries to keep in each layer, int32; ``layers`` are (number of them, dims), the densest first.
-
-    With ``w = sum(dims)``, a sparse layer keeps ``e w`` where ``e`` is what is left over the sum of ``w`` of all layers
-    from this one on. Taken in this order, cutting each at its size is the authors' loop over sets of dense layers: once a
-    layer is sparse, ``e`` stays as it is.
-    """
-    copies = np.array([n for n, _ in layers], np.int32)
-    sizes = np.array([math.prod(dims) for _, dims in layers], np.int32)
-    weights = copies * np.array([max(sum(dims), 1) for _, dims in layers], np.float64)
-    shares = (weights / np.cumsum(weights[::-1])[::-1]).astype(np.float32)
-
-    def give(left: jax.Array, layer: Any) -> tuple[jax.Array, jax.Array]:
-        share, size, copy = layer
-        count = jnp.clip(jnp.round(left * share / copy).astype(jnp.int32), 0, size)
-        return left - count * copy, count
-
-    left, counts = jax.lax.scan(give, total, (jnp.asarray(shares), jnp.asarray(sizes), jnp.asarray(copies)))
-    # What rounding left over, or took too much: the first leaves without a stack that have room for it.
-    room = jnp.where(copies == 1, jnp.where(left > 0, sizes - counts, counts), 0)
-    taken = jnp.clip(jnp.abs(left) - (jnp.cumsum(room) - room), 0, room)
-    return counts + jnp.sign(left) * taken
-
-
-def _above(scores: dict[str, jax.Array], roles: dict[str, Roles], threshold: Any) -> dict[str, jax.Array]:
-    """Weights whose score reaches the threshold; 0 keeps all."""
-    threshold = jnp.asarray(threshold, jnp.float32)
-    return {path: (score >= threshold) | (threshold == 0) for path, score in scores.items()}
-
-
 def prune(
     criterion: Criterion = magnitude,
     *,
     sparsity: float | Callable[[Any], Any] | None = None,
     threshold: float | Callable[[Any], Any] | None = None,
+    structure: Structure = single_weights,
     allocation: Allocation = per_leaf,
-    regrow: bool = True,
+    regrow: bool | Regrowth = True,
 ) -> Transform:
     """Sets the weights of the lowest score to zero: exactly as many as asked, ties by position, or those below a threshold.
 
@@ -255,22 +59,26 @@ def prune(
     at step 0 in ``init``; a number prunes once, in ``init``.
 
     Args:
-      criterion: any callable of the signature ``Criterion``.
-      sparsity: share of zeros in [0, 1].
+      criterion: any callable of the signature ``Criterion``: ``magnitude``, ``movement``, ``fisher`` and others.
+      sparsity: share of zeros in [0, 1]; a pattern that has only one (``n_of_m``) gives it.
       threshold: 0 or more, in units of the score: weights whose score is below it go (``|w| < 0.01``); 0 prunes nothing.
-      allocation: how a sparsity is shared out: ``per_leaf``, ``global_budget``, ``erk``, or any callable of the signature
-        ``Allocation``.
+      structure: what is kept or goes as one: ``single_weights``, ``n_of_m(2, 4)``, ``blocks(8, 128)``, or any ``Structure``.
+        The share of zeros is counted in its entries.
+      allocation: how a sparsity is shared out: ``per_leaf``, ``global_budget``, ``erk``, ``lamp``, ``by_sensitivity()``, or any
+        callable of the signature ``Allocation``.
       regrow: at each update of a schedule, a pruned weight's latent value, which got no gradient since, competes again
         (the authors' code of Zhu & Gupta 2017); False: a pruned weight never returns (scored below all others, so where a
-        target falls again, fewer are kept than it says).
+        target falls again, fewer are kept than it says); ``rigl(...)`` or ``sparse_evolution(...)``: at a constant sparsity
+        some go and as many others return.
 
     Returns:
-      A ``Transform`` whose masks live in ``carried`` and which packs into ``Masked``; gradients reach kept weights only.
+      A ``Transform`` whose masks live in ``carried`` and which packs into ``Masked`` or ``NofM``; gradients reach kept weights
+      only.
 
     Raises:
-      ValueError: both or neither of sparsity and threshold; a number, or a schedule's value at step 0, outside the above;
-        an allocation beside a threshold; at ``pack``, NaN or Inf.
-      TypeError: a criterion or an allocation that is no function, a sparsity or threshold that is no number.
+      ValueError: both or neither of sparsity and threshold; a number, or a schedule's value at step 0, outside the above; parts
+        that don't go together, and why; at ``pack``, NaN or Inf.
+      TypeError: a part that is no function of its signature, a sparsity or threshold that is no number.
 
     Example:
       >>> v = {"kernel": jnp.array([[0.5, -2.0], [0.1, 3.0]])}
@@ -284,133 +92,196 @@ def prune(
       Array([[ 0.5, -2. ],
              [ 0. ,  3. ]], dtype=float32)
     """
-    amount = threshold if sparsity is None else sparsity
-    _check_functions(criterion, allocation)
-    start = _checked_start(sparsity, threshold, allocation)
-    select = _above if sparsity is None else allocation
-    taps = getattr(criterion, "taps", no_taps)
-    # any criterion but magnitude may read gradients; only a schedule scores again after init
-    needs = frozenset({"roles"} | ({"grads"} if callable(amount) and criterion is not magnitude else set()))
+    amount, start = check_parts(criterion, sparsity, threshold, structure, allocation, regrow)
+    select = _chooser(structure, allocation, threshold)
+    growth = regrow if isinstance(regrow, Regrowth) else None
+    wants = asked(criterion, *([] if threshold is not None else [allocation]), *([growth.by, growth.start] if growth else []))
+    takes = partial(_takes, structure)
+    changes = callable(amount) or growth is not None
+    needs = frozenset({"roles"} | ({"grads"} if changes and (wants.gradients is not False or wants.memory) else set()))
     # an allocation sees all leaves together, so init and update are no work of single leaves
-    each = leafwise(_takes, lambda path, leaf, known: ((), ()), _view, pack=_pack, needs=needs, taps=taps, name="prune")
-    own = _Pruning(criterion, select, amount, start, regrow, each, taps)
-    local = select in (per_leaf, _above)
-    traits = each.traits._replace(leaf_local=local, pending=partial(_pending, sparsity, threshold), follows=own.follows)
-    return each._replace(init=own.init, update=own.update, traits=traits)
+    each = leafwise(
+        takes, lambda path, leaf, known: ((), ()), partial(_view, structure), pack=partial(_pack, structure), needs=needs,
+        taps=wants.taps, name="prune",
+    )  # fmt: skip
+    own = _Pruning(criterion, structure, select, amount, start, regrow, each, wants)
+    local = structure.select is not None or threshold is not None or allocation is per_leaf
+    traits = each.traits._replace(
+        leaf_local=local, pending=partial(pending, sparsity, threshold), follows=own.follows, taps=own.lacking,
+        passes=1 if wants.probes else each.traits.passes,
+    )  # fmt: skip
+    return each._replace(init=own.init, update=own.update, project=own.project if growth else each.project, traits=traits)
+
+
+def _chooser(structure: Structure, allocation: Allocation, threshold: Any) -> Callable[..., dict[str, Any]]:
+    """``({path: scores}, {path: Known}, amount) -> {path: mask}``."""
+    if threshold is not None:
+        return _above
+    select = structure.select
+    if select is None:
+        return allocation
+    return lambda scores, known, sparsity: {p: select(x, known[p].roles, sparsity) for p, x in scores.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Pruning:
-    """The masks of ``prune``: ``select(scores, roles, amount)``, of which ``start`` is the amount at step 0."""
+    """The masks of ``prune``: ``select(scores, known, amount)``, of which ``start`` is the amount at step 0."""
 
     criterion: Criterion
+    structure: Structure
     select: Callable[..., dict[str, Any]]
     amount: Any
     start: Any
-    regrow: bool
+    regrow: bool | Regrowth
     each: Transform
-    taps: Callable[..., Any]
+    wants: Asked
 
     @property
-    def scheduled(self) -> bool:
-        return callable(self.amount)
+    def changes(self) -> bool:
+        """Whether masks change after ``init``."""
+        return callable(self.amount) or isinstance(self.regrow, Regrowth)
 
-    def masks(self, scores: dict[str, Any], roles: dict[str, Roles], step: Any) -> dict[str, Any]:
-        return self.select(scores, roles, self.amount(step) if callable(self.amount) else self.amount)
+    def taken(self, params: PyTree, info: ModelInfo) -> dict[str, Any]:
+        return {p: x for p, x in leaves_by_path(params).items() if not isinstance(self.each.traits.takes(p, x, info), str)}
+
+    def lacking(self, info: ModelInfo) -> dict[Any, Any]:
+        """``Traits.taps``: of sites, and by leaf those of the loss."""
+        leaves = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in info.leaves if self.wants.probes}
+        probes = {((), path, n): probe for path in self.taken(leaves, info) for n, probe in self.wants.probes.items()}
+        lacking = leaf_taps(self.each.traits.takes, self.wants.taps)(info) if self.wants.taps is not no_taps else {}
+        return {**lacking, **{key: probe for key, probe in probes.items() if key not in info.stats}}
+
+    def known(self, path: str, leaf: Any, info: ModelInfo) -> Known:
+        """What the parts get to know of a leaf: what they asked for, in ``stats``."""
+        known = known_of(path, leaf.ndim, info, self.wants.taps)
+        stats = dict(known.stats)
+        for name in self.wants.probes:
+            if ((), path, name) in info.stats:
+                stats[name] = info.stats[((), path, name)]
+            elif name not in self.wants.memory or not self.changes:
+                raise ValueError(
+                    f"{path}: the statistic {name!r} of the loss is missing; pass info=calibrate(network, method, task)"
+                )
+        for name, memory in self.wants.memory.items() if self.changes else ():
+            if name not in stats:
+                stats[name] = memory.zero(jnp.zeros(leaf.shape, jnp.float32))
+        if self.wants.key is not None:
+            key = jax.random.key(self.wants.key) if isinstance(self.wants.key, int) else self.wants.key
+            stats["key"] = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        return dataclasses.replace(known, stats=stats)
+
+    def scores(
+        self, criterion: Criterion, leaves: dict[str, Any], grads: Mapping[str, Any] | None, known: Mapping[str, Known]
+    ) -> dict[str, Any]:
+        """Of the structure's entries.
+
+        Raises:
+          ValueError: the criterion gives an array of another shape than the weight's.
+        """
+        made = {p: _score(criterion, x, None if grads is None else grads[p], known[p]) for p, x in leaves.items()}
+        for path, score in made.items():
+            if score.shape != leaves[path].shape:
+                raise ValueError(
+                    f"{path}: the criterion gives {in_words(score)} for {in_words(leaves[path])}; it must give each weight a "
+                    "score"
+                )
+        return {p: _entries(self.structure, score, known[p].roles) for p, score in made.items()}
 
     def at_zero(self, leaves: dict[str, Any], known: dict[str, Known]) -> dict[str, Any]:
-        if self.scheduled and self.start == 0:  # no score is needed yet, so that a criterion may wait for gradients
-            return {p: jnp.ones(x.shape, bool) for p, x in leaves.items()}
-        return self.masks(_scores(self.criterion, leaves, None, known), {p: k.roles for p, k in known.items()}, 0)
+        if callable(self.amount) and self.start == 0:  # no score is needed yet, so that a criterion may wait for gradients
+            shapes = {p: jax.eval_shape(partial(_entries, self.structure, roles=known[p].roles), x) for p, x in leaves.items()}
+            return {p: jnp.ones(x.shape, bool) for p, x in shapes.items()}
+        first = self.regrow.start if isinstance(self.regrow, Regrowth) else None
+        return self.select(self.scores(first or self.criterion, leaves, None, known), known, self.start)
 
     def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        taken = {p: x for p, x in leaves_by_path(params).items() if not isinstance(self.each.traits.takes(p, x, info), str)}
-        known = {p: known_of(p, x.ndim, info, self.taps) for p, x in taken.items()}
+        taken = self.taken(params, info)
         if not taken:
             return State({}, {})
+
+        def made(leaves: dict[str, Any]) -> dict[str, Pruned]:
+            known = {p: self.known(p, x, info) for p, x in leaves.items()}
+            masks = self.at_zero(leaves, known)
+            return {p: Pruned(masks[p], self.carried(own)) for p, own in known.items()}
+
         abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in taken.values())
-        made = jax.eval_shape(self.at_zero, taken, known) if abstract else self.at_zero(taken, known)
-        return State(dict.fromkeys(taken, ()), {p: Pruned(made[p], known[p]) for p in taken})
+        return State(dict.fromkeys(taken, ()), jax.eval_shape(made, taken) if abstract else made(taken))
+
+    def carried(self, known: Known) -> Known:
+        """What is known, as the state holds it: where no mask changes any more, without statistics."""
+        return known if self.changes else dataclasses.replace(known, stats={})
 
     def update(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
-        if not self.scheduled or not state.carried:
+        if not self.changes or not state.carried:
             return state
         leaves = {p: x for p, x in leaves_by_path(params).items() if p in state.carried}
-        known = {p: own.known for p, own in state.carried.items()}
-        scores = _scores(self.criterion, leaves, None if grads is None else leaves_by_path(grads), known)
-        if not self.regrow:
-            scores = {p: jnp.where(state.carried[p].mask, score, -jnp.inf) for p, score in scores.items()}
-        made = self.masks(scores, {p: own.roles for p, own in state.carried.items()}, step)
-        new = {p: made[p] if self.regrow else made[p] & own.mask for p, own in state.carried.items()}
-        return State(state.learnt, {p: Pruned(new[p], own.known) for p, own in state.carried.items()})
+        slopes = None if grads is None else {p: x for p, x in leaves_by_path(grads).items() if p in leaves}
+        known = {p: self.remembered(own.known, leaves[p], slopes and slopes[p]) for p, own in state.carried.items()}
+        old = {p: own.mask for p, own in state.carried.items()}
+        if isinstance(self.regrow, Regrowth):
+            new = self.exchanged(leaves, slopes, known, old, step)
+        else:
+            scores = self.scores(self.criterion, leaves, slopes, known)
+            if not self.regrow:
+                scores = {p: jnp.where(old[p], score, -jnp.inf) for p, score in scores.items()}
+            new = self.select(scores, known, self.amount(step))
+            new = {p: mask if self.regrow else mask & old[p] for p, mask in new.items()}
+        return State(state.learnt, {p: Pruned(new[p], own) for p, own in known.items()})
+
+    def remembered(self, known: Known, leaf: Any, slope: Any) -> Known:
+        """What is known, after this step's gradient."""
+        if not self.wants.memory or slope is None:
+            return known
+        wide = leaf.astype(jnp.float32), slope.astype(jnp.float32)
+        new = {name: memory.add(known.stats[name], *wide) for name, memory in self.wants.memory.items()}
+        return dataclasses.replace(known, stats={**known.stats, **new})
+
+    def exchanged(
+        self, leaves: dict[str, Any], slopes: Any, known: Mapping[str, Known], old: Mapping[str, Any], step: Any
+    ) -> dict[str, Any]:
+        """The masks after a share of what is kept has gone and as many others have returned."""
+        assert isinstance(self.regrow, Regrowth)
+        now = {p: _at_step(own, step) for p, own in known.items()}
+        drop = self.scores(self.criterion, leaves, slopes, known)
+        grow = self.scores(self.regrow.by, leaves, slopes, now)
+        share = self.regrow.share(step)
+        return {p: regrown(old[p], drop[p], grow[p], known[p].roles.stack, share) for p in leaves}
+
+    def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
+        """What is pruned starts from zero where it returns (Evci et al. 2020, section 3)."""
+        own = state.carried
+        view = lambda path, leaf: _view(self.structure, leaf, (), own[path]) if path in own else leaf
+        return map_with_path(view, params), state.learnt
 
     def follows(self, state: State, cuts: Cuts) -> State:
         def one(path: str, own: Pruned) -> Pruned:
             if path not in cuts.leaves or cuts.moments is not None:
                 return own
-            cut = cuts.leaves[path]
+            leaf = leaves_by_path(cuts.params)[path]
             # what its criterion knows is of another leaf now; without a schedule it is not asked again
-            known = known_of(path, len(cut.shape), cuts.info, self.taps) if self.scheduled else Known(own.roles)
-            return Pruned(cut.leaf(own.mask), dataclasses.replace(known, roles=own.roles))
+            known = self.known(path, leaf, cuts.info) if self.changes else Known(own.roles)
+            mask = self.structure.follows(own.mask, cuts.leaves[path], own.roles)
+            if isinstance(mask, str):
+                cuts.recorder.add("anew", path, f"prune: its mask made anew, since {mask}")
+                full = self.known(path, leaf, cuts.info)
+                share = 1 - float(jnp.mean(own.mask))
+                mask = self.select(self.scores(self.criterion, {path: leaf}, None, {path: full}), {path: full}, share)[path]
+            return Pruned(mask, dataclasses.replace(known, roles=own.roles))
 
         return State(state.learnt, {path: one(path, own) for path, own in state.carried.items()})
 
 
-def _check_functions(criterion: Any, allocation: Any) -> None:
-    """Raises TypeError where one is no function of three arguments; only a config gives its name."""
-    scored = "the function itself: magnitude, saliency, or your own (weight, gradient or None, known) -> score of its shape"
-    shared = "the function itself: per_leaf, erk, or your own (scores, roles, sparsity) -> {path: bool mask}"
-    check_takes(criterion, 3, "prune: criterion", scored)
-    check_takes(allocation, 3, "prune: allocation", shared)
+def _at_step(known: Known, step: Any) -> Known:
+    """With a key of its own for each step."""
+    if "key" not in known.stats:
+        return known
+    return dataclasses.replace(known, stats={**known.stats, "key": jax.random.fold_in(known.stats["key"], step)})
 
 
-def _pending(sparsity: Any, threshold: Any, step: int) -> str | None:
-    """What a schedule has yet to do after ``step``, as ``Traits.pending``."""
-    name, amount = ("threshold", threshold) if sparsity is None else ("sparsity", sparsity)
-    if not callable(amount):
-        return None
-    now, final = float(amount(step)), float(amount(2**30))
-    return None if abs(now - final) <= 1e-6 else f"{name} is at {now:.6g} and ends at {final:.6g}"
-
-
-def _checked_start(sparsity: Any, threshold: Any, allocation: Allocation) -> float:
-    """What is asked at step 0; errors as in ``prune``."""
-    if (sparsity is None) == (threshold is None):
-        raise ValueError(
-            f"prune(sparsity={sparsity}, threshold={threshold}): give one of them: the share of zeros, or the score below "
-            "which weights go"
-        )
-    if sparsity is None and allocation is not per_leaf:
-        raise ValueError(
-            "prune(threshold=..., allocation=...): a threshold decides for each weight by itself; leave allocation out"
-        )
-    amount = threshold if sparsity is None else sparsity
-    if not callable(amount) and (isinstance(amount, bool) or not isinstance(amount, numbers.Real)):
-        name = "threshold" if sparsity is None else "sparsity"
-        raise TypeError(
-            f"prune({name}={amount!r}): pass one number, or a schedule of the step such as cubic(0.9, end=1000)"
-        )
-    with jax.ensure_compile_time_eval():
-        start = float(amount(0) if callable(amount) else amount)
-    when = f"{start} at step 0" if callable(amount) else f"{start}"
-    if sparsity is not None and not 0 <= start <= 1:
-        share = f"; for {start:g} % pass sparsity={start / 100:g}" if 1 < start <= 100 else ""
-        raise ValueError(f"prune(sparsity={when}): a share of zeros, 0 to 1, or a schedule of the step{share}")
-    if not 0 <= start < math.inf:
-        raise ValueError(f"prune(threshold={when}): a finite score, 0 or more, or a schedule of the step")
-    return start
-
-
-def _scores(
-    criterion: Criterion, leaves: dict[str, Any], grads: dict[str, Any] | None, known: dict[str, Known]
-) -> dict[str, Any]:
-    made = {p: _score(criterion, x, None if grads is None else grads[p], known[p]) for p, x in leaves.items()}
-    for path, score in made.items():
-        if score.shape != leaves[path].shape:
-            raise ValueError(
-                f"{path}: the criterion gives {in_words(score)} for {in_words(leaves[path])}; it must give each weight a score"
-            )
-    return made
+def _above(scores: dict[str, jax.Array], known: Mapping[str, Known], threshold: Any) -> dict[str, jax.Array]:
+    """Weights whose score reaches the threshold; 0 keeps all."""
+    threshold = jnp.asarray(threshold, jnp.float32)
+    return {path: (score >= threshold) | (threshold == 0) for path, score in scores.items()}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -418,20 +289,29 @@ def _score(criterion: Criterion, leaf: jax.Array, grad: jax.Array | None, known:
     return criterion(leaf.astype(jnp.float32), None if grad is None else grad.astype(jnp.float32), known)
 
 
-def _takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
-    reason = why_not_matrix(path, leaf, info)
+def _entries(structure: Structure, score: jax.Array, roles: Roles) -> jax.Array:
+    return score if structure is single_weights else _grouped(structure.entries, score, roles)
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _grouped(entries: Callable[..., Any], score: jax.Array, roles: Roles) -> jax.Array:
+    return entries(score.astype(jnp.float32), roles)
+
+
+def _takes(structure: Structure, path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+    reason = why_not_matrix(path, leaf, info) or structure.takes(tuple(leaf.shape), info.roles_of(path, leaf.ndim))
     return LeafTraits("mask") if reason is None else reason
 
 
-def _view(leaf: Any, learnt: Any, carried: Pruned) -> Any:
-    return jnp.where(carried.mask, leaf, jnp.zeros_like(leaf))
+def _view(structure: Structure, leaf: Any, learnt: Any, carried: Pruned) -> Any:
+    return jnp.where(structure.spread(carried.mask, leaf.shape, carried.roles), leaf, jnp.zeros_like(leaf))
 
 
-def _pack(path: str, leaf: Any, learnt: Any, carried: Pruned) -> Any:
+def _pack(structure: Structure, path: str, leaf: Any, learnt: Any, carried: Pruned) -> Any:
     if is_compressed(leaf):
         return leaf
     _finite(path, leaf)
-    return Masked.pack(carried.mask, leaf, carried.roles.stack)
+    return structure.pack(carried.mask, leaf, carried.roles)
 
 
 @jax.jit

@@ -37,7 +37,7 @@ def cubic(final: float, end: int, begin: int = 0, initial: float = 0.0) -> Sched
       [0.0, 0.52, 0.787, 0.9, 0.9]
       >>> method = jn.every(10, jn.prune(sparsity=sparsity), last=100)
     """
-    _check_shares("cubic", final=final, initial=initial)
+    check_shares("cubic", final=final, initial=initial)
     if not 0 <= begin <= end:
         raise ValueError(f"cubic(begin={begin}, end={end}): steps, 0 <= begin <= end")
 
@@ -72,7 +72,7 @@ def staircase(final: float, rounds: int, end: int, initial: float = 0.0) -> Sche
       >>> [round(float(sparsity(step)), 3) for step in (0, 9, 10, 20, 30)]  # each round removes the same share of the rest
       [0.536, 0.536, 0.785, 0.9, 0.9]
     """
-    _check_shares("staircase", final=final, initial=initial)
+    check_shares("staircase", final=final, initial=initial)
     if initial > final:
         raise ValueError(f"staircase(initial={initial}, final={final}): rounds remove weights, initial <= final")
     if isinstance(rounds, bool) or rounds != int(rounds) or rounds < 1:
@@ -92,7 +92,7 @@ def staircase(final: float, rounds: int, end: int, initial: float = 0.0) -> Sche
     return schedule
 
 
-def _check_shares(name: str, **shares: float) -> None:
+def check_shares(name: str, **shares: float) -> None:
     for key, share in shares.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name}({key}={share}): a share of zeros, 0 to 1")

@@ -52,6 +52,21 @@ def pack_bits(codes: Array, bits: int, axis: int) -> Array:
     return lax.slice_in_dim(packed, 0, packed_length(n, bits), axis=axis)
 
 
+def pack_bits_on_host(codes: np.ndarray, bits: int) -> np.ndarray:
+    """``pack_bits`` along the last axis, by NumPy: where each array has a length of its own, compiling would take longer."""
+    _check_width(bits)
+    codes = np.asarray(codes, np.uint8)
+    if bits == 8:
+        return codes
+    n = codes.shape[-1]
+    if bits in (2, 4):
+        padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, -n % (8 // bits))])
+        parts = padded.reshape(*codes.shape[:-1], -1, 8 // bits)
+        return np.bitwise_or.reduce(parts << (np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)), axis=-1)
+    lines = np.unpackbits(codes[..., None], axis=-1, bitorder="little")[..., :bits]
+    return np.packbits(lines.reshape(*codes.shape[:-1], n * bits), axis=-1, bitorder="little")
+
+
 @partial(jax.jit, static_argnums=(1, 2, 3))
 def unpack_bits(packed: Array, bits: int, n: int, axis: int) -> Array:
     """The ``n`` codes that ``pack_bits`` packed along ``axis``, uint8."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -43,6 +44,43 @@ def keep_largest(scores: Array, k: ArrayLike) -> Array:
     return lax.cond(kept == k, lambda: order >= low, cut_among_ties)
 
 
+def on_host(*arrays: Any) -> bool:
+    """Whether all lie in the memory of one CPU device, their values known: then NumPy selects faster and compiles nothing.
+    """
+    return all(
+        isinstance(x, int | np.ndarray | np.generic)
+        or (
+            isinstance(x, jax.Array)
+            and not isinstance(x, jax.core.Tracer)
+            and x.is_fully_addressable
+            and len(x.devices()) == 1
+            and next(iter(x.devices())).platform == "cpu"
+        )
+        for x in arrays
+    )
+
+
+def keep_largest_on_host(scores: Sequence[np.ndarray], k: int) -> list[np.ndarray]:
+    """``keep_largest`` of several arrays as one, by NumPy's partition: the mask of each."""
+    flat = np.concatenate([np.asarray(x, np.float32).reshape(-1) for x in scores])
+    k = min(max(int(k), 0), flat.size)
+    if k in (0, flat.size):
+        return [np.full(x.shape, k > 0) for x in scores]
+    if np.isnan(flat.max()):
+        scores = [np.asarray(_ordered(jnp.asarray(x))) for x in scores]
+        flat = np.concatenate([x.reshape(-1) for x in scores])
+    flat.partition(flat.size - k)
+    least = flat[flat.size - k]
+    masks = [x >= least for x in scores]
+    beyond = sum(map(np.count_nonzero, masks)) - k
+    for x, mask in zip(reversed(scores), reversed(masks)):  # more ties than places: the last ones go
+        if beyond > 0:
+            gone = np.flatnonzero(x == least)[-beyond:]
+            mask.reshape(-1)[gone] = False
+            beyond -= gone.size
+    return masks
+
+
 def _threshold(order: Array, k: Array) -> tuple[Array, Array]:
     """``(low, kept)``: ``kept`` entries are ``low`` or more; it is ``k``, or no larger threshold keeps ``k`` or more."""
     size = jnp.asarray(order.size, jnp.int32)
@@ -82,13 +120,14 @@ def _threshold(order: Array, k: Array) -> tuple[Array, Array]:
     return low, kept
 
 
-def n_m_mask(scores: Array, n: int, m: int, axis: int) -> Array:
+def n_m_mask(scores: Array, n: ArrayLike, m: int, axis: int) -> Array:
     """A mask that keeps the ``n`` largest of every ``m`` consecutive entries along ``axis``; of equals the earliest.
 
     NVIDIA's 2:4 pattern is n=2, m=4 along the input axis (Mishra et al. 2021).
 
     Args:
       scores: floats as in ``keep_largest``, with a multiple of ``m`` entries along the axis.
+      n: static or traced.
 
     Returns:
       bool of scores' shape.
@@ -98,7 +137,7 @@ def n_m_mask(scores: Array, n: int, m: int, axis: int) -> Array:
     """
     axis = axis % scores.ndim
     entries = scores.shape[axis]
-    if not 0 <= n <= m or m < 1:
+    if m < 1 or (isinstance(n, int) and not 0 <= n <= m):
         raise ValueError(f"n={n}, m={m}: keep n of every m entries, 0 <= n <= m")
     if entries % m:
         raise ValueError(f"axis {axis} has {entries} entries, not a multiple of m={m}; choose another axis or m")

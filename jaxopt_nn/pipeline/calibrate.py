@@ -19,13 +19,14 @@ from jaxopt_nn.core.model import ModelInfo, Site, StatKey
 from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.report import Message
-from jaxopt_nn.core.tap import Tap
+from jaxopt_nn.core.tap import Probe, Tap
 from jaxopt_nn.core.transform import Transform
 from jaxopt_nn.interpret.evaluate import Totals
 from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network, like, network_of
 from jaxopt_nn.interpret.rewrite import Capturing, capture
+from jaxopt_nn.pipeline import probing
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.data import Arrays
 from jaxopt_nn.pipeline.task import Task
@@ -41,8 +42,10 @@ EXAMPLES = 512
 def calibrate(
     network: Network,
     method: Transform | Pass,
-    batches: Batches,
+    batches: Batches | Task,
     *,
+    task: Task | None = None,
+    examples: int = probing.EXAMPLES,
     sequential: bool = False,
     mesh: Mesh | None = None,
     weights: Callable[..., Any] | None = None,
@@ -58,7 +61,10 @@ def calibrate(
     Args:
       network: in float; measured in evaluation mode, without its rules.
       method: any transform or pass; one that needs nothing gives the ``ModelInfo`` of ``inspect``.
-      batches: what can be gone over again: a list, a dataset, or a function that returns an iterator.
+      batches: what can be gone over again: a list, a dataset, or a function that returns an iterator; or a task: the inputs of
+        its training data.
+      task: whose loss probes see (``Probe``), on its own data, if ``batches`` is none.
+      examples: of the task that probes see at most.
       sequential: layer by layer, in order of evaluation: each sees the inputs that the layers before it give once all members
         have changed them; of a scanned stack, the layers in turn. One more pass for each layer. For methods whose leaves are
         independent of each other.
@@ -74,9 +80,9 @@ def calibrate(
       A ``ModelInfo`` with ``stats``, all of the model's ``inspect``, and the axis groups if ``method`` needs them.
 
     Raises:
-      ValueError: no batch; compressed variables; ``batches`` that can be gone over once only, or that end earlier in a later
-        pass; statistics that hold NaN or Inf; ``sequential`` with a method that weighs leaves against each other; a position of
-        another calibration.
+      ValueError: no batch; a method that weighs by the loss, and no task; compressed variables; ``batches`` that can be gone
+        over once only, or that end earlier in a later pass; statistics that hold NaN or Inf; ``sequential`` with a method that
+        weighs leaves against each other; a position of another calibration.
 
     Example:
       >>> def wanda(weight, grad, known):  # Sun et al. 2024: |w| times the norm of the input that it meets
@@ -94,7 +100,10 @@ def calibrate(
     require(method, Transform | Pass, "calibrate: method", "a Transform or a Pass, e.g. cut_neurons(share=0.5)")
     if any(map(is_compressed, leaves_by_path(variables).values())):
         raise ValueError("calibrate: variables hold compressed tensors; pass the float ones, or what they became by densify")
-    run = _Run(apply, batches, mesh, weights, checkpoints, say)
+    if isinstance(batches, Task):
+        task = batches
+        batches = calibration_inputs(network, task)
+    run = _Run(apply, batches, mesh, weights, checkpoints, say, task, examples)
     info = inspect(apply, variables, *run.example)
     if "couplings" in method.traits.needs:
         info = dataclasses.replace(info, couplings=couplings(apply, variables, *run.example))
@@ -169,6 +178,8 @@ class _Run:
         weights: Callable[..., Any] | None,
         checkpoints: Callable[[str], Checkpoints] | None,
         say: Callable[[str], None],
+        task: Task | None = None,
+        examples: int = probing.EXAMPLES,
     ):
         if isinstance(batches, Iterator):
             raise ValueError(
@@ -178,6 +189,7 @@ class _Run:
         if hasattr(batches, "__array__") or not (callable(batches) or hasattr(batches, "__iter__")):
             raise TypeError(f"calibrate: batches is {in_words(batches)}; pass a list of batches of inputs: [x, ...]")
         self._apply, self._batches, self._weights, self._say = apply, batches, weights, say
+        self._task, self._examples = task, examples
         self._mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names)  # no axis of it is Explicit
         self._checkpoints, self._passes, self._count = checkpoints, 0, 0
         self._programs: dict[Any, tuple[Capturing, Callable[..., Totals]]] = {}
@@ -207,7 +219,17 @@ class _Run:
         """
         while wanted := method.traits.taps(dataclasses.replace(info, sites=sites)):
             seen = method.traits.seen(part, info)
-            stats, unweighted = self.measured(wanted, _replaced(variables, seen, info, entry))
+            now = _replaced(variables, seen, info, entry)
+            taps = {key: tap for key, tap in wanted.items() if isinstance(tap, Tap)}
+            probes = {key: probe for key, probe in wanted.items() if isinstance(probe, Probe)}
+            stats, unweighted = self.measured(taps, now) if taps else ({}, [])
+            if probes:
+                if entry is not None or len(sites) < len(info.sites):
+                    raise ValueError(
+                        f"calibrate(sequential=True): {method.traits.name} weighs by the loss of the whole network, which no "
+                        "single layer has; pass sequential=False"
+                    )
+                stats |= probing.probed(self._apply, now, self.example, probes, self._task, self._examples)
             info = dataclasses.replace(info, stats={**info.stats, **stats}, report=info.report + unweighted)
         return info
 

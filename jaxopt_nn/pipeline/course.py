@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jaxopt_nn.pipeline.calibrate import calibrate, calibration_inputs
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.fit import Trainer
 from jaxopt_nn.pipeline.grade import validated
+from jaxopt_nn.pipeline.probing import EXAMPLES
 from jaxopt_nn.pipeline.recipe import Recipe, Stage, check_recipe
 from jaxopt_nn.pipeline.stages import Accumulated, accumulate
 from jaxopt_nn.pipeline.task import Objective, Task
@@ -50,6 +52,7 @@ class Position(NamedTuple):
       info: what is known of the network.
       rule_states: states of the deployed rule, where the last stage's training gave them.
       anew: what passes could not carry over.
+      starts: the variables with which stages began, of those to which later ones rewind.
     """
 
     network: Network
@@ -57,6 +60,7 @@ class Position(NamedTuple):
     states: tuple[State, ...] = ()
     rule_states: Mapping[str, State] | None = None
     anew: Report = Report()
+    starts: Mapping[str, PyTree] = MappingProxyType({})
 
 
 class Course:
@@ -116,13 +120,19 @@ class Course:
         """At the beginning of stage ``k``: its pass is carried out, or its transform starts; and its facts."""
         stage, plan = self.recipe[k], self.accumulated(task.steps)
         now, added = now._replace(rule_states=None), plan.added[k]
+        if any(later.rewind == stage.name for later in self.recipe):
+            now = now._replace(starts={**now.starts, stage.name: now.network.variables})
         viewed = now.network.replace(variables=self.view(k - 1, now, task))
         if isinstance(stage.transform, Pass):
             now, remap = self._cut(stage, now, viewed, task)
             return now._replace(states=(*now.states, State())), (remap.plan.facts,)
         info = _calibrated(added, viewed, now.info, task)
         state = added.init(viewed.variables, info)
-        return now._replace(info=info, states=(*now.states, state)), added.traits.facts(viewed.variables, state)
+        now = now._replace(info=info, states=(*now.states, state))
+        facts = added.traits.facts(viewed.variables, state)
+        if stage.rewind is not None:
+            now = now._replace(network=now.network.replace(variables=now.starts[stage.rewind]))
+        return now, facts
 
     def view(self, k: int, now: Position, task: Task) -> PyTree:
         """The variables that the forward pass sees with the transforms of the stages up to ``k``."""
@@ -142,7 +152,8 @@ class Course:
             new, report = remap.state(method, state, small.variables, known)
             states.append(new)
             anew = anew + report
-        return Position(small, info, tuple(states), anew=anew), remap
+        starts = {name: remap.params(variables) for name, variables in now.starts.items()}
+        return Position(small, info, tuple(states), anew=anew, starts=starts), remap
 
     def trained(self, k: int, now: Position, run: Run) -> tuple[Position, list[dict[str, Any]]]:
         """After the training of stage ``k``, and the history of that."""
@@ -188,4 +199,5 @@ def _calibrated(
     """``info`` with what ``method`` must see of the model on inputs of the training data."""
     if not method.traits.passes:
         return info
-    return calibrate(network, method, calibration_inputs(network, task, few))
+    examples = task.batch_size if few else EXAMPLES
+    return calibrate(network, method, calibration_inputs(network, task, few), task=task, examples=examples)

@@ -78,6 +78,9 @@ class Stage:
       rule: what the deployed network's sites compute, e.g. ``arithmetic("w4a8")``; None evaluates the codes with float
         activations. Holds for this stage, not for later ones.
       thaw: names of earlier stages whose ``carried`` (masks, say) goes on changing, their schedules from where they were.
+      rewind: name of an earlier stage: once the transform has started on the trained weights, all variables go back to what
+        they were when that stage began, while masks and other states stay (Frankle & Carbin 2019; a few steps into the
+        training, Frankle et al. 2020: make these a stage of their own, and rewind to the next). None: training goes on.
       training_rule: what the sites compute in training, e.g. ``fake_quant_activations(8)``, or ``identity_rule()`` for float;
         None: the twin of ``rule``, at the sites that ``rule`` takes.
       distill: trains towards the teacher's outputs; None: towards the labels alone.
@@ -106,6 +109,7 @@ class Stage:
     learnt_optimizer: optax.GradientTransformation | Callable[[int], optax.GradientTransformation] | None = None
     rule: Rule | None = None
     thaw: tuple[str, ...] = ()
+    rewind: str | None = None
     training_rule: Rule | None = None
     distill: Distill | None = None
     gradient_norms: bool = False
@@ -126,6 +130,10 @@ class Stage:
                 require(getattr(self, field), kind, f"{where}: {field}", hint)
         if isinstance(self.thaw, str) or not all(isinstance(name, str) for name in self.thaw):
             raise TypeError(f"{where}: thaw={self.thaw!r:.60}; pass a tuple of names of earlier stages, e.g. ('prune',)")
+        if not (self.rewind is None or isinstance(self.rewind, str)):
+            raise TypeError(f"{where}: rewind={self.rewind!r:.60}; pass the name of an earlier stage, or None")
+        if self.rewind is not None and isinstance(self.transform, Pass):
+            raise ValueError(f"{where}: rewind={self.rewind!r} beside a pass, which cuts what it gets; rewind the next")
         if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 0:
             raise ValueError(f"{where}: epochs={self.epochs!r}; allowed are the whole numbers from 0")
         for field in ("learning_rate", "weight_decay", "ema"):
@@ -214,7 +222,7 @@ def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
 
     Raises:
       TypeError: an entry is no ``Stage``.
-      ValueError: no stage, a name twice, or a ``thaw`` that names no earlier stage.
+      ValueError: no stage, a name twice, or a ``thaw`` or ``rewind`` that names no earlier stage.
     """
     if not isinstance(recipe, list | tuple) or not all(isinstance(stage, Stage) for stage in recipe):
         raise TypeError(f"recipe is {in_words(recipe)}{_wrong(recipe)}; pass a list of stages: [Stage(name, transform), ...]")
@@ -224,11 +232,12 @@ def check_recipe(recipe: Recipe) -> tuple[Stage, ...]:
     for stage in recipe:
         if stage.name in earlier:
             raise ValueError(f"recipe: two stages are called {stage.name!r} (the float network is 'baseline'); rename one")
-        for name in stage.thaw:
+        wanted = [("thaw", name) for name in stage.thaw] + ([("rewind", stage.rewind)] if stage.rewind else [])
+        for field, name in wanted:
             if name not in earlier[1:]:
                 raise ValueError(
-                    f"stage {stage.name!r}: thaw={name!r} is no earlier stage; "
-                    f"{f'allowed are {earlier[1:]}' if earlier[1:] else 'there is none: leave thaw out'}"
+                    f"stage {stage.name!r}: {field}={name!r} is no earlier stage; "
+                    f"{f'allowed are {earlier[1:]}' if earlier[1:] else f'there is none: leave {field} out'}"
                 )
         earlier.append(stage.name)
     return tuple(recipe)
@@ -264,6 +273,7 @@ def described(recipe: Recipe, methods: Sequence[Transform]) -> list[dict[str, An
             "weight_decay": stage.weight_decay,
             "optimizer": "Adam" if stage.optimizer is None else "given",
             "ema": stage.ema,
+            "rewind": stage.rewind,
             "rule": stage.rule.name if stage.rule else None,
             "training_rule": stage.training_rule.name if stage.training_rule else None,
             "distill": dataclasses.asdict(stage.distill) if stage.distill else None,

@@ -22,10 +22,29 @@ from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.core.rule import Rule, identity_rule
 from jaxopt_nn.core.transform import Transform, identity
 from jaxopt_nn.methods import clip, schedules
-from jaxopt_nn.methods import prune as pruning
+from jaxopt_nn.methods.allocations.base import Allocation
+from jaxopt_nn.methods.allocations.by_sensitivity import by_sensitivity
+from jaxopt_nn.methods.allocations.erk import erk
+from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.allocations.lamp import lamp
+from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
+from jaxopt_nn.methods.criteria.base import Criterion
+from jaxopt_nn.methods.criteria.fisher import fisher, obd
+from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
+from jaxopt_nn.methods.criteria.movement import movement
+from jaxopt_nn.methods.criteria.random import random_scores
+from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.criteria.snip import grasp, snip
+from jaxopt_nn.methods.criteria.synflow import synflow
+from jaxopt_nn.methods.learnt_threshold import learnt_threshold
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.methods.regrowth import rigl, sparse_evolution
+from jaxopt_nn.methods.structures.base import Structure, single_weights
+from jaxopt_nn.methods.structures.blocks import blocks
+from jaxopt_nn.methods.structures.n_of_m import n_of_m
 from jaxopt_nn.passes.cutting import cut_neurons
 from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.passes.widths import shrink_widths
@@ -36,16 +55,30 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "clip_percentile": clip.clip_percentile,
     "clip_std": clip.clip_std,
     "identity": identity,
-    "prune": pruning.prune,
+    "learnt_threshold": learnt_threshold,
+    "prune": prune,
     "prune_neurons": prune_neurons,
     "quantize": quantize,
 }
 PASSES: dict[str, Callable[..., Pass]] = {"cut_neurons": cut_neurons, "shrink_widths": shrink_widths}
-CRITERIA: dict[str, pruning.Criterion] = {"magnitude": pruning.magnitude, "saliency": pruning.saliency}
-ALLOCATIONS: dict[str, pruning.Allocation] = {
-    "erk": pruning.erk,
-    "global_budget": pruning.global_budget,
-    "per_leaf": pruning.per_leaf,
+CRITERIA: dict[str, Criterion] = {
+    "energy": energy,
+    "fisher": fisher,
+    "grasp": grasp,
+    "magnitude": magnitude,
+    "movement": movement,
+    "saliency": saliency,
+    "snip": snip,
+}
+ALLOCATIONS: dict[str, Allocation] = {"erk": erk, "global_budget": global_budget, "lamp": lamp, "per_leaf": per_leaf}
+STRUCTURES: dict[str, Structure] = {"single_weights": single_weights}
+#: Parts of a pruning with arguments, by the argument of ``prune`` that they are for: ``{"name": "rigl", "end": 0.75}``, or
+#: the name alone where nothing is needed.
+PARTS: dict[str, dict[str, Callable[..., Any]]] = {
+    "criterion": {"obd": obd, "random": random_scores, "synflow": synflow},
+    "allocation": {"by_sensitivity": by_sensitivity},
+    "structure": {"blocks": blocks, "n_of_m": n_of_m},
+    "regrow": {"rigl": rigl, "sparse_evolution": sparse_evolution},
 }
 SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "constant": optax.constant_schedule,
@@ -62,13 +95,15 @@ RANGES: dict[str, Callable[[str], Rule]] = {"static": static_ranges, "moving": m
 STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
 NAMED: dict[str, Mapping[str, Any]] = {
-    "criterion": CRITERIA, "allocation": ALLOCATIONS, "score": {}, "importance": {},
+    "criterion": CRITERIA, "allocation": ALLOCATIONS, "structure": STRUCTURES, "regrow": {}, "score": {}, "importance": {},
 }  # fmt: skip
+#: Arguments of parts that are parts themselves.
+WITHIN = {"start": "criterion", "by": "criterion"}
 #: Arguments that are mappings themselves, and no schedule.
 MAPPINGS = ("widths",)
 STAGE_FIELDS = (
     "name", "method", "where", "cases", "epochs", "learning_rate", "weight_decay", "ema", "rule", "thaw", "every",
-    "training_rule", "distill", "gradient_norms",
+    "training_rule", "distill", "gradient_norms", "rewind",
 )  # fmt: skip
 
 
@@ -111,7 +146,8 @@ def transform(
     """A transform from names: ``transform("prune", pattern="**/kernel", criterion="magnitude", sparsity=0.9)``; or a pass.
 
     An argument ``{"schedule": "cubic", "final": 0.9, "end": 0.7}`` becomes that schedule; a float among its steps is a share
-    of ``steps``. A method with stochastic rounding gets the ``key``.
+    of ``steps``. A part of a pruning with arguments is ``{"name": "rigl", "end": 0.75}``; ``"2:4"`` and ``"8x128"`` are short
+    for such structures. What draws at random, stochastic rounding too, gets the ``key``.
 
     Args:
       steps: of the training ahead.
@@ -121,7 +157,7 @@ def transform(
       ValueError: an unknown method, criterion, allocation or schedule, or an argument that the method does not have.
     """
     factory = lookup(method, {**METHODS, **PASSES}, "method")
-    built = {name: _argument(name, value, max(steps - 1, 0)) for name, value in arguments.items()}
+    built = {name: _argument(name, value, max(steps - 1, 0), key) for name, value in arguments.items()}
     if built.get("rounding") == "stochastic":
         built["key"] = key
     made = called(factory, f"method {method!r}", built)
@@ -174,8 +210,9 @@ def stages(config: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Stage]:
 
     Each has ``name``, ``method`` and the method's own arguments, and may have ``where`` (a pattern of paths), ``every``
     (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``weight_decay``, ``ema``, ``rule``,
-    ``thaw``, ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``. In the place of ``method`` and its arguments
-    ``cases`` may stand, a list of mappings with ``where``, ``method`` and arguments: a leaf gets the first that matches.
+    ``thaw``, ``rewind``, ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``. In the place of ``method`` and its
+    arguments ``cases`` may stand, a list of mappings with ``where``, ``method`` and arguments: a leaf gets the first that
+    matches.
 
     Args:
       seed: of what methods draw at random; each stage folds in its number.
@@ -232,7 +269,8 @@ def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: an unknown rule, or a schedule or ``distill`` that does not hold together.
     """
-    kept = {key: own[key] for key in ("epochs", "learning_rate", "weight_decay", "ema", "gradient_norms") if key in own}
+    plain = ("epochs", "learning_rate", "weight_decay", "ema", "gradient_norms", "rewind")
+    kept = {key: own[key] for key in plain if key in own}
     if isinstance(kept.get("learning_rate"), Mapping):
         rate = kept["learning_rate"]
         kept["learning_rate"] = lambda steps: _argument("learning_rate", rate, max(steps, 1))
@@ -243,21 +281,22 @@ def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **rules, "thaw": tuple(own.get("thaw", ()))}
 
 
-def _argument(key: str, value: Any, last: int) -> Any:
-    """What a config's value stands for; the step ``last`` is the share 1.0."""
+def _argument(key: str, value: Any, last: int, random: Any = None) -> Any:
+    """What a config's value stands for; the step ``last`` is the share 1.0, ``random`` the key of what draws."""
     if isinstance(value, str) and key in NAMED:
-        return lookup(value, NAMED[key], key)
+        return _part(key, value, {}, last, random)
     if not isinstance(value, Mapping) or key in MAPPINGS:
         return value
+    if key in NAMED:
+        fields = dict(value)
+        if not isinstance(name := fields.pop("name", None), str):
+            raise ValueError(f"{key}: a mapping needs 'name', one of {', '.join(sorted({**NAMED[key], **PARTS.get(key, {})}))}")
+        return _part(key, name, fields, last, random)
     fields = dict(value)
     name = fields.pop("schedule", None)
     if name is None:
         raise ValueError(f"{key}: a mapping is a schedule and needs 'schedule', one of {', '.join(SCHEDULES)}")
-    shares = {field: x for field, x in fields.items() if field in STEPS and isinstance(x, float)}
-    for field, x in shares.items():
-        if not 0 <= x <= 1:
-            raise ValueError(f"{key}: {field}={x}: give a share of the stage, 0.0 to 1.0, or a whole number of steps")
-    counted = {**fields, **{field: round(x * last) for field, x in shares.items()}}
+    shares, counted = _counted(key, fields, last)
     try:
         return called(lookup(name, SCHEDULES, "schedule"), f"schedule {name!r}", counted)
     except ValueError as error:
@@ -265,6 +304,32 @@ def _argument(key: str, value: Any, last: int) -> Any:
             raise
         given = ", ".join(f"{field}={x}" for field, x in shares.items())
         raise ValueError(f"{error} ({key}: {given} as shares of {last} steps)") from error
+
+
+def _counted(key: str, fields: Mapping[str, Any], last: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """The fields that give steps as shares, and all fields with numbers of steps in their place."""
+    shares = {field: x for field, x in fields.items() if field in STEPS and isinstance(x, float)}
+    for field, x in shares.items():
+        if not 0 <= x <= 1:
+            raise ValueError(f"{key}: {field}={x}: give a share of the stage, 0.0 to 1.0, or a whole number of steps")
+    return shares, {**fields, **{field: round(x * last) for field, x in shares.items()}}
+
+
+def _part(key: str, name: str, fields: Mapping[str, Any], last: int, random: Any) -> Any:
+    """A part of a method by its name, or what its factory makes of the fields."""
+    if short := re.fullmatch(r"(\d+):(\d+)", name) if key == "structure" else None:
+        return n_of_m(int(short[1]), int(short[2]))
+    if short := re.fullmatch(r"(-?\d+)x(-?\d+)", name) if key == "structure" else None:
+        return blocks(int(short[1]), int(short[2]))
+    makers = PARTS.get(key, {})
+    found = lookup(name, {**NAMED[key], **makers}, key)
+    if not fields and found not in makers.values():
+        return found
+    _, counted = _counted(key, fields, last)
+    made = {field: _argument(WITHIN.get(field, field), x, last, random) for field, x in counted.items()}
+    if random is not None and "key" in inspect.signature(found).parameters:
+        made.setdefault("key", random)
+    return called(found, f"{key} {name!r}", made)
 
 
 def called(factory: Callable[..., Any], what: str, arguments: Mapping[str, Any]) -> Any:

@@ -22,7 +22,7 @@ from jaxopt_nn.tensors.base import Tensor, is_compressed
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["mask", "kept", "frame"],
-    meta_fields=["inner_shape", "count", "order"],
+    meta_fields=["inner_shape", "count", "order", "block"],
 )
 @dataclasses.dataclass(frozen=True)
 class Masked(Tensor):
@@ -31,13 +31,15 @@ class Masked(Tensor):
     The children lead with the stack axes, wherever those stand in the weight.
 
     Attributes:
-      mask: uint8 ``[S..., bytes]``: one bit a weight over the flattened axes that are no stack axes.
+      mask: uint8 ``[S..., bytes]``: one bit a weight, or a block, over the flattened axes that are no stack axes.
       kept: ``[S..., count]`` the inner array's kept entries in flat order, or uint8 ``[S..., bytes]``, the inner tensor's
         codes at their width, less the smallest of their range; layers that keep fewer than the fullest are padded.
       frame: the inner tensor, stack axes first, without its codes, or None where a plain array stands inside.
       inner_shape: shape without the stack axes.
       count: entries that the fullest layer keeps.
       order: which axis of the weight each trailing axis of ``[S..., *inner_shape]`` is (negative numbers); None: in order.
+      block: lengths along ``inner_shape`` of the blocks that are kept or zero as one, the last of an axis may be shorter;
+        None: each weight by itself.
 
     Example:
       >>> v = {"kernel": jnp.arange(32.0).reshape(8, 4)}
@@ -55,9 +57,10 @@ class Masked(Tensor):
     inner_shape: tuple[int, ...]
     count: int
     order: tuple[int, ...] | None = None
+    block: tuple[int, ...] | None = None
 
     @classmethod
-    def pack(cls, mask: Array, inner: Any, stack: Sequence[int] = ()) -> Masked:
+    def pack(cls, mask: Array, inner: Any, stack: Sequence[int] = (), block: Sequence[int] | None = None) -> Masked:
         """Packs ``inner`` under ``mask``; host code, since the count of kept entries is a shape.
 
         An inner tensor needs ``elementwise, with_elementwise, zero_code, bits, signed``, as ``QTensor`` has them. One that
@@ -67,6 +70,7 @@ class Masked(Tensor):
           mask: bool, of inner's shape; True is kept.
           inner: an array or a compressed tensor.
           stack: the stack axes, any.
+          block: lengths of the blocks in which the mask is the same, along each axis, 1 along stack axes; stored once a block.
 
         Raises:
           ValueError: a mask of another shape, no entries.
@@ -94,12 +98,15 @@ class Masked(Tensor):
         for target, row, keep in zip(kept, values, rows):
             found = row[keep]
             target[: found.size] = found
-        stored = jnp.asarray(kept.reshape(*lead, count))
+        stored = kept.reshape(*lead, count)
         if frame is not None:
             qmin, _ = affine.code_range(frame.bits, frame.signed)
-            stored = packing.pack_bits((stored.astype(jnp.int32) - qmin).astype(jnp.uint8), frame.bits, -1)
+            stored = packing.pack_bits_on_host((stored.astype(np.int16) - qmin).astype(np.uint8), frame.bits)
+        inside = None if block is None else tuple(block[a] for a in order[n:])
+        if inside is not None:
+            rows = rows.reshape(len(rows), *shape)[(slice(None), *(slice(None, None, b) for b in inside))]
         bitmap = np.packbits(rows.reshape(*lead, -1), axis=-1, bitorder="little")
-        return cls(jnp.asarray(bitmap), stored, frame, tuple(shape), count, trimmed)
+        return cls(jax.device_put(bitmap), jax.device_put(stored), frame, tuple(shape), count, trimmed, inside)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,7 +123,8 @@ class Masked(Tensor):
 
     def describe(self) -> str:
         """``10 % kept, 4 bits``: the share in the layer that keeps most, and what the kept entries are."""
-        share = f"{100 * self.count / math.prod(self.inner_shape):.3g} % kept"
+        sides = "" if self.block is None else f" in blocks of {' x '.join(map(str, self.block))}"
+        share = f"{100 * self.count / math.prod(self.inner_shape):.3g} % kept{sides}"
         if self.frame is None:
             return f"{share}, {self.dtype}"
         codes = jax.ShapeDtypeStruct(self._lengths, jnp.uint8)
@@ -148,7 +156,12 @@ class Masked(Tensor):
         return self._turned(self._keep())
 
     def _keep(self) -> Array:
-        return packing.unpack_bits(self.mask, 1, math.prod(self.inner_shape), -1).astype(bool).reshape(self._lengths)
+        block = self.block or (1,) * len(self.inner_shape)
+        lead, grid = self.mask.shape[:-1], [-(-n // b) for n, b in zip(self.inner_shape, block)]
+        keep = packing.unpack_bits(self.mask, 1, math.prod(grid), -1).astype(bool).reshape(*lead, *grid)
+        for axis, (n, b) in enumerate(zip(self.inner_shape, block), len(lead)):
+            keep = keep if b == 1 else lax.slice_in_dim(jnp.repeat(keep, b, axis=axis), 0, n, axis=axis)
+        return keep
 
     def expand(self) -> Any:
         """The inner tensor (or array) at its full size, zero where the mask is False."""
@@ -165,12 +178,15 @@ class Masked(Tensor):
         """Entries back at their places; anything elsewhere."""
         if self.count == 0:
             return jnp.zeros(self._lengths, kept.dtype)
+        mask = self.mask
+        if self.block is not None:
+            mask = packing.pack_bits(self._keep().reshape(*mask.shape[:-1], -1).astype(jnp.uint8), 1, -1)
         # The place of an entry among the kept: ones in the bytes before, and in its byte before it.
-        ones = lax.population_count(self.mask).astype(jnp.int32)
+        ones = lax.population_count(mask).astype(jnp.int32)
         before = jnp.cumsum(ones, axis=-1) - ones
-        below = np.array([2**bit - 1 for bit in range(8)], np.uint8).reshape((1,) * self.mask.ndim + (8,))
-        within = lax.population_count(jnp.expand_dims(self.mask, -1) & below).astype(jnp.int32)
-        place = (jnp.expand_dims(before, -1) + within).reshape(*self.mask.shape[:-1], -1)
+        below = np.array([2**bit - 1 for bit in range(8)], np.uint8).reshape((1,) * mask.ndim + (8,))
+        within = lax.population_count(jnp.expand_dims(mask, -1) & below).astype(jnp.int32)
+        place = (jnp.expand_dims(before, -1) + within).reshape(*mask.shape[:-1], -1)
         place = lax.slice_in_dim(place, 0, math.prod(self.inner_shape), axis=-1)
         return jnp.take_along_axis(kept, place, axis=-1, mode="clip").reshape(self._lengths)
 
@@ -180,9 +196,10 @@ class Masked(Tensor):
 
     def nest(self, inner: Any) -> Masked:
         """Keeps only the kept entries of ``inner``; of two masks an entry survives both."""
-        if isinstance(inner, Masked):
+        if hasattr(inner, "keep"):
             return Masked.pack(self.keep() & inner.keep(), inner.expand(), self.stack)
-        return Masked.pack(self.keep(), inner, self.stack)
+        places = self.block and [dict(zip(self._places[len(self.stack) :], self.block)).get(a, 1) for a in range(self.ndim)]
+        return Masked.pack(self.keep(), inner, self.stack, places)
 
     def cast(self, dtype: Any) -> Any:
         if not jnp.issubdtype(dtype, jnp.floating):

@@ -15,7 +15,8 @@ from jaxopt_nn.core.model import Leaf, ModelInfo, Roles
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, Traits, explain, identity
 from jaxopt_nn.methods.clip import clip
-from jaxopt_nn.methods.prune import magnitude, prune
+from jaxopt_nn.methods.criteria.magnitude import magnitude
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 
 PARAMS = {

@@ -19,7 +19,8 @@ from jaxopt_nn.core.transform import LeafTraits, State, identity, why_not_matrix
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.clip import clip, clip_percentile
-from jaxopt_nn.methods.prune import prune, saliency
+from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.passes.widths import shrink_widths

@@ -11,7 +11,8 @@ from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.train import averaged, averaging, init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, Traits, identity, keep_both
 from jaxopt_nn.methods.clip import clip
-from jaxopt_nn.methods.prune import magnitude, prune
+from jaxopt_nn.methods.criteria.magnitude import magnitude
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 
 X = jnp.array([[1.0, 2.0], [0.5, -1.0]])

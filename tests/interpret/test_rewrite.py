@@ -14,7 +14,8 @@ from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic
-from jaxopt_nn.methods.prune import magnitude, prune
+from jaxopt_nn.methods.criteria.magnitude import magnitude
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.tensors.base import is_compressed
 

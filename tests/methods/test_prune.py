@@ -11,9 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxopt_nn.core.gates import every
-from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.methods.prune import _kept, erk, global_budget, magnitude, per_leaf, prune, saliency
+from jaxopt_nn.methods.allocations.base import kept
+from jaxopt_nn.methods.allocations.erk import erk
+from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.allocations.per_leaf import per_leaf
+from jaxopt_nn.methods.criteria.magnitude import magnitude
+from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.schedules import cubic
 
 PARAMS = {"a": jnp.asarray(np.random.default_rng(0).standard_normal((8, 6)), jnp.float32), "b": jnp.full((4, 5), 0.3)}
@@ -84,12 +90,12 @@ def test_saliency_is_the_product_with_the_gradient():
     state = method.update(w, method.init(w), step=1, grads=g)
     np.testing.assert_array_equal(state.carried["w"].mask, [[False, False], [True, True]])
     with pytest.raises(ValueError, match="saliency needs gradients"):
-        prune(saliency, sparsity=0.5).init(w)
+        prune(saliency, sparsity=0.5)
 
 
 def test_a_criterion_and_an_allocation_of_ones_own():
     smallest_first = lambda w, g, known: -jnp.abs(w)
-    only_a = lambda scores, roles, share: {
+    only_a = lambda scores, known, share: {
         p: s > -1.0 if p == "a" else jnp.ones(s.shape, bool) for p, s in scores.items()
     }
     found = masks(prune(smallest_first, sparsity=0.5, allocation=only_a))
@@ -161,7 +167,7 @@ LENETS = {
 def test_erk_is_the_authors_loop_with_an_exact_total(layers):
     total = sum(np.prod(d) for d in layers.values())
     scores = {p: jnp.zeros(d) for p, d in layers.items()}
-    allocate = jax.jit(lambda s: erk(scores, dict.fromkeys(layers, Roles()), s))
+    allocate = jax.jit(lambda s: erk(scores, dict.fromkeys(layers, Known(Roles())), s))
     for sparsity in (0.0, 0.3, 0.5, 0.9, 0.98, 0.999, 1.0):
         counts = {p: int(m.sum()) for p, m in allocate(sparsity).items()}
         assert sum(counts.values()) == total - round(sparsity * total)
@@ -179,7 +185,7 @@ def test_erk_is_the_authors_loop_with_an_exact_total(layers):
 def test_erk_keeps_exactly_as_many_as_asked(shapes, sparsity):
     layers = {str(i): d for i, d in enumerate(shapes)}
     scores = {p: jnp.zeros(d) for p, d in layers.items()}
-    found = erk(scores, dict.fromkeys(layers, Roles()), sparsity)
+    found = erk(scores, dict.fromkeys(layers, Known(Roles())), sparsity)
     total = sum(np.prod(d) for d in shapes)
     assert sum(int(m.sum()) for m in found.values()) == total - round(sparsity * total)
 
@@ -191,7 +197,7 @@ def test_erk_sees_a_matrix_whatever_axes_it_is_laid_out_in():
     for shape, roles in [
         ((64, 64), dot), ((64, 4, 16), Roles((), (0,), (1, 2))), ((4, 16, 64), Roles((), (0, 1), (2,))),
     ]:  # fmt: skip
-        found = erk({"q": jnp.zeros(shape), "f": other}, {"q": roles, "f": dot}, 0.9)
+        found = erk({"q": jnp.zeros(shape), "f": other}, {"q": Known(roles), "f": Known(dot)}, 0.9)
         counts.append(int(found["q"].sum()))
         assert abs(counts[-1] - 4096 * reference_erk({"q": (64, 64), "f": (64, 128)}, 0.9)["q"]) <= 1
     assert len(set(counts)) == 1
@@ -226,10 +232,10 @@ def test_erk_sees_a_matrix_whatever_axes_it_is_laid_out_in():
 def test_counts_are_exact_at_any_size(size, sparsity):
     """As a number, and as the float32 of a schedule under jit."""
     expected = size - round(Fraction(str(sparsity)) * size)
-    assert int(_kept(size, sparsity)) == expected
-    assert int(jax.jit(lambda s: _kept(size, s))(jnp.float32(sparsity))) == expected
+    assert int(kept(size, sparsity)) == expected
+    assert int(jax.jit(lambda s: kept(size, s))(jnp.float32(sparsity))) == expected
     with pytest.raises(ValueError, match="use allocation=per_leaf"):
-        _kept(2**31, 0.5)
+        kept(2**31, 0.5)
 
 
 def test_erk_and_thresholds_on_a_stack():

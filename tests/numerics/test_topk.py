@@ -80,3 +80,20 @@ def test_n_m_refuses_a_remainder():
         topk.n_m_mask(jnp.ones((6, 2)), 2, 4, 0)
     with pytest.raises(ValueError, match="keep n of every m"):
         topk.n_m_mask(jnp.ones((8, 2)), 5, 4, 0)
+
+
+@pytest.mark.parametrize("kind", ["random", "ties", "nan", "signs"])
+def test_numpy_selects_as_the_device_does(kind):
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(61).astype(np.float32)
+    if kind == "ties":
+        x = np.round(x)
+    if kind == "nan":
+        x[::5] = np.nan
+        x[1::7] = -np.inf
+    if kind == "signs":
+        x = np.where(x > 1, x, np.where(x > 0, np.float32(0.0), np.float32(-0.0))) * np.float32(1e-42)
+    parts = [x[:20].reshape(4, 5), x[20:]]
+    for k in (-1, 0, 1, 13, 30, 47, 60, 61, 70):
+        found = topk.keep_largest_on_host(parts, k)
+        np.testing.assert_array_equal(np.concatenate([m.ravel() for m in found]), topk.keep_largest(jnp.asarray(x), k))

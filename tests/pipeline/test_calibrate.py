@@ -15,7 +15,8 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture
 from jaxopt_nn.methods import taps
-from jaxopt_nn.methods.prune import global_budget, prune
+from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.passes.choice import dead_units
 from jaxopt_nn.passes.masking import prune_neurons

@@ -10,9 +10,10 @@ import pytest
 
 from jaxopt_nn.core.combine import by_path
 from jaxopt_nn.core.rule import identity_rule
-from jaxopt_nn.methods.prune import magnitude
+from jaxopt_nn.methods.criteria.magnitude import magnitude
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.methods.structures.base import single_weights
 from jaxopt_nn.pipeline import registry
 
 PARAMS = {"a": {"kernel": jnp.arange(-6.0, 6.0).reshape(4, 3)}, "b": {"kernel": jnp.ones((3, 2))}}
@@ -166,7 +167,7 @@ def test_what_is_mistyped_is_answered_with_the_nearest_names(entry, said):
     ],
 )
 def test_objects_by_address(name, said):
-    assert registry.imported("jaxopt_nn.methods.prune:magnitude") is magnitude
+    assert registry.imported("jaxopt_nn.methods.criteria.magnitude:magnitude") is magnitude
     with pytest.raises(ValueError, match=said):
         registry.imported(name)
 
@@ -182,3 +183,50 @@ def test_names_of_rules_with_ranges_and_of_training_in_float():
     assert registry.training_rule("float") is identity_rule()
     with pytest.raises(ValueError, match=r"rule='w8a8-fixed': allowed are 'w8a8', 'w8a8-static', 'w8a8-moving'"):
         registry.rule("w8a8-fixed")
+
+
+def test_parts_of_a_pruning_by_name():
+    """With arguments or alone, steps as shares, the stage's key for what draws, parts within parts."""
+    method = registry.transform(
+        "prune", structure="2x3", criterion="energy", allocation="global_budget", sparsity=0.5, pattern="a/*"
+    )
+    assert method.init(PARAMS).carried[0]["a/kernel"].mask.shape == (2, 1)
+    assert registry.transform("prune", structure="2:4").init(PARAMS).carried["a/kernel"].mask.sum() == 6
+    long = registry.transform("prune", structure={"name": "n_of_m", "n": 1, "m": 3, "axis": 1})
+    assert long.init(PARAMS).carried["a/kernel"].mask.sum() == 4
+    keys = [jax.random.key(i) for i in range(2)]
+    drawn = [registry.transform("prune", criterion="random", sparsity=0.5, key=key).init(PARAMS) for key in keys]
+    assert (drawn[0].carried["a/kernel"].mask != drawn[1].carried["a/kernel"].mask).any()
+    regrow = {"name": "rigl", "end": 0.5, "start": "random"}
+    method = registry.transform("prune", sparsity=0.5, regrow=regrow, steps=21, key=keys[0])
+    state = method.init(PARAMS)
+    np.testing.assert_array_equal(state.carried["a/kernel"].mask, drawn[0].carried["a/kernel"].mask)
+    new = [method.update(PARAMS, state, step=t, grads=PARAMS).carried["a/kernel"].mask for t in (0, 10)]
+    assert (new[0] != state.carried["a/kernel"].mask).any() and (new[1] == state.carried["a/kernel"].mask).all()
+
+
+def own_structure(width):
+    return single_weights._replace(name=f"own {width}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"structure": "block"}, "structure 'block' is unknown; nearest: blocks"),
+        ({"structure": "blocks"}, "structure 'blocks' needs inputs, outputs"),
+        ({"structure": {"inputs": 2}}, "structure: a mapping needs 'name'"),
+        ({"structure": {"name": "blocks", "inputs": 2, "output": 3}}, "has no 'output'; nearest: outputs"),
+        ({"structure": "2:4", "allocation": "erk"}, "leave allocation out"),
+        ({"regrow": "rigl", "sparsity": 0.5}, "regrow 'rigl' needs end"),
+        ({"regrow": {"name": "rigl", "end": 1.5}, "sparsity": 0.5}, "end=1.5: give a share of the stage"),
+        ({"criterion": "movement", "sparsity": 0.5}, "movement needs gradients"),
+    ],
+)
+def test_parts_that_make_no_sense(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        registry.transform("prune", steps=10, **arguments)
+
+
+def test_a_structure_of_ones_own_with_arguments():
+    method = registry.transform("prune", structure={"name": f"{__name__}:own_structure", "width": 3}, sparsity=0.5)
+    assert method.init(PARAMS).carried["a/kernel"].mask.sum() == 6

@@ -1,0 +1,1 @@
+"""Allocations of pruning: how a sparsity is shared out among leaves, one idea a file."""

@@ -1,0 +1,1 @@
+"""Criteria of pruning: what each weight is worth, one idea a file."""
