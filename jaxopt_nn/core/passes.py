@@ -98,7 +98,7 @@ class Plan:
       >>> def apply(v, x):
       ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
       >>> net = jn.Network(apply, {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))})
-      >>> plan = jn.shrink_widths({"up": 3}).plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
+      >>> plan = jn.cut_units(widths={"up": 3}).plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
       >>> edited = plan.replace({"up": [0, 7]})
       >>> print(edited)
       layer  units  stay
@@ -321,7 +321,7 @@ class Pass(NamedTuple):
       >>> def apply(v, x):
       ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
       >>> net = jn.Network(apply, {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))})
-      >>> cut = jn.shrink_widths({"up": 3})
+      >>> cut = jn.cut_units(widths={"up": 3})
       >>> plan = cut.plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
       >>> small, remap = cut.execute(net, plan)
       >>> small.variables["up"].shape, small.variables["down"].shape

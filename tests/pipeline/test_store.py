@@ -57,7 +57,7 @@ def test_the_program_answers_as_the_code_on_any_batch_and_on_eight_devices(shipp
 
 
 def test_a_network_that_was_cut_runs_from_its_program(tmp_path):
-    recipe = [jn.Stage("cut", jn.shrink_widths(0.5)), jn.Stage("w4", jn.quantize(4))]
+    recipe = [jn.Stage("cut", jn.cut_units(share=0.5)), jn.Stage("w4", jn.quantize(4))]
     network = jn.Network(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], {k: WEIGHTS[k] for k in ("up", "down")})
     result = jn.compress(network, recipe, TASK, workdir=tmp_path, latency=False, export=["cpu"])
     assert result.params["up"].shape == (8, 6)
