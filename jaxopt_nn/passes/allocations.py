@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-#: ``{layer: scores [size]} -> {layer: values [size]}`` that may be compared across layers; the lowest go first. Units of the same
-#: value go by their rank within the layer, so that layers of equal scores lose the same share.
+#: ``{layer: scores [size]} -> {layer: values [size]}`` that may be compared across layers; the lowest go first. Units of the
+#: same value go by their rank within the layer, so that layers of equal scores lose the same share.
 Allocation = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 

@@ -130,10 +130,16 @@ def matched(layers: Mapping[str, Coupling], patterns: Iterable[str]) -> dict[str
     own: dict[str, str] = {}
     for pattern in patterns:
         require_match(pattern, [title for each in titles.values() for title in each], "layer")
-        for name, each in titles.items():
-            if any(matches(pattern, title) for title in each):
-                own.setdefault(name, pattern)
+        for name in hit(titles, pattern):
+            own.setdefault(name, pattern)
     return own
+
+
+def hit(titles: Mapping[str, Iterable[str]], pattern: str) -> list[str]:
+    """The layer of that name; else those that a pattern matches by one of their titles."""
+    if pattern in titles:
+        return [pattern]
+    return [name for name, each in titles.items() if any(matches(pattern, title) for title in each)]
 
 
 def titles_of(layers: Mapping[str, Coupling]) -> dict[str, list[str]]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxopt_nn.core.model import Coupling, ModelInfo
 from jaxopt_nn.core.passes import Plan
-from jaxopt_nn.core.paths import matches, require_match
-from jaxopt_nn.passes.choice import Choice, titles_of, with_units
+from jaxopt_nn.core.paths import require_match
+from jaxopt_nn.passes.choice import Choice, hit, titles_of, with_units
 
 PyTree = Any
 Widths = Mapping[str, float | int]
@@ -36,10 +36,10 @@ def wanted(layers: Mapping[str, Coupling], widths: Widths) -> dict[str, int]:
     by: dict[str, str] = {}
     for pattern, width in widths.items():
         require_match(pattern, [title for each in titles.values() for title in each], "layer")
-        hit = [name for name, each in titles.items() if any(matches(pattern, title) for title in each)]
-        free = [name for name in hit if layers[name].group.pinned is None]
+        own = hit(titles, pattern)
+        free = [name for name in own if layers[name].group.pinned is None]
         if not free:
-            reasons = "; ".join(f"{name} {layers[name].group.pinned}" for name in hit[:3])
+            reasons = "; ".join(f"{name} {layers[name].group.pinned}" for name in own[:3])
             raise ValueError(f"pattern {pattern!r} matches pinned layers only: {reasons}")
         for name in free:
             if name in by:
