@@ -60,6 +60,7 @@ from jaxopt_nn.passes import scores
 from jaxopt_nn.passes.activity import unit_activity
 from jaxopt_nn.passes.allocations import across_layers, per_layer
 from jaxopt_nn.passes.cut_units import cut_units
+from jaxopt_nn.passes.cutting import planned
 from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.passes.plans import dead_units, weak_units
 from jaxopt_nn.passes.units import Units
@@ -194,6 +195,7 @@ __all__ = [
     "obd",
     "per_layer",
     "per_leaf",
+    "planned",
     "predictor",
     "prepare",
     "prune",

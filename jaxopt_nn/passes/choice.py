@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -109,6 +110,9 @@ class Choice:
         kind, amount = self.budget
         if kind == "threshold":
             return with_units(whole, *_above(scores, amount, step, self.least))
+        if amount and not scores:
+            reasons = "; ".join(f"{own.name}: {own.pinned or own.note}" for own in whole.layers[:3]) or "it has no layer"
+            raise ValueError(f"{self.name}: no unit can go ({reasons}); see axis_groups(apply, variables, *inputs)")
         levels = Levels(scores, self.allocation, step, self.least)
         at = lambda level: with_units(whole, levels.kept(level))
         return at(_share(self.name, levels, amount) if cost is None else _spent(self, at, levels.last, cost))
@@ -197,9 +201,10 @@ def _spent(choice: Choice, at: Callable[[int], Plan], last: int, cost: Cost) -> 
     before, least = cost(at(0)), cost(at(last))
     allowed = (1 - amount) * before
     if least > allowed:
+        most = max(math.floor(1000 * (1 - least / before)) / 1000, 0)
         raise ValueError(
             f"{choice.name}: {kind}={amount} of {before:,.6g} can't go; at the least {least:,.6g} stay ({least / before:.3g}), "
-            f"so that {kind}={max(1 - least / before, 0):.3g} is the most; protect less, or cut more layers"
+            f"so that {kind}={most:.3g} is the most; protect less, or cut more layers"
         )
     return _first(lambda n: cost(at(n)) <= allowed, last)
 

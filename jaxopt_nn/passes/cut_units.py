@@ -50,7 +50,8 @@ def cut_units(
       params, macs, nbytes: what share of the whole network's parameters, of its multiply-accumulates on the inputs of ``plan``,
         or of its bytes goes, at least. Counted on the network that the plan makes.
       latency: what share of the measured median time of a call goes, at least; on this machine, weights in float. The search
-        takes seconds for each of some ten networks that are tried, and another run may end a level off.
+        takes seconds for each of some ten networks that are tried, and another run may end a level off: for a recipe plan by
+        hand, and give the stage ``planned(plan)``.
       threshold: units whose score is at most this go, and no others; ``allocation`` does not matter.
       widths: ``{pattern: share (float) or units (int)}`` that stay, over names of layers and the paths of their weights; other
         layers stay whole. A share of n units is ``round(share * n)`` of them. ``allocation`` and what follows do not matter.
@@ -79,7 +80,7 @@ def cut_units(
       >>> cut = jn.cut_units(macs=0.5, multiple=4)
       >>> small, _ = cut.execute(net, cut.plan(net, jn.ModelInfo(), x))
       >>> jax.tree.map(jnp.shape, small.variables)
-      {'down': (8, 2), 'mix': (12, 8), 'up': (4, 12)}
+      {'down': (8, 2), 'mix': (8, 8), 'up': (4, 8)}
     """
     budget = _budget(
         share=share, params=params, macs=macs, nbytes=nbytes, latency=latency, threshold=threshold, widths=widths

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from jaxopt_nn.core.model import Coupling, ModelInfo
-from jaxopt_nn.core.passes import Plan
+from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.remap import Remap
-from jaxopt_nn.core.transform import LeafTraits, as_info
+from jaxopt_nn.core.transform import LeafTraits, Traits, as_info
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.flow.shrunk import Shrunk, kept_of
 from jaxopt_nn.interpret.groups import couplings
@@ -21,6 +21,34 @@ from jaxopt_nn.passes.activity import named
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
+
+
+def planned(plan: Plan) -> Pass:
+    """The pass that carries out a plan: one that was edited, read from JSON, or measured, so that it can't be made again.
+
+    Args:
+      plan: of any pass that cuts; for a network of these leaves, whatever their values.
+
+    Raises:
+      TypeError: no plan. ``ValueError`` at ``plan``: a network of other leaves.
+
+    Example:
+      >>> v = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}
+      >>> net = jn.Network(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], v)
+      >>> plan = jn.cut_units(share=0.5).plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
+      >>> stage = jn.Stage("cut", jn.planned(plan.replace({"up": [1, 5]})), epochs=2)  # a recipe's
+      >>> small, _ = stage.transform.execute(net, stage.transform.plan(net, jn.ModelInfo(), jnp.ones((1, 4))))
+      >>> small.variables["up"].shape
+      (4, 2)
+    """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"planned: a {type(plan).__name__}; pass a Plan, or Plan.from_json(text)")
+
+    def again(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
+        plan.check({path: tuple(x.shape) for path, x in leaves_of(network, info, "planned").items()})
+        return plan
+
+    return Pass(again, execute, Traits(takes, leaf_local=False, name="planned"))
 
 
 def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:

@@ -237,7 +237,7 @@ DATA = [
         "jn.cut_units(params=0.99).plan(net, info, x)",
         ValueError, "can't go; at the least", "is the most",
     ),
-    ("jn.cut_units(share=0.5, protect='hidden/*').plan(net, info, x)", ValueError, "can't go; at most 0 can"),
+    ("jn.cut_units(share=0.5, protect='**').plan(net, info, x)", ValueError, "no unit can go", "protected by '**'"),
     ("jn.cut_units(share=0.5, protect='hiden/*').plan(net, info, x)", ValueError, "matches no layer", "nearest"),
     (
         "jn.cut_units(widths={'hidden/kernel': 100}).plan(net, info, x)",

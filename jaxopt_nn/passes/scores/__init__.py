@@ -3,6 +3,14 @@
 A score is a callable ``(units: Units) -> [size]``, or None where it has nothing to say of a layer, which then stays. What it
 must know beside weights it asks for by attributes: ``taps``, ``site -> {name: Tap}``, statistics of the sites that read the
 units; ``probes``, ``{layer: AxisGroup} -> {name: Probe}``, statistics of the loss. It finds them in ``units.stats``.
+
+Example:
+  >>> def by_bias(units):  # a score: the size of a unit's bias
+  ...     return np.abs(units.weights("bias"))
+  >>> v = {"up": jnp.ones((2, 3)), "bias": jnp.array([1.0, -3.0, 0.5]), "down": jnp.ones((3, 1))}
+  >>> net = jn.Network(lambda v, x: jax.nn.relu(x @ v["up"] + v["bias"]) @ v["down"], v)
+  >>> jn.cut_units(by_bias, share=0.3).plan(net, jn.ModelInfo(), jnp.ones((1, 2))).kept["up"]
+  array([0, 1])
 """
 
 from jaxopt_nn.passes.scores.activations import largest_activation, mean_activation
