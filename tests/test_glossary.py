@@ -13,7 +13,8 @@ PLAIN = set(
     """
     abs across algebra along analyse arguments arrays base between by bytes calls cases checks choice classes classification
     combine common compile compress core cpu data elementwise evaluate events every explain files for from global gpu
-    histogram imported infer init integer is keep keeps language later levels load loss make max memory minmax model named numbers
+    histogram imported infer init integer is keep keeps language later levels load loss make max memory minmax model named
+    numbers
     numerics only orbax page parallel per plots primitives progress regression save shrink std step store structure table
     tables tensor tensors text to tpu train transform tree where words write
     """.split()

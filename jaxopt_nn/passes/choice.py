@@ -112,7 +112,7 @@ class Choice:
             return with_units(whole, *_above(scores, amount, step, self.least))
         if amount and not scores:
             reasons = "; ".join(f"{own.name}: {own.pinned or own.note}" for own in whole.layers[:3]) or "it has no layer"
-            raise ValueError(f"{self.name}: no unit can go ({reasons}); see axis_groups(apply, variables, *inputs)")
+            raise ValueError(f"{self.name}: no unit can go ({reasons}); protect less, or read axis_groups(apply, variables, *inputs)")
         levels = Levels(scores, self.allocation, step, self.least)
         at = lambda level: with_units(whole, levels.kept(level))
         return at(_share(self.name, levels, amount) if cost is None else _spent(self, at, levels.last, cost))
@@ -203,8 +203,8 @@ def _spent(choice: Choice, at: Callable[[int], Plan], last: int, cost: Cost) -> 
     if least > allowed:
         most = max(math.floor(1000 * (1 - least / before)) / 1000, 0)
         raise ValueError(
-            f"{choice.name}: {kind}={amount} of {before:,.6g} can't go; at the least {least:,.6g} stay ({least / before:.3g}), "
-            f"so that {kind}={most:.3g} is the most; protect less, or cut more layers"
+            f"{choice.name}: {kind}={amount} of {before:,.6g} can't go; at the least {least:,.6g} stay ({least / before:.3g}); "
+            f"pass at most {kind}={most:.3g}, or protect less"
         )
     return _first(lambda n: cost(at(n)) <= allowed, last)
 

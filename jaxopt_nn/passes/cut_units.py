@@ -125,5 +125,5 @@ def _budget(**kinds: Any) -> tuple[str, Any]:
     elif isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount != amount:
         raise ValueError(f"{NAME}({kind}={amount!r}): pass a number")
     elif kind in COSTS and not 0 < amount < 1:
-        raise ValueError(f"{NAME}({kind}={amount!r}): the share that goes, between 0 and 1; a number above 1 is no share")
+        raise ValueError(f"{NAME}({kind}={amount!r}): allowed are shares of it between 0 and 1, that go")
     return kind, amount
