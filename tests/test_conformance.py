@@ -273,7 +273,8 @@ def keeps_shardings(method, state, view, seen):
 
 #: One of each kind of state: each leaf's view can be told from its own entries and state.
 FOLLOWING = (
-    "clip_percentile(channel)", "quantize(4, group)", "prune for good", "prune 2:4", "mask_units", "chain", "by_path", "every",
+    "clip_percentile(channel)", "quantize(4, group)", "prune for good",
+    "prune 2:4", "learnt threshold", "rigl", "mask_units", "chain", "by_path", "every",
     "frozen learnt step", "learnt steps of some, masked",
 )  # fmt: skip
 

@@ -50,7 +50,7 @@ def learnt_threshold(start: float = 1e-3, *, decay: float = 1e-4, structure: Str
       Array([[-0.1876]], dtype=float32)
     """
     if not 0 < start < 1:
-        raise ValueError(f"learnt_threshold(start={start}): the first threshold, above 0 and below 1")
+        raise ValueError(f"learnt_threshold(start={start}): the first threshold, above 0 and below 1, e.g. 1e-3")
     if not 0 <= decay < math.inf:
         raise ValueError(f"learnt_threshold(decay={decay}): a number from 0, e.g. 1e-4")
     require(structure, Structure, "learnt_threshold: structure", "a Structure: single_weights, blocks(8, 128)")

@@ -95,7 +95,8 @@ def prune(
     amount, start = check_parts(criterion, sparsity, threshold, structure, allocation, regrow)
     select = _chooser(structure, allocation, threshold)
     growth = regrow if isinstance(regrow, Regrowth) else None
-    wants = asked(criterion, *([] if threshold is not None else [allocation]), *([growth.by, growth.start] if growth else []))
+    criteria = [criterion] if growth is None else [criterion, growth.by, *filter(None, [growth.start])]
+    wants = asked(*criteria, allocation=None if threshold is not None else allocation)
     takes = partial(_takes, structure)
     changes = callable(amount) or growth is not None
     needs = frozenset({"roles"} | ({"grads"} if changes and (wants.gradients is not False or wants.memory) else set()))
@@ -245,7 +246,7 @@ class _Pruning:
         drop = self.scores(self.criterion, leaves, slopes, known)
         grow = self.scores(self.regrow.by, leaves, slopes, now)
         share = self.regrow.share(step)
-        return {p: regrown(old[p], drop[p], grow[p], known[p].roles.stack, share) for p in leaves}
+        return regrown(old, drop, grow, known, share)
 
     def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
         """What is pruned starts from zero where it returns (Evci et al. 2020, section 3)."""
@@ -262,6 +263,8 @@ class _Pruning:
             known = self.known(path, leaf, cuts.info) if self.changes else Known(own.roles)
             mask = self.structure.follows(own.mask, cuts.leaves[path], own.roles)
             if isinstance(mask, str):
+                if misfit := self.structure.takes(tuple(leaf.shape), own.roles):
+                    raise ValueError(f"{path}: cut, it {misfit}; keep another number of units")
                 cuts.recorder.add("anew", path, f"prune: its mask made anew, since {mask}")
                 full = self.known(path, leaf, cuts.info)
                 share = 1 - float(jnp.mean(own.mask))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxopt_nn.core.model import Known
-from jaxopt_nn.methods.allocations.base import keep
+from jaxopt_nn.methods.allocations.base import keep_all
 from jaxopt_nn.methods.criteria.base import Criterion, asking
 from jaxopt_nn.methods.criteria.random import random_scores
 from jaxopt_nn.methods.schedules import check_shares
@@ -75,7 +74,7 @@ def rigl(*, end: int, share: float = 0.3, start: Criterion | None = None) -> Reg
     """
     check_shares("rigl", share=share)
     if isinstance(end, bool) or end < 1:
-        raise ValueError(f"rigl(end={end}): the step from which on masks stay, 1 or more")
+        raise ValueError(f"rigl(end={end}): the step from which on masks stay, 1 or more, e.g. three quarters of the training")
     falling = lambda step: share / 2 * (1 + jnp.cos(math.pi * jnp.minimum(step, end) / end))
     return Regrowth("rigl", steepest, falling, start)
 
@@ -104,11 +103,19 @@ def sparse_evolution(key: Any, *, share: float = 0.3, start: Criterion | None = 
     return Regrowth("sparse_evolution", random_scores(key), lambda step: jnp.float32(share), start)
 
 
-@partial(jax.jit, static_argnums=3)
-def regrown(mask: jax.Array, drop: jax.Array, grow: jax.Array, stack: tuple[int, ...], share: Any) -> jax.Array:
-    """The mask after a share of each layer's kept entries has gone, and as many have returned."""
-    layer = [a for a in range(mask.ndim) if a not in stack]
-    kept = jnp.sum(mask, axis=layer, dtype=jnp.int32).reshape(-1)
-    stay = kept - jnp.round(jnp.asarray(share, jnp.float32) * kept).astype(jnp.int32)
-    staying = keep(jnp.where(mask, drop, -jnp.inf), stack, stay)
-    return keep(jnp.where(staying, jnp.inf, jnp.minimum(grow, jnp.finfo(jnp.float32).max)), stack, kept)
+Masks = Mapping[str, jax.Array]
+
+
+def regrown(masks: Masks, drop: Masks, grow: Masks, known: Mapping[str, Known], share: Any) -> dict[str, jax.Array]:
+    """The masks after a share of each layer's kept entries has gone, and as many have returned."""
+    kept = {path: _counted(mask, known[path].roles.stack) for path, mask in masks.items()}
+    stay = {path: n - jnp.round(jnp.asarray(share, jnp.float32) * n).astype(jnp.int32) for path, n in kept.items()}
+    left = keep_all({path: jnp.where(mask, drop[path], -jnp.inf) for path, mask in masks.items()}, known, stay)
+    most = jnp.finfo(jnp.float32).max
+    highest = {path: jnp.where(staying, jnp.inf, jnp.minimum(grow[path], most)) for path, staying in left.items()}
+    return keep_all(highest, known, kept)
+
+
+def _counted(mask: jax.Array, stack: tuple[int, ...]) -> jax.Array:
+    """Entries that each layer keeps, int32."""
+    return jnp.sum(mask, axis=[a for a in range(mask.ndim) if a not in stack], dtype=jnp.int32).reshape(-1)

@@ -112,7 +112,9 @@ class Choice:
             return with_units(whole, *_above(scores, amount, step, self.least))
         if amount and not scores:
             reasons = "; ".join(f"{own.name}: {own.pinned or own.note}" for own in whole.layers[:3]) or "it has no layer"
-            raise ValueError(f"{self.name}: no unit can go ({reasons}); protect less, or read axis_groups(apply, variables, *inputs)")
+            raise ValueError(
+                f"{self.name}: no unit can go ({reasons}); protect less, or read axis_groups(apply, variables, *inputs)"
+            )
         levels = Levels(scores, self.allocation, step, self.least)
         at = lambda level: with_units(whole, levels.kept(level))
         return at(_share(self.name, levels, amount) if cost is None else _spent(self, at, levels.last, cost))

@@ -10,16 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxopt_nn.core.combine import chain
 from jaxopt_nn.core.gates import every
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.methods.allocations.base import kept
 from jaxopt_nn.methods.allocations.erk import erk
 from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.allocations.lamp import lamp
 from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.criteria.magnitude import magnitude
 from jaxopt_nn.methods.criteria.saliency import saliency
 from jaxopt_nn.methods.prune import prune
+from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.schedules import cubic
 
 PARAMS = {"a": jnp.asarray(np.random.default_rng(0).standard_normal((8, 6)), jnp.float32), "b": jnp.full((4, 5), 0.3)}
@@ -343,3 +346,25 @@ def test_init_compiles_for_each_shape_once_whatever_the_number_of_leaves():
         for allocation in (per_leaf, erk, global_budget):
             prune(largest, sparsity=sparsity, allocation=allocation).init(params)
     assert sorted(traced) == [(6, 4), (6, 5)]
+
+
+@pytest.mark.parametrize("allocation", [per_leaf, global_budget, erk, lamp])
+def test_neither_init_nor_pack_compiles_for_each_leaf(allocation):
+    """Leaves of one shape that keep different numbers of weights: three cost no more programs than two."""
+    compiled: list[str] = []
+    listener = lambda name, *_, **__: compiled.append(name)
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    rng = np.random.default_rng(1)
+    method = chain(prune(sparsity=0.5, allocation=allocation), quantize(4))
+
+    def programs(count):
+        draw = lambda i: (1 + i) * rng.standard_normal((11, 13), np.float32) ** (1 + 2 * i)
+        params = {f"layer_{i}": jax.device_put(draw(i)) for i in range(count)}
+        compiled.clear()
+        packed = method.pack(params, method.init(params))
+        kept = {x.count for x in packed.values()}
+        assert allocation in (per_leaf, erk) or len(kept) == count
+        return compiled.count("/jax/core/compile/backend_compile_duration")
+
+    programs(2)
+    assert programs(5) <= 2, "but for what an allocation compiles for their number"

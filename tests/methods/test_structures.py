@@ -10,7 +10,9 @@ import pytest
 
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
 from jaxopt_nn.core.combine import chain
-from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.model import Member, ModelInfo, Roles
+from jaxopt_nn.core.passes import Layer, Plan
+from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.transform import explain
 from jaxopt_nn.methods.allocations.global_budget import global_budget
 from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
@@ -121,6 +123,15 @@ def test_what_is_no_pattern_any_more_is_a_plain_mask():
     assert isinstance(method.pack(w, method.init(w))["w"], Masked)
 
 
+def test_a_cut_that_leaves_no_groups_is_an_error():
+    w = draw(16, 6)
+    method, entries = prune(structure=n_of_m(2, 4)), np.arange(6)
+    layer = Layer("w", 16, entries, (Member("w", 0, "producer", np.arange(16)),))
+    remap = Remap(Plan("by hand", {"w": w.shape}, (), (layer,)))
+    with pytest.raises(ValueError, match="w: cut, it has 6 entries along axis 0, not a multiple of 4; keep"):
+        remap.state(method, method.init({"w": w}), remap.params({"w": w}))
+
+
 def test_an_artifact_holds_both(tmp_path):
     w = {"a": draw(8, 6), "b": draw(9, 5)}
     made = {p: chain(prune(structure=s, sparsity=0.5), quantize(4)) for p, s in (("a", n_of_m(2, 4)), ("b", blocks(4, 4)))}
@@ -136,6 +147,35 @@ def test_a_leaf_that_does_not_divide_is_left_alone_and_named():
     params = {"w": draw(10, 4)}
     assert not method.init(params).carried
     assert "has 10 entries along axis 0, not a multiple of 4" in str(explain(method, params))
+
+
+@pytest.mark.parametrize(
+    ("structure", "kept", "whole"),
+    [
+        (n_of_m(2, 4), [0, 1, 2, 3, 8, 9, 10, 11], True),
+        (n_of_m(2, 4), [0, 1, 2, 3, 8, 9, 10, 12], False),
+        (n_of_m(2, 4), [0, 1, 4, 5], False),
+        (blocks(4, 2), [4, 5, 6, 7, 8, 9, 10, 11, 16, 17], True),
+        (blocks(4, 2), [1, 2, 3, 4], False),
+    ],
+)
+def test_a_cut_keeps_whole_groups_or_makes_the_mask_anew(structure, kept, whole):
+    """Anew: by the criterion, with as many zeros, and said."""
+    length = 18 if structure.name.startswith("blocks") else 16
+    w = draw(length, 6)
+    method, entries = prune(structure=structure, sparsity=0.5), np.array(kept)
+    layer = Layer("w", length, entries, (Member("w", 0, "producer", np.arange(length)),))
+    remap = Remap(Plan("by hand", {"w": w.shape}, (), (layer,)))
+    small = remap.params({"w": w})
+    made, report = remap.state(method, method.init({"w": w}), small)
+    assert bool(report) != whole
+    seen = method.view(small, made)["w"]
+    expected = np.asarray(method.view({"w": w}, method.init({"w": w}))["w"])[entries]
+    if not whole:
+        assert "cut apart" in str(report)
+        expected = method.view(small, method.init(small))["w"]
+    np.testing.assert_array_equal(seen, expected)
+    np.testing.assert_array_equal(method.pack(small, made)["w"].densify(), seen)
 
 
 @pytest.mark.parametrize(

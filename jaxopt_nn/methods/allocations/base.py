@@ -51,6 +51,23 @@ def keep(score: Any, stack: tuple[int, ...], k: Any) -> jax.Array:
     return _keep(score, stack, k)
 
 
+def keep_all(scores: Mapping[str, Any], known: Mapping[str, Known], counts: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """``keep`` of every leaf. Traced, leaves of one shape are one computation, so that depth costs no time to compile."""
+    traced = any(isinstance(x, jax.core.Tracer) for x in (*scores.values(), *counts.values()))
+    if not traced:
+        return {path: keep(score, known[path].roles.stack, counts[path]) for path, score in scores.items()}
+    alike: dict[Any, list[str]] = {}
+    for path, score in scores.items():
+        alike.setdefault((score.shape, known[path].roles.stack), []).append(path)
+    masks: dict[str, jax.Array] = {}
+    for (shape, stack), paths in alike.items():
+        rows = math.prod(shape[a] for a in stack)
+        each = jnp.stack([jnp.broadcast_to(jnp.asarray(counts[path]), (rows,)) for path in paths])
+        whole = _keep(jnp.stack([scores[path] for path in paths]), (0, *(a + 1 for a in stack)), each.reshape(-1))
+        masks |= {path: whole[i] for i, path in enumerate(paths)}
+    return {path: masks[path] for path in scores}
+
+
 @partial(jax.jit, static_argnums=1)
 def _keep(score: jax.Array, stack: tuple[int, ...], k: Any) -> jax.Array:
     moved = jnp.moveaxis(score, stack, range(len(stack)))

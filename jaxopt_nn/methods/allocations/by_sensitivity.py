@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxopt_nn.core.model import Known
 from jaxopt_nn.core.tap import Probe
-from jaxopt_nn.methods.allocations.base import Allocation, keep, kept, layers
+from jaxopt_nn.methods.allocations.base import Allocation, keep_all, kept, layers
 from jaxopt_nn.methods.criteria.base import asking
 from jaxopt_nn.numerics import topk
 
@@ -63,7 +63,7 @@ def by_sensitivity(levels: Sequence[float] = LEVELS) -> Allocation:
         counts = _counts(rises, np.array([levels], np.float32), copies, sizes, total)
         if topk.on_host(*scores.values()):
             counts = np.asarray(counts)
-        return {path: keep(scores[path], known[path].roles.stack, counts[i]) for i, path in enumerate(scores)}
+        return keep_all(scores, known, dict(zip(scores, counts, strict=True)))
 
     return allocate
 
@@ -72,19 +72,34 @@ def _rises(
     levels: tuple[float, ...], loss: Callable[..., Any], leaves: dict[str, Any], taken: Sequence[str], key: Any
 ) -> dict[str, Any]:
     """``{path: float32 [levels]}``: the loss without the smallest of a leaf, less the loss with all of it."""
+    alike: dict[Any, list[str]] = {}
+    for path in taken:
+        alike.setdefault((leaves[path].shape, leaves[path].dtype), []).append(path)
+    stacks = [jnp.stack([leaves[path] for path in paths]) for paths in alike.values()]
     base = loss(leaves)
 
-    def risen(path: str) -> Any:
-        leaf = leaves[path]
+    def risen(case: tuple[Any, Any, Any]) -> Any:
+        group, place, share = case
+        now = dict(leaves)
+        for g, (paths, stack) in enumerate(zip(alike.values(), stacks, strict=True)):
+            new = jax.lax.cond(group == g, functools.partial(_without, share=share), lambda stack, _: stack, stack, place)
+            now |= {path: new[i] for i, path in enumerate(paths)}
+        return loss(now) - base
 
-        def without(share: Any) -> Any:
-            count = leaf.size - jnp.round(share * leaf.size).astype(jnp.int32)
-            stays = topk.keep_largest(jnp.abs(leaf.astype(jnp.float32)), count)
-            return loss({**leaves, path: jnp.where(stays, leaf, jnp.zeros_like(leaf))}) - base
+    # One program for all leaves: a leaf is a place in the stack of those of its shape.
+    cases = [(g, i, share) for g, paths in enumerate(alike.values()) for i, _ in enumerate(paths) for share in levels]
+    groups, places, shares = zip(*cases)
+    found = jax.lax.map(risen, (jnp.array(groups), jnp.array(places), jnp.array(shares, jnp.float32)))
+    rows = found.reshape(-1, len(levels))
+    return {path: rows[i] for i, path in enumerate(path for paths in alike.values() for path in paths)}
 
-        return jax.lax.map(without, jnp.asarray(levels, jnp.float32))
 
-    return {path: risen(path) for path in taken}
+def _without(stack: jax.Array, place: Any, *, share: Any) -> jax.Array:
+    """The stack, in the leaf at ``place`` a share of the smallest entries zero."""
+    leaf = stack[place]
+    count = leaf.size - jnp.round(share * leaf.size).astype(jnp.int32)
+    stays = topk.keep_largest(jnp.abs(leaf.astype(jnp.float32)), count)
+    return stack.at[place].set(jnp.where(stays, leaf, jnp.zeros_like(leaf)))
 
 
 @jax.jit

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.model import Known
-from jaxopt_nn.methods.allocations.base import keep, kept, layers
+from jaxopt_nn.methods.allocations.base import keep_all, kept, layers
+from jaxopt_nn.numerics import topk
 
 
 def erk(scores: dict[str, jax.Array], known: Mapping[str, Known], sparsity: jax.Array | float) -> dict[str, jax.Array]:
@@ -41,7 +42,8 @@ def erk(scores: dict[str, jax.Array], known: Mapping[str, Known], sparsity: jax.
     order = sorted(facts, key=lambda path: -sum(facts[path][1]) / math.prod(facts[path][1]))
     total = kept(sum(score.size for score in scores.values()), sparsity)
     counts = _erk_counts(tuple(facts[path] for path in order), total)
-    return {path: keep(scores[path], known[path].roles.stack, counts[i]) for i, path in enumerate(order)}
+    counts = np.asarray(counts) if topk.on_host(counts) else counts
+    return keep_all({path: scores[path] for path in order}, known, dict(zip(order, counts, strict=True)))
 
 
 @partial(jax.jit, static_argnums=0)

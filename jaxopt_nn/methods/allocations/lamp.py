@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.model import Known
-from jaxopt_nn.methods.allocations.base import keep, kept
+from jaxopt_nn.methods.allocations.base import keep_all, kept
 from jaxopt_nn.numerics import topk
 
 
@@ -41,7 +41,7 @@ def lamp(scores: dict[str, jax.Array], known: Mapping[str, Known], sparsity: jax
         flat = topk.keep_largest(jnp.concatenate([share.reshape(-1) for share in shares.values()]), total)
         ends = np.cumsum([share.size for share in shares.values()])[:-1]
         counts = [m.reshape(s.shape).sum(1) for m, s in zip(jnp.split(flat, ends), shares.values(), strict=True)]
-    return {path: keep(scores[path], known[path].roles.stack, count) for path, count in zip(scores, counts, strict=True)}
+    return keep_all(scores, known, dict(zip(scores, counts, strict=True)))
 
 
 def _rows(score: Any, stack: tuple[int, ...]) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import jax
 
 from jaxopt_nn.core.model import Known
-from jaxopt_nn.methods.allocations.base import keep, kept, layers
+from jaxopt_nn.methods.allocations.base import keep_all, kept, layers
 
 
 def per_leaf(scores: dict[str, jax.Array], known: Mapping[str, Known], sparsity: jax.Array | float) -> dict[str, jax.Array]:
@@ -32,4 +32,4 @@ def per_leaf(scores: dict[str, jax.Array], known: Mapping[str, Known], sparsity:
     def count(path: str) -> jax.Array:
         return kept(math.prod(layers(scores[path].shape, known[path].roles)[1]), sparsity)
 
-    return {path: keep(score, known[path].roles.stack, count(path)) for path, score in scores.items()}
+    return keep_all(scores, known, {path: count(path) for path in scores})

@@ -74,11 +74,12 @@ def asking(**attributes: Any) -> Callable[[Function], Function]:
     return with_attributes
 
 
-def asked(*parts: Any) -> Asked:
-    """What the parts of a pruning ask for together."""
+def asked(*criteria: Any, allocation: Any = None) -> Asked:
+    """What the parts of a pruning ask for together; an allocation sees no gradients."""
+    parts = (*criteria, allocation)
     own = [Asked(**{name: getattr(part, name) for name in Asked._fields if hasattr(part, name)}) for part in parts]
     tapping = [each.taps for each in own if each.taps is not no_taps]
-    gradients = [each.gradients for each in own]
+    gradients = [each.gradients for each in own[:-1]]
     return Asked(
         no_taps if not tapping else tapping[0] if len(tapping) == 1 else _all_taps(tapping),
         {name: probe for each in own for name, probe in each.probes.items()},

@@ -100,7 +100,7 @@ def obd(probes: int = 8) -> Criterion:
       Array([0., 1.], dtype=float32)
     """
     if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
-        raise ValueError(f"obd(probes={probes!r}): random signs for each batch, a whole number from 1")
+        raise ValueError(f"obd(probes={probes!r}): random signs for each batch; allowed are whole numbers from 1")
 
     @asking(probes={"hessian": Probe(_hessian(probes))}, gradients=False, signed=True)
     def damage(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:

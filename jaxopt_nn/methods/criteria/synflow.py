@@ -45,9 +45,9 @@ def synflow(rounds: int = 100, density: float = 1e-3) -> Criterion:
       {'a': [[True, False], [False, True]], 'b': [[True], [True]]}
     """
     if isinstance(rounds, bool) or not isinstance(rounds, int) or not 1 <= rounds <= 10_000:
-        raise ValueError(f"synflow(rounds={rounds!r}): a whole number, 1 to 10,000")
+        raise ValueError(f"synflow(rounds={rounds!r}): allowed are the whole numbers 1 to 10,000")
     if not 0 < density < 1:
-        raise ValueError(f"synflow(density={density!r}): the share that is left after the last round, above 0 and below 1")
+        raise ValueError(f"synflow(density={density!r}): the share that the last round leaves, above 0 and below 1, e.g. 1e-3")
 
     @asking(probes={"flow": Probe(functools.partial(_flow, rounds, density), of="outputs")}, gradients=False)
     def lasting(weight: jax.Array, grad: jax.Array | None, known: Known) -> jax.Array:

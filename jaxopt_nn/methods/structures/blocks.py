@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,52 +42,64 @@ def blocks(inputs: int, outputs: int) -> Structure:
     """
     for length in (inputs, outputs):
         if isinstance(length, bool) or not isinstance(length, int) or (length < 1 and length != -1):
-            raise ValueError(f"blocks({inputs!r}, {outputs!r}): lengths in weights, whole numbers from 1, or -1 for all")
+            raise ValueError(f"blocks({inputs!r}, {outputs!r}): allowed are whole numbers from 1, in weights, and -1 for all")
 
-    def sides(shape: tuple[int, ...], roles: Roles) -> tuple[int, ...]:
-        """The length of a block along each axis of a leaf."""
-        found = [1] * len(shape)
-        plain = [a for a in roles.input if a not in roles.window]
-        for length, axes, every in ((inputs, plain, roles.input), (outputs, list(roles.output), roles.output)):
-            for a in every if length == -1 else axes[-1:]:
-                found[a] = shape[a] if length == -1 else min(length, shape[a])
-        return tuple(found)
+    sides = partial(_sides, inputs, outputs)
+    return Structure(
+        f"blocks({inputs}, {outputs})", _takes, partial(_entries, sides), partial(_spread, sides), partial(_pack, sides),
+        follows=partial(_follows, sides),
+    )  # fmt: skip
 
-    def takes(shape: tuple[int, ...], roles: Roles) -> str | None:
-        return None if roles.input and roles.output else "has no matrix of inputs and outputs"
 
-    def entries(score: jax.Array, roles: Roles) -> jax.Array:
-        own = sides(score.shape, roles)
-        padded = jnp.pad(score, [(0, -n % b) for n, b in zip(score.shape, own)])
-        split = [x for n, b in zip(padded.shape, own) for x in (n // b, b)]
-        total = padded.reshape(split).sum(tuple(range(1, len(split), 2)))
-        counts: Any = np.ones((1,) * score.ndim, np.float32)
-        for a, (n, b) in enumerate(zip(score.shape, own)):
-            along = np.minimum(b, n - b * np.arange(-(-n // b))).astype(np.float32)
-            counts = counts * along.reshape([-1 if i == a else 1 for i in range(score.ndim)])
-        return total / counts
+#: ``(shape, roles) -> the length of a block along each axis of a leaf``.
+Sides = Callable[[tuple[int, ...], Roles], tuple[int, ...]]
 
-    def spread(mask: jax.Array, shape: tuple[int, ...], roles: Roles) -> jax.Array:
-        for a, (n, b) in enumerate(zip(shape, sides(shape, roles))):
-            mask = mask if b == 1 else jax.lax.slice_in_dim(jnp.repeat(mask, b, axis=a), 0, n, axis=a)
-        return mask
 
-    def pack(mask: jax.Array, leaf: Any, roles: Roles) -> Any:
-        return Masked.pack(spread(mask, leaf.shape, roles), leaf, roles.stack, sides(leaf.shape, roles))
+def _sides(inputs: int, outputs: int, shape: tuple[int, ...], roles: Roles) -> tuple[int, ...]:
+    found = [1] * len(shape)
+    plain = [a for a in roles.input if a not in roles.window]
+    for length, axes, every in ((inputs, plain, roles.input), (outputs, list(roles.output), roles.output)):
+        for a in every if length == -1 else axes[-1:]:
+            found[a] = shape[a] if length == -1 else min(length, shape[a])
+    return tuple(found)
 
-    def follows(mask: jax.Array, cut: Cut, roles: Roles) -> jax.Array | str:
-        before, after = sides(cut.shape, roles), sides(cut.small, roles)
-        for a, kept in cut.axes.items():
-            b = before[a]
-            if b == cut.shape[a] and after[a] == cut.small[a]:  # one block along the whole axis
-                continue
-            whole = np.unique(np.asarray(kept) // b)
-            if not np.array_equal(kept, np.concatenate([np.arange(w * b, min((w + 1) * b, cut.shape[a])) for w in whole])):
-                return f"blocks of {b} entries along axis {a} are cut apart"
-            if any((w + 1) * b > cut.shape[a] for w in whole[:-1]) or after[a] != b:
-                return f"blocks along axis {a} are of other lengths"
-            mask = jnp.take(mask, whole, axis=a)
-        return mask
 
-    name = f"blocks({inputs}, {outputs})"
-    return Structure(name, takes, entries, spread, pack, follows=follows)
+def _takes(shape: tuple[int, ...], roles: Roles) -> str | None:
+    return None if roles.input and roles.output else "has no matrix of inputs and outputs"
+
+
+def _entries(sides: Sides, score: jax.Array, roles: Roles) -> jax.Array:
+    own = sides(score.shape, roles)
+    padded = jnp.pad(score, [(0, -n % b) for n, b in zip(score.shape, own)])
+    split = [x for n, b in zip(padded.shape, own) for x in (n // b, b)]
+    total = padded.reshape(split).sum(tuple(range(1, len(split), 2)))
+    counts: Any = np.ones((1,) * score.ndim, np.float32)
+    for a, (n, b) in enumerate(zip(score.shape, own)):
+        along = np.minimum(b, n - b * np.arange(-(-n // b))).astype(np.float32)
+        counts = counts * along.reshape([-1 if i == a else 1 for i in range(score.ndim)])
+    return total / counts
+
+
+def _spread(sides: Sides, mask: jax.Array, shape: tuple[int, ...], roles: Roles) -> jax.Array:
+    for a, (n, b) in enumerate(zip(shape, sides(shape, roles))):
+        mask = mask if b == 1 else jax.lax.slice_in_dim(jnp.repeat(mask, b, axis=a), 0, n, axis=a)
+    return mask
+
+
+def _pack(sides: Sides, mask: jax.Array, leaf: Any, roles: Roles) -> Any:
+    return Masked.pack(_spread(sides, mask, leaf.shape, roles), leaf, roles.stack, sides(leaf.shape, roles))
+
+
+def _follows(sides: Sides, mask: jax.Array, cut: Cut, roles: Roles) -> jax.Array | str:
+    before, after = sides(cut.shape, roles), sides(cut.small, roles)
+    for a, kept in cut.axes.items():
+        b = before[a]
+        if b == cut.shape[a] and after[a] == cut.small[a]:  # one block along the whole axis
+            continue
+        whole = np.unique(np.asarray(kept) // b)
+        if not np.array_equal(kept, np.concatenate([np.arange(w * b, min((w + 1) * b, cut.shape[a])) for w in whole])):
+            return f"blocks of {b} entries along axis {a} are cut apart"
+        if any((w + 1) * b > cut.shape[a] for w in whole[:-1]) or after[a] != b:
+            return f"blocks along axis {a} are of other lengths"
+        mask = jnp.take(mask, whole, axis=a)
+    return mask

@@ -40,7 +40,7 @@ def n_of_m(n: int, m: int, axis: int | None = None) -> Structure:
       skipped  kernel  has 6 entries along axis 0, not a multiple of 4
     """
     if not all(isinstance(x, int) and not isinstance(x, bool) for x in (n, m)) or not 1 <= n < m <= 256:
-        raise ValueError(f"n_of_m(n={n!r}, m={m!r}): keep n of every m entries, whole numbers with 1 <= n < m <= 256")
+        raise ValueError(f"n_of_m(n={n!r}, m={m!r}): allowed are whole numbers with 1 <= n < m <= 256, e.g. n_of_m(2, 4)")
     at = partial(_axis, axis)
 
     def takes(shape: tuple[int, ...], roles: Roles) -> str | None:
