@@ -316,6 +316,8 @@ class Pass(NamedTuple):
       execute: ``(network, plan) -> (network, remap)``. ``remap`` (``Remap``) carries over all that belongs to the network.
       traits: as a transform's: ``name``; ``takes``, which leaves it may cut; ``taps``, ``passes`` and ``needs``, what ``plan``
         must see of the model on data.
+      mend: ``(network, plan, info) -> network`` with other weights of the same shapes, which is then executed; by default
+        that network. A recipe calls it.
 
     Example:
       >>> def apply(v, x):
@@ -331,3 +333,4 @@ class Pass(NamedTuple):
     plan: Callable[..., Plan]
     execute: Callable[[Any, Plan], tuple[Any, Any]]
     traits: Traits
+    mend: Callable[[Any, Plan, Any], Any] = lambda network, plan, info: network

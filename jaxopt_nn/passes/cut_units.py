@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.passes import Pass, Plan
+from jaxopt_nn.core.tap import Probe, Tap
 from jaxopt_nn.core.transform import Traits
 from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.passes.activity import free
 from jaxopt_nn.passes.allocations import Allocation, per_layer
 from jaxopt_nn.passes.choice import Choice, check_share
 from jaxopt_nn.passes.costs import COSTS
 from jaxopt_nn.passes.cutting import execute, layers_of, leaves_of, takes
+from jaxopt_nn.passes.reconstruction import grams, reconstructed
 from jaxopt_nn.passes.scores import Score, norm_product
-from jaxopt_nn.passes.scores.base import lacking, measures
+from jaxopt_nn.passes.scores.base import lacking, measures, touched
 from jaxopt_nn.passes.widths import check_widths, planned_widths
 
 PyTree = Any
@@ -36,6 +39,7 @@ def cut_units(
     multiple: int = 1,
     least: int = 1,
     batch: int | None = None,
+    reconstruct: bool = False,
 ) -> Pass:
     """Cuts units out of a network: neurons, channels, heads, and what else its axes hold, with all that touches them.
 
@@ -60,6 +64,9 @@ def cut_units(
       protect: a pattern, or several, over the same names; these layers stay whole.
       multiple: lengths of cut axes are multiples of this: 8 or 128 for what hardware does best.
       least: units that stay in each layer at least.
+      reconstruct: whether the weights that read the units are refitted to make up for those that go, by least squares on the
+        calibration data: in a recipe, or by ``cut.execute(cut.mend(network, plan, info), plan)``. ``info`` is then needed
+        whatever the score.
       batch: examples in a call whose latency is measured; as many as the inputs of ``plan`` have if None.
 
     Returns:
@@ -104,11 +111,19 @@ def cut_units(
         cost = COSTS[kind](network, inputs, batch) if kind in COSTS else None
         return choice.plan(layers, leaves, inputs, info, network.still, cost)
 
-    needs = frozenset({"couplings"}) if measures(score) else frozenset[str]()
-    passes = 1 if measures(score) else 0
-    return Pass(
-        plan, execute, Traits(takes, leaf_local=False, needs=needs, taps=lacking(score), passes=passes, name=NAME)
-    )
+    def taps(info: ModelInfo) -> dict[StatKey, Tap | Probe]:
+        wanted = lacking(score)(info)
+        layers = free(touched(info, (leaf.path for leaf in info.leaves)))
+        fit = grams(info, layers) if reconstruct else {}
+        return wanted | {key: tap for key, tap in fit.items() if key not in info.stats}
+
+    def mend(network: Network, plan: Plan, info: ModelInfo) -> Network:
+        return reconstructed(network, plan, info, layers_of(network, info, *plan.inputs)) if reconstruct else network
+
+    sees = measures(score) or reconstruct
+    needs = frozenset({"couplings"} if sees else ())
+    traits = Traits(takes, leaf_local=False, needs=needs, taps=taps, passes=int(sees), name=NAME)
+    return Pass(plan, execute, traits, mend)
 
 
 def _budget(**kinds: Any) -> tuple[str, Any]:
