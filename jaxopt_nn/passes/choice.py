@@ -86,8 +86,9 @@ class Choice:
         open_layers = {name: c for name, c in layers.items() if name not in notes}
         scores, values = {}, measured(self.name, self.score, info, open_layers)
         dense = {path: densify(x) for path, x in leaves.items()}
+        sites = {site.name: site for site in info.sites}
         for name, c in open_layers.items():
-            own = scored(self.score, Units(name, c.group, dense, c.reads, values, still))
+            own = scored(self.score, Units(name, c.group, dense, c.reads, values, still, sites))
             if own is None:
                 notes[name] = "the score says nothing of it"
             else:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import Coupling, ModelInfo, Site, StatKey
+from jaxopt_nn.core.model import Coupling, ModelInfo, Read, Site, StatKey
 from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.tap import Tap
@@ -31,9 +31,9 @@ def reconstructed(network: Network, plan: Plan, info: ModelInfo, layers: Mapping
     """The network whose weights that stay make up for the units that the plan takes out; shapes are as before.
 
     Of each site ``x @ w`` that reads such units, ``w`` is replaced by the least-squares solution over the calibration data in
-    which the rows of the units are zero: ``w_K + (G_KK + d I)^-1 G_KD w_D`` with ``G = x^T x``, ``K`` what stays, ``D`` what goes
-    and ``d`` 1 % of the mean of G's diagonal. That is the joint optimal update of OBS for a set of weights (Hassibi & Stork
-    1993; for structures Kurtic et al. 2023, ZipLM, eq. 3). Each site is refitted on the inputs that it has in the whole network.
+    which the rows of the units are zero: ``w_K + (G_KK + d I)^-1 G_KD w_D`` with ``G = x^T x``, ``K`` what stays, ``D`` what
+    goes and ``d`` 1 % of the mean of G's diagonal. That is the joint optimal update of OBS for a set of weights (Hassibi &
+    Stork 1993; for structures Kurtic et al. 2023, ZipLM). Each site is refitted on the inputs that it has in the whole network.
     Weights that several sites read, or that are computed before use, stay as they are.
 
     Raises:
@@ -71,11 +71,21 @@ def refitted(w: np.ndarray, gram: np.ndarray, off: np.ndarray) -> np.ndarray:
     if off.all():
         return out
     stay = ~off
-    damping = DAMPING * np.einsum("...ii->...", gram).real / len(off)
-    damping = np.where(damping > 0, damping, 1.0)[..., None, None]
-    own = gram[..., stay, :][..., stay] + damping * np.eye(int(stay.sum()))
+    own = damped(gram)[..., stay, :][..., stay]
     out[..., stay, :] += np.linalg.solve(own, gram[..., stay, :][..., off] @ w[..., off, :])
     return out
+
+
+def damped(gram: np.ndarray) -> np.ndarray:
+    """A Gram ``[..., I, I]`` with 1 % of the mean of its diagonal on the diagonal; with 1 where that is zero."""
+    damping = DAMPING * np.einsum("...ii->...", gram).real / gram.shape[-1]
+    return gram + np.where(damping > 0, damping, 1.0)[..., None, None] * np.eye(gram.shape[-1])
+
+
+def row_units(read: Read) -> np.ndarray:
+    """Of each input of a site the unit that it belongs to, int ``[I]``, -1 for none."""
+    along = read.units.reshape([-1 if i == read.axis else 1 for i in range(len(read.shape))])
+    return np.broadcast_to(along, read.shape).reshape(-1)
 
 
 def _single(info: ModelInfo) -> Iterator[Site]:
@@ -97,8 +107,7 @@ def _rows_off(plan: Plan, layers: Mapping[str, Coupling]) -> dict[str, np.ndarra
         if not layer.cut or layer.name not in layers:
             continue
         for read in layers[layer.name].reads:
-            gone = (read.units >= 0) & layer.off[read.units]
-            along = gone.reshape([-1 if i == read.axis else 1 for i in range(len(read.shape))])
-            rows = np.broadcast_to(along, read.shape).reshape(-1)
-            off[read.site] = off.get(read.site, np.zeros(len(rows), bool)) | rows
+            units = row_units(read)
+            gone = (units >= 0) & layer.off[units]
+            off[read.site] = off.get(read.site, np.zeros(len(gone), bool)) | gone
     return off

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.model import AxisGroup, Coupling, Member, Read
+from jaxopt_nn.core.model import AxisGroup, Coupling, Member, Read, Site
 from jaxopt_nn.passes.activity import TAP, Activity, joined
 
 #: Members of which the entries of a unit are zero where the unit is; a ``divisor`` is only cut.
@@ -26,6 +26,7 @@ class Units:
       leaves: ``{path: array}`` of the network, dense.
       reads: the sites that contract the units.
       stats: ``{name: {site or path: statistic}}``, what the score asks for by its attributes ``taps`` and ``probes``.
+      sites: the network's, by name, those that ``calibrate`` or ``inspect`` has seen.
       still: paths that no optimizer moves, such as running statistics: no weights.
 
     Example:
@@ -43,6 +44,7 @@ class Units:
     reads: tuple[Read, ...] = ()
     stats: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     still: Collection[str] = ()
+    sites: Mapping[str, Site] = dataclasses.field(default_factory=dict)
 
     @property
     def size(self) -> int:

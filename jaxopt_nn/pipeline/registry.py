@@ -79,6 +79,7 @@ SCORES: dict[str, scores.Score] = {
     "largest_activation": scores.largest_activation,
     "mean_activation": scores.mean_activation,
     "norm_product": scores.norm_product,
+    "removal_error": scores.removal_error,
     "taylor": scores.taylor,
 }
 UNIT_ALLOCATIONS = {"across_layers": across_layers, "per_layer": per_layer}

@@ -58,6 +58,24 @@ def test_a_network_is_refitted_where_it_reads_units_that_go():
         only.mend(net, plan, jn.inspect(apply, variables, x))
 
 
+def test_the_removal_error_is_that_of_the_refit():
+    """Each unit goes alone, and the reader is fitted without it; the penalty on the change counts as error."""
+    apply, variables, x = mlp()
+    net, found = jn.Network(apply, variables), {}
+    spy = lambda units: found.setdefault(units.name, jn.scores.removal_error(units))
+    spy.taps = jn.scores.removal_error.taps
+    cut = jn.cut_units(spy, share=0.3)
+    cut.plan(net, jn.calibrate(net, cut, [x]), x)
+    for (name, scores), reader, h in zip(found.items(), ("Dense_1", "Dense_2"), hidden(variables, x), strict=True):
+        w, h = np.float64(variables["params"][reader]["kernel"]), np.float64(h)
+        damping = DAMPING * np.square(h).sum() / h.shape[1]
+        for unit in range(len(w)):
+            own = np.zeros_like(w)
+            own[np.arange(len(w)) != unit] = ridge(h, w, np.arange(len(w)) == unit)
+            error = np.square(h @ own - h @ w).sum() + damping * np.square(own - w).sum()
+            assert scores[unit] == pytest.approx(error, rel=1e-3), (name, unit)
+
+
 def test_channels_of_convolutions_and_a_recipe():
     net, x = network(LeNet5((4, 6), 8), 24, 28, 28, 1)
     y = np.argmax(net(x), 1).astype(np.int32)

@@ -116,6 +116,28 @@ def test_a_pass_by_name():
             registry.stages([{"name": "x", **wrong}])
 
 
+def test_scores_and_allocations_by_name():
+    """Each is the pass that Python makes of the parts; what draws at random gets a key of the recipe's seed."""
+    taylor = {"score": "taylor", "macs": 0.5, "allocation": "across_layers", "multiple": 4}
+    (stage,) = registry.stages([{"name": "cut", "method": "cut_units", **taylor}])
+    cut = jn.cut_units(jn.scores.taylor, macs=0.5, allocation=jn.across_layers, multiple=4)
+    info = jn.calibrate(NETWORK, cut, TASK)
+    assert stage.transform.plan(NETWORK, info, X).to_json() == cut.plan(NETWORK, info, X).to_json()
+    kept = []
+    for seed in (0, 0, 1):
+        entry = {"name": "cut", "method": "cut_units", "score": "random", "share": 0.5}
+        (stage,) = registry.stages([entry], seed)
+        kept.append(stage.transform.plan(NETWORK, jn.ModelInfo(), X).kept["up"].tolist())
+    assert kept[0] == kept[1] != kept[2]
+    for wrong, said in (
+        ({"score": "tailor"}, "score 'tailor' is unknown; nearest: taylor"),
+        ({"allocation": "erk"}, "allocation of units 'erk' is unknown; nearest: .*per_layer"),
+        ({"score": {"name": "norm_scale", "patern": "*"}}, "has no 'patern'; nearest: pattern"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            registry.stages([{"name": "cut", "method": "cut_units", "share": 0.5, **wrong}])
+
+
 def test_groups_that_a_cut_breaks_show_before_any_training():
     stages = [
         jn.Stage("w4", jn.where("down", jn.quantize(4, group=4)), epochs=5),

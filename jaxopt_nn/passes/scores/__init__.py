@@ -19,6 +19,7 @@ from jaxopt_nn.passes.scores.geometric_median import geometric_median
 from jaxopt_nn.passes.scores.norm_scale import norm_scale
 from jaxopt_nn.passes.scores.norms import l1_norm, l2_norm, norm_product
 from jaxopt_nn.passes.scores.random import random
+from jaxopt_nn.passes.scores.removal_error import removal_error
 from jaxopt_nn.passes.scores.taylor import taylor
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "norm_product",
     "norm_scale",
     "random",
+    "removal_error",
     "taylor",
 ]
