@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -57,8 +58,14 @@ class Units:
         return joined(Coupling(self.group, self.reads), self.stats[TAP])
 
     def weights(self, path: str) -> np.ndarray:
-        """The leaf at ``path``, float64."""
-        return np.asarray(self.leaves[path]).astype(np.float64)
+        """The leaf at ``path``, float64.
+
+        Raises:
+          ValueError: it is abstract.
+        """
+        if isinstance(leaf := self.leaves[path], jax.ShapeDtypeStruct):
+            raise ValueError(f"{path}: is abstract, so that its weights can't be scored; pass arrays, or scores.random(0)")
+        return np.asarray(leaf).astype(np.float64)
 
     def members(self, *roles: str) -> list[Member]:
         """The members of these roles, without those that are ``still``; of all but ``divisor`` where none is named."""

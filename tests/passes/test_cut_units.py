@@ -221,6 +221,16 @@ def test_pinned_units_are_not_cut_by_an_edited_plan():
         cut.execute(net, jn.Plan.from_json(json.dumps(text)))
 
 
+def test_abstract_networks_are_planned_where_no_weight_is_asked_for():
+    net, x = mlp(12, 6)
+    abstract = net.replace(variables=jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype), net.variables))
+    random = jn.cut_units(jn.scores.random(0), macs=0.5)
+    plans = [random.plan(own, KNOWS_NOTHING, x) for own in (net, abstract)]
+    assert plans[0].to_json() == plans[1].to_json()
+    with pytest.raises(ValueError, match=r"Dense_0/kernel: is abstract, so that its weights can't be scored; pass arrays"):
+        executed(abstract, x, macs=0.5)
+
+
 def test_calibration_that_is_empty_or_no_number():
     net, x = mlp(12, 6)
     cut = jn.cut_units(jn.scores.largest_activation, threshold=0.0)

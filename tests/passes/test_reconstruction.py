@@ -54,7 +54,7 @@ def test_a_network_is_refitted_where_it_reads_units_that_go():
     plan = only.plan(net, info, x)
     off = lambda n: float(jnp.linalg.norm(n(x) - net(x)))
     assert off(only.execute(only.mend(net, plan, info), plan)[0]) < off(only.execute(net, plan)[0])
-    with pytest.raises(ValueError, match="the refit of .* needs its inputs on data; pass info=calibrate"):
+    with pytest.raises(ValueError, match=r"the refit of .* needs its inputs on data; pass info=calibrate"):
         only.mend(net, plan, jn.inspect(apply, variables, x))
 
 

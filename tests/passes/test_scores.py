@@ -112,7 +112,7 @@ def test_random_scores_differ_by_layer_and_are_those_of_the_key():
 
 
 def test_scores_that_are_none():
-    with pytest.raises(ValueError, match="scores of shape .3,.; pass one for each of 4 units"):
+    with pytest.raises(ValueError, match=r"scores of shape .3,.; pass one for each of 4 units"):
         scored(lambda units: np.ones(3), UNITS)
     with pytest.raises(ValueError, match="1 of 4 scores are NaN"):
         scored(lambda units: [1, 2, np.nan, 4], UNITS)

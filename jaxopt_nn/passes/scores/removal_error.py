@@ -52,9 +52,15 @@ def _errors(units: Units, read: Read, site: Site) -> np.ndarray:
     w = np.asarray(site.matrix(units.leaves[site.leaf or ""])).astype(np.float64)
     inverse = np.linalg.inv(damped(np.asarray(units.stats[GRAM][read.site]).astype(np.float64)))
     rows = row_units(read)
+    order = np.argsort(rows, kind="stable")[np.sum(rows < 0) :]
+    counts = np.bincount(rows[order], minlength=units.size)
+    starts = np.cumsum(counts) - counts
     total = np.zeros(units.size)
-    for unit in range(units.size):
-        own = rows == unit
+    for count in set(counts.tolist()) - {0}:
+        alike = np.flatnonzero(counts == count)
+        own = order[starts[alike][:, None] + np.arange(count)]  # [units, rows of each]
         part = w[..., own, :]
-        total[unit] = np.sum(part * np.linalg.solve(inverse[..., own, :][..., own], part))
+        blocks = inverse[..., own[:, :, None], own[:, None, :]]
+        errors = part * np.linalg.solve(blocks, part)
+        total[alike] = errors.sum(axis=(-2, -1)).reshape(-1, len(alike)).sum(0)
     return total
