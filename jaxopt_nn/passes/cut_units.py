@@ -92,13 +92,7 @@ def cut_units(
     budget = _budget(
         share=share, params=params, macs=macs, nbytes=nbytes, latency=latency, threshold=threshold, widths=widths
     )
-    for key, number in (("multiple", multiple), ("least", least), ("batch", 1 if batch is None else batch)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{NAME}({key}={number!r}): allowed are the whole numbers from 1")
-    parts: tuple[tuple[str, Any, str], ...] = (("score", score, "scores.l2_norm"), ("allocation", allocation, "per_layer"))
-    for key, part, example in parts:
-        if not callable(part):
-            raise TypeError(f"{NAME}({key}={part!r}): pass a callable, e.g. jn.{example}")
+    _check(score, allocation, multiple=multiple, least=least, batch=1 if batch is None else batch)
     protected = (protect,) if isinstance(protect, str) else tuple(protect)
     choice = Choice(NAME, score, budget, allocation, protected, multiple, least)
 
@@ -124,6 +118,15 @@ def cut_units(
     needs = frozenset({"couplings"} if sees else ())
     traits = Traits(takes, leaf_local=False, needs=needs, taps=taps, passes=int(sees), name=NAME)
     return Pass(plan, execute, traits, mend)
+
+
+def _check(score: Any, allocation: Any, **numbers: Any) -> None:
+    for key, part, example in (("score", score, "scores.l2_norm"), ("allocation", allocation, "per_layer")):
+        if not callable(part):
+            raise TypeError(f"{NAME}({key}={part!r}): pass a callable, e.g. jn.{example}")
+    for key, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{NAME}({key}={number!r}): allowed are the whole numbers from 1")
 
 
 def _budget(**kinds: Any) -> tuple[str, Any]:
