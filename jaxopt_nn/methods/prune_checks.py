@@ -42,10 +42,10 @@ def check_parts(
             "allocation=global_budget, or magnitude"
         )
     first = regrow.start if isinstance(regrow, Regrowth) else None
-    if (wants.gradients or (wants.memory.keys() - wants.probes.keys())) and not (callable(amount) or first):
+    if (wants.gradients or (wants.memory.keys() - wants.probes.keys())) and start > 0 and first is None:
         raise ValueError(
-            f"prune: {_named(criterion)} needs gradients, which update gets and init does not, and a number prunes in init: "
-            f"pass a schedule, e.g. {SCHEDULE}"
+            f"prune: {_named(criterion)} needs gradients, which update gets and init does not, and {start:g} is asked for in "
+            f"init: pass a schedule that starts at 0, e.g. {SCHEDULE}"
         )
     return amount, start
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxopt_nn.coding.artifact import Artifact, load_artifact, read_files, save_artifact
+from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.rule import Rule, described, rule_of
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.export.imported import imported
 from jaxopt_nn.export.programs import Programs, as_files, of_files
+from jaxopt_nn.interpret.flow.shrunk import Shrunk
 from jaxopt_nn.interpret.network import Network, network_of
 
 PyTree = Any
@@ -29,9 +32,10 @@ def save(
 
     Args:
       network: in stored form, so that it weighs what it should. Its rules are written by the names of their factories
-        (``rule_factory``), their states beside the variables. Its functions are not: they are code.
+        (``rule_factory``), their states beside the variables. Its functions are not: they are code. Of a network that was cut
+        the plans are written, so that ``load`` takes the function of the whole one.
       programs: ``exported(network, inputs)``: then ``load`` needs no code. They add their bytes.
-      recipe, extra, overwrite: as for ``save_artifact``; ``extra`` gets ``rules`` and ``still``.
+      recipe, extra, overwrite: as for ``save_artifact``; ``extra`` gets ``rules``, ``plans`` and ``still``.
 
     Raises:
       TypeError: no ``Network``. Else as ``save_artifact``.
@@ -49,10 +53,9 @@ def save(
     states = {site: {"learnt": state.learnt, "carried": state.carried} for site, state in network.states.items()}
     still = sorted(network.still)
     rules = [{"pattern": pattern, "name": rule.name, "made": described(rule)} for pattern, rule in network.rules]
-    return save_artifact(
-        directory, {"variables": network.variables, "states": states}, recipe=recipe,
-        extra={**(extra or {}), "rules": rules, "still": still}, files=as_files(programs or {}), overwrite=overwrite,
-    )  # fmt: skip
+    own = {**(extra or {}), "rules": rules, "plans": _plans(network.apply), "still": still}
+    tree, files = {"variables": network.variables, "states": states}, as_files(programs or {})
+    return save_artifact(directory, tree, recipe=recipe, extra=own, files=files, overwrite=overwrite)
 
 
 def load(
@@ -101,7 +104,28 @@ def network_from(tree: PyTree, manifest: Mapping[str, Any], apply: Callable[...,
     """``load`` of what ``load_artifact`` gave; ``name`` is what messages call it."""
     said = _check_network(tree, manifest, name)
     found = tuple((each["pattern"], _made(each, name)) for each in said) if rules is None else rules
-    return Network(apply, tree["variables"], found, _states(tree), still=frozenset(manifest["extra"].get("still", ())))
+    extra = manifest["extra"]
+    run = _cut(apply, extra.get("plans", []), name)
+    return Network(run, tree["variables"], found, _states(tree), still=frozenset(extra.get("still", ())))
+
+
+def _plans(apply: Callable[..., PyTree]) -> list[str]:
+    """What was cut of a network, first to last."""
+    if not isinstance(apply, Shrunk):
+        return []
+    return [*_plans(apply.whole), dataclasses.replace(apply.plan, inputs=()).to_json()]
+
+
+def _cut(apply: Callable[..., PyTree], plans: Sequence[str], name: str) -> Callable[..., PyTree]:
+    """The function of the network that was saved, of its model's or of its own."""
+    while plans and isinstance(apply, Shrunk):
+        apply = apply.whole
+    for plan in plans:
+        try:
+            apply = Shrunk(apply, Plan.from_json(plan))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return apply
 
 
 def _check_network(tree: PyTree, manifest: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:

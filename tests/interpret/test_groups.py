@@ -174,10 +174,12 @@ X = jnp.asarray(np.random.default_rng(9).standard_normal((2, 6)), jnp.float32)
 PINNED = {
     "reaches an output": lambda v, x: jax.nn.relu(x @ v["a"]),
     "is an axis of an input": lambda v, x: (x @ v["a"] + x) @ v["b"],
-    "`reduce_max` reduces over it": lambda v, x: jax.nn.softmax(x @ v["a"]) @ v["b"],
-    "`reduce_sum` reduces over it, and it is not zero there": lambda v, x: (
-        (d := (h := x @ v["a"]) - h.mean(-1, keepdims=True)) * lax.rsqrt((d * d).mean(-1, keepdims=True) + 1e-6)
-    ) @ v["b"],
+    "`reduce_max` reduces over it, and units differ there": lambda v, x: (
+        x[:, :1] * (x @ v["a"] + jnp.arange(6.0).reshape(1, 6)).max(1, keepdims=True)
+    ),
+    "`reduce_sum` reduces over it, and units differ there": lambda v, x: (
+        x[:, :1] * (jnp.cos(x @ v["a"]) * jnp.arange(6.0).reshape(1, 6)).sum(1, keepdims=True)
+    ),
     "a dot sums over it, and it is not zero there": lambda v, x: jnp.cos(x @ v["a"]) @ jnp.cos(x @ v["b"]).T,
     "`argmax` reduces over it": lambda v, x: x[:, :1] * jnp.argmax(x @ v["a"], 1, keepdims=True),
     "`sort` orders it": lambda v, x: jnp.sort(x @ v["a"]) @ v["b"],
@@ -223,6 +225,13 @@ COUPLED = {
     "padded": lambda v, x: jnp.pad(x @ v["a"], ((0, 0), (1, 1)))[:, 1:7] @ v["b"],
     "summed along": lambda v, x: jnp.cumsum(x @ v["a"], 1) @ v["b"],
     "every second": lambda v, x: (x @ v["a"])[:, ::2] @ v["b"][:3],
+    "in a softmax": lambda v, x: jax.nn.softmax(x @ v["a"]) @ v["b"],
+    "in a variance of two passes": lambda v, x: (
+        (d := (h := x @ v["a"]) - h.mean(-1, keepdims=True)) * lax.rsqrt((d * d).mean(-1, keepdims=True) + 1e-6)
+    ) @ v["b"],
+    "where the largest counts": lambda v, x: x[:, :1] * jnp.tanh(x @ v["a"]).max(1, keepdims=True) + (x @ v["a"]) @ v["b"],
+    "in a sum of what is not zero": lambda v, x: x * jnp.cos(x @ v["a"]).sum(1, keepdims=True) + jnp.exp(x @ v["a"]) @ v["b"],
+    "in a product": lambda v, x: x * (jnp.cos(x @ v["a"]) + 2).prod(1, keepdims=True) + (x @ v["a"]) @ v["b"],
     "in a branch": lambda v, x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x @ v["a"]) @ v["b"],
     "in a scan": lambda v, x: lax.scan(lambda c, _: (jnp.tanh(c @ v["b"]), None), x @ v["a"], None, length=2)[0] @ v["c"],
     "in a loop": lambda v, x: lax.fori_loop(0, 3, lambda i, c: jnp.tanh(c @ v["b"]), x @ v["a"]) @ v["c"],

@@ -56,13 +56,27 @@ def test_the_program_answers_as_the_code_on_any_batch_and_on_eight_devices(shipp
     assert jn.load(workdir / "artifact", apply).states.keys() == {"up", "layers", "down"}
 
 
-def test_a_network_that_was_cut_runs_from_its_program(tmp_path):
-    recipe = [jn.Stage("cut", jn.cut_units(share=0.5)), jn.Stage("w4", jn.quantize(4))]
-    network = jn.Network(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], {k: WEIGHTS[k] for k in ("up", "down")})
+def narrow(v, x):
+    """Holds its widths, 12, in its code."""
+    h = (x @ v["up"]).reshape(-1, 3, 4)
+    h = h - h.sum((1, 2), keepdims=True) / 12
+    return jax.nn.relu(h).reshape(-1, 12) @ v["down"]
+
+
+def test_a_network_that_was_cut_runs_from_its_program_and_from_its_models_function(tmp_path):
+    """Two cuts, one after the other; with and without the code, for any batch."""
+    twice = [jn.Stage(name, jn.cut_units(share=0.3)) for name in ("cut", "again")]
+    network = jn.Network(narrow, {k: WEIGHTS[k] for k in ("up", "down")})
+    recipe = [*twice, jn.Stage("w4", jn.quantize(4))]
     result = jn.compress(network, recipe, TASK, workdir=tmp_path, latency=False, export=["cpu"])
-    assert result.params["up"].shape == (8, 6)
-    np.testing.assert_allclose(jn.load(tmp_path / "artifact")(X), result.network(X), atol=1e-5)
+    assert result.params["up"].shape == (8, 1 * 2) and result.params["down"].shape == (1 * 2, 3)
+    for again in (jn.load(tmp_path / "artifact"), *(jn.load(tmp_path / "artifact", f) for f in (narrow, result.network.apply))):
+        for rows in (1, 5, 48):
+            np.testing.assert_allclose(again(X[:rows]), result.network(X[:rows]), atol=1e-5)
     assert {p.name for p in (tmp_path / "artifact" / "programs").iterdir()} == {"cpu.prepare", "cpu.run"}
+    other = jn.Network(apply, WEIGHTS)
+    with pytest.raises(ValueError, match="layers"):
+        jn.load(tmp_path / "artifact", other.apply)(X)
 
 
 def test_what_can_not_be_exported_is_said_and_nothing_is_lost(tmp_path, capsys):

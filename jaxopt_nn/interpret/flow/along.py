@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxopt_nn.interpret import primitives
 from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.dims import Axes
 from jaxopt_nn.interpret.flow.entry import (
@@ -18,6 +19,7 @@ from jaxopt_nn.interpret.flow.entry import (
     must_be_zero,
     never,
 )
+from jaxopt_nn.interpret.flow.rest import COMPLETE, place
 
 
 def _reduced_axes(call: Call) -> tuple[int, ...]:
@@ -29,20 +31,27 @@ def _reduce(call: Call) -> list[Axes]:
     return [tuple(a for i, a in enumerate(call.ins[0]) if i not in gone)] * len(call.eqn.outvars)
 
 
-def _reduce_sum_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
-    for i in _reduced_axes(call):
-        must_be_zero(call.ins[0][i], zeros, notes, f"`{call.name}` reduces over it, and it is not zero there")
-    return moved(call, zeros, notes)
-
-
 def _reduce_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    """What is summed must be zero in cut units, or the same in all of them; of several such axes one."""
+    rests = 0
     for i in _reduced_axes(call):
-        notes.pin(call.ins[0][i], f"`{call.name}` reduces over it")
+        axis = call.ins[0][i]
+        if zeros[0].everywhere or (call.name == "reduce_sum" and all(zeros[0].at(a) for a in dims.atoms(axis))):
+            continue
+        atom = None if axis is None else dims.root(axis)
+        known = atom is not None and place(call.ins[0], atom) == i and (zeros[0].at(atom) or atom in zeros[0].same)
+        if known and call.name in COMPLETE and not rests:
+            rests += 1
+            notes.completes(i)
+        else:
+            enough = zeros if call.name == "reduce_sum" else []
+            must_be_zero(axis, enough, notes, f"`{call.name}` reduces over it, and units differ there")
     return moved(call, zeros, notes)
 
 
 def _arg_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
-    _reduce_zeros(call, zeros, notes)
+    for i in _reduced_axes(call):
+        notes.pin(call.ins[0][i], f"`{call.name}` reduces over it")
     return [NOWHERE] * len(call.outs)
 
 
@@ -86,8 +95,7 @@ def _top_k(call: Call) -> list[Axes]:
 
 
 ALONG: dict[str, Entry] = {
-    "reduce_sum": Entry(_reduce, _reduce_sum_zeros),
-    **dict.fromkeys("reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_xor".split(), Entry(_reduce, _reduce_zeros)),
+    **dict.fromkeys(primitives.REDUCTIONS, Entry(_reduce, _reduce_zeros)),
     **dict.fromkeys(("argmax", "argmin"), Entry(_reduce, _arg_zeros)),
     **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum".split(), Entry(_keep_axes, _cumulative_zeros)),
     "sort": Entry(_sort, never),

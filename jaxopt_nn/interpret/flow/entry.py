@@ -28,10 +28,14 @@ class Call(NamedTuple):
 
 
 class Zero(NamedTuple):
-    """Where a value is zero once units are: everywhere, or in all entries of a cut unit of these atoms."""
+    """Where a value is zero once units are: everywhere, or in all entries of a cut unit of these atoms.
+
+    ``same``: atoms along which it is not zero, but the same in all cut units (``rest``).
+    """
 
     everywhere: bool = False
     atoms: frozenset[Dim] = frozenset()
+    same: frozenset[Dim] = frozenset()
 
     def at(self, atom: Dim) -> bool:
         return self.everywhere or atom in self.atoms
@@ -46,6 +50,9 @@ class Notes(Protocol):
 
     def pin(self, axis: Axis, reason: str) -> None:
         """None of the axis' atoms may be cut."""
+
+    def completes(self, i: int) -> None:
+        """The equation reduces over axis ``i`` of its operand, and the rest is to be added."""
 
     def divides(self, operand: int, atom: Dim) -> None:
         """The operand is zero along the atom, where the equation is not finite at zero."""

@@ -16,6 +16,7 @@ class Flow(Ties):
 
     Attributes:
       divisors: ``(path, atom)`` of leaves that divide: cut with the others, but never set to zero.
+      rests, zeros, same: as ``rests``, ``operands`` and ``same`` of ``Zeros``.
     """
 
     def __init__(self, program: Program, paths: Sequence[str]):
@@ -29,6 +30,7 @@ class Flow(Ties):
         self.divisors: frozenset[tuple[str, Dim]] = frozenset()
         while not (zeros := Zeros(self, self.divisors)).divisors <= self.divisors:
             self.divisors |= zeros.divisors
+        self.rests, self.zeros, self.same = zeros.rests, zeros.operands, zeros.same
         for atom, reason in zeros.pins.items():
             dims.pin(atom, reason)
 

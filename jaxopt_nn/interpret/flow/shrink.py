@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.flow import dims
-from jaxopt_nn.interpret.flow.dims import Axes
-from jaxopt_nn.interpret.flow.entry import Call, Kept
+from jaxopt_nn.interpret.flow.derivatives import Derivative
+from jaxopt_nn.interpret.flow.dims import Axes, Dim
+from jaxopt_nn.interpret.flow.entry import Call, Kept, Zero
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.flow.places import WHOLE
+from jaxopt_nn.interpret.flow.rest import COMPLETE
 from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.tags import Key
 
@@ -33,12 +37,15 @@ def shrunk(flow: Flow, kept: Kept, args: Sequence[Any]) -> list[Any]:
 
 
 class _Value:
-    """An array, and whether it is whole: not cut yet, as nothing but constants lies behind it."""
+    """An array, and whether it is whole: not cut yet, as nothing but constants lies behind it.
 
-    __slots__ = ("array", "whole")
+    ``rest``: gives what it is in the cut units of an atom, of length one along it, where that is the same in all (``rest.py``).
+    """
 
-    def __init__(self, array: Any, whole: bool = False):
-        self.array, self.whole = array, whole
+    __slots__ = ("array", "rest", "whole")
+
+    def __init__(self, array: Any, whole: bool = False, rest: Callable[[Dim], Any] | None = None):
+        self.array, self.whole, self.rest = array, whole, rest
 
 
 class _Shrinking:
@@ -74,17 +81,40 @@ class _Shrinking:
             return _INNER[name](self, eqn, operands, key)
         call = self._flow.calls[key]
         arrays = [self._cut(v.array, axes) if v.whole else v.array for v, axes in zip(operands, call.ins, strict=True)]
-        return [_Value(x) for x in self._bind(call, arrays)]
-
-    def _bind(self, call: Call, arrays: list[Any]) -> list[Any]:
-        name, params = call.name, call.eqn.params
+        outs = _bind(call, arrays, self._kept)
         if name in WHOLE:
-            return [self._cut(x, axes) for x, axes in zip(jaxprs.bind(call.eqn, arrays), call.outs, strict=True)]
-        entry = PRIMITIVES.get(name)
-        if entry is not None and entry.params is not None:
-            params = {**params, **entry.params(call, self._kept)}
-        out = call.eqn.primitive.bind(*arrays, **call.eqn.primitive.get_bind_params(params))
-        return list(out) if call.eqn.primitive.multiple_results else [out]
+            outs = [self._cut(x, axes) for x, axes in zip(outs, call.outs, strict=True)]
+        if key in self._flow.rests:
+            outs = [self._completed(outs[0], call, operands, key)]
+        known = self._flow.same.get(key, frozenset()).intersection(self._kept)
+        rest = functools.partial(self._rest, call, operands, arrays, key) if known else None
+        return [_Value(x, rest=rest) for x in outs]
+
+    def _completed(self, out: Any, call: Call, operands: list[_Value], key: Key) -> Any:
+        """A reduction over what is kept, with what the cut units would have given."""
+        axis = call.ins[0][self._flow.rests[key]]
+        assert axis is not None
+        atom = dims.root(axis)
+        if atom not in self._kept:
+            return out
+        one = self._rest_of(operands[0], call.ins[0], self._flow.zeros[key][0], atom)
+        (rest,) = _bind(call, [one], self._kept)
+        return COMPLETE[call.name](out, rest, atom.size - len(self._kept[atom]))
+
+    def _rest(self, call: Call, operands: list[_Value], arrays: list[Any], key: Key, atom: Dim) -> Any:
+        """The first result of an equation in a cut unit of the atom: the equation on its operands there."""
+        zeros = self._flow.zeros[key]
+        rests = [
+            self._rest_of(v, axes, zero, atom) if any(atom in dims.atoms(a) for a in axes) else x
+            for v, x, axes, zero in zip(operands, arrays, call.ins, zeros, strict=True)
+        ]
+        return _bind(call, rests, {**self._kept, atom: np.zeros(1, int)})[0]
+
+    def _rest_of(self, value: _Value, axes: Axes, zero: Zero, atom: Dim) -> Any:
+        if zero.at(atom):
+            return jnp.zeros([1 if atom in dims.atoms(a) else dims.size(a, self._kept) for a in axes], value.array.dtype)
+        assert value.rest is not None
+        return value.rest(atom)
 
     # -- inner jaxprs --------------------------------------------------------------------------------------------------
 
@@ -96,12 +126,25 @@ class _Shrinking:
             for v, axes in zip(operands, ins, strict=True)
         ]
 
+    def derivative(self, key: Key) -> Derivative | None:
+        return self._flow.derivatives.get(key)
+
     def body(self, body: Any, args: Sequence[_Value], key: Key) -> list[_Value]:
         outs = self.run(body.jaxpr, body.consts, args, key)
         ends = self._flow.ends.get(key, [None] * len(outs))
         return [
             _Value(self._cut(v.array, axes)) if v.whole and axes is not None else v for v, axes in zip(outs, ends, strict=True)
         ]
+
+
+def _bind(call: Call, arrays: list[Any], kept: Kept) -> list[Any]:
+    """The equation, with its parameters for the sizes that are kept."""
+    params, primitive = call.eqn.params, call.eqn.primitive
+    entry = PRIMITIVES.get(call.name)
+    if entry is not None and entry.params is not None:
+        params = {**params, **entry.params(call, kept)}
+    out = primitive.bind(*arrays, **primitive.get_bind_params(params))
+    return list(out) if primitive.multiple_results else [out]
 
 
 class _Traced:
@@ -128,6 +171,49 @@ def _arrays(values: Sequence[_Value]) -> list[Any]:
 def _inline(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
     (body,) = jaxprs.bodies(eqn) or ()
     return s.body(body, operands, (*key, 0))
+
+
+def _custom_jvp(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+    """The model's own rule, on the sizes that are left."""
+    (body,) = jaxprs.bodies(eqn) or ()
+    rule = s.derivative(key)
+    if rule is None or rule.tangents is None:
+        return _inline(s, eqn, operands, key)
+    run = _Traced(s, body, (*key, 0), operands)
+    slope = _Traced(s, rule.tangents, (*key, 1), [*operands, *(operands[i] for i in rule.inputs)])
+    function = jax.custom_jvp(lambda *arrays: tuple(run(arrays)))
+
+    def forward(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+        outs = function(*primals)
+        made = dict(zip(rule.outputs, slope([*primals, *(tangents[i] for i in rule.inputs)]), strict=True))
+        return outs, tuple(made.get(i, np.zeros(jnp.shape(x), jax.dtypes.float0)) for i, x in enumerate(outs))
+
+    function.defjvp(forward)
+    return run.values(function(*_arrays(operands)))
+
+
+def _custom_vjp(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
+    """As ``_custom_jvp``."""
+    (body,) = jaxprs.bodies(eqn) or ()
+    rule = s.derivative(key)
+    if rule is None or rule.residuals is None or rule.pullback is None:
+        return _inline(s, eqn, operands, key)
+    run = _Traced(s, body, (*key, 0), operands)
+    residuals = _Traced(s, rule.residuals, (*key, 1), operands)
+    function = jax.custom_vjp(lambda *arrays: tuple(run(arrays)))
+
+    def forward(*arrays: Any) -> tuple[Any, Any]:
+        return tuple(run(arrays)), residuals(arrays)
+
+    def backward(saved: list[Any], cotangents: tuple[Any, ...]) -> tuple[Any, ...]:
+        outs = run.values(cotangents)
+        like = [*residuals.values(saved), *(outs[i] for i in rule.outputs)]
+        pulled = _Traced(s, rule.pullback, (*key, 2), like)(_arrays(like))
+        made = dict(zip(rule.inputs, pulled, strict=True))
+        return tuple(made.get(i) for i in range(len(operands)))
+
+    function.defvjp(forward, backward)
+    return run.values(function(*_arrays(operands)))
 
 
 def _remat(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Value]:
@@ -194,6 +280,8 @@ def _shard_map(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> lis
 _INNER: dict[str, Callable[[_Shrinking, Any, list[_Value], Key], list[_Value]]] = {
     **dict.fromkeys(jaxprs.DIRECT, _inline),
     **dict.fromkeys(("remat", "remat2", "checkpoint"), _remat),
+    "custom_jvp_call": _custom_jvp,
+    "custom_vjp_call": _custom_vjp,
     "scan": _scan,
     "while": _while,
     "cond": _cond,

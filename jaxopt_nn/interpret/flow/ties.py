@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow.derivatives import Derivative, derivative
 from jaxopt_nn.interpret.flow.dims import Axes, Axis
 from jaxopt_nn.interpret.flow.entry import Call
 from jaxopt_nn.interpret.flow.products import conv_axes, dot_axes
@@ -58,6 +59,7 @@ class Ties:
       ends: ``{key of a body: for each of its results None, or the axes along which a whole one is cut}``.
       producers, consumers: ``(path, axis)`` of the weights of sites, in order of evaluation.
       reads: what the sites sum over.
+      derivatives: ``{key: the rule of a custom derivative}``.
       sources: ``{key: what is known of an equation's operands}``.
     """
 
@@ -68,6 +70,8 @@ class Ties:
         self.producers: list[tuple[str, Axis]] = []
         self.consumers: list[tuple[str, Axis]] = []
         self.reads: list[Contraction] = []
+        self._within_rule = False  # a rule calls its own function again: second derivatives are those of the bodies
+        self.derivatives: dict[Key, Derivative] = {}
         self.sources: dict[Key, tuple[Value, ...]] = {}
         avals = [v.aval for v in program.jaxpr.invars]
         shapes = zip(paths, avals, strict=False)
@@ -96,7 +100,10 @@ class Ties:
             return self._shard_map(eqn, operands, key)
         if name in jaxprs.DIRECT:
             (body,) = jaxprs.bodies(eqn) or ()
-            return self._run(body.jaxpr, operands, (*key, 0))
+            results = self._run(body.jaxpr, operands, (*key, 0))
+            if name in jaxprs.CUSTOM_DERIVATIVES and not self._within_rule:
+                self._derivative(eqn, operands, results, key)
+            return results
         ins = tuple(_axes_of(v, var) for v, var in zip(operands, eqn.invars, strict=True))
         call = Call(eqn, ins, (), tuple(map(number_of, eqn.invars)))
         entry = PRIMITIVES.get(name)
@@ -155,6 +162,27 @@ class Ties:
         self.consumers += [(p, a) for p in site.leaves for a in weights]
         if operands[x].dynamic:
             self.reads += [Contraction(site.name, shape, n, axis) for n, axis in enumerate(summed)]
+
+    def _derivative(self, eqn: Any, operands: list[Value], outs: list[Value], key: Key) -> None:
+        """The axes in a derivative's rule: those of a tangent are its primal's."""
+        rule = derivative(eqn)
+        if rule is None:
+            return
+        self.derivatives[key], self._within_rule = rule, True
+        along = lambda values, which: [values[i]._replace(sources=frozenset(), dynamic=True) for i in which]
+        reason = "a custom derivative gives it another structure"
+        if rule.tangents is not None:
+            made = self._run(rule.tangents.jaxpr, [*operands, *along(operands, rule.inputs)], (*key, 1))
+            of = along(outs, rule.outputs)
+        else:
+            assert rule.residuals is not None and rule.pullback is not None
+            residuals = self._run(rule.residuals.jaxpr, operands, (*key, 1))
+            made = self._run(rule.pullback.jaxpr, [*residuals, *along(outs, rule.outputs)], (*key, 2))
+            of = along(operands, rule.inputs)
+        for a, b in zip(made, of, strict=True):
+            if a.axes is not None and b.axes is not None:
+                _tie_all(a.axes, b.axes, reason)
+        self._within_rule = False
 
     # -- loops, branches -----------------------------------------------------------------------------------------------
 

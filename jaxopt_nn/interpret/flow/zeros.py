@@ -13,9 +13,13 @@ from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.dims import Axis, Dim
 from jaxopt_nn.interpret.flow.entry import EVERYWHERE, NOWHERE, Call, Zero
+from jaxopt_nn.interpret.flow.rest import same
 from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.flow.ties import Ties, Value, number_of
 from jaxopt_nn.interpret.tags import Key
+
+#: Bodies that the evaluator runs in place.
+INLINED = frozenset("closed_call composite core_call custom_vmap_call jit pjit".split())
 
 
 class Zeros:
@@ -24,12 +28,18 @@ class Zeros:
     Attributes:
       pins: ``{atom: why its units can't be cut}``: something sums over them, or divides by them, that is not zero there.
       divisors: ``(path, atom)`` of leaves that divide.
+      rests: ``{key of a reduction: the axis whose rest is to be added}``.
+      operands: ``{key: where an equation's operands are zero}``.
+      same: ``{key: Zero.same of its first result}``.
     """
 
     def __init__(self, flow: Ties, divisors: frozenset[tuple[str, Dim]]):
         self._flow, self._quiet = flow, 0
         self.pins: dict[Dim, str] = {}
         self.divisors: set[tuple[str, Dim]] = set()
+        self.rests: dict[Key, int] = {}
+        self.operands: dict[Key, list[Zero]] = {}
+        self.same: dict[Key, frozenset[Dim]] = {}
         program = flow.program
         of = lambda path, axes: Zero(atoms=frozenset(
             a for axis in axes for a in dims.atoms(axis) if (path, a) not in divisors
@@ -58,10 +68,17 @@ class Zeros:
     def _equation(self, eqn: Any, zeros: list[Zero], key: Key) -> list[Zero]:
         name = eqn.primitive.name
         if name in jaxprs.LOOPS and jaxprs.bodies(eqn):
-            return getattr(self, f"_{name}")(eqn, zeros, key)
+            return getattr(self, f"_{name}")(eqn, list(map(_bare, zeros)), key)
         if name in jaxprs.DIRECT:
             (body,) = jaxprs.bodies(eqn) or ()
-            return self._inner(body, zeros, (*key, 0))
+            if name in INLINED:
+                return self._inner(body, zeros, (*key, 0))
+            zeros = list(map(_bare, zeros))
+            outs = list(map(_bare, self._inner(body, zeros, (*key, 0))))
+            rule = self._flow.derivatives.get(key)
+            if rule is not None and rule.tangents is not None:  # a tangent is zero where its primal is
+                self._inner(rule.tangents, [*zeros, *(zeros[i] for i in rule.inputs)], (*key, 1))
+            return outs
         entry = PRIMITIVES.get(name)
         if entry is None:
             return [NOWHERE] * len(eqn.outvars)
@@ -69,8 +86,12 @@ class Zeros:
         if call is None:  # whole
             bare = lambda variables: tuple((None,) * v.aval.ndim for v in variables)
             call = Call(eqn, bare(eqn.invars), bare(eqn.outvars), tuple(map(number_of, eqn.invars)))
-            return list(entry.zeros(call, zeros, _Noted(self, call, ())))
-        return list(entry.zeros(call, zeros, _Noted(self, call, self._flow.sources[key])))
+            return list(entry.zeros(call, zeros, _Noted(self, call, (), key)))
+        first, *others = entry.zeros(call, zeros, _Noted(self, call, self._flow.sources[key], key))
+        first = first._replace(same=same(call, zeros) - first.atoms)
+        if not self._quiet:
+            self.operands[key], self.same[key] = zeros, first.same
+        return [first, *others]
 
     def note(self, atom: Dim, reason: str) -> None:
         if not self._quiet:
@@ -81,7 +102,7 @@ class Zeros:
         n, m = jaxprs.scan_counts(eqn)
         step = lambda carry: self._inner(body, [*zeros[:n], *carry, *zeros[n + m :]], (*key, 0))
         carry = self._settled(step, zeros[n : n + m])
-        return [*carry, *step(carry)[m:]]
+        return [*carry, *map(_bare, step(carry)[m:])]
 
     def _while(self, eqn: Any, zeros: list[Zero], key: Key) -> list[Zero]:
         cond, body = jaxprs.bodies(eqn) or ()
@@ -95,13 +116,13 @@ class Zeros:
 
     def _cond(self, eqn: Any, zeros: list[Zero], key: Key) -> list[Zero]:
         each = [self._inner(b, zeros[1:], (*key, i)) for i, b in enumerate(jaxprs.bodies(eqn) or ())]
-        return [functools.reduce(_meet, outs) for outs in zip(*each, strict=True)]
+        return [_bare(functools.reduce(_meet, outs)) for outs in zip(*each, strict=True)]
 
     def _settled(self, step: Callable[[list[Zero]], list[Zero]], carry: list[Zero]) -> list[Zero]:
         """The carried zeros that hold in every iteration."""
         self._quiet += 1
         while True:
-            new = [_meet(a, b) for a, b in zip(carry, step(carry), strict=False)]
+            new = [_meet(a, _bare(b)) for a, b in zip(carry, step(carry), strict=False)]
             if new == carry:
                 self._quiet -= 1
                 return carry
@@ -111,12 +132,15 @@ class Zeros:
 class _Noted:
     """What an equation notes, as ``Notes``: a leaf that divides is never set to zero, an activation must not be."""
 
-    def __init__(self, walk: Zeros, call: Call, operands: Sequence[Value]):
-        self._walk, self._call, self._operands = walk, call, operands
+    def __init__(self, walk: Zeros, call: Call, operands: Sequence[Value], key: Key):
+        self._walk, self._call, self._operands, self._key = walk, call, operands, key
 
     def pin(self, axis: Axis, reason: str) -> None:
         for atom in dims.atoms(axis):
             self._walk.note(atom, reason)
+
+    def completes(self, i: int) -> None:
+        self._walk.rests[self._key] = i
 
     def divides(self, operand: int, atom: Dim) -> None:
         value = self._operands[operand]
@@ -124,6 +148,11 @@ class _Noted:
             self._walk.note(atom, f"`{self._call.name}` is not finite at zero")
         else:
             self._walk.divisors |= {(path, atom) for path in value.sources}
+
+
+def _bare(zero: Zero) -> Zero:
+    """Across the border of a body that is traced for itself, which rests don't cross."""
+    return zero._replace(same=frozenset())
 
 
 def _meet(a: Zero, b: Zero) -> Zero:
