@@ -97,8 +97,7 @@ def cut_units(
     choice = Choice(NAME, score, budget, allocation, protected, multiple, least)
 
     def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
-        leaves = leaves_of(network, info, NAME)
-        layers = layers_of(network, info, *inputs)
+        leaves, layers = leaves_of(network, info, NAME), layers_of(network, info, *inputs)
         kind, amount = budget
         if kind == "widths":
             return planned_widths(choice, amount, layers, leaves, inputs, info, network.still)
