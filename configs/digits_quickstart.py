@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
                     "name": "prune", "method": "prune", "where": "**", "criterion": "magnitude",
                     "sparsity": 0.8, "allocation": "global_budget", "epochs": 20, "learning_rate": 3e-3, "rule": "",
                 }),
-                ConfigDict({"name": "cut", "method": "shrink_widths", "widths": 0.4, "epochs": 20, "learning_rate": 3e-3}),
+                ConfigDict({"name": "cut", "method": "cut_units", "share": 0.6, "epochs": 20, "learning_rate": 3e-3}),
                 ConfigDict({
                     "name": "quantize", "method": "quantize", "where": "**", "bits": 4, "group": -1,
                     "epochs": 20, "learning_rate": 3e-3, "rule": "w4a16",

@@ -31,7 +31,7 @@ from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.transfer import transfer_weights
-from jaxopt_nn.passes.widths import shrink_widths
+from jaxopt_nn.passes.cut_units import cut_units
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim, locked, nothing
 from jaxopt_nn.pipeline.compress import CONTROL, Compressor, Result
@@ -213,7 +213,9 @@ class Experiment:
             arguments["rename"] = [tuple(pair) for pair in arguments.get("rename", ())]
             begun, said = transfer_weights(taught.variables, fresh.variables, **arguments)
         else:
-            said = shrink_widths(**arguments).plan(taught, ModelInfo(), *task.example)
+            widths = arguments["widths"]
+            cut = cut_units(**{**arguments, "widths": {"**": widths} if isinstance(widths, float) else widths})
+            said = cut.plan(taught, ModelInfo(), *task.example)
             begun = Remap(said).params(taught.variables)  # the student's module takes the tree
             check_same_tree(begun, fresh.variables, "start.widths")
         say(f"start from the teacher's {how}:\n{said}")

@@ -60,11 +60,14 @@ from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, m
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.parallel.infer import predictor
+from jaxopt_nn.passes import scores
 from jaxopt_nn.passes.activity import unit_activity
-from jaxopt_nn.passes.choice import dead_units, weak_units
-from jaxopt_nn.passes.cutting import cut_neurons
+from jaxopt_nn.passes.allocations import across_layers, per_layer
+from jaxopt_nn.passes.cut_units import cut_units
+from jaxopt_nn.passes.cutting import planned
 from jaxopt_nn.passes.masking import prune_neurons
-from jaxopt_nn.passes.widths import shrink_widths
+from jaxopt_nn.passes.plans import dead_units, weak_units
+from jaxopt_nn.passes.units import Units
 from jaxopt_nn.pipeline import metrics
 from jaxopt_nn.pipeline.attention import attention_weights
 from jaxopt_nn.pipeline.calibrate import calibrate, calibrated
@@ -125,7 +128,9 @@ __all__ = [
     "TrainState",
     "Traits",
     "Transform",
+    "Units",
     "abs_max",
+    "across_layers",
     "activity",
     "arithmetic",
     "attention_weights",
@@ -148,7 +153,7 @@ __all__ = [
     "control",
     "coupling_report",
     "cubic",
-    "cut_neurons",
+    "cut_units",
     "dead_units",
     "densify",
     "distillation_loss",
@@ -198,8 +203,10 @@ __all__ = [
     "nnx",
     "obd",
     "obs",
+    "per_layer",
     "per_leaf",
     "per_output",
+    "planned",
     "predictor",
     "prepare",
     "prune",
@@ -215,7 +222,7 @@ __all__ = [
     "saliency",
     "save",
     "save_artifact",
-    "shrink_widths",
+    "scores",
     "single_weights",
     "snip",
     "sparse_evolution",

@@ -23,8 +23,9 @@ from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.unit_masks import mask_units
-from jaxopt_nn.passes.cutting import cut_neurons
-from jaxopt_nn.passes.widths import shrink_widths
+from jaxopt_nn.passes.allocations import across_layers
+from jaxopt_nn.passes.cut_units import cut_units
+from jaxopt_nn.passes.scores import l2_norm, largest_activation, mean_activation
 from jaxopt_nn.pipeline.calibrate import calibrate
 
 RNG = np.random.default_rng(0)
@@ -144,14 +145,15 @@ def has_gradients(run, view):
 
 NETWORK = Network(apply, VARIABLES)
 PASSES = {
-    "shrink_widths": shrink_widths(0.5),
-    "shrink_widths, by layer": shrink_widths({"up": 4}),
-    "shrink_widths, all stay": shrink_widths(1.0),
-    "cut_neurons": cut_neurons(),
-    "cut_neurons, a share": cut_neurons(share=0.5),
+    "cut_units": cut_units(share=0.5),
+    "cut_units, by layer": cut_units(widths={"up": 4}),
+    "cut_units, all stay": cut_units(share=0.0),
+    "cut_units, dead": cut_units(largest_activation, threshold=0.0),
+    "cut_units, on data": cut_units(mean_activation, share=0.5),
+    "cut_units, macs across layers": cut_units(l2_norm, macs=0.3, allocation=across_layers),
 }
 #: What changes no output; a unit of the model is dead on these ids.
-EXACT = {"shrink_widths, all stay", "cut_neurons"}
+EXACT = {"cut_units, all stay", "cut_units, dead"}
 
 
 @pytest.mark.parametrize("name", PASSES)
@@ -182,7 +184,7 @@ def touches_what_it_says(name, plan, small, remap):
     groups = axis_groups(apply, VARIABLES, IDS)
     pinned = [g for g in groups if g.pinned is not None]
     assert len(plan.layers) == len(groups) and len(plan.report.of("skipped")) >= len(pinned) > 0
-    assert bool(plan.cuts) == (name != "shrink_widths, all stay") and plan.cuts.keys() <= VARIABLES.keys()
+    assert bool(plan.cuts) == (name != "cut_units, all stay") and plan.cuts.keys() <= VARIABLES.keys()
     for path, leaf in small.variables.items():
         old = VARIABLES[path]
         assert leaf.dtype == old.dtype and leaf.shape == (plan.cuts[path].small if path in plan.cuts else old.shape)

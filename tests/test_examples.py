@@ -19,8 +19,10 @@ METRICS = [
     for name, value in vars(jn.metrics).items()
     if getattr(value, "__module__", "") == jn.metrics.__name__ and not name.startswith("_") and name not in jn.__all__
 ]
+SCORES = [name for name in jn.scores.__all__ if name != "Score"]
 NAMES = {name: getattr(jn, name) for name in jn.__all__}
 NAMES |= {f"metrics.{name}": getattr(jn.metrics, name) for name in METRICS}
+NAMES |= {f"scores.{name}": getattr(jn.scores, name) for name in SCORES}
 
 
 def sections(value) -> str:
@@ -32,10 +34,11 @@ def test_no_public_name_is_without_an_example():
     assert not without, f"public names without an example: {', '.join(without)}"
 
 
-def test_the_reference_has_all_metrics():
-    page = pathlib.Path(__file__).parent.parent / "docs" / "reference" / "metrics.md"
-    entries = re.findall(r":: jaxopt_nn::metrics\.(\w+)$", page.read_text(), re.MULTILINE)
-    assert sorted(entries) == sorted(METRICS)
+@pytest.mark.parametrize("module, page, names", [("metrics", "metrics.md", METRICS), ("scores", "passes.md", SCORES)])
+def test_the_reference_has_all_names_of_a_module(module, page, names):
+    text = (pathlib.Path(__file__).parent.parent / "docs" / "reference" / page).read_text()
+    entries = re.findall(rf":: jaxopt_nn::{module}\.(\w+)$", text, re.MULTILINE)
+    assert sorted(entries) == sorted(names)
 
 
 def test_examples_are_short():

@@ -15,11 +15,11 @@ LEVELS = {
     "interpret": 3,
     "methods": 3,
     "coding": 3,
-    "passes": 4,
     "frameworks": 4,
     "export": 4,
     "parallel": 5,
     "cost": 6,
+    "passes": 7,
     "reporting": 7,
     "pipeline": 8,
 }

@@ -69,7 +69,7 @@ def drawn(module: nn.Module, example: jax.Array) -> Any:
 
 def shrunken(case: Case, dense: jn.Network, kept: float) -> tuple[jn.Network, jn.Plan]:
     """The network without the units that go, and the plan."""
-    cut = jn.shrink_widths(1.0)
+    cut = jn.cut_units(jn.scores.random(0), share=0.0)
     plan = cut.plan(dense, jn.ModelInfo(), case.example)
     able = [layer for layer in plan.layers if layer.pinned is None and layer.size not in case.whole]
     plan = plan.replace({layer.name: range(round(kept * layer.size)) for layer in able})

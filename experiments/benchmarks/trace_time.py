@@ -16,7 +16,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 
 import jaxopt_nn as jn
@@ -110,7 +109,7 @@ def cutting() -> None:
         cpu, start = time.process_time(), time.perf_counter()
         groups = jn.axis_groups(network.apply, network.variables, tokens)
         found, middle = time.process_time() - cpu, time.perf_counter()
-        half = jn.shrink_widths(0.5, lambda group, leaves: np.zeros(group.size))
+        half = jn.cut_units(jn.scores.random(0), share=0.5)
         small, _ = half.execute(network, half.plan(network, jn.ModelInfo(), tokens))
         rows.append({
             "layers": layers, "groups": len(groups), "axis_groups, s": middle - start, "CPU, s": found,

@@ -98,7 +98,7 @@ class Plan:
       >>> def apply(v, x):
       ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
       >>> net = jn.Network(apply, {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))})
-      >>> plan = jn.shrink_widths({"up": 3}).plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
+      >>> plan = jn.cut_units(widths={"up": 3}).plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
       >>> edited = plan.replace({"up": [0, 7]})
       >>> print(edited)
       layer  units  stay
@@ -316,12 +316,14 @@ class Pass(NamedTuple):
       execute: ``(network, plan) -> (network, remap)``. ``remap`` (``Remap``) carries over all that belongs to the network.
       traits: as a transform's: ``name``; ``takes``, which leaves it may cut; ``taps``, ``passes`` and ``needs``, what ``plan``
         must see of the model on data.
+      mend: ``(network, plan, info) -> network`` with other weights of the same shapes, which is then executed; by default
+        that network. A recipe calls it.
 
     Example:
       >>> def apply(v, x):
       ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
       >>> net = jn.Network(apply, {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))})
-      >>> cut = jn.shrink_widths({"up": 3})
+      >>> cut = jn.cut_units(widths={"up": 3})
       >>> plan = cut.plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
       >>> small, remap = cut.execute(net, plan)
       >>> small.variables["up"].shape, small.variables["down"].shape
@@ -331,3 +333,4 @@ class Pass(NamedTuple):
     plan: Callable[..., Plan]
     execute: Callable[[Any, Plan], tuple[Any, Any]]
     traits: Traits
+    mend: Callable[[Any, Plan, Any], Any] = lambda network, plan, info: network

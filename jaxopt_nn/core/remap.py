@@ -28,7 +28,7 @@ class Remap:
       >>> def apply(v, x):
       ...     return jax.nn.relu(x @ v["up"]) @ v["down"]
       >>> net = jn.Network(apply, {"up": jnp.arange(32.0).reshape(4, 8), "down": jnp.ones((8, 2))})
-      >>> cut = jn.shrink_widths({"up": 2})
+      >>> cut = jn.cut_units(widths={"up": 2})
       >>> small, remap = cut.execute(net, cut.plan(net, jn.ModelInfo(), jnp.ones((1, 4))))
       >>> remap.leaf("up", jnp.arange(32).reshape(4, 8))[0]  # a gradient, a moment: cut as the leaf is
       Array([6, 7], dtype=int32)

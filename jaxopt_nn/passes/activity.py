@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxopt_nn.core.model import AxisGroup, Coupling, ModelInfo, StatKey
+from jaxopt_nn.core.model import AxisGroup, Coupling, Site, StatKey
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.interpret.groups import couplings, group_names
 from jaxopt_nn.interpret.rewrite import capture
@@ -53,7 +53,11 @@ def unit_activity(
     found, _, batches = coupled(apply, variables, batches)
     wanted = {first(c.group) for c in found if c.group.pinned is None} if groups is None else set(map(first, groups))
     chosen = {n: c for n, c in named(found).items() if c.reads and first(c.group) in wanted}
-    return {name: seen.largest for name, seen in measured(apply, variables, batches, chosen).items()}
+    read = {read.site for c in chosen.values() for read in c.reads}
+    if not read:
+        return {}
+    stats = streamed(apply, variables, batches, lambda site: {TAP: activity()} if site.name in read else {})
+    return {name: joined(c, {site: x for (_, site, _), x in stats.items()}).largest for name, c in chosen.items()}
 
 
 def coupled(
@@ -82,63 +86,32 @@ def free(layers: Mapping[str, Coupling]) -> dict[str, Coupling]:
     return {name: coupling for name, coupling in layers.items() if fixed(coupling) is None}
 
 
-def measured(
-    apply: Callable[..., PyTree], variables: PyTree, batches: Iterable[tuple[Any, ...]], chosen: Mapping[str, Coupling]
-) -> dict[str, Activity]:
-    """The activity of each unit of the chosen layers over the data."""
-    read = {read.site for c in chosen.values() for read in c.reads}
-    if not read:
-        return {}
-    tapped = capture(apply, lambda site: {TAP: activity()} if site.name in read else {})
+def streamed(
+    apply: Callable[..., PyTree],
+    variables: PyTree,
+    batches: Iterable[tuple[Any, ...]],
+    taps: Callable[[Site], Mapping[str, Tap]],
+) -> dict[StatKey, Any]:
+    """The statistics that ``taps`` asks for, over the data: ``{((), site, name): statistic}``."""
+    tapped = capture(apply, taps)
     add = jax.jit(tapped.accumulate, donate_argnums=0)
     totals: Any = None
     for batch in batches:
         totals = tapped.zeros(variables, *batch) if totals is None else totals
         totals = add(totals, variables, *batch)
-    found = tapped.statistics(totals)
-    return per_units(chosen, {site: own[TAP] for site, own in found.items()})
+    return {((), site, name): x for site, own in tapped.statistics(totals).items() for name, x in own.items()}
 
 
-def lacking(info: ModelInfo) -> dict[StatKey, Tap]:
-    """``Traits.taps`` of what needs the units' activity: of all layers that the leaves of ``info`` touch."""
-    own = {leaf.path for leaf in info.leaves}
-    touched = [c for c in info.couplings or () if any(m.path in own for m in c.group.members)]
-    read = {read.site for coupling in touched for read in coupling.reads}
-    sites = {site.name for site in info.sites if site.name in read}
-    wanted: dict[StatKey, Tap] = {((), site, TAP): activity() for site in sites}
-    return {key: tap for key, tap in wanted.items() if key not in info.stats}
-
-
-def of_info(name: str, info: ModelInfo, leaves: Mapping[str, Any]) -> tuple[dict[str, Coupling], dict[str, Activity]]:
-    """The layers that ``leaves`` touch, and the activity of their units, from what ``calibrate`` has measured.
-
-    Raises:
-      ValueError: it has not measured that, for ``name``; NaN activations.
-    """
-    stats = {site: x for (_, site, tap), x in info.stats.items() if tap == TAP}
-    own = named([c for c in info.couplings or () if any(m.path in leaves for m in c.group.members)])
-    if info.couplings is None or not {read.site for c in own.values() for read in c.reads} <= stats.keys():
-        raise ValueError(f"{name}: needs the units' outputs; pass info=calibrate(network, method, batches)")
-    return own, per_units(free(own), stats)
-
-
-def per_units(chosen: Mapping[str, Coupling], stats: Mapping[str, Any]) -> dict[str, Activity]:
-    """The activity of each unit, of the statistics by site.
+def joined(coupling: Coupling, stats: Mapping[str, Any]) -> Activity:
+    """The activity of each unit, of the statistics by site: the largest of all, the mean of the reader that sees most.
 
     Raises:
       ValueError: NaN among them.
     """
-    stats = jax.device_get(stats)
+    stats = jax.device_get({read.site: stats[read.site] for read in coupling.reads})
     for site, seen in stats.items():
         if np.isnan(seen["largest"]).any():
-            raise ValueError(
-                f"{site}: NaN among the values that it reads on these inputs; clean the inputs or the weights"
-            )
-    return {name: _per_unit(coupling, stats) for name, coupling in chosen.items()}
-
-
-def _per_unit(coupling: Coupling, stats: Mapping[str, Any]) -> Activity:
-    """Joins what a group's readers saw: the largest of all, the mean of the reader that sees most."""
+            raise ValueError(f"{site}: NaN among the values that it reads on these inputs; clean the inputs or the weights")
     size = coupling.group.size
     largest, mean = np.zeros(size, np.float32), np.zeros(size, np.float32)
     for read in coupling.reads:

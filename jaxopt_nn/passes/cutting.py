@@ -12,62 +12,47 @@ from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.transform import LeafTraits, Traits, as_info
-from jaxopt_nn.interpret.flow.shrunk import Shrunk
+from jaxopt_nn.interpret.flow.flow import Flow
+from jaxopt_nn.interpret.flow.shrunk import Shrunk, kept_of
 from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
-from jaxopt_nn.interpret.program import complaint
-from jaxopt_nn.passes.activity import lacking, named, of_info
-from jaxopt_nn.passes.choice import choice, planned
-from jaxopt_nn.passes.scores import Score, mean_activation
+from jaxopt_nn.interpret.program import complaint, trace_model
+from jaxopt_nn.passes.activity import named
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
 
 
-def cut_neurons(
-    *,
-    threshold: float = 0.0,
-    share: float | None = None,
-    score: Score = mean_activation,
-) -> Pass:
-    """Takes out the dead units (``dead_units``), or a ``share`` of the weakest (``weak_units``), with all that touches them.
-
-    Without units that are dead the network gives the same outputs as before, on the data on which they are. ``plan`` needs
-    ``info=calibrate(network, the pass, batches)``.
+def planned(plan: Plan) -> Pass:
+    """The pass that carries out a plan: one that was edited, read from JSON, or measured, so that it can't be made again.
 
     Args:
-      threshold, share, score: as in ``dead_units`` and ``weak_units``.
+      plan: of any pass that cuts; for a network of these leaves, whatever their values.
 
     Raises:
-      ValueError: as these two; ``share`` and a ``threshold`` together. At ``plan``: no such statistics, compressed variables.
-        At ``execute``: a plan of another network, or one that was edited against the couplings of its axes.
+      TypeError: no plan. ``ValueError`` at ``plan``: a network of other leaves.
 
     Example:
-      >>> v = {"up": jnp.array([[1.0, -1.0, 0.5]]), "down": jnp.ones((3, 2))}
+      >>> v = {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}
       >>> net = jn.Network(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], v)
-      >>> x, cut = jnp.array([[2.0], [4.0]]), jn.cut_neurons()
-      >>> small, _ = cut.execute(net, cut.plan(net, jn.calibrate(net, cut, [x]), x))
-      >>> small.variables["up"].shape, bool((small(x) == net(x)).all())  # a dead unit less, the same answers
-      ((1, 2), True)
+      >>> plan = jn.cut_units(share=0.5).plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
+      >>> stage = jn.Stage("cut", jn.planned(plan.replace({"up": [1, 5]})), epochs=2)  # a recipe's
+      >>> small, _ = stage.transform.execute(net, stage.transform.plan(net, jn.ModelInfo(), jnp.ones((1, 4))))
+      >>> small.variables["up"].shape
+      (4, 2)
     """
-    name = "cut_neurons"
-    choose = choice(name, threshold, share, score)
+    if not isinstance(plan, Plan):
+        raise TypeError(f"planned: a {type(plan).__name__}; pass a Plan, or Plan.from_json(text)")
 
-    def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
-        leaves = leaves_of(network, info, name)
-        layers, seen = of_info(name, info, leaves)
-        return planned(name, layers, leaves, inputs, seen, choose)
+    def again(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
+        plan.check({path: tuple(x.shape) for path, x in leaves_of(network, info, "planned").items()})
+        return plan
 
-    traits = Traits(_takes, leaf_local=False, needs=frozenset({"couplings"}), taps=lacking, passes=1, name=name)
-    return Pass(plan, execute, traits)
+    return Pass(again, execute, Traits(takes, leaf_local=False, name="planned"))
 
 
-def cutting(name: str, plan: Callable[..., Plan]) -> Pass:
-    """A pass that cuts units, of a plan that needs no data."""
-    return Pass(plan, execute, Traits(_takes, leaf_local=False, name=name))
-
-
-def _takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+    """``Traits.takes`` of a pass that cuts units."""
     members = {m.path for c in info.couplings or () if c.group.pinned is None for m in c.group.members}
     return LeafTraits() if info.couplings is None or path in members else "no unit of it can be cut"
 
@@ -102,7 +87,9 @@ def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
 
     Raises:
       TypeError: no network or no plan.
-      ValueError: as ``cut_neurons``.
+      ValueError: a plan of another network; one that was edited against the couplings of its axes, or cuts units that are
+        pinned, with the reason; a model that does not run on the cut variables in training mode; the state of a rule that
+        can't follow.
     """
     network_of(network)
     if not isinstance(plan, Plan):
@@ -112,11 +99,21 @@ def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
     variables = remap.params(network.variables)
     if not plan.cuts:
         return network.replace(variables=variables), remap
+    abstract_outputs(network, *plan.inputs)  # fails on inputs that do not fit, whatever is cut
+    _check_pins(network, plan)
     training = None if network.training is None else Shrunk(network.training, plan)
     small = network.replace(apply=Shrunk(network.apply, plan), training=training, variables=variables)
     _check_runs(network, small, plan)
     _check_states(network, small, plan)
     return small, remap
+
+
+def _check_pins(network: Network, plan: Plan) -> None:
+    """Raises ValueError where the plan, edited, cuts units that must stay."""
+    flow = Flow(trace_model(network.apply, network.variables, plan.inputs), tuple(plan.leaves))
+    for layer, atom in zip((x for x in plan.layers if x.cut), kept_of(flow, plan), strict=False):
+        if atom.cut is not None:
+            raise ValueError(f"{plan.name}: {layer.name} must keep all of its {layer.size} units: it {atom.cut}")
 
 
 def _check_runs(network: Network, small: Network, plan: Plan) -> None:
@@ -126,7 +123,6 @@ def _check_runs(network: Network, small: Network, plan: Plan) -> None:
     def shapes(run: Callable[..., PyTree], variables: PyTree, **key: Any) -> PyTree:
         return jax.eval_shape(lambda v, x, k: run(v, *x, **k), variables, plan.inputs, key)
 
-    abstract_outputs(network, *plan.inputs)  # fails on inputs that do not fit, whatever is cut
     runs: list[tuple[str, Any, Any, dict[str, Any]]] = [("apply", network.apply, small.apply, {})]
     if network.training is not None or small.training is not None:
         runs.append(("the function for training", network.trained, small.trained, {"key": jax.random.key(0)}))

@@ -11,9 +11,10 @@ from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Traits, Transform
 from jaxopt_nn.methods.unit_masks import mask_units
-from jaxopt_nn.passes.activity import free, lacking, of_info
-from jaxopt_nn.passes.choice import choice, planned
+from jaxopt_nn.passes.activity import free
+from jaxopt_nn.passes.choice import dead, weak
 from jaxopt_nn.passes.scores import Score, mean_activation
+from jaxopt_nn.passes.scores.base import lacking, measured, touched
 
 
 def prune_neurons(
@@ -22,7 +23,7 @@ def prune_neurons(
     """Masks the dead units (``dead_units``), or a ``share`` of the weakest (``weak_units``): fan-in, vectors, fan-out.
 
     For a recipe: which units these are is measured when its stage begins. By hand, ``init`` gets
-    ``calibrate(network, method, batches)``; ``mask_units(dead_units(...).masks)`` is shorter. ``cut_neurons`` takes them out.
+    ``calibrate(network, method, batches)``; ``mask_units(dead_units(...).masks)`` is shorter. ``cut_units`` takes them out.
 
     Args:
       threshold, share, score: as in ``dead_units`` and ``weak_units``.
@@ -41,11 +42,16 @@ def prune_neurons(
              [1., 1.]], dtype=float32)
     """
     name = "prune_neurons"
-    choose = choice(name, threshold, share, score)
+    if share is not None and threshold:
+        raise ValueError(f"{name}(threshold={threshold}, share={share}): pass one of the two")
+    choice = dead(name, threshold) if share is None else weak(name, share, score)
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         leaves = leaves_by_path(params)
-        layers, seen = of_info(name, info, leaves)
+        layers = touched(info, leaves)
+        if info.couplings is None:
+            raise ValueError(f"{name}: needs the units of the network; pass info=calibrate(network, method, batches)")
+        measured(name, choice.score, info, free(layers))
         for layer, coupling in free(layers).items():
             outside = sorted({m.path for m in coupling.group.members} - leaves.keys())
             if outside:
@@ -54,7 +60,7 @@ def prune_neurons(
                     "leaves of a layer's units"
                 )
         valued = {path: _valued(x) for path, x in leaves.items()}
-        masks = planned(name, layers, valued, (), seen, choose).masks
+        masks = choice.plan(layers, valued, (), info).masks
         return mask_units({path: axes for path, axes in masks.items() if path in leaves}).init(params, info)
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
@@ -68,7 +74,7 @@ def prune_neurons(
 
     masked = mask_units({})
     traits = Traits(
-        takes, leaf_local=False, needs=frozenset({"couplings"}), taps=lacking, passes=1, name=name,
+        takes, leaf_local=False, needs=frozenset({"couplings"}), taps=lacking(choice.score), passes=1, name=name,
         follows=masked.traits.follows,
     )  # fmt: skip
     return masked._replace(init=init, traits=traits)

@@ -98,7 +98,7 @@ def calibrate(
              [1.]], dtype=float32)
     """
     apply, variables = network_of(network).apply, network.variables
-    require(method, Transform | Pass, "calibrate: method", "a Transform or a Pass, e.g. cut_neurons(share=0.5)")
+    require(method, Transform | Pass, "calibrate: method", "a Transform or a Pass, e.g. cut_units(share=0.5)")
     if any(map(is_compressed, leaves_by_path(variables).values())):
         raise ValueError("calibrate: variables hold compressed tensors; pass the float ones, or what they became by densify")
     if isinstance(batches, Task):

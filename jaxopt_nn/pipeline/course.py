@@ -189,7 +189,8 @@ class Course:
 def cut(change: Pass, network: Network, info: ModelInfo, task: Task, few: bool = False) -> tuple[Network, Remap, ModelInfo]:
     """The network after a pass, what carries over to it, and what is known of it."""
     known = _calibrated(change, network, info, task, few)
-    small, remap = change.execute(network, change.plan(network, known, *task.example))
+    plan = change.plan(network, known, *task.example)
+    small, remap = change.execute(change.mend(network, plan, known), plan)
     return small, remap, inspect(small.apply, small.variables, *task.example)
 
 

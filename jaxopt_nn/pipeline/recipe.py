@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import optax
 
 #: What messages ask for as the transform of a stage.
-WANTED = "a Transform, e.g. quantize(4), a Pass, e.g. cut_neurons(share=0.5), or a function of the number of training steps"
+WANTED = "a Transform, e.g. quantize(4), a Pass, e.g. cut_units(share=0.5), or a function of the number of training steps"
 
 @dataclasses.dataclass(frozen=True)
 class Distill:

@@ -48,9 +48,10 @@ from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
 from jaxopt_nn.methods.structures.base import Structure, single_weights
 from jaxopt_nn.methods.structures.blocks import blocks
 from jaxopt_nn.methods.structures.n_of_m import n_of_m
-from jaxopt_nn.passes.cutting import cut_neurons
+from jaxopt_nn.passes import scores
+from jaxopt_nn.passes.allocations import across_layers, per_layer
+from jaxopt_nn.passes.cut_units import cut_units
 from jaxopt_nn.passes.masking import prune_neurons
-from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline.recipe import Distill, Stage
 
 METHODS: dict[str, Callable[..., Transform]] = {
@@ -65,7 +66,7 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "quantize": quantize,
     "sparsegpt": sparsegpt,
 }
-PASSES: dict[str, Callable[..., Pass]] = {"cut_neurons": cut_neurons, "shrink_widths": shrink_widths}
+PASSES: dict[str, Callable[..., Pass]] = {"cut_units": cut_units}
 CRITERIA: dict[str, Criterion] = {
     "energy": energy,
     "fisher": fisher,
@@ -80,14 +81,26 @@ CRITERIA: dict[str, Criterion] = {
 ALLOCATIONS: dict[str, Allocation] = {
     "erk": erk, "global_budget": global_budget, "lamp": lamp, "per_leaf": per_leaf, "per_output": per_output,
 }  # fmt: skip
+SCORES: dict[str, scores.Score] = {
+    "geometric_median": scores.geometric_median,
+    "l1_norm": scores.l1_norm,
+    "l2_norm": scores.l2_norm,
+    "largest_activation": scores.largest_activation,
+    "mean_activation": scores.mean_activation,
+    "norm_product": scores.norm_product,
+    "removal_error": scores.removal_error,
+    "taylor": scores.taylor,
+}
+UNIT_ALLOCATIONS = {"across_layers": across_layers, "per_layer": per_layer}
 STRUCTURES: dict[str, Structure] = {"single_weights": single_weights}
-#: Parts of a pruning with arguments, by the argument of ``prune`` that they are for: ``{"name": "rigl", "end": 0.75}``, or
+#: Parts of a pruning with arguments, by the argument that they are for: ``{"name": "rigl", "end": 0.75}``, or
 #: the name alone where nothing is needed.
 PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     "criterion": {"obd": obd, "random": random_scores, "synflow": synflow},
     "allocation": {"by_sensitivity": by_sensitivity},
     "structure": {"blocks": blocks, "n_of_m": n_of_m},
     "regrow": {"rigl": rigl, "sparse_evolution": sparse_evolution},
+    "score": {"norm_scale": scores.norm_scale, "random": scores.random},
 }
 SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "constant": optax.constant_schedule,
@@ -104,7 +117,8 @@ RANGES: dict[str, Callable[[str], Rule]] = {"static": static_ranges, "moving": m
 STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
 #: Arguments of methods that a config gives by name.
 NAMED: dict[str, Mapping[str, Any]] = {
-    "criterion": CRITERIA, "allocation": ALLOCATIONS, "structure": STRUCTURES, "regrow": {}, "score": {}, "importance": {},
+    "criterion": CRITERIA, "allocation": ALLOCATIONS, "structure": STRUCTURES, "regrow": {}, "score": SCORES,
+    "allocation of units": UNIT_ALLOCATIONS,
 }  # fmt: skip
 #: Arguments of parts that are parts themselves.
 WITHIN = {"start": "criterion", "by": "criterion"}
@@ -166,7 +180,8 @@ def transform(
       ValueError: an unknown method, criterion, allocation or schedule, or an argument that the method does not have.
     """
     factory = lookup(method, {**METHODS, **PASSES}, "method")
-    built = {name: _argument(name, value, max(steps - 1, 0), key) for name, value in arguments.items()}
+    kinds = {"allocation": "allocation of units"} if method in PASSES else {}
+    built = {name: _argument(kinds.get(name, name), x, max(steps - 1, 0), key) for name, x in arguments.items()}
     if built.get("rounding") == "stochastic":
         built["key"] = key
     made = called(factory, f"method {method!r}", built)

@@ -23,7 +23,7 @@ from jaxopt_nn.methods.criteria.saliency import saliency
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.unit_masks import mask_units
-from jaxopt_nn.passes.widths import shrink_widths
+from jaxopt_nn.passes.cut_units import cut_units
 
 RNG = np.random.default_rng(0)
 X, Y = (jnp.asarray(RNG.standard_normal(shape), jnp.float32) for shape in ((9, 6, 4), (9, 3)))
@@ -56,7 +56,7 @@ def dead_weights():
 def cut():
     """The large network, the small one, and what carries over; the small one is also cut by hand."""
     large = Network(apply, dead_weights())
-    shrink = shrink_widths(1.0)
+    shrink = cut_units(share=0.0)
     plan = shrink.plan(large, ModelInfo(), X).replace(KEPT)
     small, remap = shrink.execute(large, plan)
     for name, axes in DEAD.items():
@@ -268,7 +268,7 @@ def test_a_state_that_need_not_follow_is_made_anew_and_named():
     method = leafwise(matrices, lambda path, leaf, known: ((), gram(leaf)), lambda leaf, learnt, own: leaf, name="grams")
     weights = {"a": jnp.asarray(RNG.standard_normal((4, 4)), jnp.float32), "b": jnp.ones((4, 2))}
     large = Network(lambda v, x: jax.nn.relu(x @ v["a"]) @ v["b"], weights)
-    shrink = shrink_widths({"a": 2})
+    shrink = cut_units(widths={"a": 2})
     small, remap = shrink.execute(large, shrink.plan(large, ModelInfo(), jnp.ones((1, 4))))
     state, report = remap.state(method, method.init(weights), small.variables)
     np.testing.assert_array_equal(state.carried["a"], gram(small.variables["a"]))

@@ -12,7 +12,7 @@ from tests.corpus.base import Model
 def planned(model: Model, share: float, seed: int = 0) -> tuple[jn.Plan, oracle.Execute]:
     """A plan that cuts ``share`` of the units of every group, at least one and not all of them; and what carries it out."""
     network = jn.Network(model.apply, model.variables)
-    cut, rng = jn.shrink_widths(1.0), np.random.default_rng(seed)
+    cut, rng = jn.cut_units(jn.scores.random(0), share=0.0), np.random.default_rng(seed)
     plan = cut.plan(network, jn.ModelInfo(), *model.inputs)
     stay = lambda n: rng.permutation(n)[: max(1, n - max(1, round(share * n)))]
     plan = plan.replace({layer.name: stay(layer.size) for layer in plan.layers if layer.pinned is None})

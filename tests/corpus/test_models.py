@@ -37,7 +37,7 @@ def test_a_model_runs(name):
 
 
 def passed(model):
-    network, cut = jn.Network(model.apply, model.variables), jn.shrink_widths(0.7)
+    network, cut = jn.Network(model.apply, model.variables), jn.cut_units(share=0.3)
 
     def execute(plan):
         small, _ = cut.execute(network, plan)

@@ -86,7 +86,7 @@ CUT = {
     "float": {"epochs": 6, "learning_rate": 1e-3},
     "stages": [
         {"name": "prune", "method": "prune", "sparsity": 0.5, "epochs": 8, "learning_rate": 1e-3},
-        {"name": "cut", "method": "cut_neurons", "share": 0.5, "epochs": 8, "learning_rate": 1e-3},
+        {"name": "cut", "method": "cut_units", "score": "mean_activation", "share": 0.5, "epochs": 8, "learning_rate": 1e-3},
         {"name": "w4", "method": "quantize", "bits": 4, "rule": "w4a8-moving", "epochs": 8, "learning_rate": 1e-3},
     ],
 }  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from experiments.models.lenet import LeNet5
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.passes.activity import unit_activity
-from jaxopt_nn.passes.choice import dead_units
+from jaxopt_nn.passes.plans import dead_units
 from tests.passes.networks import hidden, made, mlp
 
 

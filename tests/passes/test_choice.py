@@ -14,8 +14,8 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.passes.activity import unit_activity
-from jaxopt_nn.passes.choice import dead_units, weak_units
 from jaxopt_nn.passes.masking import prune_neurons
+from jaxopt_nn.passes.plans import dead_units, weak_units
 from jaxopt_nn.tensors.base import densify
 from tests.passes.networks import hidden, made, mlp
 
@@ -132,7 +132,7 @@ def test_a_share_takes_the_lowest_scores():
     for layer, h, reader, n in zip(units.layers, (first, second), readers, (4, 2), strict=False):
         score = np.abs(h).mean(0) * np.linalg.norm(reader, axis=1)
         assert set(np.flatnonzero(layer.off)) == set(np.argsort(score, kind="stable")[:n])
-    reverse = weak_units(apply, variables, x, 0.3, score=lambda group, leaves, mean: -np.arange(group.size))
+    reverse = weak_units(apply, variables, x, 0.3, score=lambda units: -np.arange(units.size))
     assert np.flatnonzero(reverse.layers[0].off).tolist() == [8, 9, 10, 11]
     method = mask_units(weak_units(apply, variables, x, share=0.3).masks)
     np.testing.assert_array_equal(
@@ -156,7 +156,9 @@ def test_a_layer_keeps_its_best_unit():
     assert (~units.layers[1].off).sum() == 1
     assert "stays, so that the layer keeps one of its 7" in str(units)
     np.testing.assert_allclose(apply(masked(units, variables), x), apply(variables, x), atol=1e-6)
-    assert (~weak_units(apply, variables, x, 0.99).layers[0].off).sum() == 1
+    assert [int(own.off.sum()) for own in weak_units(apply, variables, x, 0.88).layers] == [11, 6, 0]
+    with pytest.raises(ValueError, match=r"share=0.99 of 19 units can't go; at most 17 can"):
+        weak_units(apply, variables, x, 0.99)
 
 
 def test_the_table():
@@ -188,7 +190,7 @@ def test_nothing_dead_is_nothing_masked():
         (lambda a, v, x: dead_units(a, v, x, threshold=float("nan")), "threshold=nan"),
         (lambda a, v, x: weak_units(a, v, x, 1.0), "fewer units than one"),
         (lambda a, v, x: weak_units(a, v, x, -0.1), "share=-0.1"),
-        (lambda a, v, x: weak_units(a, v, x, 0.5, score=lambda g, w, m: m[:1]), "one for each of 12 units"),
+        (lambda a, v, x: weak_units(a, v, x, 0.5, score=lambda units: np.ones(1)), "one for each of 12 units"),
         (lambda a, v, x: dead_units(a, v, x[:0]), "at least 1"),
         (lambda a, v, x: dead_units(a, v, (x, x[1:])), "arrays of one length"),
         (lambda a, v, x: dead_units(a, v, x, batch_size=0), "batch_size=0"),

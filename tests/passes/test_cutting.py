@@ -21,9 +21,9 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.unit_masks import mask_units
-from jaxopt_nn.passes.choice import dead_units, weak_units
-from jaxopt_nn.passes.cutting import cut_neurons
-from jaxopt_nn.passes.widths import shrink_widths
+from jaxopt_nn.passes.cut_units import cut_units
+from jaxopt_nn.passes.plans import dead_units, weak_units
+from jaxopt_nn.passes.scores import largest_activation, mean_activation
 from jaxopt_nn.pipeline.calibrate import calibrate
 from tests.passes.networks import network
 
@@ -46,7 +46,7 @@ def mlp():
 
 def test_dead_units_go_and_the_outputs_stay():
     net, x = mlp()
-    cut = cut_neurons()
+    cut = cut_units(largest_activation, threshold=0.0)
     info = calibrate(net, cut, [x[:20], x[20:]])
     plan = cut.plan(net, info, x)
     same = dead_units(net.apply, net.variables, x)
@@ -69,7 +69,7 @@ def test_dead_units_go_and_the_outputs_stay():
 
 def test_channels_of_a_flattened_convolution():
     net, x = network(LeNet5((3, 4), 5), 6, 28, 28, 1)
-    cut = cut_neurons(share=0.4)
+    cut = cut_units(mean_activation, share=0.4)
     plan = cut.plan(net, calibrate(net, cut, [x]), x)
     jax.tree.map(np.testing.assert_array_equal, plan.kept, weak_units(net.apply, net.variables, x, 0.4).kept)
     small, _ = cut.execute(net, plan)
@@ -93,7 +93,7 @@ class Small(nnx.Module):
 def test_a_network_is_trained_on_as_it_was():
     net = nnx_network(Small(nnx.Rngs(0)))
     x = jax.random.normal(jax.random.key(0), (4, 4, 4, 2))
-    shrink = shrink_widths({"conv/*": 4, "hidden/*": 0.5})
+    shrink = cut_units(widths={"conv/*": 4, "hidden/*": 0.5})
     plan = shrink.plan(net, ModelInfo(), jax.ShapeDtypeStruct(x.shape, x.dtype))
     small, _ = shrink.execute(net, plan)
     close(small(x), masked(net, plan)(x))
@@ -114,7 +114,7 @@ def test_a_stack_is_cut_in_all_of_its_layers():
     rng = np.random.default_rng(0)
     net = Network(stacked, {name: jnp.asarray(rng.standard_normal(s), jnp.float32) for name, s in shapes.items()})
     x = jnp.asarray(rng.standard_normal((4, 5)), jnp.float32)
-    cut = cut_neurons(share=0.5)
+    cut = cut_units(mean_activation, share=0.5)
     plan = cut.plan(net, calibrate(net, cut, [x]), x)
     small, _ = cut.execute(net, plan)
     assert {p: v.shape for p, v in small.variables.items()} == {"layers": (3, 5, 5), "experts": (2, 5, 3), "mix": (2, 3, 3)}
@@ -133,7 +133,7 @@ def plain(width=6):
 
 def test_batches_of_other_sizes_derivatives_and_a_second_cut():
     net, x = mlp()
-    shrink = shrink_widths(0.5)
+    shrink = cut_units(share=0.5)
     plan = shrink.plan(net, ModelInfo(), x)
     small, _ = shrink.execute(net, plan)
     whole = masked(net, plan)
@@ -145,7 +145,7 @@ def test_batches_of_other_sizes_derivatives_and_a_second_cut():
            if path in plan.cuts}  # fmt: skip
     for path, g in leaves_by_path(jax.grad(loss(small))(small.variables)).items():
         close(g, cut[path] if path in cut else g)
-    again = shrink_widths({"**/Dense_0/kernel": 2})
+    again = cut_units(widths={"**/Dense_0/kernel": 2})
     smaller, _ = again.execute(small, second := again.plan(small, ModelInfo(), x))
     assert smaller.variables["params"]["Dense_0"]["kernel"].shape == (5, 2)
     close(smaller(x), masked(small, second)(x))
@@ -155,7 +155,7 @@ def test_batches_of_other_sizes_derivatives_and_a_second_cut():
 
 def test_a_function_for_training_that_couples_other_axes():
     net, x = plain()
-    shrink = shrink_widths(0.5)
+    shrink = cut_units(share=0.5)
     turned = net.replace(training=lambda v, x, key: ((lambda h: (h + h[:, ::-1]) @ v["b"])(x @ v["a"]), {}))
     with pytest.raises(ValueError, match=r"the function for training fails on the cut variables .*6 units are not those of a"):
         shrink.execute(turned, shrink.plan(turned, ModelInfo(), x))
@@ -163,21 +163,21 @@ def test_a_function_for_training_that_couples_other_axes():
 
 def test_a_plan_that_was_edited_against_its_couplings():
     net, x = plain()
-    shrink = shrink_widths(0.5)
+    shrink = cut_units(share=0.5)
     text = shrink.plan(net, ModelInfo(), x).to_json()
     other = json.loads(text)
     other["layers"][0]["members"] = other["layers"][0]["members"][:1]
     with pytest.raises(ValueError, match="keeps all entries of b axis 0, and by the units of the other leaves 3 entries stay"):
         shrink.execute(net, Plan.from_json(json.dumps(other)))
     small, _ = shrink.execute(net, Plan.from_json(text))
-    with pytest.raises(ValueError, match=r"a is \[4, 6\], and the plan of shrink_widths leaves \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"a is \[4, 6\], and the plan of cut_units leaves \(4, 3\)"):
         small.apply(net.variables, x)
 
 
 def test_what_does_not_fit():
     net, x = plain()
     other, _ = plain(8)
-    cut, shrink = cut_neurons(), shrink_widths(0.5)
+    cut, shrink = cut_units(largest_activation, threshold=0.0), cut_units(share=0.5)
     plan = shrink.plan(net, ModelInfo(), x)
     with pytest.raises(ValueError, match=r"a plan of another network: a has shape \[4, 8\] here"):
         shrink.execute(other, plan)
@@ -185,12 +185,12 @@ def test_what_does_not_fit():
         shrink.execute(net, plan.to_json())
     with pytest.raises(TypeError, match="network is a dict; pass a Network"):
         shrink.plan(net.variables, ModelInfo(), x)
-    with pytest.raises(ValueError, match=r"cut_neurons: needs the units' outputs; pass info=calibrate"):
+    with pytest.raises(ValueError, match=r"cut_units: largest_activation needs the values of units on data; pass info="):
         cut.plan(net, inspect(net.apply, net.variables, x), x)
     with pytest.raises(ValueError, match="a has another shape in info than in the network"):
         shrink.plan(net, inspect(other.apply, other.variables, x), x)
-    with pytest.raises(ValueError, match="pass one of the two"):
-        cut_neurons(threshold=0.1, share=0.5)
+    with pytest.raises(ValueError, match=r"pass one of share, params, .*; got share=0.5, threshold=0.1"):
+        cut_units(threshold=0.1, share=0.5)
     with pytest.raises(ValueError, match="weighs leaves against each other"):
         calibrate(net, cut, [x], sequential=True)
     method = quantize(8)
@@ -203,11 +203,11 @@ def test_states_of_rules_stay_where_they_are_a_number_a_site():
     net, x = plain()
     runs = lambda site, state, lhs, rhs: site.run(lhs, rhs)
     state = lambda shape: Rule(runs, lambda site, stats=None: State((), jnp.ones(shape(site))))
-    shrink = shrink_widths(0.5)
+    shrink = cut_units(share=0.5)
     plan = shrink.plan(net, ModelInfo(), x)
     ranged = net.replace(rules=state(lambda site: ())).initialized(x)
     small, _ = shrink.execute(ranged, plan)
     assert small.states.keys() == {"a", "b"} and small(x).shape == (2, 3)
     each = net.replace(rules=state(lambda site: (site.inputs,))).initialized(x)
-    with pytest.raises(ValueError, match="shrink_widths: the rule at a has a state of more than a number"):
+    with pytest.raises(ValueError, match="cut_units: the rule at a has a state of more than a number"):
         shrink.execute(each, plan)

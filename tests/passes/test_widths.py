@@ -17,14 +17,15 @@ from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.passes.activity import unit_activity
-from jaxopt_nn.passes.choice import weak_units
-from jaxopt_nn.passes.widths import shrink_widths
-from tests.passes.networks import made, network
+from jaxopt_nn.passes.cut_units import cut_units
+from jaxopt_nn.passes.plans import weak_units
+from tests.passes.networks import made
 
 
 def shrunk(apply, variables, x, widths, **arguments):
     """The variables that a plan makes, whatever module takes them; and its report."""
-    plan = shrink_widths(widths, **arguments).plan(Network(apply, variables), ModelInfo(), x)
+    how = {"widths": widths} if isinstance(widths, dict) else {"share": 1 - widths}
+    plan = cut_units(**how, **arguments).plan(Network(apply, variables), ModelInfo(), x)
     return Remap(plan).params(variables), plan.report
 
 
@@ -66,7 +67,7 @@ def test_relu_units_that_are_dead_are_cut_without_loss():
     variables["params"]["Dense_0"]["bias"][[0, 3, 4, 7]] = -50
     variables["params"]["Dense_1"]["bias"][[1, 2, 5]] = -50
     seen = unit_activity(teacher, variables, [x])
-    small, _ = shrunk(teacher, variables, x, 0.5, importance=lambda g, leaves: seen[g.members[0].path])
+    small, _ = shrunk(teacher, variables, x, 0.5, score=lambda units: seen[units.name])
     student = linen(MLP((4, 3, 3)), small).apply
     np.testing.assert_allclose(jax.jit(student)(small, x), jax.jit(teacher)(variables, x), atol=1e-6)
     by_norm, _ = shrunk(teacher, variables, x, 0.5)
@@ -132,30 +133,29 @@ def test_widths_by_pattern():
     assert jax.tree.all(jax.tree.map(lambda a, b: a is b, small, variables))
 
 
-def test_importance_of_ones_own_and_ties():
+def test_a_score_of_ones_own_and_ties():
     teacher, variables, x = made(MLP((6, 3)), 4, 5)
-    last = shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: np.arange(group.size))[0]
+    last = shrunk(teacher, variables, x, 0.5, score=lambda units: np.arange(units.size))[0]
     np.testing.assert_array_equal(last["params"]["Dense_0"]["bias"], variables["params"]["Dense_0"]["bias"][3:])
     for kind in (np.uint8, bool):  # which NumPy can't negate, or turns round
-        some = shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves, kind=kind: np.arange(6).astype(kind))[0]
+        some = shrunk(teacher, variables, x, 0.5, score=lambda units, kind=kind: np.arange(6).astype(kind))[0]
         first = 3 if kind is np.uint8 else 1
         np.testing.assert_array_equal(
             some["params"]["Dense_0"]["bias"], variables["params"]["Dense_0"]["bias"][first : first + 3]
         )
-    ties = shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: np.ones(group.size))[0]
+    ties = shrunk(teacher, variables, x, 0.5, score=lambda units: np.ones(units.size))[0]
     np.testing.assert_array_equal(ties["params"]["Dense_0"]["bias"], variables["params"]["Dense_0"]["bias"][:3])
 
 
 @pytest.mark.parametrize(
     "widths, message",
     [
-        (0.0, "share 0.0"),
-        (1.5, "share 1.5"),
-        (float("nan"), "share nan"),
-        (2, "a share .float. in"),
-        (True, "a share .float. in"),
-        (0.05, "share 0.05 of 8 units is fewer units than one; pass at least 0.125"),
-        ({"**/Dense_0/kernel": 0}, "0 units of 8, fewer units than one"),
+        (0.0, r"share=1.0: of the units, in \[0, 1\)"),
+        (1.5, "share=-0.5"),
+        (float("nan"), "share=nan"),
+        (0.05, r"share=0.95 of 14 units can't go; at most 12 can \(0.857\)"),
+        ({"**/Dense_0/kernel": 0.05}, "share 0.05 of 8 units is fewer units than one; pass at least 0.125"),
+        ({"**/Dense_0/kernel": 0}, "0 units, fewer units than one"),
         ({"**/Dense_0/kernel": -2}, "fewer units than one"),
         ({"**/Dense_0/kernel": 9}, "more than there are; allowed are 1 to 8"),
         ({"**/Dense_0/kernel": "half"}, "width 'half'"),
@@ -173,24 +173,10 @@ def test_bad_widths(widths, message):
 def test_bad_trees_and_scores():
     teacher, variables, x = made(MLP((8, 6, 3)), 4, 5)
     with pytest.raises(ValueError, match="1 of 8 scores are NaN"):
-        shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: [np.nan, *range(group.size - 1)])
+        shrunk(teacher, variables, x, 0.5, score=lambda units: [np.nan, *range(units.size - 1)])
     with pytest.raises(ValueError, match="pass one for each of 8 units"):
-        shrunk(teacher, variables, x, 0.5, importance=lambda group, leaves: np.ones(3))
+        shrunk(teacher, variables, x, 0.5, score=lambda units: np.ones(3))
     method = mask_units(weak_units(teacher, variables, x, share=0.5).masks)
     packed = method.pack(variables, method.init(variables))
     with pytest.raises(ValueError, match="cut first"):
         shrunk(teacher, packed, x, 0.5)
-
-
-def test_an_abstract_network_is_cut_to_the_shapes_of_the_arrays():
-    net, x = network(MLP((8, 6, 3)), 4, 5)
-    last_first = lambda group, leaves: np.arange(group.size)
-    cut = shrink_widths(0.5, last_first)
-    abstract = net.replace(variables=jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), net.variables))
-    plan = cut.plan(net, ModelInfo(), x)
-    assert cut.plan(abstract, ModelInfo(), x).to_json() == plan.to_json()
-    arrays, shapes = (cut.execute(n, plan)[0].variables for n in (net, abstract))
-    assert jax.tree.map(lambda a: (a.shape, a.dtype), arrays) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
-    assert all(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(shapes))
-    with pytest.raises(ValueError, match=r"Dense_0/kernel: is abstract, .* pass arrays"):
-        shrink_widths(0.5).plan(abstract, ModelInfo(), x)

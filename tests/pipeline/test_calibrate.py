@@ -18,8 +18,8 @@ from jaxopt_nn.methods import taps
 from jaxopt_nn.methods.allocations.global_budget import global_budget
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.passes.choice import dead_units
 from jaxopt_nn.passes.masking import prune_neurons
+from jaxopt_nn.passes.plans import dead_units
 from jaxopt_nn.pipeline.calibrate import calibrate
 from tests.interpret.test_matrix import keep
 from tests.zoo import ZOO

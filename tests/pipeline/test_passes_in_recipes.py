@@ -37,7 +37,7 @@ NETWORK = jn.Network(apply, WEIGHTS)
 def recipe(**last):
     return [
         jn.Stage("prune", jn.prune(sparsity=0.5), epochs=2, learning_rate=0.02),
-        jn.Stage("cut", jn.cut_neurons(share=0.5), epochs=2, learning_rate=0.02),
+        jn.Stage("cut", jn.cut_units(jn.scores.mean_activation, share=0.5), epochs=2, learning_rate=0.02),
         jn.Stage("w4", jn.quantize(4), epochs=2, learning_rate=0.02, rule=jn.moving_ranges("w4a8", 0.9)),
     ]
 
@@ -65,7 +65,7 @@ def test_the_network_is_smaller_and_the_masks_of_earlier_stages_go_with_it(whole
 def test_what_is_cut_is_what_the_view_was():
     """Dead units go: the outputs stay, those of the view and not of the weights behind it."""
     method = jn.prune(sparsity=0.5)
-    stages = [jn.Stage("prune", method), jn.Stage("cut", jn.cut_neurons())]
+    stages = [jn.Stage("prune", method), jn.Stage("cut", jn.cut_units(jn.scores.largest_activation, threshold=0.0))]
     result = jn.compress(NETWORK, stages, TASK, latency=False)
     view = method.view(WEIGHTS, method.init(WEIGHTS, jn.inspect(apply, WEIGHTS, X)))
     dead = ~(np.asarray(jax.nn.relu(X[:64] @ view["up"] + view["bias"][None])) > 0).any(0)
@@ -94,32 +94,55 @@ def test_a_run_goes_on_from_its_pass_to_the_same_numbers(whole, tmp_path):
     loaded = jn.load(tmp_path / "artifact", apply)
     np.testing.assert_array_equal(loaded(X), whole.network(X))
     with pytest.raises(ValueError, match=r"run.stages\[1\].plan"):
-        changed = [*recipe()[:1], jn.Stage("cut", jn.cut_neurons(share=0.25), epochs=2, learning_rate=0.02), recipe()[2]]
+        less = jn.cut_units(jn.scores.mean_activation, share=0.25)
+        changed = [*recipe()[:1], jn.Stage("cut", less, epochs=2, learning_rate=0.02), recipe()[2]]
         jn.compress(NETWORK, changed, TASK, workdir=tmp_path, latency=False)
 
 
 def test_a_pass_by_name():
     stages = registry.stages(
         [
-            {"name": "cut", "method": "cut_neurons", "share": 0.25},
-            {"name": "widths", "method": "shrink_widths", "widths": {"up": 6}},
+            {"name": "cut", "method": "cut_units", "score": "mean_activation", "share": 0.25},
+            {"name": "widths", "method": "cut_units", "widths": {"up": 6}},
         ]
     )
     result = jn.compress(NETWORK, stages, TASK, latency=False)
     assert result.params["up"].shape == (8, 6)
-    assert [stage["method"] for stage in result.report["config"]["stages"]] == ["cut_neurons", "shrink_widths"]
+    assert [stage["method"] for stage in result.report["config"]["stages"]] == ["cut_units", "cut_units"]
     for wrong, said in (
-        ({"method": "cut_neurons", "where": "up"}, "is a pass, which changes the whole network once; leave out 'where'"),
-        ({"cases": [{"where": "up", "method": "cut_neurons"}]}, "'cut_neurons' is a pass, .* give it a stage of its own"),
+        ({"method": "cut_units", "share": 0.5, "where": "up"}, "is a pass, which changes the whole network once; leave out"),
+        ({"cases": [{"where": "up", "method": "cut_units"}]}, "'cut_units' is a pass, .* give it a stage of its own"),
     ):
         with pytest.raises(ValueError, match=said):
             registry.stages([{"name": "x", **wrong}])
 
 
+def test_scores_and_allocations_by_name():
+    """Each is the pass that Python makes of the parts; what draws at random gets a key of the recipe's seed."""
+    taylor = {"score": "taylor", "macs": 0.5, "allocation": "across_layers", "multiple": 4}
+    (stage,) = registry.stages([{"name": "cut", "method": "cut_units", **taylor}])
+    cut = jn.cut_units(jn.scores.taylor, macs=0.5, allocation=jn.across_layers, multiple=4)
+    info = jn.calibrate(NETWORK, cut, TASK)
+    assert stage.transform.plan(NETWORK, info, X).to_json() == cut.plan(NETWORK, info, X).to_json()
+    kept = []
+    for seed in (0, 0, 1):
+        entry = {"name": "cut", "method": "cut_units", "score": "random", "share": 0.5}
+        (stage,) = registry.stages([entry], seed)
+        kept.append(stage.transform.plan(NETWORK, jn.ModelInfo(), X).kept["up"].tolist())
+    assert kept[0] == kept[1] != kept[2]
+    for wrong, said in (
+        ({"score": "tailor"}, "score 'tailor' is unknown; nearest: taylor"),
+        ({"allocation": "erk"}, "allocation of units 'erk' is unknown; nearest: .*per_layer"),
+        ({"score": {"name": "norm_scale", "patern": "*"}}, "has no 'patern'; nearest: pattern"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            registry.stages([{"name": "cut", "method": "cut_units", "share": 0.5, **wrong}])
+
+
 def test_groups_that_a_cut_breaks_show_before_any_training():
     stages = [
         jn.Stage("w4", jn.where("down", jn.quantize(4, group=4)), epochs=5),
-        jn.Stage("cut", jn.shrink_widths({"up": 6})),
+        jn.Stage("cut", jn.cut_units(widths={"up": 6})),
     ]
     told = []
     with pytest.raises(ValueError, match=r"down: axis 0 has 6 entries, not a multiple of group=4"):
@@ -130,10 +153,10 @@ def test_groups_that_a_cut_breaks_show_before_any_training():
 def test_masks_that_were_made_for_the_large_network_go_with_it():
     """They could not be made for the small one, which has other lengths."""
     masks = {"up": {1: np.arange(12) != 5}, "bias": {0: np.arange(12) != 5}}
-    importance = lambda group, leaves: np.arange(group.size) >= 4
+    score = lambda units: np.arange(units.size) >= 4
     stages = [
         jn.Stage("mask", jn.mask_units(masks), epochs=1),
-        jn.Stage("cut", jn.shrink_widths({"up": 8}, importance), epochs=1),
+        jn.Stage("cut", jn.cut_units(score, widths={"up": 8}), epochs=1),
     ]
     result = jn.compress(NETWORK, stages, TASK, latency=False)
     zero = np.flatnonzero((np.asarray(jn.densify(result.network.variables["up"])) == 0).all(0))

@@ -63,7 +63,8 @@ def test_what_leaves_alone_cost_is_bounded_unless_asked_for(monkeypatch):
 
 
 def test_leaves_of_a_network_that_was_cut_have_no_loss_alone():
-    result = jn.compress(NETWORK, [jn.Stage("cut", jn.cut_neurons(share=0.5)), *PACKED], task(), latency=False)
+    cut = jn.cut_units(jn.scores.mean_activation, share=0.5)
+    result = jn.compress(NETWORK, [jn.Stage("cut", cut), *PACKED], task(), latency=False)
     assert set(alone(result).values()) == {None}
     assert "the recipe cuts the network" in {s["path"]: s["reason"] for s in result.report["skipped"]}["loss by leaf"]
 

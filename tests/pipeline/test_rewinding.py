@@ -49,7 +49,7 @@ def test_rounds_nest_and_a_run_goes_on_where_it_ended(tmp_path):
 
 
 def test_a_pass_between_cuts_what_is_gone_back_to():
-    cut = jn.Stage("cut", jn.cut_neurons(share=0.5))
+    cut = jn.Stage("cut", jn.cut_units(jn.scores.mean_activation, share=0.5))
     result = run(WARM, FLOAT, cut, jn.Stage("ticket", jn.prune(sparsity=0.5), rewind="float"))
     early = np.asarray(run(WARM).params["down"])
     assert result.params["down"].shape == (6, 3)
@@ -67,6 +67,6 @@ def test_a_config_names_it_and_mistakes_are_told():
     with pytest.raises(ValueError, match="rewind='flaot' is no earlier stage; allowed are"):
         run(FLOAT, jn.Stage("ticket", jn.prune(sparsity=0.5), rewind="flaot"))
     with pytest.raises(ValueError, match="beside a pass"):
-        jn.Stage("cut", jn.cut_neurons(share=0.5), rewind="float")
+        jn.Stage("cut", jn.cut_units(jn.scores.mean_activation, share=0.5), rewind="float")
     with pytest.raises(TypeError, match="name of an earlier stage"):
         jn.Stage("p", jn.prune(sparsity=0.5), rewind=3)

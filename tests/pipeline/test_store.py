@@ -65,7 +65,7 @@ def narrow(v, x):
 
 def test_a_network_that_was_cut_runs_from_its_program_and_from_its_models_function(tmp_path):
     """Two cuts, one after the other; with and without the code, for any batch."""
-    twice = [jn.Stage(name, jn.shrink_widths(0.7)) for name in ("cut", "again")]
+    twice = [jn.Stage(name, jn.cut_units(share=0.3)) for name in ("cut", "again")]
     network = jn.Network(narrow, {k: WEIGHTS[k] for k in ("up", "down")})
     recipe = [*twice, jn.Stage("w4", jn.quantize(4))]
     result = jn.compress(network, recipe, TASK, workdir=tmp_path, latency=False, export=["cpu"])

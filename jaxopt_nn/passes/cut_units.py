@@ -1,0 +1,146 @@
+"""``cut_units``: a network with fewer units, the least important of which go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxopt_nn.core.model import ModelInfo, StatKey
+from jaxopt_nn.core.passes import Pass, Plan
+from jaxopt_nn.core.tap import Probe, Tap
+from jaxopt_nn.core.transform import Traits
+from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.passes.activity import free
+from jaxopt_nn.passes.allocations import Allocation, per_layer
+from jaxopt_nn.passes.choice import Choice, check_share
+from jaxopt_nn.passes.costs import COSTS
+from jaxopt_nn.passes.cutting import execute, layers_of, leaves_of, takes
+from jaxopt_nn.passes.reconstruction import grams, reconstructed
+from jaxopt_nn.passes.scores import Score, norm_product
+from jaxopt_nn.passes.scores.base import lacking, measures, touched
+from jaxopt_nn.passes.widths import check_widths, planned_widths
+
+PyTree = Any
+NAME = "cut_units"
+
+
+def cut_units(
+    score: Score = norm_product,
+    *,
+    share: float | None = None,
+    params: float | None = None,
+    macs: float | None = None,
+    nbytes: float | None = None,
+    latency: float | None = None,
+    threshold: float | None = None,
+    widths: Mapping[str, float | int] | None = None,
+    allocation: Allocation = per_layer,
+    protect: str | Sequence[str] = (),
+    multiple: int = 1,
+    least: int = 1,
+    batch: int | None = None,
+    reconstruct: bool = False,
+) -> Pass:
+    """Cuts units out of a network: neurons, channels, heads, and what else its axes hold, with all that touches them.
+
+    One of seven arguments says how many. The network's code is not edited; the small network is the one in which the units are
+    zero. The plan prints, and can be edited before it is executed.
+
+    Args:
+      score: what a unit is worth, one of ``jn.scores`` or any callable of that signature. One that must see data
+        needs ``info=calibrate(network, the pass, batches)``, one of the loss ``calibrate(network, the pass, task)``.
+      share: of the units that may be cut, how many go, to the nearest unit. Where an axis holds two kinds of units (heads, and
+        the width of a head) both are cut: a quarter of the axis stays of two halves.
+      params, macs, nbytes: what share of the whole network's parameters, of its multiply-accumulates on the inputs of ``plan``,
+        or of its bytes goes, at least. Counted on the network that the plan makes.
+      latency: what share of the measured median time of a call goes, at least; on this machine, weights in float. The search
+        takes seconds for each of some ten networks that are tried, and another run may end a level off: for a recipe plan by
+        hand, and give the stage ``planned(plan)``.
+      threshold: units whose score is at most this go, and no others; ``allocation`` does not matter.
+      widths: ``{pattern: share (float) or units (int)}`` that stay, over names of layers and the paths of their weights; other
+        layers stay whole. A share of n units is ``round(share * n)`` of them. ``allocation`` and what follows do not matter.
+      allocation: ``per_layer``, the same share in each; ``across_layers``, the weakest of all; or any callable of that
+        signature.
+      protect: a pattern, or several, over the same names; these layers stay whole.
+      multiple: lengths of cut axes are multiples of this: 8 or 128 for what hardware does best.
+      least: units that stay in each layer at least.
+      reconstruct: whether the weights that read the units are refitted to make up for those that go, by least squares on the
+        calibration data: in a recipe, or by ``cut.execute(cut.mend(network, plan, info), plan)``. ``info`` is then needed
+        whatever the score.
+      batch: examples in a call whose latency is measured; as many as the inputs of ``plan`` have if None.
+
+    Returns:
+      A pass. Of equal scores the later unit goes first, so that layers of equal scores lose the same share.
+
+    Raises:
+      ValueError: none or two of the seven; a number outside its range. At ``plan``: a budget that can't be met, with what can;
+        a pattern that matches no layer; no such statistics; scores of another shape, or NaN; compressed variables. At
+        ``execute``: a plan of another network, or one that was edited against the couplings of its axes.
+
+    Example:
+      >>> def apply(v, x):
+      ...     return jax.nn.relu(jax.nn.relu(x @ v["up"]) @ v["mix"]) @ v["down"]
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> shapes = {"up": (4, 16), "mix": (16, 16), "down": (16, 2)}
+      >>> net = jn.Network(apply, {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items())})
+      >>> x = jax.ShapeDtypeStruct((1, 4), "float32")
+      >>> cut = jn.cut_units(macs=0.5, multiple=4)
+      >>> small, _ = cut.execute(net, cut.plan(net, jn.ModelInfo(), x))
+      >>> jax.tree.map(jnp.shape, small.variables)
+      {'down': (8, 2), 'mix': (8, 8), 'up': (4, 8)}
+    """
+    budget = _budget(
+        share=share, params=params, macs=macs, nbytes=nbytes, latency=latency, threshold=threshold, widths=widths
+    )
+    _check(score, allocation, multiple=multiple, least=least, batch=1 if batch is None else batch)
+    protected = (protect,) if isinstance(protect, str) else tuple(protect)
+    choice = Choice(NAME, score, budget, allocation, protected, multiple, least)
+
+    def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
+        leaves, layers = leaves_of(network, info, NAME), layers_of(network, info, *inputs)
+        kind, amount = budget
+        if kind == "widths":
+            return planned_widths(choice, amount, layers, leaves, inputs, info, network.still)
+        cost = COSTS[kind](network, inputs, batch) if kind in COSTS else None
+        return choice.plan(layers, leaves, inputs, info, network.still, cost)
+
+    def taps(info: ModelInfo) -> dict[StatKey, Tap | Probe]:
+        wanted = lacking(score)(info)
+        layers = free(touched(info, (leaf.path for leaf in info.leaves)))
+        fit = grams(info, layers) if reconstruct else {}
+        return wanted | {key: tap for key, tap in fit.items() if key not in info.stats}
+
+    def mend(network: Network, plan: Plan, info: ModelInfo) -> Network:
+        return reconstructed(network, plan, info, layers_of(network, info, *plan.inputs)) if reconstruct else network
+
+    sees = measures(score) or reconstruct
+    needs = frozenset({"couplings"} if sees else ())
+    traits = Traits(takes, leaf_local=False, needs=needs, taps=taps, passes=int(sees), name=NAME)
+    return Pass(plan, execute, traits, mend)
+
+
+def _check(score: Any, allocation: Any, **numbers: Any) -> None:
+    for key, part, example in (("score", score, "scores.l2_norm"), ("allocation", allocation, "per_layer")):
+        if not callable(part):
+            raise TypeError(f"{NAME}({key}={part!r}): pass a callable, e.g. jn.{example}")
+    for key, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"{NAME}({key}={number!r}): allowed are the whole numbers from 1")
+
+
+def _budget(**kinds: Any) -> tuple[str, Any]:
+    """The one that is there, and its amount."""
+    own = {kind: amount for kind, amount in kinds.items() if amount is not None}
+    if len(own) != 1:
+        said = ", ".join(f"{kind}={amount!r}" for kind, amount in own.items()) or "nothing"
+        raise ValueError(f"{NAME}: how many units go? pass one of {', '.join(kinds)}; got {said}")
+    ((kind, amount),) = own.items()
+    if kind == "widths":
+        check_widths(NAME, amount)
+    elif kind == "share":
+        check_share(amount)
+    elif isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount != amount:
+        raise ValueError(f"{NAME}({kind}={amount!r}): pass a number")
+    elif kind in COSTS and not 0 < amount < 1:
+        raise ValueError(f"{NAME}({kind}={amount!r}): allowed are shares of it between 0 and 1, that go")
+    return kind, amount

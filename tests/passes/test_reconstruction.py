@@ -1,0 +1,89 @@
+"""Readers that make up for units that go, against least squares on the data themselves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_nn as jn
+from experiments.models.lenet import LeNet5
+from jaxopt_nn.passes.reconstruction import DAMPING, refitted
+from tests.passes.networks import hidden, mlp, network
+
+
+def ridge(x, w, off):
+    """The rows that stay, by NumPy's least squares on the data with rows for the damping beneath."""
+    x, w = np.float64(x), np.float64(w)
+    damping = np.sqrt(DAMPING * np.square(x).sum() / x.shape[1])
+    stay = np.flatnonzero(~off)
+    # the penalty is on the change: w' = w_K + c, the data's part of what is missing is x_D w_D
+    left = np.concatenate([x[:, stay], damping * np.eye(len(stay))])
+    right = np.concatenate([x[:, off] @ w[off], np.zeros((len(stay), w.shape[1]))])
+    return w[stay] + np.linalg.lstsq(left, right, rcond=None)[0]
+
+
+def test_the_reader_is_the_least_squares_fit():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((40, 4)) @ rng.standard_normal((4, 9)), rng.standard_normal((9, 3))
+    off = np.arange(9) % 3 == 1
+    found = refitted(w, x.T @ x, off)
+    np.testing.assert_allclose(found[~off], ridge(x, w, off), rtol=1e-6)
+    assert not found[off].any()
+    error = lambda own: np.linalg.norm(x @ own - x @ w)
+    assert error(found) < 0.2 * error(np.where(off[:, None], 0, w)), "nine inputs lie in four dimensions"
+    stacked = refitted(np.stack([w, 2 * w]), np.stack([x.T @ x] * 2), off)
+    np.testing.assert_allclose(stacked, [found, 2 * found])
+    np.testing.assert_array_equal(refitted(w, np.zeros((9, 9)), off), np.where(off[:, None], 0, w))
+
+
+def test_a_network_is_refitted_where_it_reads_units_that_go():
+    apply, variables, x = mlp()
+    net, cut = jn.Network(apply, variables), jn.cut_units(share=0.5, reconstruct=True)
+    info = jn.calibrate(net, cut, [x[:20], x[20:]])
+    plan = cut.plan(net, info, x)
+    small, _ = cut.execute(cut.mend(net, plan, info), plan)
+    plain, _ = cut.execute(net, plan)
+    for layer, reader, inputs in zip(plan.layers, ("Dense_1", "Dense_2"), hidden(variables, x), strict=False):
+        own = ridge(inputs, variables["params"][reader]["kernel"], layer.off)
+        columns = plan.layers[1].kept if reader == "Dense_1" else np.arange(3)
+        np.testing.assert_allclose(small.variables["params"][reader]["kernel"], own[:, columns], rtol=2e-3, atol=2e-3)
+    np.testing.assert_array_equal(
+        small.variables["params"]["Dense_0"]["kernel"], plain.variables["params"]["Dense_0"]["kernel"]
+    )
+    only = jn.cut_units(widths={"**/Dense_1/kernel": 4}, reconstruct=True)
+    plan = only.plan(net, info, x)
+    off = lambda n: float(jnp.linalg.norm(n(x) - net(x)))
+    assert off(only.execute(only.mend(net, plan, info), plan)[0]) < off(only.execute(net, plan)[0])
+    with pytest.raises(ValueError, match=r"the refit of .* needs its inputs on data; pass info=calibrate"):
+        only.mend(net, plan, jn.inspect(apply, variables, x))
+
+
+def test_the_removal_error_is_that_of_the_refit():
+    """Each unit goes alone, and the reader is fitted without it; the penalty on the change counts as error."""
+    apply, variables, x = mlp()
+    net, found = jn.Network(apply, variables), {}
+    spy = lambda units: found.setdefault(units.name, jn.scores.removal_error(units))
+    spy.taps = jn.scores.removal_error.taps
+    cut = jn.cut_units(spy, share=0.3)
+    cut.plan(net, jn.calibrate(net, cut, [x]), x)
+    for (name, scores), reader, h in zip(found.items(), ("Dense_1", "Dense_2"), hidden(variables, x), strict=True):
+        w, h = np.float64(variables["params"][reader]["kernel"]), np.float64(h)
+        damping = DAMPING * np.square(h).sum() / h.shape[1]
+        for unit in range(len(w)):
+            own = np.zeros_like(w)
+            own[np.arange(len(w)) != unit] = ridge(h, w, np.arange(len(w)) == unit)
+            error = np.square(h @ own - h @ w).sum() + damping * np.square(own - w).sum()
+            assert scores[unit] == pytest.approx(error, rel=1e-3), (name, unit)
+
+
+def test_channels_of_convolutions_and_a_recipe():
+    net, x = network(LeNet5((4, 6), 8), 24, 28, 28, 1)
+    y = np.argmax(net(x), 1).astype(np.int32)
+    task = jn.classification(train=(x, y), test=(x, y), batch_size=12)
+    values = {}
+    for reconstruct in (False, True):
+        cut = jn.cut_units(widths={"**/Conv_0/kernel": 2}, reconstruct=reconstruct)
+        small = jn.compress(net, [jn.Stage("cut", cut)], task, latency=False).network
+        values[reconstruct] = float(jnp.linalg.norm(small(x) - net(x)))
+        assert jax.tree.map(jnp.shape, small.variables["params"]["Conv_1"]["kernel"]) == (5, 5, 2, 6)
+    assert values[True] < 0.8 * values[False]
