@@ -104,7 +104,7 @@ def _programs(
     programs = of_files(read_files(artifact, manifest))
     missing = [platform for platform in platforms if platform not in programs]
     if missing:
-        network, task, _ = of_config(artifact)
+        network, task = of_config(artifact)
         programs |= exported(network, task.example, missing)
     programs = {platform: programs[platform] for platform in platforms}
     written = save_artifact(

@@ -33,7 +33,7 @@ from jaxopt_nn.interpret.network import Network, abstract_outputs, like
 from jaxopt_nn.parallel.infer import Predictor, predictor
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.data import Arrays
-from jaxopt_nn.pipeline.store import load, network_from
+from jaxopt_nn.pipeline.store import network_from
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting import tables
 
@@ -128,26 +128,15 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
       ValueError: it is none, or does not say of which model it is.
       FileNotFoundError: no such directory.
     """
-    stored, task, built = of_config(artifact)
+    stored, task = of_config(artifact)
     rule = next((rule.name for _, rule in stored.rules), None)
     ready = stored.replace(variables=prepare(stored.variables))
-    try:
-        abstract_outputs(ready, *like(task.example, 2), what="the model")
-    except ValueError as error:
-        if shapes(stored.variables) == built:
-            raise
-        try:  # a pass has cut it, and the model's code holds other widths
-            return load(artifact), task, rule
-        except ValueError:
-            raise ValueError(
-                f"{artifact}: a pass has cut this network, and the model's code holds other widths ({error}); compress it "
-                "with config.export=['cpu'], so that the artifact holds its program"
-            ) from error
+    abstract_outputs(ready, *like(task.example, 2), what="the model")
     return ready, task, rule
 
 
-def of_config(artifact: str | os.PathLike[str]) -> tuple[Network, Task, dict[str, tuple[int, ...]]]:
-    """The network of an artifact, as stored, with the code that its config names; the task; the shapes that the code builds.
+def of_config(artifact: str | os.PathLike[str]) -> tuple[Network, Task]:
+    """The network of an artifact, as stored, with the code that its config names; the task.
 
     Raises:
       ValueError: it is none, or does not say of which model it is.
@@ -168,12 +157,7 @@ def of_config(artifact: str | os.PathLike[str]) -> tuple[Network, Task, dict[str
     network = Model(config["model"], config["model_args"], config["float"], "float").network
     own = registry.rule(asked) if ":" in asked else None
     saved = network_from(tree, manifest, network.apply, own, str(artifact))
-    stored = network.replace(variables=saved.variables, rules=saved.rules, states=saved.states, training=None)
-    return stored, common.load_task(config), shapes(network.variables)
-
-
-def shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-    return {path: tuple(x.shape) for path, x in leaves_by_path(variables).items()}
+    return saved, common.load_task(config)
 
 
 def given(data: str, task: Task) -> Examples:

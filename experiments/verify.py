@@ -145,8 +145,6 @@ def compared(artifact: str, network: Network | None) -> str:
     if network is None:
         raise ValueError(f"{artifact}: holds no program for {jax.default_backend()} that --code could compare")
     code = loaded(artifact)[0]
-    if isinstance(code.apply, Imported):
-        return "not compared with the model's code: a pass has cut the network, and the code holds other widths"
     inputs = example(network)
     ours, theirs = outputs(network, inputs), outputs(code, inputs)
     forms = [", ".join(f"float32{list(x.shape)}" for x in each) for each in (ours, theirs)]

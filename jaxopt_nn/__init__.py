@@ -33,6 +33,7 @@ from jaxopt_nn.methods.allocations.erk import erk
 from jaxopt_nn.methods.allocations.global_budget import global_budget
 from jaxopt_nn.methods.allocations.lamp import lamp
 from jaxopt_nn.methods.allocations.per_leaf import per_leaf
+from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
 from jaxopt_nn.methods.criteria.base import Memory
@@ -43,16 +44,18 @@ from jaxopt_nn.methods.criteria.random import random_scores
 from jaxopt_nn.methods.criteria.saliency import saliency
 from jaxopt_nn.methods.criteria.snip import grasp, snip
 from jaxopt_nn.methods.criteria.synflow import synflow
+from jaxopt_nn.methods.criteria.wanda import ria, wanda
 from jaxopt_nn.methods.learnt_threshold import learnt_threshold
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.regrowth import Regrowth, rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
+from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
 from jaxopt_nn.methods.structures.base import Structure, single_weights
 from jaxopt_nn.methods.structures.blocks import blocks
 from jaxopt_nn.methods.structures.n_of_m import n_of_m
-from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments
+from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments, square_sum
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.parallel.infer import predictor
@@ -62,6 +65,7 @@ from jaxopt_nn.passes.cutting import cut_neurons
 from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.passes.widths import shrink_widths
 from jaxopt_nn.pipeline import metrics
+from jaxopt_nn.pipeline.attention import attention_weights
 from jaxopt_nn.pipeline.calibrate import calibrate, calibrated
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.pipeline.classes import classification, language_model, multilabel
@@ -121,6 +125,7 @@ __all__ = [
     "abs_max",
     "activity",
     "arithmetic",
+    "attention_weights",
     "axis_groups",
     "between",
     "blocks",
@@ -188,7 +193,9 @@ __all__ = [
     "nbytes",
     "nnx",
     "obd",
+    "obs",
     "per_leaf",
+    "per_output",
     "predictor",
     "prepare",
     "prune",
@@ -198,6 +205,7 @@ __all__ = [
     "reconstruction",
     "regression",
     "rewrite",
+    "ria",
     "rigl",
     "rule_factory",
     "saliency",
@@ -207,6 +215,8 @@ __all__ = [
     "single_weights",
     "snip",
     "sparse_evolution",
+    "sparsegpt",
+    "square_sum",
     "staircase",
     "static_ranges",
     "synflow",
@@ -216,6 +226,7 @@ __all__ = [
     "to_safetensors",
     "transfer_weights",
     "unit_activity",
+    "wanda",
     "weak_units",
     "where",
 ]

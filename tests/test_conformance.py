@@ -23,17 +23,21 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import LeafTraits, State, explain, identity, why_not_matrix
+from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.methods.allocations.erk import erk
 from jaxopt_nn.methods.allocations.global_budget import global_budget
+from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
 from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
 from jaxopt_nn.methods.criteria.random import random_scores
 from jaxopt_nn.methods.criteria.saliency import saliency
+from jaxopt_nn.methods.criteria.wanda import ria, wanda
 from jaxopt_nn.methods.learnt_threshold import learnt_threshold
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.regrowth import rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
+from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
 from jaxopt_nn.methods.structures.blocks import blocks
 from jaxopt_nn.methods.structures.n_of_m import n_of_m
 from jaxopt_nn.methods.unit_masks import mask_units
@@ -91,7 +95,16 @@ LEARNT = {
     "learnt step": learnt_step(),
     "learnt steps of some, masked": chain(by_path([("**/a/*", learnt_step()), ("**", learnt_gain())]), prune(sparsity=0.5)),
 }
+#: What reads statistics of the layers' inputs.
+CALIBRATED = {
+    "prune by wanda": prune(wanda, sparsity=0.5, allocation=per_output),
+    "prune by ria": prune(ria, sparsity=0.5),
+    "sparsegpt": sparsegpt(0.5, block=4),
+    "sparsegpt(2:4)": sparsegpt(n_of_m=(2, 4)),
+    "obs": obs(0.5),
+}
 TABLE = {
+    **CALIBRATED,
     "identity": identity(),
     "clip": clip(-0.5, 0.75),
     "clip, latent weights": clip(-0.5, 0.75, ste="pass", project=False),
@@ -165,9 +178,34 @@ INFO = ModelInfo(
 )
 
 
+def network(v, x):
+    """A network that reads the matrices of ``PARAMS``."""
+    p = v["params"]
+    rows = lambda n: jnp.broadcast_to(x, (2, n))
+    conv = jax.lax.conv_general_dilated(
+        jnp.broadcast_to(x, (1, 5, 5, 4)), p["conv"][0], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    stack = jnp.einsum("bi,sio->sbo", rows(4), p["stack"]["kernel"])
+    return rows(8) @ p["a"]["kernel"] + p["a"]["bias"][None], rows(12) @ p["b"]["kernel"].astype(x.dtype), stack, conv
+
+
+def calibrated() -> ModelInfo:
+    """The network's info with Gram matrices of random inputs."""
+    info, stats = inspect(network, PARAMS, jnp.ones((1, 1))), {}
+    for site in info.sites:
+        x = RNG.standard_normal((*site.stack, 4 * site.inputs, site.inputs)).astype(np.float32)
+        gram = np.swapaxes(x, -1, -2) @ x
+        stats |= {((), site.name, "gram"): gram, ((), site.name, "square_sum"): np.diagonal(gram, axis1=-2, axis2=-1)}
+    return info.with_stats(jax.tree.map(jnp.asarray, stats))
+
+
+SEEN = calibrated()
+
+
 class Case(NamedTuple):
     """A transform with all that its laws compare; `view` and `project` are compiled."""
 
+    info: ModelInfo
     method: Any
     state: State
     view: Any
@@ -178,15 +216,15 @@ class Case(NamedTuple):
 
 @functools.cache
 def case(name) -> Case:
-    method = TABLE[name]
-    state = method.init(PARAMS, INFO)
+    method, info = TABLE[name], SEEN if name in CALIBRATED else INFO
+    state = method.init(PARAMS, info)
     view, project = jax.jit(method.view), jax.jit(method.project)
-    return Case(method, state, view, project, view(PARAMS, state), method.pack(PARAMS, state))
+    return Case(info, method, state, view, project, view(PARAMS, state), method.pack(PARAMS, state))
 
 
-def verdicts(method):
+def verdicts(method, info):
     """What becomes of each leaf, by path: traits, or the reason."""
-    return {path: method.traits.takes(path, x, INFO) for path, x in leaves_by_path(PARAMS).items()}
+    return {path: method.traits.takes(path, x, info) for path, x in leaves_by_path(PARAMS).items()}
 
 
 #: Random codes, whose generator compiles for seconds with XLA's defaults: one of them stands for all but in `make slow`.
@@ -200,26 +238,26 @@ def shortened(names):
 @pytest.mark.exact
 @pytest.mark.parametrize("name", shortened(TABLE))
 def test_laws_to_the_bit(name):
-    method, state, view, project, seen, packed = case(name)
-    keeps_the_tree_and_leaves_the_others_identical(method, state, seen)
-    obeys_the_pack_law(method, seen, packed)
+    info, method, state, view, project, seen, packed = case(name)
+    keeps_the_tree_and_leaves_the_others_identical(info, method, state, seen)
+    obeys_the_pack_law(info, method, seen, packed)
     projects_once(view, project, state)
 
 
-def keeps_the_tree_and_leaves_the_others_identical(method, state, seen):
+def keeps_the_tree_and_leaves_the_others_identical(info, method, state, seen):
     chex.assert_trees_all_equal_shapes_and_dtypes(seen, PARAMS)
-    skipped = {m.path for m in explain(method, PARAMS, INFO).of("skipped")}
-    assert skipped == {path for path, verdict in verdicts(method).items() if isinstance(verdict, str)}
+    skipped = {m.path for m in explain(method, PARAMS, info).of("skipped")}
+    assert skipped == {path for path, verdict in verdicts(method, info).items() if isinstance(verdict, str)}
     program = jax.make_jaxpr(method.view)(PARAMS, state).jaxpr
     paths = list(leaves_by_path(PARAMS))
     given, made = dict(zip(paths, program.invars)), dict(zip(paths, program.outvars, strict=True))
     assert all(made[path] is given[path] for path in skipped)
 
 
-def obeys_the_pack_law(method, seen, packed):
+def obeys_the_pack_law(info, method, seen, packed):
     """``densify(pack(p, s)) == view(p, s)`` to the bit, with the view under jit as training sees it."""
     chex.assert_trees_all_equal(densify(packed), seen)
-    packs = {p for p, verdict in verdicts(method).items() if not isinstance(verdict, str) and verdict.packs}
+    packs = {p for p, verdict in verdicts(method, info).items() if not isinstance(verdict, str) and verdict.packs}
     assert {p for p, x in leaves_by_path(packed).items() if is_compressed(x)} == packs
 
 
@@ -232,32 +270,32 @@ def projects_once(view, project, state):
 @pytest.mark.exact
 @pytest.mark.parametrize("name", shortened(EAGER))
 def test_views_are_the_same_run_eagerly(name):
-    method, state, *_, seen, _ = case(name)
+    _, method, state, *_, seen, _ = case(name)
     chex.assert_trees_all_equal(method.view(PARAMS, state), seen)
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_laws_of_programs(name):
-    method, state, view, _, seen, _ = case(name)
-    inits_on_abstract_shapes(method, state)
-    runs_mapped(method, view, seen)
-    keeps_shardings(method, state, view, seen)
+    info, method, state, view, _, seen, _ = case(name)
+    inits_on_abstract_shapes(info, method, state)
+    runs_mapped(info, method, view, seen)
+    keeps_shardings(info, method, state, view, seen)
 
 
-def inits_on_abstract_shapes(method, state):
-    abstract = method.init(jax.eval_shape(lambda: PARAMS), INFO)
+def inits_on_abstract_shapes(info, method, state):
+    abstract = method.init(jax.eval_shape(lambda: PARAMS), info)
     chex.assert_trees_all_equal_shapes_and_dtypes(abstract, state)
 
 
-def runs_mapped(method, view, seen):
+def runs_mapped(info, method, view, seen):
     negative = jax.tree.map(lambda x: -x, PARAMS)
     twice = jax.tree.map(lambda x, y: jnp.stack([x, y]), PARAMS, negative)
-    whole = jax.jit(jax.vmap(lambda p: method.view(p, method.init(p, INFO))))(twice)
-    for i, expected in enumerate((seen, view(negative, method.init(negative, INFO)))):
+    whole = jax.jit(jax.vmap(lambda p: method.view(p, method.init(p, info))))(twice)
+    for i, expected in enumerate((seen, view(negative, method.init(negative, info)))):
         chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], whole), expected, rtol=1e-6)
 
 
-def keeps_shardings(method, state, view, seen):
+def keeps_shardings(info, method, state, view, seen):
     mesh = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = {"params/a/kernel": ("x",), "params/b/kernel": ("x",)}
     leaves = leaves_by_path(PARAMS)
@@ -265,7 +303,7 @@ def keeps_shardings(method, state, view, seen):
     placed = jax.tree.unflatten(
         jax.tree.structure(PARAMS), [jax.device_put(x, shardings[p]) for p, x in leaves.items()]
     )
-    got = view(placed, method.init(placed, INFO))
+    got = view(placed, method.init(placed, info))
     chex.assert_trees_all_close(got, seen, rtol=1e-6)
     for path, leaf in leaves_by_path(got).items():
         assert leaf.sharding.is_equivalent_to(shardings[path], leaf.ndim)
@@ -275,14 +313,14 @@ def keeps_shardings(method, state, view, seen):
 FOLLOWING = (
     "clip_percentile(channel)", "quantize(4, group)", "prune for good",
     "prune 2:4", "learnt threshold", "rigl", "mask_units", "chain", "by_path", "every",
-    "frozen learnt step", "learnt steps of some, masked",
+    "frozen learnt step", "learnt steps of some, masked", "sparsegpt",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FOLLOWING)
 def test_the_state_follows_a_cut(name):
     """The view of what was cut is what was cut of the view; arrays are laid out as on a network that starts so."""
-    method, state, *_, seen, _ = case(name)
+    info, method, state, *_, seen, _ = case(name)
     entries = {path: np.arange(0, n, 2) for path, n in (("params/a/kernel", 6), ("params/stack/kernel", 7))}
     members = [Member(path, x.ndim - 1, "producer", np.arange(x.shape[-1])) for path, x in leaves_by_path(PARAMS).items()]
     layers = [Layer(m.path, len(m.units), entries[m.path], (m,)) for m in members if m.path in entries]
@@ -290,10 +328,10 @@ def test_the_state_follows_a_cut(name):
     shapes = {path: x.shape for path, x in leaves_by_path(PARAMS).items()}
     remap = Remap(Plan("by hand", shapes, (), tuple(layers)))
     small = remap.params(PARAMS)
-    made, report = remap.state(method, state, small, INFO)
+    made, report = remap.state(method, state, small, info)
     assert not report
     chex.assert_trees_all_close(jax.jit(method.view)(small, made), remap.params(seen), rtol=1e-6)
-    if name != "mask_units":  # made for the large one
+    if name not in ("mask_units", "sparsegpt"):  # made for the large one
         chex.assert_trees_all_equal_shapes_and_dtypes(made, jax.eval_shape(lambda: method.init(small, INFO)))
 
 
@@ -301,7 +339,7 @@ def test_the_state_follows_a_cut(name):
 def test_laws_of_training(name, tmp_path):
     before, after, step = trained(name)
     a_training_step_moves_what_is_trained(name, before, after)
-    update_touches_carried_alone_and_compiles_once(*case(name)[:2])
+    update_touches_carried_alone_and_compiles_once(*case(name)[1:3])
     state_survives_a_checkpoint(name, after, step, tmp_path)
 
 
@@ -332,9 +370,9 @@ def trained(name):
 
 def a_training_step_moves_what_is_trained(name, before, after):
     """Parameters and learnt state by the rate times the gradient pulled back through the view; nothing else."""
-    method, state, _, project, _, packed = case(name)
+    info, method, state, _, project, _, packed = case(name)
     was, now, slopes = (leaves_by_path(tree) for tree in (before.params, after.params, GRADS))
-    taken = {path for path, verdict in verdicts(method).items() if not isinstance(verdict, str)}
+    taken = {path for path, verdict in verdicts(method, info).items() if not isinstance(verdict, str)}
     projected = leaves_by_path(project(PARAMS, state)[0])
     for path, old in was.items():
         if path == HELD or not jnp.issubdtype(old.dtype, jnp.floating):
@@ -394,7 +432,7 @@ def update_touches_carried_alone_and_compiles_once(method, state):
 def state_survives_a_checkpoint(name, after, step, directory):
     """To disk and back, into a structure that ``init`` makes of other parameters; the next step is the same."""
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    blank = init_train_state(zeros, TABLE[name], optax.sgd(RATE), jax.random.key(9), info=INFO, still=(HELD,))
+    blank = init_train_state(zeros, TABLE[name], optax.sgd(RATE), jax.random.key(9), info=case(name).info, still=(HELD,))
     checkpoints = Checkpoints(directory, seconds=0.0)
     checkpoints.save(1, after, {"name": name})
     at, found, meta = checkpoints.restore(blank)

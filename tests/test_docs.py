@@ -34,6 +34,7 @@ LONG = {
     "docs/how-to/compare-runs.md",
     "docs/how-to/export.md",
     "docs/how-to/mixed-bits.md",
+    "docs/how-to/prune-once.md",
     "docs/how-to/resume.md",
     "docs/how-to/serve.md",
     "docs/how-to/what-was-skipped.md",

@@ -14,8 +14,8 @@ PLAIN = set(
     abs algebra along analyse arguments arrays base between by bytes calls cases checks choice classes classification
     combine common compile compress core cpu data elementwise evaluate events every explain files for from global gpu
     histogram imported infer init integer is keep keeps language later load loss make max memory minmax model named numbers
-    numerics of only orbax page parallel per plots primitives progress regression save shrink single std step store
-    structure table tables tensor tensors text to tpu train transform tree where words write
+    numerics of only orbax page parallel per plots primitives progress regression save shrink single square std step store
+    structure sum table tables tensor tensors text to tpu train transform tree where words write
     """.split()
 )
 #: Names of single methods, formats and frameworks, and short names, by the entry that explains them.
@@ -24,7 +24,7 @@ SHORT = {
     "evolution": "regrowth", "html": "report", "lamp": "allocation", "linen": "framework", "m": "pattern",
     "multilabel": "label", "n": "pattern", "nbytes": "bits", "nnx": "framework", "nof": "pattern", "obd": "criterion",
     "qtensor": "code", "quant": "quantization", "rigl": "regrowth", "snip": "criterion", "svg": "report",
-    "synflow": "criterion",
+    "synflow": "criterion", "obs": "one", "ria": "one", "sparsegpt": "one", "wanda": "one",
 }  # fmt: skip
 
 

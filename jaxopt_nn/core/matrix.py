@@ -199,6 +199,14 @@ class Matrix:
         """Length of O."""
         return self.shape[-1]
 
+    @property
+    def whole(self) -> bool:
+        """Whether the site reads all entries of the leaf; of one that is cut in slices it may read a part."""
+        if not any(isinstance(step, Slice) for step in self.steps):
+            return True
+        with jax.ensure_compile_time_eval():
+            return bool(jnp.all(self.put(jnp.zeros(self.leaf, bool), jnp.ones(self.shape, bool))))
+
     def __call__(self, w: Any) -> Any:
         """``w`` as ``[S..., I, O]``, in its own dtype.
 

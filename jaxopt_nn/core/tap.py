@@ -23,7 +23,8 @@ class Tap(NamedTuple):
         as patches; a lookup's ids as ``[rows...]``), or the output as ``[rows..., O]`` where ``of="output"``. ``weight``: how
         much each row counts, float32, broadcasts against ``[rows...]``; None where all count alike.
       merge: ``(accumulator, accumulator) -> accumulator``, associative; joins batches, devices and shards.
-      of: ``"input"`` or ``"output"``.
+      of: ``"input"``, ``"output"``, or ``"operands"``: then ``x`` is the pair of the site's operands as the model has them, and
+        rows are not weighed. Of a product of two activations ``"input"`` shows the left one only.
 
     Example:
       >>> counts = jn.Tap(  # how many rows each site has seen

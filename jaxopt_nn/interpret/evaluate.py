@@ -32,7 +32,7 @@ class Evaluator:
       sites: of the program. rules: by site key. taps: by site key and name.
       recorder: collects what is densified, left in float, or entered against a custom derivative.
       states: the rules' states by site, with the site's slots as leading axes.
-      weights: of the rows of the inputs, or None; see ``capture``.
+      weights: of the rows of the inputs, or by site, or None; see ``capture``.
       behind: the leaves behind the operands of an equation, as in ``Analysis``.
     """
 
@@ -129,8 +129,7 @@ class Evaluator:
         out = site.run(lhs, rhs) if out is NotImplemented else out
         new = {}
         for name, tap in self.taps.get(key, {}).items():
-            seen = normal.activation(site, lhs, rhs) if tap.of == "input" else normal.output(site, out)
-            new[site.name, name] = self._added(site, tap, totals[site.name, name], seen, indices)
+            new[site.name, name] = self._added(site, tap, totals[site.name, name], _seen(tap, site, lhs, rhs, out), indices)
         return [out], new
 
     def _state(self, site: Site, rule: Rule, indices: Indices) -> State:
@@ -143,7 +142,9 @@ class Evaluator:
     def _added(self, site: Site, tap: Tap, total: Any, x: Any, indices: Indices) -> Any:
         """``total [S..., ...]`` with the rows of ``x [S without slots..., rows..., features]`` added to the entry at hand."""
         at, own = _entry(site, indices), len(site.stack) - len(site.slots)
-        weight = self._row_weights(site, x.ndim - own - (site.kind != "gather" or tap.of == "output"))
+        weight = None
+        if tap.of != "operands":
+            weight = self._row_weights(site, x.ndim - own - (site.kind != "gather" or tap.of == "output"), at)
         add = lambda acc, x: tap.add(acc, x, weight, site)
         for _ in range(own):
             add = jax.vmap(add)
@@ -151,16 +152,19 @@ class Evaluator:
         new = add(part, x)
         return jax.tree.map(lambda t, n: t.at[at].set(n) if at else n.astype(t.dtype), total, new)
 
-    def _row_weights(self, site: Site, n_rows: int) -> Any:
-        if self.weights is None:
+    def _row_weights(self, site: Site, n_rows: int, at: tuple[Any, ...]) -> Any:
+        weights = self.weights
+        if isinstance(weights, Mapping):
+            weights = weights[site.name][at] if site.name in weights else None
+        if weights is None:
             return None
-        wanted = range(self.weights.ndim)
+        wanted = range(weights.ndim)
         if any(site.rows.count(axis) != 1 for axis in wanted):
             self.recorder.add("note", site.name, "is measured unweighted: rows of the inputs can't be followed to it")
             return None
         order = [axis for axis in site.rows if axis is not None]
-        shape = [1 if axis is None else self.weights.shape[axis] for axis in site.rows]
-        return self.weights.transpose(order).reshape(shape + [1] * (n_rows - len(shape)))
+        shape = [1 if axis is None else weights.shape[axis] for axis in site.rows]
+        return weights.transpose(order).reshape(shape + [1] * (n_rows - len(shape)))
 
     @staticmethod
     def _check(site: Site, rule: Rule, out: Any, aval: Any) -> None:
@@ -199,6 +203,13 @@ class Evaluator:
                 if total in a:
                     out[total] = merge(a[total], b[total])
         return out
+
+
+def _seen(tap: Tap, site: Site, lhs: Any, rhs: Any, out: Any) -> Any:
+    """What a tap gets of a site: its ``x``."""
+    if tap.of == "operands":
+        return lhs, rhs
+    return normal.activation(site, lhs, rhs) if tap.of == "input" else normal.output(site, out)
 
 
 def _entry(site: Site, indices: Indices) -> tuple[Any, ...]:

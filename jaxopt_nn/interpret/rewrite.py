@@ -232,9 +232,9 @@ class Capturing:
             outs, totals = self._jitted(variables, inputs, weights)
         return outs, self.statistics(totals)
 
-    def zeros(self, variables: PyTree, *inputs: PyTree) -> Totals:
-        """The totals of no batch: ``{(site, tap): accumulator}``, one for sites that share it."""
-        return self._evaluator(self._model.program(variables, inputs), None, Recorder()).zeros()
+    def zeros(self, variables: PyTree, *inputs: PyTree, weights: Any = None) -> Totals:
+        """The totals of no batch: ``{(site, tap): accumulator}``, one for sites that share it; sites with own weights don't."""
+        return self._evaluator(self._model.program(variables, inputs), weights, Recorder()).zeros()
 
     def accumulate(self, totals: Totals, variables: PyTree, *inputs: PyTree, weights: Any = None) -> Totals:
         """``totals`` with this batch added; pure, so that a caller may compile it and donate ``totals``."""
@@ -268,7 +268,8 @@ class Capturing:
                 recorder.add("note", site.name, "lies in the condition of a `while`, which measures nothing")
                 continue
             for name, tap in own.items():
-                mark = (site.reads, tap) if site.reads is not None and tap.of == "input" else (key, name)
+                alone = isinstance(weights, Mapping) and site.name in weights
+                mark = (site.reads, tap) if site.reads is not None and tap.of == "input" and not alone else (key, name)
                 self._shares[site.name, name] = first.setdefault(mark, (site.name, name))
                 if first[mark] == (site.name, name):
                     measured.setdefault(key, {})[name] = tap
@@ -277,9 +278,28 @@ class Capturing:
     def _evaluate(
         self, variables: PyTree, inputs: tuple[PyTree, ...], weights: Any, totals: Totals | None, recorder: Recorder
     ) -> tuple[PyTree, Totals]:
-        program = self._model.program(variables, inputs, () if weights is None else tuple(weights.shape))
+        program = self._model.program(variables, inputs, self._lengths(variables, inputs, weights))
         evaluator = self._evaluator(program, weights, recorder)
         return _run(program, evaluator, variables, inputs, evaluator.zeros() if totals is None else totals)
+
+    def _lengths(self, variables: PyTree, inputs: tuple[PyTree, ...], weights: Any) -> tuple[int, ...]:
+        """The lengths of the rows that are weighed."""
+        if weights is None or not isinstance(weights, Mapping):
+            return () if weights is None else tuple(weights.shape)
+        sites = {site.name: site for site in self._model.program(variables, inputs).sites.values()}
+        found = set()
+        for name, own in weights.items():
+            if name not in sites:
+                near = ", ".join(near_misses(name, sites) or list(sites)[:3])
+                raise ValueError(f"weights[{name!r}]: no such site; nearest: {near}")
+            slots = sites[name].stack[: len(sites[name].slots)]
+            found.add(tuple(own.shape[len(slots) :]))
+            if tuple(own.shape[: len(slots)]) != slots or len(found) > 1:
+                raise ValueError(
+                    f"weights[{name!r}]: shape {list(own.shape)}; give {list(slots)} entries of its stack, then [B] or [B, T], "
+                    "the same for all sites"
+                )
+        return found.pop() if found else ()
 
 
 def _run(
@@ -398,7 +418,8 @@ def capture(
     measures nothing. Sites that read the same activation share one statistic of it.
 
     Called with ``weights=``, float32 ``[B]`` or ``[B, T]`` for inputs ``[B, T, ...]``, rows count as much as they say, as
-    far as their axes can be followed to a site; ``explain`` names the sites that are measured unweighted.
+    far as their axes can be followed to a site; ``explain`` names the sites that are measured unweighted. A mapping
+    ``{site: [S..., B, T]}``, S its slots, weighs these sites and no other, each layer by its own.
 
     Args:
       apply: pure function ``(variables, *inputs)``.

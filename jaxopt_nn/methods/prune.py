@@ -106,7 +106,8 @@ def prune(
         taps=wants.taps, name="prune",
     )  # fmt: skip
     own = _Pruning(criterion, structure, select, amount, start, regrow, each, wants)
-    local = structure.select is not None or threshold is not None or allocation is per_leaf
+    alone = allocation is per_leaf or getattr(allocation, "leaf_local", False)
+    local = structure.select is not None or threshold is not None or alone
     traits = each.traits._replace(
         leaf_local=local, pending=partial(pending, sparsity, threshold), follows=own.follows, taps=own.lacking,
         passes=1 if wants.probes else each.traits.passes,

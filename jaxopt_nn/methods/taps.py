@@ -89,6 +89,26 @@ def gram(block: int | None = None) -> Tap:
 
 
 @functools.cache
+def square_sum() -> Tap:
+    """``sum_n w_n |x_n|^2`` of each input feature: float32 ``[I]``, the diagonal of ``gram``. Of a lookup the counts of ids.
+
+    Example:
+      >>> x = jnp.array([[1.0, 2.0], [3.0, 0.0]])
+      >>> _, stats = jn.capture(lambda v, x: x @ v["kernel"], jn.square_sum())({"kernel": jnp.eye(2)}, x)
+      >>> stats["kernel"]
+      Array([10.,  4.], dtype=float32)
+    """
+
+    def add(acc: Any, x: Any, weight: Any, site: Site) -> Any:
+        if site.kind == "gather":
+            return acc + _counts(x, weight, site)
+        rows, each = _rows(x, weight)
+        return acc + jnp.sum(each[:, None] * jnp.square(jnp.abs(rows)), 0)
+
+    return Tap(lambda site: jnp.zeros(site.inputs), add, _add)
+
+
+@functools.cache
 def abs_max() -> Tap:
     """The largest ``|x|`` of each input feature: float32 ``[I]``; 0 where no row was seen.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -118,6 +119,39 @@ def _threshold(order: Array, k: Array) -> tuple[Array, Array]:
 
     (low, kept, _, _), _ = lax.while_loop(unfinished, step, (bracket, jnp.asarray(True)))
     return low, kept
+
+
+@partial(jax.jit, static_argnames="axis")
+def keep_largest_along(scores: Array, k: ArrayLike, axis: int) -> Array:
+    """A mask that has exactly ``k`` True in each line along ``axis``, at its ``k`` largest scores; of equals the earliest.
+
+    All lines are searched at once, by halving: 32 counting passes.
+
+    Args:
+      scores, k: as in ``keep_largest``.
+
+    Returns:
+      bool of scores' shape.
+    """
+    order = _ordered(scores)
+    axis = axis % scores.ndim
+    length = scores.shape[axis]
+    k = jnp.clip(jnp.asarray(k, jnp.int32), 0, length)
+    counted = lambda mask: jnp.sum(mask, axis, dtype=jnp.int32, keepdims=True)
+
+    def halved(i: Any, low: Array) -> Array:
+        at = low | (np.uint32(1) << (np.uint32(31) - i.astype(jnp.uint32)))
+        return jnp.where(counted(order >= at) >= k, at, low)
+
+    like = jnp.zeros_like(lax.slice_in_dim(order, 0, 1, axis=axis))
+    low = lax.fori_loop(0, 32, halved, like)  # the largest value that k or more reach
+    above, ties = order > low, order == low
+
+    def cut() -> Array:
+        places = k - counted(above)
+        return above | (ties & (jnp.cumsum(ties, axis, dtype=jnp.int32) <= places))
+
+    return lax.cond(jnp.all(counted(order >= low) == k), lambda: order >= low, cut)
 
 
 def n_m_mask(scores: Array, n: ArrayLike, m: int, axis: int) -> Array:

@@ -71,7 +71,8 @@ def calibrate(
       mesh: devices over which batches are split along their first axis (in every mesh axis); statistics come out whole. With
         several processes each passes its own part of the data.
       weights: ``(*inputs) -> [B] or [B, T]``, how much each example or token counts, for inputs ``[B, ...]`` or
-        ``[B, T, ...]``. Sites to which the rows can't be followed are measured unweighted and named in ``info.report``.
+        ``[B, T, ...]``; or ``{site: [S..., B, T]}`` of some sites, each layer of a stack by its own, as ``attention_weights``
+        gives it. Sites to which the rows can't be followed are measured unweighted and named in ``info.report``.
       checkpoints: ``name of a pass -> Checkpoints``: where positions are kept; a run that was interrupted goes on to the same
         bits. Batches must come in the same order.
       say: gets a line now and then.
@@ -239,8 +240,9 @@ class _Run:
         for (member, site, tap), value in wanted.items():
             by_site.setdefault(site, {})[_label(member, tap)] = value
         capturing, add = self._compiled(by_site)
-        totals = self._stream(add, self._everywhere(variables), capturing.zeros(variables, *self.example))
-        _check_finite(totals, lambda: capturing.zeros(variables, *self.example))
+        empty = functools.partial(capturing.zeros, variables, *self.example, weights=self._weighed(self.example))
+        totals = self._stream(add, self._everywhere(variables), empty())
+        _check_finite(totals, empty)
         found = capturing.statistics(totals)
         stats = {key: found[key[1]][_label(key[0], key[2])] for key in wanted if key[1] in found}
         missed = sorted({site for _, site, _ in wanted.keys() - stats.keys()})
@@ -296,7 +298,12 @@ class _Run:
         """The weights of a batch, float32."""
         if self._weights is None:
             return None
-        found = jnp.asarray(self._weights(*batch), jnp.float32)
+        given = self._weights(*batch)
+        if isinstance(given, Mapping):
+            if jax.process_count() > 1:
+                raise ValueError("calibrate: weights by site and several processes; calibrate in one, or weigh all sites alike")
+            return {site: jnp.asarray(own, jnp.float32) for site, own in given.items()}
+        found = jnp.asarray(given, jnp.float32)
         shapes = [x.shape[: found.ndim] for x in jax.tree.leaves(batch)]
         if found.ndim == 0 or found.shape not in shapes:
             raise ValueError(

@@ -211,11 +211,6 @@ class _Form(NamedTuple):
     info: ModelInfo
     facts: tuple[Facts, ...] = ()
 
-    @property
-    def macs(self) -> dict[str, int]:
-        """Multiply-accumulates for one example of the sites that read a leaf, by its path."""
-        return {row.path: sum(run.macs for run in row.runs) for row in self.info.report.rows if row.runs}
-
 
 def _check_call(task: Any, seed: Any, latency: Any, config: Any) -> None:
     """Raises TypeError or ValueError where an argument of ``compress`` is not allowed."""
@@ -378,7 +373,7 @@ class Compressor:
             ends = Sums(*(accumulated(forms[k].ready, task, task.test) for k in (0, -1)))
         rows = []
         for form, sums in zip(forms, judged, strict=True):
-            row = entry.row(form.name, form.stored, form.ready, forms[0].stored.variables, form.macs, form.facts)
+            row = entry.row(form.name, form.stored, form.ready, forms[0].stored.variables, form.info, form.facts)
             rows.append({**row, "metrics": task.result(sums)})
         if task.valid is not None:
             rows[0]["test"], rows[-1]["test"] = task.result(ends.baseline), task.result(ends.final)

@@ -28,6 +28,7 @@ from jaxopt_nn.methods.allocations.erk import erk
 from jaxopt_nn.methods.allocations.global_budget import global_budget
 from jaxopt_nn.methods.allocations.lamp import lamp
 from jaxopt_nn.methods.allocations.per_leaf import per_leaf
+from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.criteria.base import Criterion
 from jaxopt_nn.methods.criteria.fisher import fisher, obd
@@ -37,11 +38,13 @@ from jaxopt_nn.methods.criteria.random import random_scores
 from jaxopt_nn.methods.criteria.saliency import saliency
 from jaxopt_nn.methods.criteria.snip import grasp, snip
 from jaxopt_nn.methods.criteria.synflow import synflow
+from jaxopt_nn.methods.criteria.wanda import ria, wanda
 from jaxopt_nn.methods.learnt_threshold import learnt_threshold
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.regrowth import rigl, sparse_evolution
+from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
 from jaxopt_nn.methods.structures.base import Structure, single_weights
 from jaxopt_nn.methods.structures.blocks import blocks
 from jaxopt_nn.methods.structures.n_of_m import n_of_m
@@ -55,10 +58,12 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "clip_percentile": clip.clip_percentile,
     "clip_std": clip.clip_std,
     "identity": identity,
+    "obs": obs,
     "learnt_threshold": learnt_threshold,
     "prune": prune,
     "prune_neurons": prune_neurons,
     "quantize": quantize,
+    "sparsegpt": sparsegpt,
 }
 PASSES: dict[str, Callable[..., Pass]] = {"cut_neurons": cut_neurons, "shrink_widths": shrink_widths}
 CRITERIA: dict[str, Criterion] = {
@@ -68,9 +73,13 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude,
     "movement": movement,
     "saliency": saliency,
+    "ria": ria,
     "snip": snip,
+    "wanda": wanda,
 }
-ALLOCATIONS: dict[str, Allocation] = {"erk": erk, "global_budget": global_budget, "lamp": lamp, "per_leaf": per_leaf}
+ALLOCATIONS: dict[str, Allocation] = {
+    "erk": erk, "global_budget": global_budget, "lamp": lamp, "per_leaf": per_leaf, "per_output": per_output,
+}  # fmt: skip
 STRUCTURES: dict[str, Structure] = {"single_weights": single_weights}
 #: Parts of a pruning with arguments, by the argument of ``prune`` that they are for: ``{"name": "rigl", "end": 0.75}``, or
 #: the name alone where nothing is needed.

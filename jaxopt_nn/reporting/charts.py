@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxopt_nn.reporting import plots, svg
+from jaxopt_nn.reporting.costs import MARGIN
 from jaxopt_nn.reporting.html import figure
 from jaxopt_nn.reporting.rows import Scores, number, score_rows, scored
 from jaxopt_nn.reporting.svg import Chart
@@ -116,20 +117,24 @@ def latency(report: Report) -> str:
     ends = [number(at.get(end)) for at in measured for end in ("ratio", "low", "high")]
     chart = Chart(
         svg.Axis("batch", -0.5, len(batches) - 0.5, names=tuple(batches)),
-        svg.spanning("time over the baseline's", [*ends, 1.0], least=0.2),
+        svg.spanning("time over the baseline's", [*ends, MARGIN, 1 / MARGIN], log=True),
         "time of each stage over the baseline's, by batch",
     )  # fmt: skip
     chart.reference(y=1.0)
+    chart.band(1 / MARGIN, MARGIN)
     for k, stage in enumerate(stages):
         shift = 0.5 * (k - (len(stages) - 1) / 2) / len(stages)
         for i, batch in enumerate(batches):
             if at := stage["latency"].get(batch):
                 ratio, low, high = (number(at.get(end)) for end in ("ratio", "low", "high"))
                 tip = f"{stage['name']}, batch {batch}\n{ratio:.2f}x, 95% interval {low:.2f}x to {high:.2f}x\n{at['ms']:.3g} ms"
-                chart.interval(i + shift, ratio, low, high, tip, k)
-                chart.point(i + shift, ratio, tip, k)
-    caption = "Median of interleaved pairs with its 95% interval; below the dashed line is faster."
-    return figure("Latency by batch", chart, caption, {stage["name"]: k for k, stage in enumerate(stages)})
+                chart.interval(i + shift, ratio, low, high, tip, k + 1)
+                chart.point(i + shift, ratio, tip, k + 1)  # the colours of the chart beside it
+    caption = (
+        "Median of interleaved pairs with its 95% interval; down is faster. What reaches into the grey band is told "
+        f"neither faster nor slower: {MARGIN:g}x either way come and go on a busy machine."
+    )
+    return figure("Latency by batch", chart, caption, {stage["name"]: k + 1 for k, stage in enumerate(stages)})
 
 
 def curves(report: Report) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.transform import Facts
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.reporting.leaf_table import leaf_table
@@ -21,15 +22,16 @@ def row(
     stored: Network,
     prepared: Network,
     baseline: PyTree,
-    macs: Mapping[str, int],
+    info: ModelInfo,
     facts: Sequence[Facts] = (),
 ) -> dict[str, Any]:
     """A stage's entry in the report; ``metrics`` and ``latency`` are filled in by who measured them.
 
     ``params`` and ``nonzero`` count entries of inexact dtype. ``bytes`` are those of the stored form (codes, scales,
     masks, biases, states of rules, everything), ``resident_bytes`` those of the prepared one; ``ratio`` is the baseline's
-    float32 bytes over ``bytes``, ``bits_per_weight`` divides by the baseline's parameters. ``macs`` are those of each leaf's
-    sites for one example. ``facts`` are tables of the stage's method, when the stage began.
+    float32 bytes over ``bytes``, ``bits_per_weight`` divides by the baseline's parameters. ``macs`` are the
+    multiply-accumulates of all sites of ``info`` for one example, those between activations too. ``facts`` are tables of the
+    stage's method, when the stage began.
     """
     size = nbytes(stored)
     weights = prepared.variables
@@ -42,10 +44,16 @@ def row(
         "resident_bytes": nbytes(prepared),
         "ratio": float32_bytes(baseline) / size,
         "bits_per_weight": 8 * size / _entries(baseline),
+        "macs": sum(site.macs for site in info.sites),
         "latency": {},
-        "leaves": leaf_table(stored.variables, macs),
+        "leaves": leaf_table(stored.variables, _macs_by_leaf(info)),
         "facts": [{**fact._asdict(), "header": list(fact.header), "cells": list(map(list, fact.cells))} for fact in facts],
     }
+
+
+def _macs_by_leaf(info: ModelInfo) -> dict[str, int]:
+    """Of the sites that read a leaf, by its path."""
+    return {row.path: sum(run.macs for run in row.runs) for row in info.report.rows if row.runs}
 
 
 def float32_bytes(variables: PyTree) -> int:

@@ -195,6 +195,14 @@ class Chart:
             self._notes[row : row + 1] = [at + CHARACTER * len(text) + 10]
             self._marks.append(f'<text class="stage" x="{at + 4:.1f}" y="{top + 10 + 13 * row:.1f}">{escape(text)}</text>')
 
+    def band(self, low: float, high: float) -> None:
+        """A band across the chart between two y, behind all that is drawn."""
+        left, _, right, _ = self._frame
+        ends = [self._inside(left, self.at(self._x.low, y)[1])[1] for y in (low, high)]
+        top, bottom = min(ends), max(ends)
+        box = f'x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}"'
+        self._marks.insert(0, f'<rect class="band" {box}/>')
+
     def label(self, x: float, y: float, text: str, shift: float = 0.0) -> None:
         """A text beside a point, put where it covers no other label and no point; left out where there is no such place."""
         if math.isfinite(x) and math.isfinite(y):

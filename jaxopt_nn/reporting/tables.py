@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxopt_nn.core.text_table import aligned
+from jaxopt_nn.reporting import costs
 
 Table = tuple[list[str], list[list[str]]]
 Columns = dict[str, Callable[[dict[str, Any]], str]]
@@ -21,6 +22,7 @@ COLUMNS: Columns = {
     "resident": lambda e: f"{e['resident_bytes']:,}",
     "ratio": lambda e: f"{e['ratio']:.2f}x",
     "bits/w": lambda e: f"{e['bits_per_weight']:.2f}",
+    "MACs": lambda e: f"{e['macs']:,}",
 }
 #: Column of the table of leaves -> what it says of a leaf.
 LEAF_COLUMNS: Columns = {
@@ -40,7 +42,8 @@ LEAF_COLUMNS: Columns = {
 #: What the columns of the table of stages mean.
 LEGEND = (
     "bytes: everything stored; resident: the form that the backend runs; ratio: the baseline's float32 bytes over "
-    "bytes; bits/w: bits over the baseline's parameters; ms@n: median latency of a batch of n"
+    "bytes; bits/w: bits over the baseline's parameters; MACs: multiply-accumulates for one example; ms@n: median latency of a "
+    "batch of n"
 )
 #: What the columns of the table of leaves mean.
 LEAF_LEGEND = (
@@ -48,9 +51,6 @@ LEAF_LEGEND = (
     "all stored bytes; MACs: multiply-accumulates for one example; loss alone: by how much the baseline's loss rises where "
     "this leaf alone is compressed, without training; min, max: of the decoded weights"
 )
-#: A difference of latency is told where the whole interval of the ratio lies beyond this factor. On two cores with ten other
-#: programs on them, the lower end of one and the same pair moved between 0.99 and 1.24 from run to run.
-MARGIN = 1.3
 
 
 def entries(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -181,6 +181,8 @@ def headline(report: dict[str, Any]) -> str:
     """What was gained and what it cost, in one sentence; metrics over all folds where there are several."""
     ratio, name = last(report)["ratio"], report["headline"]
     gain = f"{ratio:.1f}x smaller than float32" if ratio >= 1.05 else "Not smaller than float32"
+    if told := costs.fastest(report):
+        gain = f"{gain} and {told[1]:.1f}x faster at a batch of {told[0]}"
     size = f"{report['baseline']['bytes']:,} bytes before, {last(report)['bytes']:,} after"
     before, after = scores(report)
     cv = report.get("cross_validation")
@@ -204,7 +206,7 @@ def _change(report: dict[str, Any], before: dict[str, Any], after: dict[str, Any
 def sentences(report: dict[str, Any]) -> list[str]:
     """What the table does not say."""
     warned = [f"warning: {said}" for said in report.get("warnings", ())]
-    others = (_over_folds, _tested, _control, _teacher, _speed, _artifact)
+    others = (_over_folds, _tested, _control, _teacher, costs.bought, costs.speed, _artifact)
     return [*warned, *(sentence for part in others for sentence in part(report))]
 
 
@@ -298,31 +300,6 @@ def _times(params: int, own: int) -> str:
         if params > own
         else f"the student has {own / max(params, 1):.1f} times as many"
     )
-
-
-def _speed(report: dict[str, Any]) -> list[str]:
-    """Where the last stage is slower or faster than the baseline, and a plain word where it is slower at some batch and faster
-    at none; nothing where latency was not measured.
-    """
-    found = last(report)["latency"]
-    if not found:
-        return []
-    slower = {n: e for n, e in found.items() if e["low"] is not None and e["low"] > MARGIN}
-    faster = {n: e for n, e in found.items() if e["high"] is not None and e["high"] < 1 / MARGIN}
-    few = [n for n, e in found.items() if e["low"] is None]
-    alike = [n for n in found if n not in {*slower, *faster, *few}]
-    said = [f"{_times_as_long(e)} at {n}" for n, e in found.items() if n in slower or n in faster]
-    if alike:
-        said.append(f"no difference seen at {', '.join(alike)} (below {MARGIN:g}x nothing is told)")
-    if few:
-        said.append(f"too few rounds at {', '.join(few)}")
-    smaller = "smaller, " if last(report)["bytes"] < report["baseline"]["bytes"] else ""
-    lead = f"{smaller}not faster, on this backend; " if slower and not faster else ""
-    return [f"{lead}time against the baseline's, by batch: {'; '.join(said)}"]
-
-
-def _times_as_long(entry: dict[str, float]) -> str:
-    return f"{entry['ratio']:.2f}x ({entry['low']:.2f} to {entry['high']:.2f})"
 
 
 def circumstances(report: dict[str, Any]) -> str:

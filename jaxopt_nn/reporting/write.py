@@ -7,9 +7,9 @@
 - ``metrics``: metric -> ``{"unit", "better"}``; ``headline``: the metric that stands for all.
 - ``baseline`` and ``stages``, of the first fold, whose artifact is written: ``name``, ``metrics`` on the data by which stages
   are compared, ``test`` (of the first and the last, where the former are of validation data), ``params``, ``nonzero``,
-  ``bytes``, ``resident_bytes``, ``ratio``, ``bits_per_weight``, ``leaves``, ``facts`` of methods, and ``latency``: batch ->
-  ``{"ms", "ratio", "low", "high"}``, the median, and the paired ratio to the baseline's with its 95 % interval
-  (``cost.latency``).
+  ``bytes``, ``resident_bytes``, ``ratio``, ``bits_per_weight``, ``macs`` for one example, ``leaves``, ``facts`` of methods,
+  and ``latency``: batch -> ``{"ms", "ratio", "low", "high"}``, the median, and the paired ratio to the baseline's with its
+  95 % interval (``cost.latency``).
 - each of ``leaves``: ``path``, ``shape``, ``format``, ``size``, ``nonzero``, ``bits`` a weight, ``bytes``, ``share`` of all
   bytes, ``min``, ``max``; ``macs`` for one example of the sites that read it; ``stage``, where it got its format; ``alone``,
   by how much the loss rises where this leaf alone of the baseline is compressed as at the end, without training.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -31,15 +32,20 @@ def quickstart(tmp_path_factory):
     return compress.run(shrunk(), str(workdir), say=lines.append), workdir, lines
 
 
-def test_the_quickstart_is_ten_times_smaller_with_the_same_architecture(quickstart):
+def test_the_quickstart_is_thirty_times_smaller_and_its_program_too(quickstart):
+    """Each stage buys something: masks bytes, the cut bytes and multiply-accumulates, codes bytes."""
     report, workdir, lines = quickstart
-    assert [s["name"] for s in report["stages"]] == ["prune", "clip", "quantize"]
-    assert {s["params"] for s in (report["baseline"], *report["stages"])} == {50_610}
-    assert report["baseline"]["bytes"] == 202_440
-    assert report["stages"][-1]["ratio"] > 16 and report["stages"][-1]["bits_per_weight"] < 2
-    assert 202_440 / report["artifact"]["bytes"] > 12
+    forms = [report["baseline"], *report["stages"]]
+    assert [s["name"] for s in forms[1:]] == ["prune", "cut", "quantize"]
+    assert [s["params"] for s in forms] == [50_610, 50_610, 13_050, 13_050]
+    macs = {True: 64 * 300 + 300 * 100 + 100 * 10, False: 64 * 120 + 120 * 40 + 40 * 10}
+    assert [s["macs"] for s in forms] == [macs[True], macs[True], macs[False], macs[False]]
+    assert forms[0]["bytes"] == 202_440 and all(after["bytes"] < 0.7 * before["bytes"] for before, after in pairwise(forms))
+    assert forms[-1]["ratio"] > 30 and forms[-1]["bits_per_weight"] < 1
+    assert 202_440 / report["artifact"]["bytes"] > 16
     assert report["baseline"]["metrics"]["accuracy"] > 0.8 and report["stages"][-1]["metrics"]["accuracy"] > 0.7
-    assert {s["path"] for s in report["skipped"]} == {f"params/Dense_{i}/bias" for i in range(3)}
+    biases = {f"params/Dense_{i}/bias" for i in range(3)}
+    assert {s["path"] for s in report["skipped"]} == {*biases, "loss by leaf"}, "a cut network has no leaf of the baseline"
     said = [line for line in lines if ": step " not in line]  # those of a slow machine
     assert len(said) == 2 and said[0].startswith("fold 1 of 2: baseline ")
     assert json.loads((workdir / "report.json").read_text()) == report
@@ -86,7 +92,7 @@ def test_validation_data_is_seen_by_no_training_and_by_curves(quickstart):
     parts = [{x.tobytes() for x in source.tree[0]} for source in (task.train, task.valid, task.test)]
     assert (task.train.size, task.valid.size, task.test.size) == (809, 90, 898)
     assert not parts[0] & parts[1] and len(parts[0] | parts[1] | parts[2]) == len({x.tobytes() for x in load_digits().data})
-    for stage in ("float", "prune", "clip", "quantize"):
+    for stage in ("float", "prune", "cut", "quantize"):
         points = [entry["valid"] for entry in report["history"] if entry["stage"] == stage and "valid" in entry]
         assert len(points) == (8 if stage == "float" else 4) and {*points[0]} == {"accuracy", "loss"}
     assert points[-1] == pytest.approx(report["stages"][-1]["metrics"]), "weights alone are quantized under w4a16"
@@ -104,4 +110,5 @@ def test_the_table_is_printed_plain_or_coloured(quickstart, capsys, monkeypatch)
         compress.show(report, str(workdir))
         shown = capsys.readouterr().out
         assert (shown == plain) != coloured
-        assert all(word in shown for word in ("quantize", "16.1", "each tested once"))
+        ratio = f"{report['stages'][-1]['ratio']:.2f}x"
+        assert all(word in shown for word in ("quantize", ratio, "12,880", "each tested once"))

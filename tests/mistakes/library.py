@@ -68,6 +68,16 @@ TRANSFORMS = [
         "jn.prune(lambda w, g, known: w.sum(), sparsity=0.5).init(variables, info)",
         ValueError, "head/kernel: the criterion gives", "must give each weight a score",
     ),
+    ("jn.prune(jn.wanda, sparsity=0.5).init(variables)", ValueError, "wanda scores by the inputs", "pass info=calibrate("),
+    ("jn.sparsegpt()", ValueError, "sparsity=None, n_of_m=None", "give one of them"),
+    ("jn.sparsegpt(50)", ValueError, "sparsity=50", "for 50 % pass sparsity=0.5"),
+    ("jn.sparsegpt(jn.cubic(0.9, end=100))", TypeError, "sparsity is the function", "takes no schedule"),
+    ("jn.sparsegpt(n_of_m='2:4')", ValueError, "n_of_m='2:4'", "e.g. (2, 4)"),
+    ("jn.sparsegpt(0.5).init(variables)", ValueError, "head/kernel: sparsegpt reads the inputs", "pass info=calibrate("),
+    (
+        "jn.chain(jn.prune(sparsity=0.5), jn.sparsegpt(0.5)).init(variables, info)",
+        ValueError, "does not keep zeros", "put it before the pruning",
+    ),
     ('jn.prune(structure="2:4")', TypeError, "structure is '2:4'", "n_of_m(2, 4)"),
     ("jn.prune(structure=jn.n_of_m)", TypeError, "the function n_of_m itself", "call it"),
     ("jn.prune(structure=jn.n_of_m(2, 4), sparsity=0.9)", ValueError, "0.5 of zeros, and not 0.9", "leave sparsity out"),
@@ -241,6 +251,16 @@ DATA = [
     ("jn.evaluate(net, (images, labels))", TypeError, "task is a tuple", "pass a Task"),
     ("jn.calibrate(net, jn.quantize, [x])", TypeError, "call it, quantize(bits=...)"),
     ("jn.calibrate(net, w4, x)", TypeError, "batches is an array", "pass a list of batches"),
+    ("jn.calibrate(net, jn.sparsegpt(0.5), [])", ValueError, "no batch of inputs", "pass at least one"),
+    (
+        "jn.calibrate(net, jn.sparsegpt(0.5), [x * np.nan])",
+        ValueError, "NaN or Inf in the statistic 'gram'", "clean the inputs",
+    ),
+    (
+        "jn.sparsegpt(0.5, damping=0.0).init(variables, jn.calibrate(net, jn.sparsegpt(0.5), [x]))",
+        ValueError, "head/kernel: sparsegpt: the Gram matrix of its inputs is singular", "pass damping=0.01",
+    ),
+    ("jn.attention_weights(net)(x)", ValueError, "is an attention over 8 tokens", "pass your own function"),
     (
         "jn.calibrated(jn.Network(apply, stored, rules=jn.static_ranges('w4a8')), iter([x]))",
         ValueError, "once only", "pass a list",

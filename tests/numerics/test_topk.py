@@ -82,6 +82,18 @@ def test_n_m_refuses_a_remainder():
         topk.n_m_mask(jnp.ones((8, 2)), 5, 4, 0)
 
 
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_largest_of_each_line(axis, ties):
+    scores = np.random.default_rng(0).standard_normal((7, 5, 6)).astype(np.float32)
+    scores = np.round(scores) if ties else scores
+    for k in (-1, 0, 1, 3, 5, 9):
+        rank = np.argsort(np.argsort(-scores, axis, kind="stable"), axis)
+        np.testing.assert_array_equal(topk.keep_largest_along(jnp.asarray(scores), k, axis), rank < k)
+    odd = jnp.asarray([[np.nan, np.inf, -np.inf, -0.0, 0.0]])
+    np.testing.assert_array_equal(topk.keep_largest_along(odd, 2, 1), [[False, True, False, True, False]])
+
+
 @pytest.mark.parametrize("kind", ["random", "ties", "nan", "signs"])
 def test_numpy_selects_as_the_device_does(kind):
     rng = np.random.default_rng(3)

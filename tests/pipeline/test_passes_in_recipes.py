@@ -53,6 +53,7 @@ def test_the_network_is_smaller_and_the_masks_of_earlier_stages_go_with_it(whole
     assert all(type(packed[path]) is jn.Masked and packed[path].coded().bits == 4 for path in ("up", "down"))
     pruned, cut, last = whole.stages
     assert (pruned["params"], cut["params"], last["params"]) == (8 * 12 + 12 + 12 * 3, 8 * 6 + 6 + 6 * 3, 72)
+    assert [whole.report["baseline"]["macs"], *(stage["macs"] for stage in whole.stages)] == [132, 132, 66, 66]
     assert cut["bytes"] < pruned["bytes"] and cut["facts"][0]["title"] == "Units that stay"
     assert cut["facts"][0]["cells"][0][:3] == ["up", 12, 6]
     zeros = lambda x: int((np.asarray(jn.densify(x)) == 0).sum())

@@ -33,7 +33,8 @@ def entry(name, accuracy, size, **changed):
               leaf("b/bias", [4], 0.025, None)]  # fmt: skip
     return {
         "name": name, "metrics": numbers(accuracy), "params": 1000, "nonzero": 250, "bytes": size, "resident_bytes": 2 * size,
-        "ratio": 4000 / size, "bits_per_weight": size / 125, "latency": latency, "leaves": leaves, "facts": [], **changed,
+        "ratio": 4000 / size, "bits_per_weight": size / 125, "macs": 1200, "latency": latency, "leaves": leaves,
+        "facts": [], **changed,
     }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def entry(name, accuracy, size, **changed):
     return {
         "name": name, "metrics": {"accuracy": accuracy, "loss": 0.5}, "params": 1000, "nonzero": 250, "bytes": size,
         "resident_bytes": 2 * size, "ratio": 4000 / size, "bits_per_weight": size / 125,
-        "latency": timed({"1": 0.5, "32": 12.0}),
+        "macs": 1234, "latency": timed({"1": 0.5, "32": 12.0}),
         "leaves": [leaf("a/kernel", size / 125), leaf("a/bias", 32.0, (50,))], "facts": [], **changed,
     }  # fmt: skip
 
@@ -95,13 +95,19 @@ def of_errors(report):
 
 def test_the_table_says_it_in_columns():
     lines = tables.text(REPORT).splitlines()
-    assert lines[0].split() == "stage accuracy nonzero bytes resident ratio bits/w ms@1 ms@32".split()
-    assert lines[4].split() == ["quantize", "95.00%", "25.0%", "400", "800", "10.00x", "3.20", "0.5", "12"]
+    assert lines[0].split() == "stage accuracy nonzero bytes resident ratio bits/w MACs ms@1 ms@32".split()
+    assert lines[4].split() == ["quantize", "95.00%", "25.0%", "400", "800", "10.00x", "3.20", "1,234", "0.5", "12"]
     assert len({len(line) for line in lines[:5]}) == 1
     assert lines[5] == "no control was run, so what training alone would give is not known: pass control=True"
-    assert lines[6] == "time against the baseline's, by batch: no difference seen at 1, 32 (below 1.3x nothing is told)"
+    assert lines[6:9] == [
+        "bytes, MACs and time, stage after stage: clip none of these; prune 2.7x fewer bytes; quantize 3.8x fewer bytes",
+        "the zeros of prune save bytes and no time: XLA multiplies them like other numbers, and they are counted in MACs; "
+        "units that are cut save both",
+        "against the baseline, by batch: no difference seen at 1 (0.95 to 1.05 of its time), 32 (0.95 to 1.05 of its time); "
+        "below 1.3x nothing is told",
+    ]
     artifact = "artifact: 500 bytes on disk, 8.00x smaller than the baseline's arrays; read back, its accuracy"
-    assert lines[7:] == [f"{artifact} is 95.00%"]
+    assert lines[9:] == [f"{artifact} is 95.00%"]
     folds = tables.text(CROSS).splitlines()
     assert folds[4].split()[:4] == ["quantize", "95.00%", "±", "0.00"], "of the data by which stages are compared"
     assert folds[5:10] == [
@@ -111,7 +117,7 @@ def test_the_table_says_it_in_columns():
         "of single folds, accuracy ends at 95.00%, 100.00%",
         "sizes, times, leaves and artifact are of fold 1; over all folds, bytes end between 400 and 410",
     ]
-    assert folds[12] == f"{artifact} on the test data of fold 1 is 95.00%"
+    assert folds[14] == f"{artifact} on the test data of fold 1 is 95.00%"
 
 
 def test_a_number_that_is_better_lower_is_said_in_its_own_unit():

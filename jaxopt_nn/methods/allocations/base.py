@@ -15,7 +15,8 @@ from jaxopt_nn.core.model import Known, Roles
 from jaxopt_nn.numerics import topk
 
 #: ``({path: score}, {path: Known}, sparsity) -> {path: bool mask}``; True is kept. Scores are float32, one for each thing that
-#: is kept or goes: of single weights they have the leaf's shape, of blocks one entry a block along the same axes.
+#: is kept or goes: of single weights they have the leaf's shape, of blocks one entry a block along the same axes. One whose
+#: leaves don't depend on each other may say so in an attribute ``leaf_local = True``: then layers can be calibrated one by one.
 Allocation = Callable[[dict[str, jax.Array], Mapping[str, Known], Any], dict[str, jax.Array]]
 
 
