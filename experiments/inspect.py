@@ -1,4 +1,4 @@
-"""Says what a config's model is made of, and what its recipe takes; nothing is trained or run.
+"""Says what a config's model is made of, what of it can't be cut, and what its recipe takes; nothing is trained or run.
 
     jaxopt inspect --config=digits_quickstart [--workdir=runs/inspect]
 
@@ -24,6 +24,7 @@ from jaxopt_nn.core.text_table import markdown
 from jaxopt_nn.core.transform import explain
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import like
+from jaxopt_nn.interpret.pins import CouplingReport, coupling_report, in_words
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Task
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PyTree = Any
+PIN = ("pinned, as it", "uncut", "parameters", "axes")
 SITE = ("site", "kind", "operands", "stack", "in", "out", "MACs", "parameters", "bytes")
 
 
@@ -52,8 +54,9 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
     Returns:
       ``input``; ``sites``, each with ``name``, ``kind``, ``shapes``, ``dtypes``, ``stack``, ``in``, ``out``, ``macs``,
       ``parameters`` and ``bytes`` (0 where an earlier site has the leaf); ``leaves`` without a site, with the reason;
-      ``messages`` of the interpreter; ``totals``; ``stages``, each with the leaves that it ``takes``, their ``parameters``
-      (both None where the data decides, when the stage begins) and the leaves ``left`` alone.
+      ``messages`` of the interpreter; ``totals``; ``cutting``, what may be cut (``jn.coupling_report``); ``stages``, each with
+      the leaves that it ``takes``, their ``parameters`` (both None where the data decides, when the stage begins) and the
+      leaves ``left`` alone.
 
     Raises:
       ValueError: the config has a wrong field or name, the data does not fit the model, or a stage's pattern matches nothing.
@@ -72,6 +75,7 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
         "model": config["model"],
         "input": ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(inputs)),
         **described(info, variables),
+        "cutting": couplings(coupling_report(network.apply, variables, *inputs)),
         "stages": [taken(stage, variables, info, steps(task, stage)) for stage in stages],
     }
     if workdir:
@@ -124,6 +128,19 @@ def steps(task: Task, stage: Stage) -> int:
     return stage.epochs * (task.train.steps(task.batch_size) if task.train else 0)
 
 
+def couplings(report: CouplingReport) -> dict[str, Any]:
+    """What may be cut, and by reason what may not."""
+    return {
+        "said": report.sentence, "groups": len(report.groups), "free_groups": report.free_groups,
+        "parameters": report.parameters, "free": report.free, "ends": report.ends,
+        "pins": [
+            {"reason": pin.reason, "uncut": pin.uncut, "parameters": pin.parameters,
+             "axes": [{"path": path, "axis": axis} for path, axis in pin.axes]}
+            for pin in report.pins
+        ],
+    }  # fmt: skip
+
+
 def taken(stage: Stage, variables: PyTree, info: ModelInfo, steps: int) -> dict[str, Any]:
     """The leaves that a stage takes, and those that it leaves alone with the reason; None where the data decides.
 
@@ -167,6 +184,14 @@ def left_rows(made: Mapping[str, Any]) -> list[list[str]]:
     return _by_reason([(leaf["path"], leaf["reason"]) for leaf in made["leaves"]])
 
 
+def pin_rows(made: Mapping[str, Any]) -> list[list[str]]:
+    """What keeps axes from being cut, most parameters first."""
+    words = lambda axes: in_words((own["path"], own["axis"]) for own in axes)
+    return [
+        [pin["reason"], f"{pin['uncut']:,}", f"{pin['parameters']:,}", words(pin["axes"])] for pin in made["cutting"]["pins"]
+    ]
+
+
 def stage_rows(made: Mapping[str, Any]) -> list[list[str]]:
     """What each stage takes, and what it leaves alone, by reason."""
     total, leaves = (made["totals"][name] for name in ("parameters", "leaves"))
@@ -200,6 +225,7 @@ def sentences(made: Mapping[str, Any]) -> list[str]:
         f"{made['model']} on {made['input']}: {totals['sites']} sites, {totals['parameters']:,} parameters, "
         f"{human_bytes(totals['bytes'])}, {totals['macs']:,} MACs ({totals['flops']:,} flops) an example",
         f"{totals['coverage']:.1%} of the parameters in matrices feed a site",
+        made["cutting"]["said"],
     ]
     if any(site["kind"].endswith("*") for site in made["sites"]):
         out.append("* the weight is computed from its leaf before use")
@@ -213,6 +239,8 @@ def page(made: Mapping[str, Any]) -> str:
     parts += [*markdown(SITE, site_rows(made)), ""]
     if made["leaves"]:
         parts += ["## Leaves without a site", "", *markdown(["leaf", "reason"], left_rows(made)), ""]
+    if made["cutting"]["pins"]:
+        parts += ["## What can't be cut", "", *markdown(PIN, pin_rows(made)), ""]
     return "\n".join([*parts, "## Stages", "", *markdown(["stage", "", "leaves"], stage_rows(made)), ""])
 
 
@@ -276,6 +304,9 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(["", *sentences(made), ""]))
     if made["leaves"]:
         common.show(["leaf without a site", "reason"], left_rows(made), left=2)
+        print()
+    if made["cutting"]["pins"]:
+        common.show(PIN, pin_rows(made), left=1)
         print()
     common.show(["stage", "", "leaves"], stage_rows(made), left=3)
     if flag.workdir:

@@ -27,6 +27,7 @@ from jaxopt_nn.interpret.constants import keep_constants
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.interpret.pins import CouplingReport, Pin, coupling_report
 from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.allocations.by_sensitivity import by_sensitivity
 from jaxopt_nn.methods.allocations.erk import erk
@@ -90,6 +91,7 @@ __all__ = [
     "AxisGroup",
     "Checkpoints",
     "CompressedTensor",
+    "CouplingReport",
     "Distill",
     "Facts",
     "Known",
@@ -104,6 +106,7 @@ __all__ = [
     "Network",
     "NofM",
     "Pass",
+    "Pin",
     "Plan",
     "Probe",
     "QTensor",
@@ -143,6 +146,7 @@ __all__ = [
     "compile_for",
     "compress",
     "control",
+    "coupling_report",
     "cubic",
     "cut_neurons",
     "dead_units",

@@ -34,7 +34,9 @@ class Cut:
         return tuple(len(self.axes[i]) if i in self.axes else n for i, n in enumerate(self.shape))
 
     def leaf(self, x: Any) -> Any:
-        """An array of the leaf's shape, cut as the leaf is."""
+        """An array of the leaf's shape, abstract perhaps, cut as the leaf is."""
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(self.small, x.dtype)
         for axis, entries in self.axes.items():
             x = jnp.take(x, entries, axis=axis)
         return x

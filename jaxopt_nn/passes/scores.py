@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxopt_nn.core.model import AxisGroup
@@ -29,6 +30,11 @@ def unit_norms(group: AxisGroup, leaves: Mapping[str, Any], role: str) -> np.nda
     total = np.zeros(group.size)
     for member in group.members:
         if member.role == role:
+            if isinstance(leaves[member.path], jax.ShapeDtypeStruct):
+                raise ValueError(
+                    f"{member.path}: is abstract, and the norms of units need its numbers; pass arrays, or an importance that "
+                    "needs none"
+                )
             squares = np.square(np.abs(np.asarray(leaves[member.path]).astype(np.float64)))
             rows = np.moveaxis(squares, member.axis, 0)
             inside = member.units >= 0

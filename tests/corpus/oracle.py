@@ -89,18 +89,18 @@ def restricted(tree: PyTree, plan: Any) -> PyTree:
     return _mapped(tree, leaf)
 
 
-def check(model: Any, plan: Any, execute: Execute, gradients: bool = True) -> None:
+def check(model: Any, plan: Any, execute: Execute, gradients: bool = True, larger: bool = True) -> None:
     """Raises AssertionError where the network that a plan makes is not the zeroed network.
 
     Checked are: the cut leaves, entry by entry; that outputs keep their shapes and types, and have the zeroed network's values;
-    the same on a batch twice as large, where the model runs on one; gradients with respect to all that stays, where those of
-    the zeroed network are finite.
+    the same on a batch twice as large, where the model runs on one; gradients with respect to all that stays, where there are
+    any and those of the zeroed network are finite.
 
     Args:
       model: with ``apply``, ``variables``, ``inputs`` and ``name``.
       plan: as plain data; see the module.
       execute: cuts the network.
-      gradients: whether they are compared.
+      gradients, larger: whether these are compared.
     """
     small_apply, small = execute(plan)
     zero = zeroed(model.variables, plan)
@@ -110,25 +110,31 @@ def check(model: Any, plan: Any, execute: Execute, gradients: bool = True) -> No
         assert ours.dtype == wanted.dtype and ours.shape == wanted.shape, f"{path}: {ours.shape}, the plan says {wanted.shape}"
         np.testing.assert_array_equal(np.asarray(ours), wanted, err_msg=f"{path}: other entries than those that stay")
 
-    for inputs in (model.inputs, *_larger(model)):
+    def outputs(inputs: tuple) -> None:
         wanted = jax.jit(model.apply)(zero, *inputs)
         _near(jax.jit(small_apply)(small, *inputs), wanted, OUTPUT, f"{model.name}, output")
 
-    if gradients:
-        try:
-            theirs = gradient(model.apply, zero, model.inputs)
-        except ValueError as error:
-            if "Reverse-mode differentiation does not work" not in str(error):
-                raise
-            return
-        ours = gradient(small_apply, small, model.inputs)
-        _near(ours, restricted(theirs, plan), GRADIENT, f"{model.name}, gradient", finite=False)
+    for inputs in _larger(model) if larger else ():
+        outputs(inputs)
+    try:
+        theirs = gradient(model.apply, zero, model.inputs) if gradients else None
+    except ValueError as error:
+        if "Reverse-mode differentiation does not work" not in str(error):
+            raise
+        theirs = None
+    if theirs is None:
+        outputs(model.inputs)
+        return
+    ours = gradient(small_apply, small, model.inputs)
+    _near(ours[0], theirs[0], OUTPUT, f"{model.name}, output")
+    _near(ours[1], restricted(theirs[1], plan), GRADIENT, f"{model.name}, gradient", finite=False)
 
 
-def gradient(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple) -> PyTree:
-    """Of the sum of all outputs, each times fixed random numbers, with respect to the floating-point leaves; else zeros."""
+def gradient(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple) -> tuple[PyTree, PyTree]:
+    """The outputs; and the gradient of their sum, each times fixed random numbers, with respect to the floating-point leaves,
+    zeros for the others. One program."""
 
-    def loss(floats: list[jax.Array]) -> jax.Array:
+    def loss(floats: list[jax.Array]) -> tuple[jax.Array, PyTree]:
         rest = iter(floats)
         leaves = [next(rest) if jnp.issubdtype(x.dtype, jnp.inexact) else x for x in jax.tree.leaves(variables)]
         outputs = apply(jax.tree.unflatten(jax.tree.structure(variables), leaves), *inputs)
@@ -137,12 +143,14 @@ def gradient(apply: Callable[..., PyTree], variables: PyTree, inputs: tuple) -> 
         for y in jax.tree.leaves(outputs):
             if jnp.issubdtype(y.dtype, jnp.inexact):
                 total += jnp.sum(jnp.real(y) * jnp.asarray(rng.standard_normal(y.shape), jnp.float32))
-        return total
+        return total, outputs
 
     leaves = jax.tree.leaves(variables)
-    made = iter(jax.jit(jax.grad(loss))([x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]))
+    floats = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+    grads, outputs = jax.jit(jax.grad(loss, has_aux=True))(floats)
+    made = iter(grads)
     full = [next(made) if jnp.issubdtype(x.dtype, jnp.inexact) else np.zeros_like(x) for x in leaves]
-    return jax.tree.unflatten(jax.tree.structure(variables), full)
+    return outputs, jax.tree.unflatten(jax.tree.structure(variables), full)
 
 
 def _larger(model: Any) -> tuple[tuple[jax.Array, ...], ...]:

@@ -79,6 +79,16 @@ def test_what_has_no_site_is_listed_with_the_reason(found):
     assert "mul" in reasons["scale"] and "not read" in reasons["unused"]
 
 
+def test_what_can_not_be_cut(found):
+    cutting = found["cutting"]
+    assert cutting["parameters"] == 88 + 128 + 64 + 25 and cutting["free"] + cutting["ends"] <= cutting["parameters"]
+    uncut = [pin["uncut"] for pin in cutting["pins"]]
+    assert uncut == sorted(uncut, reverse=True) and uncut[0] > 0
+    rows = inspect.pin_rows(found)
+    assert any(cells[0] == "is in no product with an activation" and cells[1] == "25" for cells in rows), rows
+    assert any("groups may be cut" in said for said in inspect.sentences(found))
+
+
 def test_what_each_stage_takes(found):
     prune, quantize = found["stages"]
     assert prune["takes"] == ["layers"] and prune["parameters"] == 128
@@ -127,7 +137,7 @@ def test_files(found, tmp_path):
     assert made == found == json.loads((tmp_path / "out" / "inspect.json").read_text())
     assert (tmp_path / "out" / "inspect.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "out" / "inspect.md").read_text()
-    assert "| unused | is not read by apply |" in text and "| quantize | takes |" in text
+    assert "## What can't be cut" in text and "| unused | is not read by apply |" in text and "| quantize | takes |" in text
     assert "* the weight is computed from its leaf before use" in text
 
 

@@ -40,6 +40,7 @@ FREE = {  # models of the zoo: how many groups may be cut, and how many there ar
     "custom_jvp": (1, 2),
     "custom_vjp": (1, 2),
     "nested_jit": (1, 2),
+    "shard_map": (1, 2),
 }
 
 

@@ -272,6 +272,10 @@ DATA = [
         "jn.shrink_widths({'hidden/kernel': 100}).plan(net, info, x)",
         ValueError, "100 units of 16", "allowed are 1 to 16",
     ),
+    (
+        "jn.shrink_widths(0.5).plan(jn.Network(apply, jax.eval_shape(lambda: variables)), info, x)",
+        ValueError, "is abstract", "pass arrays",
+    ),
     ("jn.transfer_weights(variables, variables, rename={'a': 'b'})", TypeError, "rename is a dict", "a list of pairs"),
 ]  # fmt: skip
 

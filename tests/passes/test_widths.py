@@ -19,7 +19,7 @@ from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.passes.activity import unit_activity
 from jaxopt_nn.passes.choice import weak_units
 from jaxopt_nn.passes.widths import shrink_widths
-from tests.passes.networks import made
+from tests.passes.networks import made, network
 
 
 def shrunk(apply, variables, x, widths, **arguments):
@@ -180,3 +180,17 @@ def test_bad_trees_and_scores():
     packed = method.pack(variables, method.init(variables))
     with pytest.raises(ValueError, match="cut first"):
         shrunk(teacher, packed, x, 0.5)
+
+
+def test_an_abstract_network_is_cut_to_the_shapes_of_the_arrays():
+    net, x = network(MLP((8, 6, 3)), 4, 5)
+    last_first = lambda group, leaves: np.arange(group.size)
+    cut = shrink_widths(0.5, last_first)
+    abstract = net.replace(variables=jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), net.variables))
+    plan = cut.plan(net, ModelInfo(), x)
+    assert cut.plan(abstract, ModelInfo(), x).to_json() == plan.to_json()
+    arrays, shapes = (cut.execute(n, plan)[0].variables for n in (net, abstract))
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), arrays) == jax.tree.map(lambda a: (a.shape, a.dtype), shapes)
+    assert all(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(shapes))
+    with pytest.raises(ValueError, match=r"Dense_0/kernel: is abstract, .* pass arrays"):
+        shrink_widths(0.5).plan(abstract, ModelInfo(), x)

@@ -236,8 +236,11 @@ def _rev(call: Call) -> list[Axes]:
     return [tuple(dims.reverse(a) if i in turned else a for i, a in enumerate(call.ins[0]))]
 
 
+#: Between devices, entry by entry; over an axis of the array itself shapes change, and none is followed.
+COLLECTIVES = frozenset("pmax pmin ppermute psum psum_invariant".split())
+
 LAYOUT: dict[str, Entry] = {
-    **dict.fromkeys(("optimization_barrier", "device_put"), Entry(_through, _through_zeros)),
+    **dict.fromkeys(("optimization_barrier", "device_put", *COLLECTIVES), Entry(_through, _through_zeros)),
     "transpose": Entry(_transpose, moved),
     "squeeze": Entry(_squeeze, moved),
     "broadcast_in_dim": Entry(_broadcast, _broadcast_zeros, _broadcast_params),
