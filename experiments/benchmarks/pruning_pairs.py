@@ -45,7 +45,7 @@ SCHEDULES: dict[str, Fields] = {
     "staircase": {"sparsity": {"schedule": "staircase", "final": SHARE, "rounds": 3, "end": 0.7}},
     "rewound": {"rewind": "dense", "sparsity": SHARE},
     "rigl": {"regrow": {"name": "rigl", "end": 0.75}, "every": 10, "sparsity": SHARE},
-    "sparse_evolution": {"regrow": "sparse_evolution", "every": 10, "sparsity": SHARE},
+    "sparse_evolution": {"regrow": {"name": "sparse_evolution", "end": 0.75}, "every": 10, "sparsity": SHARE},
 }
 PARTS = {"criterion": CRITERIA, "structure": STRUCTURES, "allocation": ALLOCATIONS, "schedule": SCHEDULES}
 

@@ -73,24 +73,27 @@ def rigl(*, end: int, share: float = 0.3, start: Criterion | None = None) -> Reg
       (40, 28)
     """
     check_shares("rigl", share=share)
-    if isinstance(end, bool) or end < 1:
-        raise ValueError(f"rigl(end={end}): the step from which on masks stay, 1 or more, e.g. three quarters of the training")
+    _check_end("rigl", end)
     falling = lambda step: share / 2 * (1 + jnp.cos(math.pi * jnp.minimum(step, end) / end))
     return Regrowth("rigl", steepest, falling, start)
 
 
-def sparse_evolution(key: Any, *, share: float = 0.3, start: Criterion | None = None) -> Regrowth:
+def sparse_evolution(
+    key: Any, *, end: int | None = None, share: float = 0.3, start: Criterion | None = None
+) -> Regrowth:
     """SET, sparse evolutionary training (Mocanu et al. 2018): what is smallest goes, and returns anywhere.
 
-    Departure: what returns starts from zero, theirs from a random value.
+    Departure: what returns starts from zero, theirs from a random value. What returns too late to be trained stays zero: let
+    it ``end`` before the training does, as theirs does before the last epoch.
 
     Args:
       key: a PRNG key or a seed, of where weights return.
+      end: the step from which on masks stay, 1 or more; None: none.
       share: of the kept weights that goes at each update (their zeta), in [0, 1].
       start: criterion of the first masks; None: that of the pruning; theirs are random.
 
     Raises:
-      ValueError: a share outside [0, 1].
+      ValueError: a share outside [0, 1], an end before step 1.
 
     Example:
       >>> method = jn.prune(sparsity=0.75, regrow=jn.sparse_evolution(0))
@@ -100,7 +103,15 @@ def sparse_evolution(key: Any, *, share: float = 0.3, start: Criterion | None = 
       10
     """
     check_shares("sparse_evolution", share=share)
-    return Regrowth("sparse_evolution", random_scores(key), lambda step: jnp.float32(share), start)
+    if end is not None:
+        _check_end("sparse_evolution", end)
+    steady = lambda step: jnp.where(end is None or step < end, jnp.float32(share), jnp.float32(0))
+    return Regrowth("sparse_evolution", random_scores(key), steady, start)
+
+
+def _check_end(name: str, end: int) -> None:
+    if isinstance(end, bool) or end < 1:
+        raise ValueError(f"{name}(end={end}): the step from which on masks stay, 1 or more, e.g. 0.75 of the training")
 
 
 Masks = Mapping[str, jax.Array]

@@ -97,6 +97,9 @@ def test_set_returns_anywhere_anew_at_each_step():
         assert new[kept & (np.abs(params["w"]) >= smallest)].all(), "the largest stay"
         grown.append(new & ~kept)
     assert (grown[0] != grown[1]).any()
+    ending = prune(sparsity=0.8, regrow=sparse_evolution(5, end=2))
+    moved = [(np.asarray(ending.update(params, state, step=t).carried["w"].mask) != kept).any() for t in (1, 2)]
+    assert moved == [True, False]
     again = np.asarray(method.update(params, state, step=0).carried["w"].mask)
     np.testing.assert_array_equal(again & ~kept, grown[0])
 
