@@ -8,6 +8,7 @@ the same lies there as ``inspect.json``, ``inspect.md`` and ``inspect.png``.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,11 @@ from ml_collections import config_flags
 
 from jaxopt_nn.core.files import open_workdir, write_file
 from jaxopt_nn.core.model import ModelInfo, Roles, Site
+from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.text_table import markdown
-from jaxopt_nn.core.transform import explain
+from jaxopt_nn.core.transform import Transform, explain
+from jaxopt_nn.interpret import groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import like
 from jaxopt_nn.interpret.pins import CouplingReport, coupling_report, in_words
@@ -71,6 +74,7 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
     variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), network.variables)
     inputs = like(task.example)
     info = inspect(network.apply, variables, *inputs)
+    info = dataclasses.replace(info, couplings=groups.couplings(network.apply, variables, *inputs))
     made = {
         "model": config["model"],
         "input": ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(inputs)),
@@ -147,11 +151,12 @@ def taken(stage: Stage, variables: PyTree, info: ModelInfo, steps: int) -> dict[
     Raises:
       ValueError: a pattern matches nothing, or an argument does not fit a leaf; names the stage.
     """
-    method = stage.method(steps)
+    method = stage.transform if isinstance(stage.transform, Pass) else stage.method(steps)
     if method.traits.passes:  # what it takes is known once the model has run on the data
         return {"name": stage.name, "takes": None, "parameters": None, "left": []}
     try:
-        jax.eval_shape(lambda v: method.init(v, info), variables)
+        if isinstance(method, Transform):
+            jax.eval_shape(lambda v: method.init(v, info), variables)
     except ValueError as error:
         raise ValueError(f"stage {stage.name!r}: {error}") from error
     left = {m.path: m.reason for m in explain(method, variables, info).of("skipped")}

@@ -1,6 +1,6 @@
 """Claim: each method does to bytes, time and accuracy what ``docs/methods.md`` says, on one network.
 
-Command: ``python -m experiments.benchmarks.methods_table`` (2 minutes on 2 idle cores)
+Command: ``python -m experiments.benchmarks.methods_table`` (5 minutes on 2 idle cores)
 
 LeNet-300-100 in NNX on scikit-learn's digits. Each case is the code in its first column. Three of five folds: accuracies
 are over the 1,080 images of their test parts, changes are paired by fold.
@@ -83,6 +83,17 @@ CASES = [
     Case("jn.prune(jn.magnitude, sparsity=jn.cubic(0.9, end=150))", TRAINED, paper="Zhu & Gupta 2017"),
     Case("jn.prune(jn.magnitude, sparsity=jn.staircase(0.9, rounds=5, end=200))", TRAINED, paper="Frankle & Carbin 2019"),
     Case("jn.prune(jn.saliency, sparsity=jn.cubic(0.9, end=150))", TRAINED, paper="Molchanov et al. 2017"),
+    Case("jn.prune(jn.movement, sparsity=jn.cubic(0.9, end=150))", TRAINED, paper="Sanh et al. 2020"),
+    Case("jn.every(10, jn.prune(regrow=jn.rigl(end=150), sparsity=0.9))", TRAINED, paper="Evci et al. 2020"),
+    Case("jn.every(10, jn.prune(regrow=jn.sparse_evolution(0, end=150), sparsity=0.9))", TRAINED, paper="Mocanu et al. 2018"),
+    Case("jn.learnt_threshold()", TRAINED, paper="Kusupati et al. 2020"),
+    Case("jn.prune(jn.random_scores(0), sparsity=0.8)"),
+    Case("jn.prune(jn.fisher, sparsity=0.8)", paper="Theis et al. 2018"),
+    Case("jn.prune(jn.obd(), sparsity=0.8)", paper="LeCun et al. 1990"),
+    Case("jn.prune(jn.magnitude, sparsity=0.8, allocation=jn.lamp)", paper="Lee et al. 2021"),
+    Case("jn.prune(jn.magnitude, sparsity=0.8, allocation=jn.by_sensitivity())"),
+    Case("jn.prune(structure=jn.n_of_m(2, 4), sparsity=0.5)", paper="Mishra et al. 2021"),
+    Case("jn.prune(jn.energy, structure=jn.blocks(4, 2), sparsity=0.8, allocation=jn.erk)", TRAINED, paper="Gray et al. 2017"),
     Case("jn.prune(jn.wanda, sparsity=0.8, allocation=jn.per_output)", paper="Sun et al. 2024"),
     Case("jn.prune(jn.ria, sparsity=0.8)", paper="Zhang et al. 2024"),
     Case("jn.sparsegpt(0.8)", paper="Frantar & Alistarh 2023"),
@@ -116,6 +127,10 @@ CASES = [
     Case("jn.cut_units(jn.scores.removal_error, share=0.7, reconstruct=True)", paper="Kurtic et al. 2023"),
     Case("jn.cut_units(jn.scores.taylor, macs=0.5, allocation=jn.across_layers)", TRAINED, paper="Molchanov et al. 2019"),
     Case("jn.identity()", 2, start="random"),
+    Case("jn.prune(sparsity=0.9)", 30, start="random"),
+    Case("jn.prune(jn.snip, sparsity=0.9)", 30, start="random", paper="Lee et al. 2019"),
+    Case("jn.prune(jn.grasp, sparsity=0.9)", 30, start="random", paper="Wang et al. 2020"),
+    Case("jn.prune(jn.synflow(), sparsity=0.9)", 30, start="random", paper="Tanaka et al. 2020"),
     Case("jn.identity()", 2, start="transfer_weights", paper="Yosinski et al. 2014"),
     Case("jn.identity()", 30, start="student, 16 units"),
     Case(
