@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.report import Recorder
+from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
 
@@ -34,11 +35,21 @@ class Cut:
         return tuple(len(self.axes[i]) if i in self.axes else n for i, n in enumerate(self.shape))
 
     def leaf(self, x: Any) -> Any:
-        """An array of the leaf's shape, abstract perhaps, cut as the leaf is."""
+        """An array of the leaf's shape, abstract perhaps, or a compressed tensor, cut as the leaf is; codes stay as they are.
+
+        Raises:
+          ValueError: the groups of codes that share a scale are cut apart.
+        """
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(self.small, x.dtype)
         for axis, entries in self.axes.items():
-            x = jnp.take(x, entries, axis=axis)
+            made = x.cut(axis, entries) if is_compressed(x) else jnp.take(x, entries, axis=axis)
+            if made is NotImplemented:
+                raise ValueError(
+                    f"{x.describe()} of shape {list(x.shape)}: its groups along axis {axis} are cut apart; cut the network "
+                    "first and compress then, or keep whole groups"
+                )
+            x = made
         return x
 
     def along(self, x: Any, axis: int) -> Any:

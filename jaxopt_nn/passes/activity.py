@@ -49,7 +49,7 @@ def unit_activity(
       >>> jn.unit_activity(lambda v, x: jax.nn.relu(x @ v["up"]) @ v["down"], v, batches)
       {'up': array([4., 0., 2.], dtype=float32)}
     """
-    first = lambda group: (group.members[0].path, group.members[0].axis)
+    first = lambda group: (group.members[0].path, group.members[0].axis, group.members[0].units.tobytes())
     found, _, batches = coupled(apply, variables, batches)
     wanted = {first(c.group) for c in found if c.group.pinned is None} if groups is None else set(map(first, groups))
     chosen = {n: c for n, c in named(found).items() if c.reads and first(c.group) in wanted}

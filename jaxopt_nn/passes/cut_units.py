@@ -19,6 +19,7 @@ from jaxopt_nn.passes.reconstruction import grams, reconstructed
 from jaxopt_nn.passes.scores import Score, norm_product
 from jaxopt_nn.passes.scores.base import lacking, measures, touched
 from jaxopt_nn.passes.widths import check_widths, planned_widths
+from jaxopt_nn.tensors.base import densify, is_compressed
 
 PyTree = Any
 NAME = "cut_units"
@@ -97,8 +98,15 @@ def cut_units(
     choice = Choice(NAME, score, budget, allocation, protected, multiple, least)
 
     def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
-        leaves, layers = leaves_of(network, info, NAME), layers_of(network, info, *inputs)
         kind, amount = budget
+        leaves, layers = leaves_of(network, info, NAME), layers_of(network, info, *inputs)
+        if (kind == "nbytes" or reconstruct) and (packed := [path for path, x in leaves.items() if is_compressed(x)]):
+            what = "reconstruct=True" if reconstruct else f"nbytes={amount!r}"
+            raise ValueError(
+                f"{NAME}({what}): {packed[0]} is a compressed tensor; pass another budget without reconstruct, or cut first "
+                "and compress then"
+            )
+        leaves = {path: densify(x) for path, x in leaves.items()}
         if kind == "widths":
             return planned_widths(choice, amount, layers, leaves, inputs, info, network.still)
         cost = COSTS[kind](network, inputs, batch) if kind in COSTS else None

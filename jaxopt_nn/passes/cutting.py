@@ -9,16 +9,15 @@ import jax
 
 from jaxopt_nn.core.model import Coupling, ModelInfo
 from jaxopt_nn.core.passes import Pass, Plan
-from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.transform import LeafTraits, Traits, as_info
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.flow.shrunk import Shrunk, kept_of
 from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
-from jaxopt_nn.interpret.program import complaint, trace_model
+from jaxopt_nn.interpret.program import complaint, dense_like, trace_model
 from jaxopt_nn.passes.activity import named
-from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
 
@@ -62,12 +61,9 @@ def leaves_of(network: Network, info: ModelInfo, name: str) -> dict[str, Any]:
 
     Raises:
       TypeError: it is no network.
-      ValueError: compressed tensors; ``info`` is of other leaves.
+      ValueError: ``info`` is of other leaves.
     """
     leaves, info = leaves_by_path(network_of(network).variables), as_info(info)
-    for path, x in leaves.items():
-        if is_compressed(x):
-            raise ValueError(f"{path}: is a compressed tensor; cut first, compress then (or pass densify(variables))")
     if wrong := [leaf.path for leaf in info.leaves if leaf.path not in leaves or leaf.shape != leaves[leaf.path].shape]:
         raise ValueError(f"{name}: {wrong[0]} has another shape in info than in the network; pass this network's own info")
     return leaves
@@ -101,7 +97,7 @@ def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
         return network.replace(variables=variables), remap
     abstract_outputs(network, *plan.inputs)  # fails on inputs that do not fit, whatever is cut
     _check_pins(network, plan)
-    training = None if network.training is None else Shrunk(network.training, plan)
+    training = None if network.training is None else Shrunk(network.training, plan, training=True)
     small = network.replace(apply=Shrunk(network.apply, plan), training=training, variables=variables)
     _check_runs(network, small, plan)
     _check_states(network, small, plan)
@@ -110,10 +106,7 @@ def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
 
 def _check_pins(network: Network, plan: Plan) -> None:
     """Raises ValueError where the plan, edited, cuts units that must stay."""
-    flow = Flow(trace_model(network.apply, network.variables, plan.inputs), tuple(plan.leaves))
-    for layer, atom in zip((x for x in plan.layers if x.cut), kept_of(flow, plan), strict=False):
-        if atom.cut is not None:
-            raise ValueError(f"{plan.name}: {layer.name} must keep all of its {layer.size} units: it {atom.cut}")
+    kept_of(Flow(trace_model(network.apply, network.variables, plan.inputs), tuple(plan.leaves)), plan)
 
 
 def _check_runs(network: Network, small: Network, plan: Plan) -> None:
@@ -121,7 +114,8 @@ def _check_runs(network: Network, small: Network, plan: Plan) -> None:
     advice = "it may couple other axes than in evaluation mode; protect the layers that it names"
 
     def shapes(run: Callable[..., PyTree], variables: PyTree, **key: Any) -> PyTree:
-        return jax.eval_shape(lambda v, x, k: run(v, *x, **k), variables, plan.inputs, key)
+        dense = map_with_path(lambda path, leaf: dense_like(leaf), variables)
+        return jax.eval_shape(lambda v, x, k: run(v, *x, **k), dense, plan.inputs, key)
 
     runs: list[tuple[str, Any, Any, dict[str, Any]]] = [("apply", network.apply, small.apply, {})]
     if network.training is not None or small.training is not None:

@@ -190,6 +190,15 @@ PINNED = {
     "`cumsum` runs along it, and it is not zero there": lambda v, x: jnp.cumsum(jnp.cos(x @ v["a"]), 1) @ v["b"],
     "`dynamic_slice` takes some": lambda v, x: lax.dynamic_slice(x @ v["a"], (0, x[0, 0].astype(int)), (2, 2)) @ v["b"][:2],
     "`gather` looks its entries up": lambda v, x: (x @ v["a"])[:, jnp.array([3, 1])] @ v["b"][:2],
+    "`scatter-add` gathers its entries in places": lambda v, x: (
+        jnp.zeros((2, 3)).at[:, jnp.array([0, 1, 2, 0, 1, 2])].add(jnp.cos(x @ v["a"])) @ v["b"][:3]
+    ),
+    "`scatter` gathers its entries in places": lambda v, x: (
+        jnp.zeros((2, 6)).at[:, jnp.arange(6)].set(x @ v["a"]) @ v["b"]
+    ),
+    "`reduce_sum` reduces over it, and units differ": lambda v, x: (
+        x[:, :1] * lax.cumlogsumexp(x @ v["a"], axis=0).sum(1, keepdims=True)
+    ),
     "`acosh` is not finite at zero": lambda v, x: lax.acosh(x @ v["a"]) @ v["b"],
     "`cholesky` can't be followed": lambda v, x: (
         lax.linalg.cholesky((h := x @ v["a"])[:, :, None] * h[:, None] + jnp.eye(6)[None]) @ v["b"]
@@ -288,6 +297,64 @@ def test_what_is_not_finite_at_a_zero_activation_is_pinned(name):
     assert {m.path for m in group.members} == {"a", "b", "c"} and group.pinned.startswith(name)
     assert np.isfinite(apply(variables, X)).all()
     assert np.isnan(apply(edited(variables, group.members, 0, np.zeros_like), X)).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_grouped_convolutions_after_a_concatenation(groups):
+    """Two parts of unequal width: the number of groups that are left is no product of what is left of each."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def apply(v, x):
+        h = jnp.tanh(jnp.concatenate([x @ v["a"], x @ v["b"]], 3))
+        h = lax.conv_general_dilated(
+            h, v["d"], (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=h.shape[3] // groups
+        )
+        return jnp.sin(h).mean((1, 2)) @ v["c"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"a": (2, 6), "b": (2, 4), "d": (3, 3, groups, 10), "c": (10, 3)}
+    variables = {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
+    found = axis_groups(apply, variables, x := jnp.asarray(rng.standard_normal((1, 4, 4, 2)), jnp.float32))
+    assert sum(g.pinned is None for g in found) >= 2
+    probe(apply, variables, (x,))
+
+
+@jax.custom_vjp
+def scaled(x):
+    return x
+
+
+scaled.defvjp(lambda x: (x, x), lambda x, g: (g * lax.rsqrt((g * g).sum(-1, keepdims=True) + 1e-6),))
+
+
+def test_a_pullback_that_sums_over_units_pins_them():
+    """The outputs would be equal, and the gradients not."""
+    apply = lambda v, x: scaled(x @ v["a"]) @ v["b"]
+    group = axis_groups(apply, {"a": A, "b": B}, X)[0]
+    assert "reduce_sum" in group.pinned
+
+
+def test_a_rest_of_a_rest_is_not_known():
+    """Units of two kinds, both in an exponential that is summed over both."""
+    apply = lambda v, x: x[:, :1] * jnp.exp((x @ v["a"]).reshape(2, 2, 3) * v["s"].reshape(1, 2, 3)).sum(2).sum(1)[:, None]
+    variables = {"a": A, "s": np.ones(6, np.float32)}
+    free = [g.size for g in axis_groups(apply, variables, X) if g.pinned is None]
+    assert free == [3]
+    probe(apply, variables, (X,))
+
+
+def test_random_numbers_are_not_cut_by_their_seeds():
+    def apply(v, x):
+        noise = jax.vmap(lambda s: jax.random.normal(jax.random.key(s.astype(jnp.int32))))(v["s"])
+        return (x @ v["a"] * noise[None] * v["s"][None]) @ v["b"]
+
+    group = axis_groups(apply, {"a": A, "b": B, "s": np.arange(6, dtype=np.float32)}, X)[0]
+    assert "draws numbers by it" in group.pinned
+
+
+def test_empty_parts_of_axes_of_length_one():
+    apply = lambda v, x: jnp.split((x @ v["a"]).sum(1, keepdims=True), [1], axis=1)[0] * x
+    assert axis_groups(apply, {"a": A}, X)
 
 
 def test_depthwise_convolutions_join_what_they_read():

@@ -11,6 +11,7 @@ from flax import nnx
 
 from experiments.models.lenet import LeNet5
 from experiments.models.mlp import MLP
+from jaxopt_nn.core.combine import chain
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.paths import leaves_by_path
@@ -19,12 +20,15 @@ from jaxopt_nn.core.transform import State, explain
 from jaxopt_nn.frameworks.nnx import nnx as nnx_network
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.structures.n_of_m import n_of_m
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.passes.cut_units import cut_units
 from jaxopt_nn.passes.plans import dead_units, weak_units
 from jaxopt_nn.passes.scores import largest_activation, mean_activation
 from jaxopt_nn.pipeline.calibrate import calibrate
+from jaxopt_nn.tensors.base import densify, is_compressed, nbytes
 from tests.passes.networks import network
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
@@ -161,6 +165,19 @@ def test_a_function_for_training_that_couples_other_axes():
         shrink.execute(turned, shrink.plan(turned, ModelInfo(), x))
 
 
+def test_what_training_mode_or_another_batch_sums_over_is_refused():
+    net, x = plain()
+    shrink = cut_units(share=0.5)
+    other = net.replace(training=lambda v, x, key: (jnp.cumprod(1.5 - jax.nn.relu(x @ v["a"]), -1) @ v["b"], {}))
+    with pytest.raises(ValueError, match=r"the function for training fails .* must keep all of its 6 units: it `cumprod` runs"):
+        shrink.execute(other, shrink.plan(other, ModelInfo(), x))
+    flat = net.replace(apply=lambda v, x: jnp.exp(x @ v["a"]).reshape(-1).sum() * v["b"])
+    small, _ = shrink.execute(flat, shrink.plan(flat, ModelInfo(), x[:1]))
+    assert small(x[:1]).shape == (6, 3)
+    with pytest.raises(ValueError, match="must keep all of its 6 units: it `reduce_sum` reduces over it, and units differ"):
+        small(x)
+
+
 def test_a_plan_that_was_edited_against_its_couplings():
     net, x = plain()
     shrink = cut_units(share=0.5)
@@ -193,10 +210,42 @@ def test_what_does_not_fit():
         cut_units(threshold=0.1, share=0.5)
     with pytest.raises(ValueError, match="weighs leaves against each other"):
         calibrate(net, cut, [x], sequential=True)
-    method = quantize(8)
-    packed = net.replace(variables={**net.variables, "a": method.pack(net.variables, method.init(net.variables))["b"]})
-    with pytest.raises(ValueError, match="a: is a compressed tensor; cut first"):
-        shrink.plan(packed, ModelInfo(), x)
+
+
+METHODS = {
+    "8 bits": quantize(8), "4 bits": quantize(4),
+    "masked": prune(sparsity=0.5), "masked 4 bits": chain(prune(sparsity=0.5), quantize(4)), "2:4": prune(
+        structure=n_of_m(2, 4), sparsity=0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_compressed_leaves_are_cut_as_they_are(name):
+    """The codes of what stays are what they were; it weighs less."""
+    net, x = plain(8)
+    method = METHODS[name]
+    packed = net.replace(variables=method.pack(net.variables, method.init(net.variables, inspect(net.apply, net.variables, x))))
+    cut = cut_units(share=0.5)
+    plan = cut.plan(packed, ModelInfo(), x)
+    small, _ = cut.execute(packed, plan)
+    wanted = {path: plan.cuts[path].leaf(densify(leaf)) for path, leaf in packed.variables.items()}
+    jax.tree.map(np.testing.assert_array_equal, densify(small.variables), wanted)
+    assert all(map(is_compressed, small.variables.values())) and nbytes(small.variables) < 0.75 * nbytes(packed.variables)
+    close(small(x), net.replace(variables=densify(mask_units(plan.masks).view(densify(packed.variables), mask_units(
+        plan.masks).init(net.variables))))(x))  # fmt: skip
+
+
+def test_groups_that_are_cut_apart_are_named():
+    net, x = plain(8)
+    method = quantize(4, group=4)
+    packed = net.replace(variables={**net.variables, "b": method.pack(net.variables, method.init(net.variables))["b"]})
+    cut = cut_units(widths={"a": 3})
+    with pytest.raises(ValueError, match=r"of shape \[8, 3\]: its groups along axis 0 are cut apart; cut the network first"):
+        cut.execute(packed, cut.plan(packed, ModelInfo(), x))
+    for wrong in {"reconstruct": True, "share": 0.5}, {"nbytes": 0.5}:
+        with pytest.raises(ValueError, match="b is a compressed tensor; pass another budget without reconstruct"):
+            cut_units(**wrong).plan(packed, ModelInfo(), x)
+
 
 
 def test_states_of_rules_stay_where_they_are_a_number_a_site():

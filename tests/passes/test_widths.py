@@ -15,10 +15,8 @@ from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.interpret.network import Network
-from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.passes.activity import unit_activity
 from jaxopt_nn.passes.cut_units import cut_units
-from jaxopt_nn.passes.plans import weak_units
 from tests.passes.networks import made
 
 
@@ -176,7 +174,3 @@ def test_bad_trees_and_scores():
         shrunk(teacher, variables, x, 0.5, score=lambda units: [np.nan, *range(units.size - 1)])
     with pytest.raises(ValueError, match="pass one for each of 8 units"):
         shrunk(teacher, variables, x, 0.5, score=lambda units: np.ones(3))
-    method = mask_units(weak_units(teacher, variables, x, share=0.5).masks)
-    packed = method.pack(variables, method.init(variables))
-    with pytest.raises(ValueError, match="cut first"):
-        shrunk(teacher, packed, x, 0.5)

@@ -66,8 +66,18 @@ def _cumulative_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Z
         must_be_zero(axis, zeros, notes, f"{reason}, and it is not zero there")
     else:
         notes.pin(axis, reason)
+    if call.name == "cumlogsumexp":  # of zeros log 1, log 2, ...
+        return [NOWHERE]
     (out,) = moved(call, zeros, notes)
     return [out if out.everywhere else Zero(atoms=out.atoms.difference(dims.atoms(axis)))]
+
+
+def _window_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    """A window that lies in the padding gives the smallest or the largest number in place of zero."""
+    params = call.eqn.params
+    spans = [(n - 1) * d + 1 for n, d in zip(params["window_dimensions"], params["window_dilation"], strict=True)]
+    outside = any(max(pads) >= span > 0 and max(pads) for pads, span in zip(params["padding"], spans, strict=True))
+    return [NOWHERE] if outside and call.name != "reduce_window_sum" else moved(call, zeros, notes)
 
 
 def _sort(call: Call) -> list[Axes]:
@@ -99,7 +109,7 @@ ALONG: dict[str, Entry] = {
     **dict.fromkeys(("argmax", "argmin"), Entry(_reduce, _arg_zeros)),
     **dict.fromkeys("cumlogsumexp cummax cummin cumprod cumsum".split(), Entry(_keep_axes, _cumulative_zeros)),
     "sort": Entry(_sort, never),
-    **dict.fromkeys("reduce_window_max reduce_window_min reduce_window_sum".split(), Entry(_windowed, moved)),
+    **dict.fromkeys("reduce_window_max reduce_window_min reduce_window_sum".split(), Entry(_windowed, _window_zeros)),
     "fft": Entry(_fft, moved),
     "top_k": Entry(_top_k, never),
 }

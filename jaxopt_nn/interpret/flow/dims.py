@@ -161,7 +161,7 @@ def halves(axis: Dim, at: Any) -> tuple[Dim, Dim] | None:
 def pieces(axis: Axis, sizes: Sequence[Any]) -> list[Axis] | None:
     """The axis cut into consecutive pieces of these sizes; None where its structure has no such borders."""
     left: list[Axis] = []
-    rest = axis
+    rest: Axis = Dim(1) if axis is None else axis
     for n in sizes[:-1]:
         if n == 0:
             left.append(Dim(0))

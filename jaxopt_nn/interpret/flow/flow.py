@@ -14,16 +14,18 @@ from jaxopt_nn.interpret.program import Program
 class Flow(Ties):
     """The dims of a program, and what keeps them from being cut.
 
+    Args:
+      outputs: whether what reaches an output may not be cut; False for a function of which changed leaves are outputs.
+
     Attributes:
       divisors: ``(path, atom)`` of leaves that divide: cut with the others, but never set to zero.
       rests, zeros, same: as ``rests``, ``operands`` and ``same`` of ``Zeros``.
     """
 
-    def __init__(self, program: Program, paths: Sequence[str]):
+    def __init__(self, program: Program, paths: Sequence[str], *, outputs: bool = True):
         super().__init__(program, paths)
-        for out in self.outs:
-            for axis in out.axes or ():
-                dims.pin(axis, "reaches an output of `apply`")
+        for axis in (a for out in self.outs if outputs for a in out.axes or ()):
+            dims.pin(axis, "reaches an output of `apply`")
         for axes in self.leaves.values():
             for atom in (a for axis in axes for a in _twice(axis)):
                 dims.pin(atom, "meets itself within one axis of a leaf")

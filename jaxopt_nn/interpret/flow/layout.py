@@ -107,7 +107,7 @@ def _slice(call: Call) -> list[Axes]:
 
 def _sliced(axis: Axis, n: Any, start: int, stop: int, stride: int) -> Axis:
     """The axis of a slice: a part of a sum, or with a stride the outer factor of a product."""
-    if axis is None or (start, stop, stride) == (0, n, 1):
+    if (axis is None and stop > start) or (start, stop, stride) == (0, n, 1):
         return axis
     if stride == 1:
         parts = dims.pieces(axis, (start, stop - start, n - stop))

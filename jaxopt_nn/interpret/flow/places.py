@@ -9,6 +9,7 @@ from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.dims import Axes, Axis
 from jaxopt_nn.interpret.flow.entry import (
     EVERYWHERE,
+    NOWHERE,
     Call,
     Entry,
     Kept,
@@ -19,6 +20,7 @@ from jaxopt_nn.interpret.flow.entry import (
     both,
     joined,
     moved,
+    must_be_zero,
     never,
     shape_of,
 )
@@ -68,12 +70,43 @@ def _dynamic_update_slice(call: Call) -> list[Axes]:
     return [whole]
 
 
-def _written_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+def _written_zeros(call: Call, zeros: Sequence[Zero], notes: Notes, new: int = 1) -> list[Zero]:
     """Of an operation that writes one value into another."""
-    new = zeros[2] if call.name.startswith("scatter") else zeros[1]
-    if zeros[0].everywhere and new.everywhere:
+    if zeros[0].everywhere and zeros[new].everywhere:
         return [EVERYWHERE]
-    return [along(axes, [[both((zeros[0], new), axis)] for axis in axes]) for axes in call.outs]
+    return [along(axes, [[both((zeros[0], zeros[new]), axis)] for axis in axes]) for axes in call.outs]
+
+
+def _scattered_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    """What is scattered along an axis of the updates meets in the result, as in a reduction."""
+    numbers = call.eqn.params["dimension_numbers"]
+    reason = f"`{call.name}` gathers its entries in places of another axis"
+    kept = {*numbers.update_window_dims, *_batched_updates(call)}
+    for i, axis in enumerate(call.ins[2]):
+        if i not in kept:
+            must_be_zero(axis, zeros[2:3] if call.name == "scatter-add" else [], notes, reason)
+    return _written_zeros(call, zeros, notes, new=2)
+
+
+def _batched_updates(call: Call) -> list[int]:
+    """The axes of the updates that are batch axes of the indices."""
+    numbers = call.eqn.params["dimension_numbers"]
+    rest = [i for i in range(len(call.ins[2])) if i not in numbers.update_window_dims]
+    return [rest[d] for d in numbers.scatter_indices_batching_dims]
+
+
+def _gathered_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    """Zero along the axes that come from the operand, if what stands for places out of bounds is not another number."""
+    params, numbers = call.eqn.params, call.eqn.params["dimension_numbers"]
+    fill = params["fill_value"] if "FILL" in str(params["mode"]) else 0
+    whole = call.eqn.outvars[0].aval.dtype.kind in "iub"
+    if (fill is None and whole) or (fill is not None and fill == fill and fill != 0):  # NaN stays NaN, cut or not
+        return [NOWHERE]
+    if zeros[0].everywhere:
+        return [EVERYWHERE]
+    rest = [i for i in range(len(call.outs[0])) if i not in numbers.offset_dims]
+    own = {*numbers.offset_dims, *(rest[d] for d in numbers.start_indices_batching_dims)}
+    return [along(call.outs[0], [zeros[:1] if i in own else [NOWHERE] for i in range(len(call.outs[0]))])]
 
 
 def _scatter(call: Call) -> list[Axes]:
@@ -99,6 +132,9 @@ def _scatter(call: Call) -> list[Axes]:
 
 
 def _random(call: Call) -> list[Axes]:
+    for axes in call.ins:
+        for axis in axes:
+            dims.pin(axis, f"`{call.name}` draws numbers by it", shard=True)
     return [dims.fresh(shape_of(v)) for v in call.eqn.outvars]
 
 
@@ -109,9 +145,9 @@ WHOLE = frozenset(
 
 
 PLACES: dict[str, Entry] = {
-    "gather": Entry(_gather, moved, _gather_params),
+    "gather": Entry(_gather, _gathered_zeros, _gather_params),
     "dynamic_slice": Entry(_dynamic_slice, moved, _gather_params),
     "dynamic_update_slice": Entry(_dynamic_update_slice, _written_zeros),
-    **dict.fromkeys("scatter scatter-add scatter-mul scatter-max scatter-min".split(), Entry(_scatter, _written_zeros)),
+    **dict.fromkeys("scatter scatter-add scatter-mul scatter-max scatter-min".split(), Entry(_scatter, _scattered_zeros)),
     **dict.fromkeys(WHOLE, Entry(_random, never)),
 }

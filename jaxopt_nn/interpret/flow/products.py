@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -100,16 +99,12 @@ def _pointwise(params: Mapping[str, Any], i: int, taps: int) -> bool:
     return bool(plain and taps == 1)
 
 
-def conv_groups(call: Call) -> list[Dim]:
+def conv_groups(call: Call) -> set[Dim]:
     """The atoms of the features that tell a convolution's groups apart."""
-    groups, n = call.eqn.params["feature_group_count"], 1
-    found = []
-    for a in dims.atoms(conv_axes(call).features):
-        if n == groups:
-            break
-        found.append(a)
-        n *= a.size
-    return found if groups > 1 else []
+    if call.eqn.params["feature_group_count"] == 1:
+        return set()
+    own = conv_axes(call)
+    return set(dims.atoms(own.features)).difference(dims.atoms(own.inputs))
 
 
 def _conv_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
@@ -127,10 +122,10 @@ def _conv_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
 
 
 def _conv_params(call: Call, kept: Kept) -> dict[str, Any]:
-    groups = call.eqn.params["feature_group_count"]
-    if groups == 1:
+    if call.eqn.params["feature_group_count"] == 1:
         return {}
-    return {"feature_group_count": math.prod(dims.size(a, kept) for a in conv_groups(call))}
+    own = conv_axes(call)
+    return {"feature_group_count": dims.size(own.features, kept) // dims.size(own.inputs, kept)}
 
 
 PRODUCTS: dict[str, Entry] = {

@@ -19,6 +19,8 @@ from jaxopt_nn.interpret.flow.entry import Call, Zero
 
 #: Operations of which the rest is the operation on the rests of the operands.
 _MOVES = frozenset("broadcast_in_dim reshape squeeze transpose".split())
+#: What they say of an axis does not hold of one entry of it.
+_PLACED = frozenset("mesh_cast reshard sharding_constraint".split())
 #: How the cut units' share joins that of the others: ``(result, result over one cut unit, how many are cut)``.
 COMPLETE: dict[str, Callable[[Any, Any, int], Any]] = {
     "reduce_sum": lambda out, rest, n: out + (rest * n).astype(out.dtype),
@@ -36,7 +38,7 @@ def place(axes: Axes, atom: Dim) -> int | None:
 
 def same(call: Call, zeros: Sequence[Zero]) -> frozenset[Dim]:
     """The atoms along which an equation's result is the same in all cut units."""
-    if call.name not in primitives.ELEMENTWISE | _MOVES | COMPLETE.keys():
+    if call.name not in (primitives.ELEMENTWISE - _PLACED) | _MOVES | COMPLETE.keys():
         return frozenset()
     inside = dict.fromkeys(a for axis in call.outs[0] for a in dims.atoms(axis))
     return frozenset(a for a in inside if place(call.outs[0], a) is not None and _same(call, zeros, a))

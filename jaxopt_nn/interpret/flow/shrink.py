@@ -210,7 +210,8 @@ def _custom_vjp(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> li
         like = [*residuals.values(saved), *(outs[i] for i in rule.outputs)]
         pulled = _Traced(s, rule.pullback, (*key, 2), like)(_arrays(like))
         made = dict(zip(rule.inputs, pulled, strict=True))
-        return tuple(made.get(i) for i in range(len(operands)))
+        # nothing but constants lies behind a whole operand
+        return tuple(None if v.whole else made.get(i) for i, v in enumerate(operands))
 
     function.defvjp(forward, backward)
     return run.values(function(*_arrays(operands)))

@@ -29,14 +29,19 @@ class Shrunk:
     Attributes:
       whole: the function on whole leaves.
       plan: what is kept.
+      training: it returns changed leaves beside the outputs, which are cut.
+
+    Raises:
+      ValueError: when called, on other shapes than the plan leaves, or where the function, or this shape of inputs, has pinned
+        what the plan cuts.
     """
 
     #: What ``whole`` closes over was accepted when it was planned, and may be large beside the leaves that are left.
     keeps_constants = True
 
-    def __init__(self, whole: Callable[..., PyTree], plan: Plan):
-        self.whole, self.plan = whole, plan
-        self._identity = (whole, tuple((x.name, x.kept.tobytes(), _members(x)) for x in plan.layers if x.cut))
+    def __init__(self, whole: Callable[..., PyTree], plan: Plan, *, training: bool = False):
+        self.whole, self.plan, self.training = whole, plan, training
+        self._identity = (whole, training, tuple((x.name, x.kept.tobytes(), _members(x)) for x in plan.layers if x.cut))
         self._small = {path: cut.small for path, cut in plan.cuts.items()}
         self._flows: dict[Any, tuple[Flow, dict[Dim, np.ndarray]]] = {}
 
@@ -65,7 +70,8 @@ class Shrunk:
         if key not in self._flows:
             whole = map_with_path(lambda path, x: abstract(x, self.plan.leaves[path]), variables)
             run = functools.partial(_run, self.whole)
-            flow = Flow(trace_model(run, whole, (keywords, *inputs)), tuple(self.plan.leaves))
+            program = trace_model(run, whole, (keywords, *inputs))
+            flow = Flow(program, tuple(self.plan.leaves), outputs=not self.training)
             found = flow, kept_of(flow, self.plan)
             if any(isinstance(c, jax.core.Tracer) for c in flow.program.consts):  # of the caller's own trace
                 return found
@@ -85,9 +91,9 @@ def kept_of(flow: Flow, plan: Plan) -> dict[Dim, np.ndarray]:
     """``{atom: the entries that stay}`` of a program, by a plan that may have been made on other shapes of the inputs.
 
     Raises:
-      ValueError: the plan cuts an axis otherwise than the program couples it.
+      ValueError: the plan cuts an axis otherwise than the program couples it, or units that the program pins.
     """
-    kept = {_atom(flow, layer): layer.kept for layer in plan.layers if layer.cut}
+    kept = {_atom(flow, layer, plan.name): layer.kept for layer in plan.layers if layer.cut}
     for path, axes in flow.leaves.items():
         own = plan.cuts[path].axes if path in plan.cuts else {}
         for i, axis in enumerate(axes):
@@ -106,11 +112,13 @@ def _said(stay: np.ndarray | None) -> str:
     return "all entries" if stay is None else f"{len(stay)} entries"
 
 
-def _atom(flow: Flow, layer: Layer) -> Dim:
+def _atom(flow: Flow, layer: Layer, name: str) -> Dim:
     member = layer.members[0]
     axis: Axis = flow.leaves[member.path][member.axis]
     for atom in dict.fromkeys(dims.atoms(axis)):
         if atom.size == layer.size and np.array_equal(dims.units(axis, atom), member.units):
+            if atom.cut is not None:
+                raise ValueError(f"{name}: {layer.name} must keep all of its {layer.size} units: it {atom.cut}")
             return atom
     raise ValueError(
         f"{layer.name}: the plan's {layer.size} units are not those of {member.path} axis {member.axis} ({axis}); plan again "

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.derivatives import Derivative, derivative
@@ -282,12 +284,12 @@ def _axes_of(value: Value, var: Any) -> Axes:
     return dims.fresh(var.aval.shape) if value.axes is None else value.axes
 
 
-def number_of(var: Any) -> Any:
-    return float(var.val) if jaxprs.is_literal(var) and var.aval.ndim == 0 and not _complex(var) else None
-
-
-def _complex(var: Any) -> bool:
-    return bool(var.aval.dtype.kind in "cV")
+def number_of(var: Any) -> float | None:
+    """The number of a literal that is a real one."""
+    dtype = var.aval.dtype
+    known = any(jnp.issubdtype(dtype, kind) for kind in (jnp.bool_, jnp.number))
+    real = known and not jnp.issubdtype(dtype, jnp.complexfloating)
+    return float(var.val) if jaxprs.is_literal(var) and var.aval.ndim == 0 and real else None
 
 
 def _carry(value: Value) -> Value:

@@ -78,6 +78,9 @@ class Zeros:
             rule = self._flow.derivatives.get(key)
             if rule is not None and rule.tangents is not None:  # a tangent is zero where its primal is
                 self._inner(rule.tangents, [*zeros, *(zeros[i] for i in rule.inputs)], (*key, 1))
+            elif rule is not None and rule.residuals is not None:  # of a cotangent nothing is known
+                residuals = list(map(_bare, self._inner(rule.residuals, zeros, (*key, 1))))
+                self._inner(rule.pullback, [*residuals, *[NOWHERE] * len(rule.outputs)], (*key, 2))
             return outs
         entry = PRIMITIVES.get(name)
         if entry is None:
@@ -88,10 +91,14 @@ class Zeros:
             call = Call(eqn, bare(eqn.invars), bare(eqn.outvars), tuple(map(number_of, eqn.invars)))
             return list(entry.zeros(call, zeros, _Noted(self, call, (), key)))
         first, *others = entry.zeros(call, zeros, _Noted(self, call, self._flow.sources[key], key))
-        first = first._replace(same=same(call, zeros) - first.atoms)
+        known = frozenset() if key in self.rests else same(call, zeros)  # a rest of a rest is not known
+        first = first._replace(same=known - first.atoms)
         if not self._quiet:
             self.operands[key], self.same[key] = zeros, first.same
         return [first, *others]
+
+    def complete(self, key: Key, i: int) -> None:
+        self.rests[key] = i
 
     def note(self, atom: Dim, reason: str) -> None:
         if not self._quiet:
@@ -140,7 +147,7 @@ class _Noted:
             self._walk.note(atom, reason)
 
     def completes(self, i: int) -> None:
-        self._walk.rests[self._key] = i
+        self._walk.complete(self._key, i)
 
     def divides(self, operand: int, atom: Dim) -> None:
         value = self._operands[operand]
