@@ -99,14 +99,7 @@ def cut_units(
 
     def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
         kind, amount = budget
-        leaves, layers = leaves_of(network, info, NAME), layers_of(network, info, *inputs)
-        if (kind == "nbytes" or reconstruct) and (packed := [path for path, x in leaves.items() if is_compressed(x)]):
-            what = "reconstruct=True" if reconstruct else f"nbytes={amount!r}"
-            raise ValueError(
-                f"{NAME}({what}): {packed[0]} is a compressed tensor; pass another budget without reconstruct, or cut first "
-                "and compress then"
-            )
-        leaves = {path: densify(x) for path, x in leaves.items()}
+        leaves, layers = _dense(leaves_of(network, info, NAME), kind, reconstruct), layers_of(network, info, *inputs)
         if kind == "widths":
             return planned_widths(choice, amount, layers, leaves, inputs, info, network.still)
         cost = COSTS[kind](network, inputs, batch) if kind in COSTS else None
@@ -125,6 +118,21 @@ def cut_units(
     needs = frozenset({"couplings"} if sees else ())
     traits = Traits(takes, leaf_local=False, needs=needs, taps=taps, passes=int(sees), name=NAME)
     return Pass(plan, execute, traits, mend)
+
+
+def _dense(leaves: Mapping[str, Any], kind: str, reconstruct: bool) -> dict[str, Any]:
+    """The leaves as arrays, for scores.
+
+    Raises:
+      ValueError: some are compressed, where what they weigh after a cut is asked for, or new weights are to be fitted.
+    """
+    packed = [path for path, x in leaves.items() if is_compressed(x)]
+    if packed and (reconstruct or kind == "nbytes"):
+        raise ValueError(
+            f"{NAME}({'reconstruct=True' if reconstruct else 'nbytes=...'}): {packed[0]} is a compressed tensor; pass another "
+            "budget without reconstruct, or cut first and compress then"
+        )
+    return {path: densify(x) for path, x in leaves.items()}
 
 
 def _check(score: Any, allocation: Any, **numbers: Any) -> None:
