@@ -117,7 +117,8 @@ def test_answers_are_those_of_the_network(apply, name):
     ready = own.replace(variables=prepare(own.variables))
     for rows in (1, 3, 32):
         x = inputs(apply, rows)
-        same(back(*x), ready(*x), 2**-8 if "a16" in name else 0.0)
+        rounded = 2**-8 if "bf16" in cpu.features() else 1e-4 if rows == 1 else 0.0
+        same(back(*x), ready(*x), rounded if "a16" in name else 0.0)
 
 
 @pytest.mark.exact
