@@ -60,7 +60,7 @@ def couplings_of(flow: Flow) -> tuple[Coupling, ...]:
             for atom in dict.fromkeys(dims.atoms(axis)):
                 members.setdefault(atom, []).append((path, i, axis))
     roles = _Roles(flow)
-    order = dict.fromkeys(roles.order) | dict.fromkeys(atom for _, atom in roles.consumed if atom.cut is None)
+    order = dict.fromkeys(roles.order) | dict.fromkeys(atom for _, atom in roles.consumed if flow.unit_pin(atom) is None)
     return tuple(_coupling(flow, roles, atom, members[atom]) for atom in order if atom in members and atom.size > 1)
 
 
@@ -75,7 +75,7 @@ def group_names(groups: Sequence[AxisGroup]) -> list[str]:
         place = f" part {seen[m.path, m.axis]}" if axes[m.path, m.axis] > 1 else ""
         seen[m.path, m.axis] += 1
         names.append(m.path if paths[m.path] == 1 else f"{m.path} axis {m.axis}{place}")
-    return names
+    return [g.name or name for g, name in zip(groups, names, strict=True)]
 
 
 class _Roles:
@@ -112,4 +112,4 @@ def _coupling(flow: Flow, roles: _Roles, atom: Dim, own: list[tuple[str, int, Ax
     reads = tuple(
         Read(c.site, c.shape, c.number, dims.units(c.axis, atom)) for c in flow.reads if atom in dims.atoms(c.axis)
     )
-    return Coupling(AxisGroup(atom.size, tuple(sorted(members, key=place)), atom.cut, atom.shard), reads)
+    return Coupling(AxisGroup(atom.size, tuple(sorted(members, key=place)), flow.unit_pin(atom), atom.shard), reads)

@@ -13,7 +13,7 @@ from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.transform import LeafTraits, Traits, as_info
 from jaxopt_nn.interpret.flow.flow import Flow
-from jaxopt_nn.interpret.flow.shrunk import Shrunk, kept_of
+from jaxopt_nn.interpret.flow.shrunk import Shrunk, remains
 from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
 from jaxopt_nn.interpret.program import complaint, dense_like, trace_model
@@ -106,7 +106,7 @@ def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
 
 def _check_pins(network: Network, plan: Plan) -> None:
     """Raises ValueError where the plan, edited, cuts units that must stay."""
-    kept_of(Flow(trace_model(network.apply, network.variables, plan.inputs), tuple(plan.leaves)), plan)
+    remains(Flow(trace_model(network.apply, network.variables, plan.inputs), tuple(plan.leaves)), plan)
 
 
 def _check_runs(network: Network, small: Network, plan: Plan) -> None:
