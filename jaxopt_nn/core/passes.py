@@ -148,7 +148,7 @@ class Plan:
           ValueError: whole leaves go, of which a mask would keep nothing.
         """
         if names := [layer.name for layer in self.layers if layer.cut and layer.whole]:
-            raise ValueError(f"{self.name}: layers of {names[0]} go with all of their leaves; cut them, a mask can't keep nothing")
+            raise ValueError(f"{self.name}: layers of {names[0]} go with all of their leaves, which no mask can say; cut them")
         return self._stay(lambda member: member.role != "divisor")
 
     def _stay(self, counts: Callable[[Member], bool]) -> dict[str, dict[Any, Any]]:

@@ -88,7 +88,8 @@ class LayerTap(NamedTuple):
       >>> def by_growth(layers):  # a score
       ...     return layers.stats["growth"][layers.name]
       >>> by_growth.layer_taps = {"growth": growth}
-      >>> net = jn.Network(lambda v, x: jax.lax.scan(lambda x, w: (x + x * w, None), x, v["w"])[0], {"w": jnp.array([3.0, 0.1, 1.0])})
+      >>> apply = lambda v, x: jax.lax.scan(lambda x, w: (x + x * w, None), x, v["w"])[0]
+      >>> net = jn.Network(apply, {"w": jnp.array([3.0, 0.1, 1.0])})
       >>> cut = jn.cut_layers(by_growth, layers=1)
       >>> x = jnp.ones((2, 4))
       >>> cut.plan(net, jn.calibrate(net, cut, [x]), x).kept["w"]
@@ -98,3 +99,7 @@ class LayerTap(NamedTuple):
     zero: Callable[[int], PyTree]
     add: Callable[[PyTree, Any, Any], PyTree]
     alone: bool = False
+
+
+#: What a method may ask to be measured.
+Statistic = Tap | Probe | LayerTap

@@ -69,7 +69,7 @@ def group_names(groups: Sequence[AxisGroup]) -> list[str]:
     first = [g.members[0] for g in groups]
     paths = Counter(m.path for m in first)
     axes = Counter((m.path, m.axis) for m in first)
-    seen: Counter[tuple[str, int]] = Counter()
+    seen: Counter[tuple[str, int | None]] = Counter()
     names = []
     for m in first:
         place = f" part {seen[m.path, m.axis]}" if axes[m.path, m.axis] > 1 else ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -103,7 +103,7 @@ def _unrolled(flow: Flow, graph: Graph, alone: bool) -> list[Stack]:
         members = tuple(
             Member(paths[i], None, "layer", np.asarray(n)) for n, each in enumerate(weights) for i in each
         )  # fmt: skip
-        name = _pattern([m.path for m in members])
+        name = _pattern(_main([[paths[i] for i in each] for each in weights], dict(zip(paths, shapes, strict=True))))
         made.append(Stack(AxisGroup(len(layers), members, name=name), tuple((each[0], each[-1]) for each in layers)))
     return made
 
@@ -134,7 +134,18 @@ def _grouped(own: list[Branch], kinds: Sequence[Any]) -> list[list[Branch]]:
 
 def _common(paths: Sequence[str]) -> list[str]:
     """The names that several paths begin with."""
-    return os.path.commonprefix([path.split("/") for path in paths])
+    first, *rest = (path.split("/") for path in paths)
+    alike = lambda i: all(len(path) > i and path[i] == first[i] for path in rest)
+    return first[: next((i for i in range(len(first)) if not alike(i)), len(first))]
+
+
+def _main(layers: Sequence[Sequence[str]], shapes: Mapping[str, Any]) -> list[str]:
+    """The leaves of a stack that lie in the part of the tree where most of it lies: weights, and not statistics."""
+    top = lambda path: path.split("/")[0]
+    size = lambda part: sum(math.prod(shapes[p][0]) for layer in layers for p in layer if top(p) == part)
+    shared = sorted(set.intersection(*({top(path) for path in layer} for layer in layers)))
+    main = max(shared, key=size, default=None)
+    return [path for layer in layers for path in layer if main is None or top(path) == main]
 
 
 def _pattern(paths: Sequence[str]) -> str:

@@ -131,7 +131,7 @@ def coupling_report(apply: Callable[..., PyTree], variables: PyTree, *inputs: Py
 def _report(program: Program, paths: tuple[str, ...]) -> CouplingReport:
     flow = Flow(program, paths)
     groups = tuple(c.group for c in couplings_of(flow))
-    able: dict[tuple[str, int], np.ndarray] = {}
+    able: dict[tuple[str, int | None], np.ndarray] = {}
     for group in groups:
         for m in group.members if group.pinned is None else ():
             able[m.path, m.axis] = able.get((m.path, m.axis), False) | (m.units >= 0)
@@ -141,7 +141,8 @@ def _report(program: Program, paths: tuple[str, ...]) -> CouplingReport:
     pins: dict[str, Pin] = {}
     for leaf in leaves:
         rest = [~able.get((leaf.path, i), np.zeros(n, bool)) for i, n in enumerate(leaf.shape)]
-        why = [_reasons(flow, axis, n, rest[i]) for i, (axis, n) in enumerate(zip(flow.leaves[leaf.path], leaf.shape, strict=True))]
+        axes = zip(flow.leaves[leaf.path], leaf.shape, rest, strict=True)
+        why = [_reasons(flow, axis, n, own) for axis, n, own in axes]
         free += leaf.size - math.prod(map(np.sum, rest))
         ends += _count(rest, [_any(own, ENDS) for own in why])
         some = _counted_axes(program, leaf.path, len(leaf.shape))

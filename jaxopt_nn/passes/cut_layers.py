@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxopt_nn.core.model import Coupling, ModelInfo, StatKey
 from jaxopt_nn.core.passes import Layer, Pass, Plan
-from jaxopt_nn.core.tap import LayerTap, Probe, Tap
+from jaxopt_nn.core.tap import LayerTap, Statistic
 from jaxopt_nn.core.transform import Traits, no_taps
 from jaxopt_nn.interpret.layers import stacks
 from jaxopt_nn.interpret.network import Network
@@ -44,9 +44,9 @@ def cut_layers(
 ) -> Pass:
     """Takes whole layers out of a network: the blocks of a transformer, the residual blocks of a convnet.
 
-    A layer is what a network adds to a value that passes on: ``x + f(x)``, or as many such additions as the network repeats, the
-    attention and the MLP of a block. Layers that add to one value are a *stack*, written out or as a ``scan`` over stacked
-    weights. Without a layer the addition gives ``x``. The network's code is not edited; weights of a stack are sliced, and what
+    A layer is what a network adds to a value that passes on: ``x + f(x)``, or as many such additions as the network repeats,
+    attention and MLP of a block. Layers that add to one value are a *stack*, written out or as a ``scan`` over stacked
+    weights. Without a layer the addition gives ``x``. The network's code is not edited; stacked weights are sliced, and what
     belongs to a layer that is written out leaves the tree: ``None`` takes the place of its leaves.
 
     Args:
@@ -60,16 +60,16 @@ def cut_layers(
       protect: a pattern, or several, over the names of stacks; these stay whole.
       least: layers that stay in each stack at least.
       batch: examples in a call whose latency is measured; as many as the inputs of ``plan`` have if None.
-      branches: whether each addition is a layer of its own, so that attention and MLP go apart. An iteration of a ``scan`` is one
-        layer all the same.
+      branches: whether each addition is a layer of its own, so that attention and MLP go apart. An iteration of a ``scan`` is
+        one layer all the same.
 
     Returns:
       A pass. Of equal scores the later layer goes first.
 
     Raises:
-      ValueError: none or two of the seven; a number outside its range; a score of sites, which read no whole layer. At ``plan``: a
-        budget that can't be met, with what can; a network without a stack, with the reason; as ``cut_units``. At ``execute``:
-        as of ``cut_units``.
+      ValueError: none or two of the seven; a number outside its range; a score of sites, which read no whole layer. At
+        ``plan``: a budget that can't be met, with what can; a network without a stack, with the reason; as ``cut_units``. At
+        ``execute``: as of ``cut_units``.
 
     Example:
       >>> def apply(v, x):
@@ -88,9 +88,8 @@ def cut_layers(
       >>> small.variables["layers"][0]
       {'down': None, 'up': None}
     """
-    budget = one_budget(
-        NAME, "layers", layers=layers, share=share, params=params, macs=macs, nbytes=nbytes, latency=latency, threshold=threshold
-    )
+    costs = {"params": params, "macs": macs, "nbytes": nbytes, "latency": latency}
+    budget = one_budget(NAME, "layers", layers=layers, share=share, **costs, threshold=threshold)
     check_parts(NAME, score, allocation, least=least, batch=1 if batch is None else batch)
     if taps_of(score) is not no_taps:
         raise ValueError(
@@ -111,7 +110,7 @@ def cut_layers(
         dtypes = {path: str(leaves[path].dtype) for path in leaves if path in whole}
         return dataclasses.replace(made, layers=tuple(map(_told, made.layers)), dtypes=dtypes)
 
-    def taps(info: ModelInfo) -> dict[StatKey, Tap | Probe | LayerTap]:
+    def taps(info: ModelInfo) -> dict[StatKey, Statistic]:
         alone = lambda tap: tap._replace(alone=branches) if isinstance(tap, LayerTap) else tap
         return {key: alone(tap) for key, tap in lacking(score)(info).items()}
 

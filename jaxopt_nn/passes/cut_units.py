@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.passes import Pass, Plan
-from jaxopt_nn.core.tap import Probe, Tap
+from jaxopt_nn.core.tap import Statistic
 from jaxopt_nn.core.transform import Traits
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.passes.activity import free
@@ -106,7 +106,7 @@ def cut_units(
         cost = COSTS[kind](network, inputs, batch) if kind in COSTS else None
         return choice.plan(layers, leaves, inputs, info, network.still, cost)
 
-    def taps(info: ModelInfo) -> dict[StatKey, Tap | Probe]:
+    def taps(info: ModelInfo) -> dict[StatKey, Statistic]:
         wanted = lacking(score)(info)
         layers = free(touched(info, (leaf.path for leaf in info.leaves)))
         fit = grams(info, layers) if reconstruct else {}

@@ -1,4 +1,4 @@
-"""Cutting: a plan's units leave the network, with all that touches them."""
+"""Cutting: a plan's units leave the network, with all that touches them; units may be layers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
     abstract_outputs(network, *plan.inputs)  # fails on inputs that do not fit, whatever is cut
     _check_pins(network, plan)
     training = None if network.training is None else Shrunk(network.training, plan, training=True)
-    small = network.replace(apply=Shrunk(network.apply, plan), training=training, variables=variables)
+    still = network.still - {path for path, cut in plan.cuts.items() if cut.gone}
+    small = network.replace(apply=Shrunk(network.apply, plan), training=training, variables=variables, still=still)
     _check_runs(network, small, plan)
     _check_states(network, small, plan)
     return small, remap

@@ -79,7 +79,7 @@ class Graph:
         return n
 
     def passes(self, node: int) -> tuple[int, int]:
-        """What a node is where all branches are zero, as far back as that is known; and through how many additions and loops."""
+        """What a node is where all branches are zero, as far back as that is known; and past how many additions and loops."""
         count = 0
         while (up := self.same[node]) is not None:
             count += node in self._adding

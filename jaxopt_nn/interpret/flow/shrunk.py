@@ -69,10 +69,10 @@ class Shrunk:
             here = tuple(leaves[path].shape) if path in leaves else None
             wanted = None if path in self._gone else self._small.get(path, self.plan.leaves.get(path))
             if here != wanted:
-                told = lambda shape: "no leaf" if shape is None else str(list(shape))
+                said = [str(own) if own is not None else "no leaf" for own in (here and list(here), wanted)]
                 raise ValueError(
-                    f"{path} is {told(here)}, and the plan of {self.plan.name} leaves {told(wanted)}; pass the variables of the "
-                    "small network"
+                    f"{path} is {said[0]}, and the plan of {self.plan.name} leaves {said[1]}; pass the variables of the small "
+                    "network"
                 )
 
     def _flow(self, variables: PyTree, inputs: tuple[PyTree, ...], keywords: dict[str, Any]) -> Any:
@@ -164,8 +164,8 @@ def _without(flow: Flow, plan: Plan, gone: set[str]) -> Dropped:
     left = dropped(flow.program.jaxpr, counted, {a.key: a.passing for a in out})
     if read := sorted(gone - {paths[i] for i in left.unread if i < len(paths)}):
         raise ValueError(
-            f"{plan.name}: {read[0]} is in no branch that can go on these inputs, or in this mode, and {len(read)} such leaves are "
-            "gone; plan again with this network"
+            f"{plan.name}: {read[0]} is read still on these inputs, or in this mode, and is out of the tree ({len(read)} such "
+            "leaves); plan again with this network"
         )
     return left
 

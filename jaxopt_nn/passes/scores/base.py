@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxopt_nn.core.model import AxisGroup, Coupling, ModelInfo, Site, StatKey
-from jaxopt_nn.core.tap import LayerTap, Probe, Tap
+from jaxopt_nn.core.tap import LayerTap, Probe, Statistic, Tap
 from jaxopt_nn.core.transform import no_taps
 from jaxopt_nn.passes.activity import free, named
 from jaxopt_nn.passes.units import Units
@@ -51,20 +51,20 @@ def touched(info: ModelInfo, paths: Iterable[str]) -> dict[str, Coupling]:
     return named([c for c in info.couplings or () if any(m.path in own for m in c.group.members)])
 
 
-def lacking(score: Score) -> Callable[[ModelInfo], dict[StatKey, Tap | Probe | LayerTap]]:
+def lacking(score: Score) -> Callable[[ModelInfo], dict[StatKey, Statistic]]:
     """``Traits.taps`` of a method that scores units: of all layers that the leaves of ``info`` touch and that may be cut."""
 
-    def taps(info: ModelInfo) -> dict[StatKey, Tap | Probe | LayerTap]:
+    def taps(info: ModelInfo) -> dict[StatKey, Statistic]:
         wanted = _wanted(score, info, free(touched(info, (leaf.path for leaf in info.leaves))))
         return {key: each for key, each in wanted.items() if key not in info.stats}
 
     return taps
 
 
-def _wanted(score: Score, info: ModelInfo, layers: Mapping[str, Coupling]) -> dict[StatKey, Tap | Probe | LayerTap]:
+def _wanted(score: Score, info: ModelInfo, layers: Mapping[str, Coupling]) -> dict[StatKey, Statistic]:
     read = {read.site for coupling in layers.values() for read in coupling.reads}
     asked = taps_of(score)
-    wanted: dict[StatKey, Tap | Probe | LayerTap] = {
+    wanted: dict[StatKey, Statistic] = {
         ((), name, tap): own for name in layers for tap, own in layer_taps_of(score).items()
     }
     for site in info.sites:

@@ -88,7 +88,7 @@ def angular_distance(layers: int = 1) -> Score:
 
     def smallest_angle(own: Units) -> np.ndarray:
         if layers > own.size:
-            raise ValueError(f"angular_distance(layers={layers}): {own.name} has {own.size} layers; pass at most {own.size - 1}")
+            raise ValueError(f"angular_distance(layers={layers}): {own.name} has {own.size} layers; pass at most {own.size}")
         cosines = np.diagonal(_similarity(own), layers - 1)
         angles = np.arccos(np.clip(cosines, -1, 1)) / np.pi
         starts = np.arange(own.size)[:, None] - np.arange(layers)
