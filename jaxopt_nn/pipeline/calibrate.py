@@ -30,7 +30,7 @@ from jaxopt_nn.interpret.rewrite import Capturing, capture
 from jaxopt_nn.pipeline import probing
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.data import Arrays
-from jaxopt_nn.pipeline.layering import layer_stats
+from jaxopt_nn.pipeline.layer_stats import layer_stats
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import is_compressed
 
