@@ -104,8 +104,8 @@ def cut_layers(
         own = named(stacks(network.apply, network.variables, *inputs, alone=branches) if found is None else found)
         if not own:
             raise ValueError(
-                f"{NAME}: no layer can go: nowhere does the network add to a value what weights of its own make of it, x + f(x), "
-                "twice in a row; cut_units makes any network narrower"
+                f"{NAME}: no layer can go: nowhere does it add to a value what weights of its own make of it, x + f(x), "
+                "twice in a row; use cut_units, which makes any network narrower"
             )
         kind, amount = budget if budget[0] != "layers" else ("share", _share(budget[1], own, protected, least))
         cost = COSTS[kind](network, inputs, batch) if kind in COSTS else None

@@ -295,7 +295,7 @@ DATA = [
         "jn.cut_layers(jn.scores.mean_activation, layers=1)",
         ValueError, "no site reads a whole layer", "pass jn.scores.block_influence",
     ),
-    ("jn.cut_layers(jn.scores.l2_norm, layers=1).plan(net, info, x)", ValueError, "no layer can go", "cut_units makes"),
+    ("jn.cut_layers(jn.scores.l2_norm, layers=1).plan(net, info, x)", ValueError, "no layer can go", "use cut_units"),
     ("jn.scores.angular_distance(0)", ValueError, "layers=0", "at least 1"),
     ("jn.transfer_weights(variables, variables, rename={'a': 'b'})", TypeError, "rename is a dict", "a list of pairs"),
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Layers that go: the network without them against one whose layers were never there, written by hand; scores; errors."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,8 @@ def test_training_goes_on_without_layers():
     net, x = network(ResNet((3, 4), 3, 5), 4, 8, 8, 1)
     change = cut_layers(scores.random(0), share=0.0)
     plan = change.plan(net, ModelInfo(), x)
-    assert {name: len(kept) for name, kept in plan.kept.items()} == {"params/ResidualBlock_*": 3, "params/ResidualBlock_*#1": 2}
+    sizes = {name: len(kept) for name, kept in plan.kept.items()}
+    assert sizes == {"params/ResidualBlock_*": 3, "params/ResidualBlock_*#1": 2}
     plan = plan.replace({"params/ResidualBlock_*": [0, 2], "params/ResidualBlock_*#1": [1]})
     small, _ = change.execute(net, plan)
     zero = jax.tree.map(np.array, net.variables)
@@ -213,8 +215,8 @@ def test_loops_that_do_more_than_add_stay_whole():
         return x * aux.sum()
 
     change = cut_layers(scores.random(0), layers=1)
-    reasons = {counting: "is looped over by `scan`", replacing: "is looped over", telling: "reaches an output", summing: "reduce_sum"}
-    for apply, reason in reasons.items():
+    looped_over, told, summed = "is looped over by `scan`", "reaches an output", "reduce_sum"
+    for apply, reason in {counting: looped_over, replacing: looped_over, telling: told, summing: summed}.items():
         with pytest.raises(ValueError, match=rf"no unit can go \(layers: .*{reason}"):
             change.plan(Network(apply, v), ModelInfo(), x)
 
@@ -288,11 +290,9 @@ def test_block_influence_is_what_it_says(form):
     (name,) = (key[1] for key in info.stats)
     order = slice(None, None, -1 if form == "backwards" else 1)
     values = ends({"layers": v["layers"][order]}, x)
-    wanted = np.array([1 - cosine(a, b) for a, b in zip(values, values[1:])])[order]
+    wanted = np.array([1 - cosine(a, b) for a, b in itertools.pairwise(values)])[order]
     gone = int(np.argmin(wanted))
     assert change.plan(net, info, x).layers[0].off.tolist() == [i == gone for i in range(LAYERS)]
-    seen = {}
-    cut_layers(lambda own: seen.setdefault(name, scores.block_influence(own)), layers=1)
     measured = info.stats[(), name, "similarity"]
     close(1 - np.diagonal(measured["sum"]) / measured["rows"], wanted)
 
@@ -354,7 +354,7 @@ def test_multiply_accumulates_are_those_of_the_small_network(form):
         change = cut_layers(scores.l2_norm, macs=share)
         small, _ = change.execute(net, plan := change.plan(net, ModelInfo(), x))
         assert len(plan.layers[0].kept) == stay and macs(small) == stay * layer + 90
-    with pytest.raises(ValueError, match="macs=0.8 of 2,010 can't go; at the least 570 stay"):
+    with pytest.raises(ValueError, match=r"macs=0.8 of 2,010 can't go; at the least 570 stay"):
         cut_layers(scores.l2_norm, macs=0.8).plan(net, ModelInfo(), x)
 
 
@@ -381,7 +381,7 @@ def test_a_recipe_takes_layers_out():
 def test_mistakes():
     v, x = drawn()
     net = Network(written_out, v)
-    with pytest.raises(ValueError, match="how many layers go. pass one of layers, share, params"):
+    with pytest.raises(ValueError, match=r"how many layers go. pass one of layers, share, params"):
         cut_layers()
     with pytest.raises(ValueError, match=r"cut_layers\(layers=0\): allowed are the whole numbers from 1"):
         cut_layers(layers=0)
@@ -389,7 +389,7 @@ def test_mistakes():
         cut_layers(scores.l2_norm, layers=4).plan(net, ModelInfo(), x)
     with pytest.raises(ValueError, match="block_influence needs the values of units on data; pass info=calibrate"):
         cut_layers(layers=1).plan(net, ModelInfo(), x)
-    with pytest.raises(ValueError, match="mean_activation.: is of what a site reads, and no site reads a whole layer"):
+    with pytest.raises(ValueError, match=r"mean_activation.: is of what a site reads, and no site reads a whole layer"):
         cut_layers(scores.mean_activation, layers=1)
     with pytest.raises(ValueError, match=r"angular_distance\(layers=9\): layers/\* has 4 layers"):
         change = cut_layers(scores.angular_distance(9), layers=1)
@@ -400,7 +400,7 @@ def test_mistakes():
     with pytest.raises(ValueError, match="go with all of their leaves, which no mask can say"):
         _ = plan.masks
     other = Network(lambda v, x: written_out(v, x) + v["layers"][3]["gain"], v)
-    with pytest.raises(ValueError, match="layers/3/gain is read still on these inputs, or in this mode, and is out of the tree"):
+    with pytest.raises(ValueError, match="layers/3/gain is read still on these inputs, or in this mode, and is"):
         planned(plan).execute(other, plan)
     with pytest.raises(ValueError, match="NaN or Inf in the statistic 'similarity'"):
         calibrate(net, cut_layers(layers=1), [x * np.nan])

@@ -84,7 +84,7 @@ def angular_distance(layers: int = 1) -> Score:
       array([0, 3])
     """
     if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
-        raise ValueError(f"angular_distance(layers={layers!r}): how many layers go together, at least 1")
+        raise ValueError(f"angular_distance(layers={layers!r}): pass how many layers go together, at least 1")
 
     def smallest_angle(own: Units) -> np.ndarray:
         if layers > own.size:
