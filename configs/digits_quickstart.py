@@ -29,7 +29,6 @@ seed 0), of which the test data of other folds are part; accuracy less the basel
     cut to 100 and 50, clip to [-0.4, 0.4], 4 bits untrained    +0.05 (0.20)    7,230
     clip to [-0.4, 0.4], cut to 100 and 50, 4 bits              -0.09 (0.16)    7,230
     cut to 100 and 33 by mean activation, 4 bits                -0.93 (0.54)    6,159
-
     this one, a share of 0.5 of the units cut                   -0.05 (0.22)    6,386
     this one, 0.6 of them                                       -0.05 (0.20)    4,942
     this one, 0.7                                               -0.28 (0.44)    3,588
