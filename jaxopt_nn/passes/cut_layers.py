@@ -100,8 +100,7 @@ def cut_layers(
 
     def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
         leaves = {path: densify(x) for path, x in leaves_of(network, info, NAME).items()}
-        found = info.couplings
-        own = named(stacks(network.apply, network.variables, *inputs, alone=branches) if found is None else found)
+        own = named(stacks(network.apply, network.variables, *inputs, alone=branches))
         if not own:
             raise ValueError(
                 f"{NAME}: no layer can go: nowhere does it add to a value what weights of its own make of it, x + f(x), "

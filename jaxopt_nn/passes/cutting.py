@@ -72,7 +72,9 @@ def leaves_of(network: Network, info: ModelInfo, name: str) -> dict[str, Any]:
 def layers_of(network: Network, info: ModelInfo, *inputs: PyTree) -> dict[str, Coupling]:
     """The layers of a network by name, from ``info`` where they were found already."""
     found = info.couplings
-    return named(couplings(network.apply, network.variables, *inputs) if found is None else found)
+    if found is None or any(c.group.name for c in found):  # stacks, which a pass that cuts layers asked for
+        found = couplings(network.apply, network.variables, *inputs)
+    return named(found)
 
 
 def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:

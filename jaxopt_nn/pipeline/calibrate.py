@@ -239,6 +239,8 @@ class _Run:
             if layered:
                 batches = map(self._split, self._inputs())
                 stats |= layer_stats(self._apply, self._everywhere(now), self.example, batches, layered)
+                names = dict.fromkeys(stack for _, stack, _ in layered if self._weights is not None)
+                unweighted += [Message("note", name, "its layers are measured unweighted") for name in names]
             info = dataclasses.replace(info, stats={**info.stats, **stats}, report=info.report + unweighted)
         return info
 

@@ -159,6 +159,23 @@ def test_training_goes_on_without_layers():
         close(changed[path], others[path])
 
 
+def test_a_branch_may_read_more_in_training():
+    """As the key of a dropout, which evaluation does not read, and which no plan knows."""
+    v, x = drawn()
+    v["keys"] = [jnp.float32(i) for i in range(LAYERS)]
+
+    def trained(v, x, key, only=range(LAYERS)):
+        for i in only:
+            x = x + branch(v["layers"][i], x) * jnp.cos(v["keys"][i])
+        return x @ v["head"], {f"keys/{i}": v["keys"][i] + 1 for i in range(LAYERS)}
+
+    net = Network(written_out, v, training=trained, still={f"keys/{i}" for i in range(LAYERS)})
+    small, _, _ = cut(net, x, [1, 2])
+    outputs, changed = small.trained(small.variables, x, key=jax.random.key(0))
+    close(outputs, trained(v, x, None, only=(1, 2))[0])
+    assert {path: float(key) for path, key in changed.items()} == {f"keys/{i}": i + 1 for i in range(LAYERS)}
+
+
 def test_stacks_are_found_where_they_are():
     v, x = drawn()
     w = v["layers"]

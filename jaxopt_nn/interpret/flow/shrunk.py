@@ -155,11 +155,12 @@ def remains(flow: Flow, plan: Plan) -> Remains:
 
 
 def _without(flow: Flow, plan: Plan, gone: set[str]) -> Dropped:
-    """The program without the branches whose weights are all gone."""
-    paths = tuple(flow.leaves)
+    """The program without the branches whose weights are gone: all that the plan knows of; in training one may have others."""
+    paths, known = tuple(flow.leaves), {m.path for layer in plan.layers if layer.whole for m in layer.members}
     results, changed = flow.results
     found = branches(Graph(flow.program.jaxpr, flow.weights), len(paths), results)
-    out = [branch.addition for branch in found if all(paths[i] in gone for i in branch.weights)]
+    planned = ((branch.addition, known.intersection(paths[i] for i in branch.weights)) for branch in found)
+    out = [addition for addition, own in planned if own and own <= gone]
     counted = [*results, *(i for path, i in changed.items() if path not in gone)]
     left = dropped(flow.program.jaxpr, counted, {a.key: a.passing for a in out})
     if read := sorted(gone - {paths[i] for i in left.unread if i < len(paths)}):
