@@ -295,7 +295,7 @@ def _layer(found: Mapping[str, Any], leaves: Mapping[str, tuple[int, ...]]) -> L
         shape = leaves[own["path"]][own["axis"] :][:1] if own["axis"] is not None else ()
         units = np.arange(*shape) if own["units"] is None else np.asarray(own["units"], int)
         if units.shape != shape:
-            raise ValueError(f"{own['path']}, axis {own['axis']}: {units.size} units for {shape} entries")
+            raise ValueError(f"{own['path']}, axis {own['axis']}: {units.size} units for {math.prod(shape)} entries")
         return Member(own["path"], own["axis"], own["role"], units)
 
     members = tuple(map(member, found["members"]))

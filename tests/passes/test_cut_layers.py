@@ -11,6 +11,7 @@ import pytest
 
 from experiments.models.gpt import GPT
 from experiments.models.resnet import ResNet
+from jaxopt_nn.core.combine import chain
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.paths import leaves_by_path
@@ -19,6 +20,7 @@ from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.prune import prune
+from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.passes import scores
 from jaxopt_nn.passes.allocations import per_layer
 from jaxopt_nn.passes.cut_layers import cut_layers
@@ -29,6 +31,7 @@ from jaxopt_nn.pipeline.compress import compress
 from jaxopt_nn.pipeline.numbers import regression
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.store import load, save
+from jaxopt_nn.tensors.base import densify, nbytes
 from tests.passes.networks import network
 from tests.zoo.base import draw
 
@@ -261,6 +264,20 @@ def test_layers_and_units_one_after_the_other():
     close(both(x), written_out({**v, "layers": w}, x, only=(1, 3)))
 
 
+@pytest.mark.parametrize("form", ["written out", "looped"])
+def test_compressed_leaves_go_as_they_are(form):
+    v, x = drawn()
+    net, method = Network(looped, stacked(v)), chain(prune(sparsity=0.5), quantize(4))
+    if form == "written out":
+        net = Network(written_out, v)
+    packed = net.replace(variables=method.pack(net.variables, method.init(net.variables, inspect(net.apply, net.variables, x))))
+    small, _, _ = cut(packed, x, [0, 2])
+    dense = densify(packed.variables)
+    close(small(x), written_out(dense if form == "written out" else unstacked(dense), x, only=(0, 2)))
+    head = nbytes(packed.variables["head"])
+    assert nbytes(small.variables) - head == (nbytes(packed.variables) - head) / 2
+
+
 def test_a_network_without_layers_is_stored(tmp_path):
     v, x = drawn()
     small, _, _ = cut(Network(written_out, v), x, [0, 2])
@@ -352,6 +369,25 @@ def test_removal_loss_is_the_loss_without_the_layer(form):
     plan = change.plan(net, calibrate(net, change, task), x)
     close(found["here"], wanted)
     assert set(np.flatnonzero(plan.layers[0].off)) == set(np.argsort(wanted)[:2])
+
+
+@pytest.mark.parametrize("form", ["written out", "looped"])
+def test_taylor_is_the_slope_along_a_layer(form):
+    v, x = drawn()
+    net = Network(written_out, v) if form == "written out" else Network(looped, stacked(v))
+    y = np.asarray(net(x)) + 0.1
+    change = cut_layers(scores.taylor, layers=1)
+    info = calibrate(net, change, regression(test=(np.asarray(x), y)))
+
+    def loss(scale, x, y):
+        layers = [jax.tree.map(lambda leaf, i=i: leaf * scale[i], w) for i, w in enumerate(v["layers"])]
+        return jnp.mean((written_out({**v, "layers": layers}, x[None])[0] - y) ** 2)
+
+    slopes = jax.vmap(jax.grad(loss), (None, 0, 0))(jnp.ones(LAYERS), x, y)
+    gone = int(np.argmin(np.mean(np.square(slopes), 0)))
+    assert np.flatnonzero(change.plan(net, info, x).layers[0].off).tolist() == [gone]
+    (found,) = info.stats.values()
+    close(*found.values(), np.mean(np.square(slopes), 0))
 
 
 def test_scores_of_weights_see_all_of_a_layer():
