@@ -2,5 +2,6 @@
 
 ``jaxprs`` reads equations (both JAX generations), ``tags`` follows leaves through layout operations, ``analyse`` finds the
 sites, ``algebra`` and ``calls`` evaluate with compressed tensors in place; ``inspect``, ``capture`` and ``rewrite`` are
-its uses. Axis groups will stand beside ``analyse``, on the same recursion (``jaxprs.bodies``).
+its uses. ``flow`` follows axes and residual branches, for ``groups`` (what may be narrower) and ``layers`` (what may
+be shorter).
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -124,12 +125,20 @@ def _sequences(graph: Graph, found: Sequence[Branch]) -> list[list[Branch]]:
 
 
 def _grouped(own: list[Branch], kinds: Sequence[Any]) -> list[list[Branch]]:
-    """The layers: the fewest branches in a row that the stack repeats, by the shapes of their weights; else each branch."""
+    """The layers: as few branches in a row as the stack repeats most of itself by, by the shapes of their weights; the others,
+    before and after, are layers of their own."""
     n = len(own)
-    for count in range(1, n // 2 + 1):
-        if n % count == 0 and all(kinds[i] == kinds[i + count] for i in range(n - count)):
-            return [own[i : i + count] for i in range(0, n, count)]
-    return [[branch] for branch in own]
+    covered, count, first = 0, 1, 0
+    for period in range(1, n // 2 + 1):
+        run = 0
+        for i in range(n - period - 1, -1, -1):
+            run = run + 1 if kinds[i] == kinds[i + period] else 0
+            size = run // period * period + period
+            if run >= period and (size > covered or (size == covered and period == count)):
+                covered, count, first = size, period, i
+    inside = range(first, first + covered, count)
+    starts = [*range(first), *inside, *range(first + covered, n), n]
+    return [own[a:b] for a, b in itertools.pairwise(starts)]
 
 
 def _common(paths: Sequence[str]) -> list[str]:

@@ -208,6 +208,17 @@ def test_stacks_are_found_where_they_are():
             x = jax.nn.standardize(x + branch(one, x))
         return x @ v["head"]
 
+    def after_another(v, x):  # two branches a layer, behind a branch of another shape
+        x = x + jnp.tanh(x @ v["head"]) @ v["back"]
+        for one in v["layers"]:
+            x = x + x @ one["up"] @ one["down"]
+            x = x + x * one["scale"][None]
+        return x
+
+    other = {**v, "back": v["head"].T, "layers": [{**one, "scale": one["down"][0]} for one in w]}
+    plan = none.plan(Network(after_another, other), ModelInfo(), x)
+    assert [m.path for m in plan.layers[0].members if m.units == 1] == [f"layers/0/{name}" for name in ("down", "scale", "up")]
+    assert plan.layers[0].size == 1 + LAYERS
     assert sizes(side_by_side) == {"layers/*": 4} and sizes(after) == {"layers/*": 4} and sizes(within) == {"layers/*": 3}
     assert sizes(jax.checkpoint(written_out)) == {"layers/*": 4}
     assert sizes(lambda v, x: jax.jit(written_out)(v, x) + x.sum()) == {"layers/*": 4}
