@@ -4,7 +4,13 @@
 
 Layers go by block influence (ShortGPT, Men et al. 2024): one less the cosine of what passes before and after a layer, measured
 on the training text. The network and its text are those of ``bytes_lm_ptq``; its layers are one scanned block, which runs half
-as often.
+as often. Men et al. take a quarter of the layers out of networks of 7 to 13 billion parameters, without training; half of four
+small layers is much more.
+
+About 8 minutes on 2 cores (AMD EPYC), most of it the float training.
+Expected, seed 0, JAX 0.10.2, Python 3.11.7: layers 2 and 3 go; 2.018 bits a byte before, 2.227 after, 1,706,496 bytes for
+3,281,408 (1.9x), 62,914,560 multiply-accumulates for 121,634,816, and 1.9 times faster for one text, 2.3 times for eight, timed
+beside other work.
 """
 
 from ml_collections import ConfigDict
