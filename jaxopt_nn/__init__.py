@@ -9,8 +9,8 @@ from jaxopt_nn.core.combine import by_path, chain, where
 from jaxopt_nn.core.gates import between, every, frozen, later
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.matrix import Matrix
-from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Site
-from jaxopt_nn.core.passes import Pass, Plan
+from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Rebuild, Roles, Site
+from jaxopt_nn.core.passes import Pass, Plan, Width
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
@@ -113,6 +113,7 @@ __all__ = [
     "Plan",
     "Probe",
     "QTensor",
+    "Rebuild",
     "Regrowth",
     "Remap",
     "Report",
@@ -129,6 +130,7 @@ __all__ = [
     "Traits",
     "Transform",
     "Units",
+    "Width",
     "abs_max",
     "across_layers",
     "activity",
