@@ -16,9 +16,11 @@ import numpy as np
 
 from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.flow.entry import Call
+from jaxopt_nn.interpret.flow.moves import Move
 from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.flow.ties import Ties, Value, number_of
-from jaxopt_nn.interpret.tags import Key
+from jaxopt_nn.interpret.primitives import ELEMENTWISE
+from jaxopt_nn.interpret.tags import NONE, Axes, Key, carried
 
 _FOLDS: dict[str, Callable[..., float]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
@@ -53,7 +55,7 @@ class Graph:
     Attributes:
       nodes: equations. makers: ``{value: position of its node}``. users: ``{value: positions of nodes}``.
       numbers: ``{value: the one number that all of its entries are}``, of constants.
-      whole: values of constants alone.
+      whole: ``{value: for each of its axes whether entries may differ along it}``, of values of constants alone.
       leaves: ``{value: path}``.
       passed: ``(position of a node, operand)`` of leaves that a loop or a branch hands on to its body.
       results: values that leave the program, or a body of a loop or a branch.
@@ -65,7 +67,7 @@ class Graph:
         self.makers: dict[int, int] = {}
         self.users: defaultdict[int, list[int]] = defaultdict(list)
         self.numbers: dict[int, float] = {}
-        self.whole: set[int] = set()
+        self.whole: dict[int, tuple[bool, ...]] = {}
         self.leaves: dict[int, str] = {}
         self.passed: set[tuple[int, int]] = set()
         self.results: set[int] = set()
@@ -87,18 +89,22 @@ class Graph:
             (value,) = rest
         return self.leaves[value]
 
-    def _new(self, number: float | None = None, whole: bool = False) -> int:
-        value, self._count = self._count, self._count + 1
+    def _new(self) -> int:
+        self._count += 1
+        return self._count - 1
+
+    def _constant(self, number: float | None, varies: Sequence[bool]) -> int:
+        value = self._new()
+        self.whole[value] = tuple(varies)
         if number is not None:
             self.numbers[value] = number
-        if whole or number is not None:
-            self.whole.add(value)
         return value
 
     def _run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[int], key: Key) -> list[int]:
         env: dict[Any, int] = dict(zip(jaxpr.invars, args, strict=True))
-        env |= {v: self._new(_single(c), True) for v, c in zip(jaxpr.constvars, consts, strict=True)}
-        read = lambda v: self._new(number_of(v), True) if jaxprs.is_literal(v) else env[v]
+        for v, c in zip(jaxpr.constvars, consts, strict=True):
+            env[v] = self._constant(_single(c), [n > 1 for n in np.shape(c)])
+        read = lambda v: self._constant(number_of(v), ()) if jaxprs.is_literal(v) else env[v]
         for i, eqn in enumerate(jaxpr.eqns):
             outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
             env.update(zip(eqn.outvars, outs, strict=True))
@@ -111,7 +117,8 @@ class Graph:
         call = self._flow.calls.get(key)
         if call is None:
             if all(v in self.whole for v in ins):
-                return [self._new(n, True) for n in self._folded(eqn, ins)]
+                varies = self._varies(eqn, ins)
+                return [self._constant(n, own) for n, own in zip(self._folded(eqn, ins), varies, strict=True)]
             call = Call(eqn, tuple((None,) * v.aval.ndim for v in eqn.invars))  # a branch of which all operands have axes
         outs = [self._new() for _ in eqn.outvars]
         for v in ins:
@@ -139,8 +146,27 @@ class Graph:
                 self.leaves[inner] = path
                 self.passed.add((place, i))
             if outer in self.numbers:
-                self.numbers[inner] = self.numbers[outer]
-                self.whole.add(inner)
+                self.numbers[inner], self.whole[inner] = self.numbers[outer], self.whole[outer]
+
+    def _varies(self, eqn: Any, ins: Sequence[int]) -> list[Sequence[bool]]:
+        """The axes of the results of an equation on constants along which their entries may differ."""
+        name, shapes = eqn.primitive.name, [v.aval.shape for v in eqn.outvars]
+        entry = PRIMITIVES.get(name)
+        if name == "iota":
+            return [[i == eqn.params["dimension"] for i in range(len(shapes[0]))]]
+        if name in ELEMENTWISE:
+            own = [self.whole[v] for v in ins if len(self.whole[v]) == len(shapes[0])]
+            return [list(map(any, zip(*own, strict=True)))] if own else [[False] * len(shapes[0])]
+        if entry is not None and entry.moves is not None and (found := entry.moves(eqn)) is not None:
+            return [self._carried(eqn, ins, move) for move in found]
+        return [[n != 1 for n in shape] for shape in shapes]
+
+    def _carried(self, eqn: Any, ins: Sequence[int], move: Move) -> list[bool]:
+        axes: Axes = tuple(frozenset({i}) if own else NONE for i, own in enumerate(self.whole[ins[move.operand]]))
+        shape = tuple(eqn.invars[move.operand].aval.shape)
+        for step in move.steps:
+            axes, shape = carried(axes, shape, step), step.result(shape)
+        return [bool(behind) for behind in axes]
 
     def _folded(self, eqn: Any, ins: Sequence[int]) -> list[float | None]:
         name, entry = eqn.primitive.name, PRIMITIVES.get(eqn.primitive.name)

@@ -82,8 +82,9 @@ def _others(flow: Flow, graph: Graph) -> Iterator[tuple[Dim, str]]:
             for atom in _free(node.call.ins[0][flow.rests[node.key]]):
                 yield atom, f"`{node.name}` over it adds what units that are cut leave there"
         for value, axes in zip(node.ins, node.call.ins, strict=True):
-            if value in graph.whole and value not in graph.numbers:
-                for atom in (a for axis in axes or () for a in _free(axis)):
+            varies = graph.whole.get(value, ())
+            for axis in [axis for axis, own in zip(axes or (), varies, strict=False) if own]:
+                for atom in _free(axis):
                     yield atom, f"`{node.name}` meets a table of constants there, of which units keep their own entries"
 
 
