@@ -60,6 +60,7 @@ from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, m
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.parallel.infer import predictor
+from jaxopt_nn.parallel.shardings import Shardings, shardings
 from jaxopt_nn.passes import scores
 from jaxopt_nn.passes.activity import unit_activity
 from jaxopt_nn.passes.allocations import across_layers, per_layer
@@ -119,6 +120,7 @@ __all__ = [
     "Report",
     "Roles",
     "Rule",
+    "Shardings",
     "Site",
     "Stage",
     "State",
@@ -225,6 +227,7 @@ __all__ = [
     "save",
     "save_artifact",
     "scores",
+    "shardings",
     "single_weights",
     "snip",
     "sparse_evolution",
