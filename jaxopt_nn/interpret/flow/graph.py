@@ -6,6 +6,7 @@ The bodies of loops and branches stand in it too, each for itself: their results
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -78,16 +79,35 @@ class Graph:
 
     def leaf(self, value: int) -> str | None:
         """The leaf that a value is, up to a number and to where its entries lie."""
+        return self._source(value)[0]
+
+    def scaled(self, value: int) -> bool:
+        """Whether it is a multiple of that leaf."""
+        return self._source(value)[1]
+
+    @functools.cached_property
+    def meetings(self) -> defaultdict[str, list[int]]:
+        """``{path: positions of the nodes at which a leaf is more than moved or scaled}``."""
+        found: defaultdict[str, list[int]] = defaultdict(list)
+        for at, node in enumerate(self.nodes):
+            if any(self.leaf(out) is None for out in node.outs):
+                own = (v for i, v in enumerate(node.ins) if (at, i) not in self.passed)
+                for path in {p for p in map(self.leaf, own) if p is not None}:
+                    found[path].append(at)
+        return found
+
+    def _source(self, value: int) -> tuple[str | None, bool]:
+        multiple = False
         while value not in self.leaves:
             node = self.nodes[self.makers[value]] if value in self.makers else None
             if node is None or len(node.outs) > 1:
-                return None
+                return None, multiple
             rest = [v for v in node.ins if v not in self.numbers]
             scaled = node.name in ("mul", "neg") or (node.name == "div" and node.ins[1] in self.numbers)
             if len(rest) != 1 or not (scaled or moves(node)):
-                return None
-            (value,) = rest
-        return self.leaves[value]
+                return None, multiple
+            (value,), multiple = rest, multiple or scaled
+        return self.leaves[value], multiple
 
     def _new(self) -> int:
         self._count += 1

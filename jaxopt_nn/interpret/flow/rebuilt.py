@@ -97,7 +97,6 @@ class _Search:
 
     def __init__(self, graph: Graph):
         self._graph = graph
-        self._meets = self._meetings()
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
@@ -259,17 +258,7 @@ class _Search:
     def _leaf_of(self, value: int, user: int) -> str | None:
         """The leaf that a value is, if activations meet it nowhere but at this node."""
         path = self._graph.leaf(value)
-        return path if path is not None and self._meets[path] == [user] else None
-
-    def _meetings(self) -> defaultdict[str, list[int]]:
-        """``{path: the nodes at which it is more than moved or scaled}``."""
-        found: defaultdict[str, list[int]] = defaultdict(list)
-        for at, node in enumerate(self._graph.nodes):
-            if any(self._graph.leaf(out) is None for out in node.outs):
-                own = (v for i, v in enumerate(node.ins) if (at, i) not in self._graph.passed)
-                for path in {p for p in map(self._graph.leaf, own) if p is not None}:
-                    found[path].append(at)
-        return found
+        return path if path is not None and self._graph.meetings[path] == [user] else None
 
 
 def _summed(node: Node) -> list[Axis]:
