@@ -3,7 +3,7 @@
     jaxopt inspect --config=digits_quickstart [--workdir=runs/inspect]
 
 MACs are multiply-accumulates of one example, flops twice as many; bytes are those of the float leaves. With ``--workdir``
-the same lies there as ``inspect.json``, ``inspect.md`` and ``inspect.png``.
+the same lies there as ``inspect.json``, ``inspect.md`` and ``inspect.png``, and which axes are cut together as ``groups.png``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxopt_nn.core.files import open_workdir, write_file
-from jaxopt_nn.core.model import ModelInfo, Roles, Site
+from jaxopt_nn.core.model import AxisGroup, ModelInfo, Roles, Site
 from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.text_table import markdown
@@ -31,6 +31,7 @@ from jaxopt_nn.interpret.pins import CouplingReport, coupling_report, in_words
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Task
+from jaxopt_nn.reporting import drawing
 from jaxopt_nn.reporting.tables import human_bytes, json_text
 from jaxopt_nn.tensors.base import nbytes
 
@@ -83,7 +84,7 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
         "stages": [taken(stage, variables, info, steps(task, stage)) for stage in stages],
     }
     if workdir:
-        write(made, workdir)
+        write(made, workdir, [c.group for c in info.couplings or ()], variables)
     return made
 
 
@@ -244,15 +245,17 @@ def page(made: Mapping[str, Any]) -> str:
     parts += [*markdown(SITE, site_rows(made)), ""]
     if made["leaves"]:
         parts += ["## Leaves without a site", "", *markdown(["leaf", "reason"], left_rows(made)), ""]
+    parts += ["## What is cut together", "", "![axis groups](groups.png)", ""]
     if made["cutting"]["pins"]:
         parts += ["## What can't be cut", "", *markdown(PIN, pin_rows(made)), ""]
     return "\n".join([*parts, "## Stages", "", *markdown(["stage", "", "leaves"], stage_rows(made)), ""])
 
 
-def write(made: Mapping[str, Any], workdir: str) -> None:
-    """Writes ``inspect.png``, ``inspect.md`` and ``inspect.json``, each whole or not at all."""
+def write(made: Mapping[str, Any], workdir: str, groups: Sequence[AxisGroup], variables: PyTree) -> None:
+    """Writes ``inspect.png``, ``groups.png``, ``inspect.md`` and ``inspect.json``, each whole or not at all."""
     directory = open_workdir(workdir)
     write_file(directory / "inspect.png", draw(made))
+    write_file(directory / "groups.png", group_picture(groups, variables))
     write_file(directory / "inspect.md", page(made).encode())
     write_file(directory / "inspect.json", (json_text(made) + "\n").encode())
 
@@ -260,6 +263,13 @@ def write(made: Mapping[str, Any], workdir: str) -> None:
 def draw(made: Mapping[str, Any]) -> bytes:
     """Horizontal bars of parameters and MACs, a row for each site, with their shares of the whole model, as PNG."""
     return common.picture(lambda figure: _draw(figure, made), 10.0, 1.1 + 0.2 * max(len(made["sites"]), 3))
+
+
+def group_picture(groups: Sequence[AxisGroup], variables: PyTree) -> bytes:
+    """Which axes of which leaves are cut together, as PNG."""
+    wide = 10.0
+    high = wide * drawing.height(groups, variables) + 0.1 * min(len(groups), 12) + 0.4
+    return common.picture(lambda figure: drawing.draw_groups(figure.add_subplot(), groups, variables), wide, high)
 
 
 def _draw(figure: Figure, made: Mapping[str, Any]) -> None:

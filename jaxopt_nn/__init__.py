@@ -83,6 +83,7 @@ from jaxopt_nn.pipeline.numbers import reconstruction, regression
 from jaxopt_nn.pipeline.recipe import Distill, Stage, control
 from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
+from jaxopt_nn.reporting.drawing import draw_groups
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.n_of_m import NofM
@@ -161,6 +162,7 @@ __all__ = [
     "dead_units",
     "densify",
     "distillation_loss",
+    "draw_groups",
     "energy",
     "erk",
     "evaluate",

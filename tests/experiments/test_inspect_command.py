@@ -136,7 +136,9 @@ def test_files(found, tmp_path):
     made = inspect.run(tiny(), str(tmp_path / "out"))
     assert made == found == json.loads((tmp_path / "out" / "inspect.json").read_text())
     assert (tmp_path / "out" / "inspect.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "out" / "groups.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "out" / "inspect.md").read_text()
+    assert "## What is cut together" in text and "![axis groups](groups.png)" in text
     assert "## What can't be cut" in text and "| unused | is not read by apply |" in text and "| quantize | takes |" in text
     assert "* the weight is computed from its leaf before use" in text
 
