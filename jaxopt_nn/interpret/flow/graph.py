@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.interpret import jaxprs
@@ -212,7 +213,8 @@ def moves(node: Node) -> bool:
 
 def _single(const: Any) -> float | None:
     """The one number that a constant's entries are."""
-    if isinstance(const, jax.core.Tracer) or not 0 < np.size(const) <= 2**20:
+    real = any(jnp.issubdtype(jnp.result_type(const), kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
+    if isinstance(const, jax.core.Tracer) or not real or not 0 < np.size(const) <= 2**20:
         return None
     flat = np.asarray(const).ravel()
-    return float(flat[0]) if flat.dtype.kind in "biuf" and (flat == flat[0]).all() else None
+    return float(flat[0]) if (flat == flat[0]).all() else None
