@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 PyTree = Any
 PIN = ("pinned, as it", "uncut", "parameters", "axes")
+GROUP = ("cut together", "units", "axes", "cut", "spread over devices")
 SITE = ("site", "kind", "operands", "stack", "in", "out", "MACs", "parameters", "bytes")
 
 
@@ -58,9 +59,9 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
     Returns:
       ``input``; ``sites``, each with ``name``, ``kind``, ``shapes``, ``dtypes``, ``stack``, ``in``, ``out``, ``macs``,
       ``parameters`` and ``bytes`` (0 where an earlier site has the leaf); ``leaves`` without a site, with the reason;
-      ``messages`` of the interpreter; ``totals``; ``cutting``, what may be cut (``jn.coupling_report``); ``stages``, each with
-      the leaves that it ``takes``, their ``parameters`` (both None where the data decides, when the stage begins) and the
-      leaves ``left`` alone.
+      ``messages`` of the interpreter; ``totals``; ``axis_groups``, what is cut together; ``cutting``, what may be cut
+      (``jn.coupling_report``); ``stages``, each with the leaves that it ``takes``, their ``parameters`` (both None where the data
+      decides, when the stage begins) and the leaves ``left`` alone.
 
     Raises:
       ValueError: the config has a wrong field or name, the data does not fit the model, or a stage's pattern matches nothing.
@@ -80,6 +81,7 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
         "model": config["model"],
         "input": ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(inputs)),
         **described(info, variables),
+        "axis_groups": group_entries([c.group for c in info.couplings or ()]),
         "cutting": couplings(coupling_report(network.apply, variables, *inputs)),
         "stages": [taken(stage, variables, info, steps(task, stage)) for stage in stages],
     }
@@ -131,6 +133,15 @@ def site_entry(site: Site, own: Sequence[Any]) -> dict[str, Any]:
 def steps(task: Task, stage: Stage) -> int:
     """Training steps of a stage."""
     return stage.epochs * (task.train.steps(task.batch_size) if task.train else 0)
+
+
+def group_entries(own: Sequence[AxisGroup]) -> list[dict[str, Any]]:
+    """Each axis group with its name, its axes, and why it may not be cut, or spread over devices."""
+    return [
+        {"name": name, "units": group.size, "pinned": group.pinned, "unsharded": group.unsharded,
+         "axes": [{"path": m.path, "axis": m.axis, "role": m.role} for m in group.members]}
+        for name, group in zip(groups.group_names(own), own, strict=True)
+    ]  # fmt: skip
 
 
 def couplings(report: CouplingReport) -> dict[str, Any]:
@@ -190,6 +201,16 @@ def left_rows(made: Mapping[str, Any]) -> list[list[str]]:
     return _by_reason([(leaf["path"], leaf["reason"]) for leaf in made["leaves"]])
 
 
+def group_rows(made: Mapping[str, Any]) -> list[list[str]]:
+    """What is cut together: those that may be cut first."""
+    entries = sorted(made["axis_groups"], key=lambda entry: entry["pinned"] is not None)
+    words = lambda reason: "yes" if reason is None else f"no: {reason}"
+    return [
+        [entry["name"], f"{entry['units']:,}", str(len(entry["axes"])), words(entry["pinned"]), words(entry["unsharded"])]
+        for entry in entries
+    ]
+
+
 def pin_rows(made: Mapping[str, Any]) -> list[list[str]]:
     """What keeps axes from being cut, most parameters first."""
     words = lambda axes: in_words((own["path"], own["axis"]) for own in axes)
@@ -245,7 +266,7 @@ def page(made: Mapping[str, Any]) -> str:
     parts += [*markdown(SITE, site_rows(made)), ""]
     if made["leaves"]:
         parts += ["## Leaves without a site", "", *markdown(["leaf", "reason"], left_rows(made)), ""]
-    parts += ["## What is cut together", "", "![axis groups](groups.png)", ""]
+    parts += ["## What is cut together", "", "![axis groups](groups.png)", "", *markdown(GROUP, group_rows(made)), ""]
     if made["cutting"]["pins"]:
         parts += ["## What can't be cut", "", *markdown(PIN, pin_rows(made)), ""]
     return "\n".join([*parts, "## Stages", "", *markdown(["stage", "", "leaves"], stage_rows(made)), ""])
@@ -319,6 +340,9 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(["", *sentences(made), ""]))
     if made["leaves"]:
         common.show(["leaf without a site", "reason"], left_rows(made), left=2)
+        print()
+    if made["axis_groups"]:
+        common.show(GROUP, group_rows(made), left=1)
         print()
     if made["cutting"]["pins"]:
         common.show(PIN, pin_rows(made), left=1)

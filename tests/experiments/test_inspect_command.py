@@ -89,6 +89,15 @@ def test_what_can_not_be_cut(found):
     assert any("groups may be cut" in said for said in inspect.sentences(found))
 
 
+def test_what_is_cut_together(found):
+    """The residual stream is the table's width, tied to the head, through the layers; the vocabulary stays."""
+    rows = inspect.group_rows(found)
+    stream = next(entry for entry in found["axis_groups"] if entry["units"] == 8)
+    assert {(m["path"], m["axis"]) for m in stream["axes"]} >= {("table", 1), ("layers", 1), ("layers", 2), ("scale", 0)}
+    assert sum(row[1] == "11" and row[3].startswith("no: ") for row in rows) == 1
+    assert [row[3] == "yes" for row in rows] == sorted((row[3] == "yes" for row in rows), reverse=True)
+
+
 def test_what_each_stage_takes(found):
     prune, quantize = found["stages"]
     assert prune["takes"] == ["layers"] and prune["parameters"] == 128
