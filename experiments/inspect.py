@@ -60,8 +60,8 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
       ``input``; ``sites``, each with ``name``, ``kind``, ``shapes``, ``dtypes``, ``stack``, ``in``, ``out``, ``macs``,
       ``parameters`` and ``bytes`` (0 where an earlier site has the leaf); ``leaves`` without a site, with the reason;
       ``messages`` of the interpreter; ``totals``; ``axis_groups``, what is cut together; ``cutting``, what may be cut
-      (``jn.coupling_report``); ``stages``, each with the leaves that it ``takes``, their ``parameters`` (both None where the data
-      decides, when the stage begins) and the leaves ``left`` alone.
+      (``jn.coupling_report``); ``stages``, each with the leaves that it ``takes``, their ``parameters`` (both None where the
+      data decides, when the stage begins) and the leaves ``left`` alone.
 
     Raises:
       ValueError: the config has a wrong field or name, the data does not fit the model, or a stage's pattern matches nothing.
