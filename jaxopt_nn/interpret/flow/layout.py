@@ -81,10 +81,10 @@ def _reshape(axes: Axes, shape: Shape, step: Reshape) -> Axes:
 
 
 def _slice(axes: Axes, shape: Shape, step: Slice) -> Axes:
-    return tuple(map(_sliced, axes, shape, step.start, step.limit, step.strides))
+    return tuple(map(sliced, axes, shape, step.start, step.limit, step.strides))
 
 
-def _sliced(axis: Axis, n: Any, start: int, stop: int, stride: int) -> Axis:
+def sliced(axis: Axis, n: Any, start: int, stop: int, stride: int) -> Axis:
     """The axis of a slice: a part of a sum, or with a stride the outer factor of a product."""
     if (axis is None and stop > start) or (start, stop, stride) == (0, n, 1):
         return axis
@@ -257,7 +257,7 @@ THROUGH = frozenset("device_put optimization_barrier".split())
 
 
 def _moving(moves: Callable[[Any], Sequence[Move] | None], zeros: Any = moved, params: Any = None, axes: Any = None) -> Entry:
-    return Entry(axes or functools.partial(_moved_axes, moves=moves), zeros, params, moves)
+    return Entry(axes or functools.partial(_moved_axes, moves=moves), zeros, params, moves=moves)
 
 
 LAYOUT: dict[str, Entry] = {
