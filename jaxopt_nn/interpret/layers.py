@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
@@ -62,12 +63,9 @@ def stacks_of(flow: Flow, alone: bool) -> list[Stack]:
     for stack in found:
         names[stack.group.name] = n = names.get(stack.group.name, -1) + 1
         group = stack.group
-        made.append(stack if n == 0 else stack._replace(group=_renamed(group, f"{group.name}#{n}")))
+        again = dataclasses.replace(group, name=f"{group.name}#{n}")
+        made.append(stack if n == 0 else stack._replace(group=again))
     return made
-
-
-def _renamed(group: AxisGroup, name: str) -> AxisGroup:
-    return AxisGroup(group.size, group.members, group.pinned, group.unsharded, name)
 
 
 def _loops(flow: Flow, graph: Graph) -> list[Stack]:
@@ -80,7 +78,8 @@ def _loops(flow: Flow, graph: Graph) -> list[Stack]:
         )  # fmt: skip
         if members and atom.size > 1:
             name = "/".join(_common([m.path for m in members]))
-            made.append(Stack(AxisGroup(atom.size, members, atom.cut, atom.shard, name), loop=_loop_of(flow, graph, atom)))
+            group = AxisGroup(atom.size, members, atom.cut, atom.shard, name=name)
+            made.append(Stack(group, loop=_loop_of(flow, graph, atom)))
     return made
 
 
