@@ -38,7 +38,7 @@ def _reduce_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]
         axis = call.ins[0][i]
         if zeros[0].everywhere or (call.name == "reduce_sum" and all(zeros[0].at(a) for a in dims.atoms(axis))):
             continue
-        atom = None if axis is None else dims.root(axis)
+        atom = dims.single(axis)
         known = atom is not None and place(call.ins[0], atom) == i and (zeros[0].at(atom) or atom in zeros[0].same)
         if known and call.name in COMPLETE and not rests:
             rests += 1

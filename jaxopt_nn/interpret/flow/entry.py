@@ -7,20 +7,22 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, extent
 from jaxopt_nn.interpret.flow.dims import Axes, Axis, Dim
 
 
 class Call(NamedTuple):
     """An equation, the axes of its operands and of its results, and of operands that are one literal number that number.
 
-    None stands for the axes of what enters a loop and stays whole there.
+    None stands for the axes of what enters a loop and stays whole there. ``known``: for each operand that is computed from
+    constants alone what gives its value (``picks.py``), else None.
     """
 
     eqn: Any
     ins: tuple[Any, ...]
     outs: tuple[Axes, ...] = ()
     numbers: tuple[Any, ...] = ()
+    known: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,11 +61,12 @@ class Notes(Protocol):
 
 
 class Entry(NamedTuple):
-    """What the table says of one primitive."""
+    """What the table says of one primitive; ``params`` and ``arrays`` give its parameters and operands for what is kept."""
 
     axes: Callable[[Call], Sequence[Axes]]
     zeros: Callable[[Call, Sequence[Zero], Notes], Sequence[Zero]]
     params: Callable[[Call, Kept], dict[str, Any]] | None = None
+    arrays: Callable[[Call, Sequence[Any], Kept], list[Any]] | None = None
 
 
 def shape_of(var: Any) -> tuple[Any, ...]:
@@ -71,7 +74,7 @@ def shape_of(var: Any) -> tuple[Any, ...]:
 
 
 def sizes_of(axes: Axes, kept: Kept) -> tuple[Any, ...]:
-    return tuple(dims.size(axis, kept) for axis in axes)
+    return tuple(extent.size(axis, kept) for axis in axes)
 
 
 def joined(axes: Sequence[Axis], name: str) -> Axis:

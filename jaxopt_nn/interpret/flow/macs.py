@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import extent
 from jaxopt_nn.interpret.flow.dims import Axis
 from jaxopt_nn.interpret.flow.entry import Call, Kept
 from jaxopt_nn.interpret.flow.flow import Flow
@@ -23,7 +23,7 @@ class Macs:
         """With the ``kept`` entries of some atoms and all of the others."""
         length = lambda axis: 1 if axis is None else axis.size
         return self._fixed + sum(
-            macs * math.prod(dims.size(a, kept) for a in axes) // math.prod(map(length, axes)) for macs, axes in self._sites
+            macs * math.prod(extent.size(a, kept) for a in axes) // math.prod(map(length, axes)) for macs, axes in self._sites
         )
 
 

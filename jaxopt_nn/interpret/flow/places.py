@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, extent, picks
 from jaxopt_nn.interpret.flow.dims import Axes, Axis
 from jaxopt_nn.interpret.flow.entry import (
     EVERYWHERE,
@@ -31,8 +31,11 @@ def _gather(call: Call) -> list[Axes]:
     source, indices = call.ins[:2]
     shape = shape_of(call.eqn.invars[0])
     batched = dict(zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True))
+    own = picks.pick(call)
     windows: list[Axis] = []
     for d, axis in enumerate(source):
+        if own is not None and d == own.source:
+            continue
         if d in batched:
             dims.tie(axis, indices[batched[d]], "`gather` takes it together with an axis of another structure")
         elif sizes[d] == shape[d] and d not in numbers.collapsed_slice_dims:
@@ -43,12 +46,15 @@ def _gather(call: Call) -> list[Axes]:
                 windows.append(dims.fresh([sizes[d]], "is a window of a lookup")[0])
     window, rest = iter(windows), iter(indices[:-1])
     ndim = call.eqn.outvars[0].aval.ndim
-    return [tuple(next(window) if i in numbers.offset_dims else next(rest) for i in range(ndim))]
+    axes = [next(window) if i in numbers.offset_dims else next(rest) for i in range(ndim)]
+    if own is not None:
+        axes[own.out] = picks.picked(source[own.source], own.index)
+    return [tuple(axes)]
 
 
 def _gather_params(call: Call, kept: Kept) -> dict[str, Any]:
     sizes, shape = call.eqn.params["slice_sizes"], shape_of(call.eqn.invars[0])
-    new = tuple(dims.size(a, kept) if n == full else n for a, n, full in zip(call.ins[0], sizes, shape, strict=True))
+    new = tuple(extent.size(a, kept) if n == full else n for a, n, full in zip(call.ins[0], sizes, shape, strict=True))
     return {"slice_sizes": new}
 
 
@@ -106,6 +112,8 @@ def _gathered_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zer
         return [EVERYWHERE]
     rest = [i for i in range(len(call.outs[0])) if i not in numbers.offset_dims]
     own = {*numbers.offset_dims, *(rest[d] for d in numbers.start_indices_batching_dims)}
+    if (taken := picks.pick(call)) is not None:
+        own.add(taken.out)
     return [along(call.outs[0], [zeros[:1] if i in own else [NOWHERE] for i in range(len(call.outs[0]))])]
 
 
@@ -145,7 +153,7 @@ WHOLE = frozenset(
 
 
 PLACES: dict[str, Entry] = {
-    "gather": Entry(_gather, _gathered_zeros, _gather_params),
+    "gather": Entry(_gather, _gathered_zeros, _gather_params, picks.places),
     "dynamic_slice": Entry(_dynamic_slice, moved, _gather_params),
     "dynamic_update_slice": Entry(_dynamic_update_slice, _written_zeros),
     **dict.fromkeys("scatter scatter-add scatter-mul scatter-max scatter-min".split(), Entry(_scatter, _scattered_zeros)),

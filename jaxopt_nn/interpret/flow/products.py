@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, extent
 from jaxopt_nn.interpret.flow.dims import Axes, Axis, Dim
 from jaxopt_nn.interpret.flow.entry import (
     EVERYWHERE,
@@ -125,7 +125,7 @@ def _conv_params(call: Call, kept: Kept) -> dict[str, Any]:
     if call.eqn.params["feature_group_count"] == 1:
         return {}
     own = conv_axes(call)
-    return {"feature_group_count": dims.size(own.features, kept) // dims.size(own.inputs, kept)}
+    return {"feature_group_count": extent.size(own.features, kept) // extent.size(own.inputs, kept)}
 
 
 PRODUCTS: dict[str, Entry] = {

@@ -31,9 +31,9 @@ COMPLETE: dict[str, Callable[[Any, Any, int], Any]] = {
 
 
 def place(axes: Axes, atom: Dim) -> int | None:
-    """The axis that is the atom and nothing else, if the atom lies in no other one."""
+    """The axis that is the atom and nothing else, in any order, if the atom lies in no other one."""
     own = [i for i, axis in enumerate(axes) if atom in dims.atoms(axis)]
-    return own[0] if len(own) == 1 and dims.root(axes[own[0]] or atom) is atom else None
+    return own[0] if len(own) == 1 and dims.single(axes[own[0]]) is atom else None
 
 
 def same(call: Call, zeros: Sequence[Zero]) -> frozenset[Dim]:
