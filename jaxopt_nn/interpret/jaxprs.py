@@ -117,6 +117,17 @@ def context_of(eqn: Any) -> Iterator[None]:
         yield
 
 
+def live(jaxpr: Any) -> list[tuple[int, Any]]:
+    """The equations that a result or an effect needs, each with its place: ``x[..., 0].size`` leaves others behind."""
+    needed = {v for v in jaxpr.outvars if not is_literal(v)}
+    found = []
+    for i, eqn in reversed(list(enumerate(jaxpr.eqns))):
+        if eqn.effects or not needed.isdisjoint(eqn.outvars):
+            needed.update(v for v in eqn.invars if not is_literal(v))
+            found.append((i, eqn))
+    return found[::-1]
+
+
 def last_uses(jaxpr: Any) -> list[list[Any]]:
     """For each equation, the variables that no later equation reads: they can be dropped after it."""
     seen = {v for v in jaxpr.outvars if not is_literal(v)}

@@ -36,6 +36,8 @@ def _reduce_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]
     rests = 0
     for i in _reduced_axes(call):
         axis = call.ins[0][i]
+        if all(a.cut is not None for a in dims.atoms(axis)):
+            continue  # such as places of an image: never cut
         if zeros[0].everywhere or (call.name == "reduce_sum" and all(zeros[0].at(a) for a in dims.atoms(axis))):
             continue
         atom = dims.single(axis)

@@ -57,7 +57,7 @@ class _Shrinking:
         env |= {v: _Value(c, True) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         read = lambda v: _Value(v.val, True) if jaxprs.is_literal(v) else env[v]
         drops = jaxprs.last_uses(jaxpr)
-        for i, eqn in enumerate(jaxpr.eqns):
+        for i, eqn in jaxprs.live(jaxpr):
             with jaxprs.context_of(eqn):
                 outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
             env.update(zip(eqn.outvars, outs, strict=True))

@@ -92,7 +92,7 @@ class Ties:
         env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
         env |= {v: known(x) for v, x in zip(jaxpr.constvars, body.consts, strict=True)}
         read = lambda v: known(v.val) if jaxprs.is_literal(v) else env[v]
-        for i, eqn in enumerate(jaxpr.eqns):
+        for i, eqn in jaxprs.live(jaxpr):
             outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]

@@ -57,7 +57,7 @@ class Zeros:
                 return EVERYWHERE if number_of(v) == 0 else NOWHERE
             return env[v]
 
-        for i, eqn in enumerate(jaxpr.eqns):
+        for i, eqn in jaxprs.live(jaxpr):
             outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
