@@ -10,7 +10,7 @@ import jaxopt_nn as jn
 from jaxopt_nn.core.paths import leaves_by_path
 from tests.corpus import oracle
 from tests.corpus.cutting import planned
-from tests.zoo import FORWARD_ONLY, ZOO
+from tests.zoo import ZOO
 from tests.zoo.base import Model
 
 #: Cheap ones: rows, and layers of a stack.

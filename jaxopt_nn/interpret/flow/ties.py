@@ -19,7 +19,7 @@ from jaxopt_nn.interpret.flow.derivatives import Derivative, derivative
 from jaxopt_nn.interpret.flow.dims import Axes, Axis
 from jaxopt_nn.interpret.flow.entry import Call
 from jaxopt_nn.interpret.flow.picks import Known
-from jaxopt_nn.interpret.flow.products import conv_axes, dot_axes
+from jaxopt_nn.interpret.flow.products import conv_axes, dot_axes, ragged_axes
 from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.program import Program
 from jaxopt_nn.interpret.tags import Key
@@ -120,6 +120,9 @@ class Ties:
         self.sources[key] = tuple(operands)
         if key in self.program.sites:
             self._site(self.calls[key], operands, key)
+        elif name == "ragged_dot_general" and (own := ragged_axes(call)) is not None:  # no site: its weights stay floats
+            self.producers += [(path, axis) for path in operands[1].sources for axis in own.made]
+            self.consumers += [(path, axis) for path in operands[1].sources for _, axis in own.contracted]
         dynamic = any(v.dynamic for v in operands)
         sources = frozenset() if dynamic else frozenset().union(*(v.sources for v in operands))
         return [Value(axes, sources, dynamic) for axes in outs]
