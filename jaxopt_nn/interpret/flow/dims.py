@@ -144,7 +144,7 @@ def pin(axis: Axis, reason: str, *, shard: bool = False) -> None:
 
 def product(dims: Iterable[Axis]) -> Axis:
     """Axes merged into one, outer first."""
-    parts = [f for d in dims if d is not None for f in _factors(d)]
+    parts = [f for d in dims if d is not None for f in factors(d)]
     if len(parts) < 2:
         return parts[0] if parts else None
     return Dim(math.prod(p.size for p in parts), "product", tuple(parts))
@@ -181,7 +181,7 @@ def halves(axis: Dim, at: Any) -> tuple[Dim, Dim] | None:
             return mapped(dim.parts[0], parts[0]), mapped(dim.parts[0], parts[1])
         return None if (own := _turned(dim)) is None else halves(own, at)
     if dim.kind == "product":
-        first, *rest = _factors(dim)
+        first, *rest = factors(dim)
         inner = math.prod(f.size for f in rest)
         if at % inner or (cut := halves(first, at // inner)) is None:
             return None
@@ -221,7 +221,7 @@ def pieces(axis: Axis, sizes: Sequence[Any]) -> list[Axis] | None:
 
 def reshaped(axes: Sequence[Axis], sizes: Sequence[Any]) -> Axes | None:
     """The axes of a reshape to ``sizes``, refining atoms where it splits them; None where their structure can't be followed."""
-    left = deque(f for axis in axes if axis is not None for f in _factors(axis))
+    left = deque(f for axis in axes if axis is not None for f in factors(axis))
     out: list[Axis] = []
     try:
         for n in sizes:
@@ -237,7 +237,7 @@ def reshaped(axes: Sequence[Axis], sizes: Sequence[Any]) -> Axes | None:
                 if x.size < n or x.size % n or (split := _factored(x, n)) is None:
                     return None
                 own.append(split[0])
-                left.extendleft(reversed(_factors(split[1])))
+                left.extendleft(reversed(factors(split[1])))
                 n = 1
             out.append(product(own))
     except jax.core.InconclusiveDimensionOperation:
@@ -245,10 +245,13 @@ def reshaped(axes: Sequence[Axis], sizes: Sequence[Any]) -> Axes | None:
     return tuple(out)
 
 
-def _factors(dim: Dim) -> list[Dim]:
+def factors(dim: Axis) -> list[Dim]:
+    """The dims of which an axis is the product, outer first, those of length one left out; itself if it is none."""
+    if dim is None:
+        return []
     dim = root(dim)
     if dim.kind == "product":
-        return [f for part in dim.parts for f in _factors(part)]
+        return [f for part in dim.parts for f in factors(part)]
     return [] if dim.size == 1 else [dim]
 
 
@@ -299,7 +302,7 @@ def _unify(a: Dim, b: Dim) -> bool:
     if "map" in (a.kind, b.kind):
         return _unify_maps(a, b)
     if a.kind == b.kind == "product":
-        return _align_products(deque(_factors(a)), deque(_factors(b)))
+        return _align_products(deque(factors(a)), deque(factors(b)))
     return _align_sums(deque(_segments(a)), deque(_segments(b)))
 
 
@@ -356,8 +359,8 @@ def _align_products(left: deque[Dim], right: deque[Dim]) -> bool:
     while left and right:
         x, y = root(left.popleft()), root(right.popleft())
         if x.kind == "product" or y.kind == "product":  # refined since
-            left.extendleft(reversed(_factors(x)))
-            right.extendleft(reversed(_factors(y)))
+            left.extendleft(reversed(factors(x)))
+            right.extendleft(reversed(factors(y)))
             continue
         if x.size == y.size:
             if not _unify(x, y):
@@ -367,7 +370,7 @@ def _align_products(left: deque[Dim], right: deque[Dim]) -> bool:
             x, y, left, right = y, x, right, left
         if x.size % y.size or (split := _factored(x, y.size)) is None or not _unify(split[0], y):
             return False
-        left.extendleft(reversed(_factors(split[1])))
+        left.extendleft(reversed(factors(split[1])))
     return not left and not right
 
 

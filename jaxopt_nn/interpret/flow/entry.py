@@ -53,8 +53,8 @@ class Notes(Protocol):
     def pin(self, axis: Axis, reason: str) -> None:
         """None of the axis' atoms may be cut."""
 
-    def completes(self, i: int) -> None:
-        """The equation reduces over axis ``i`` of its operand, and the rest is to be added."""
+    def completes(self, atom: Dim) -> None:
+        """The equation reduces over the atom, and the rest is to be added."""
 
     def divides(self, operand: int, atom: Dim) -> None:
         """The operand is zero along the atom, where the equation is not finite at zero."""

@@ -92,8 +92,8 @@ class _Shrinking:
 
     def _completed(self, out: Any, call: Call, operands: list[_Value], key: Key) -> Any:
         """A reduction over what is kept, with what the cut units would have given."""
-        atom = dims.single(call.ins[0][self._flow.rests[key]])
-        if atom is None or atom not in self._kept:
+        atom = self._flow.rests[key]
+        if atom not in self._kept:
             return out
         one = self._rest_of(operands[0], call.ins[0], self._flow.zeros[key][0], atom)
         (rest,) = _bind(call, [one], self._kept)
@@ -110,7 +110,7 @@ class _Shrinking:
 
     def _rest_of(self, value: _Value, axes: Axes, zero: Zero, atom: Dim) -> Any:
         if zero.at(atom):
-            return jnp.zeros([1 if atom in dims.atoms(a) else extent.size(a, self._kept) for a in axes], value.array.dtype)
+            return jnp.zeros([extent.size(a, {**self._kept, atom: np.zeros(1, int)}) for a in axes], value.array.dtype)
         assert value.rest is not None
         return value.rest(atom)
 
