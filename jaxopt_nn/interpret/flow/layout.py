@@ -102,10 +102,10 @@ def _slice(call: Call) -> list[Axes]:
     params = call.eqn.params
     starts, stops = params["start_indices"], params["limit_indices"]
     strides = params["strides"] or (1,) * len(starts)
-    return [tuple(map(_sliced, call.ins[0], shape_of(call.eqn.invars[0]), starts, stops, strides))]
+    return [tuple(map(sliced, call.ins[0], shape_of(call.eqn.invars[0]), starts, stops, strides))]
 
 
-def _sliced(axis: Axis, n: Any, start: int, stop: int, stride: int) -> Axis:
+def sliced(axis: Axis, n: Any, start: int, stop: int, stride: int) -> Axis:
     """The axis of a slice: a part of a sum, or with a stride the outer factor of a product."""
     if (axis is None and stop > start) or (start, stop, stride) == (0, n, 1):
         return axis

@@ -1,4 +1,4 @@
-"""Lookups at constant places: a permutation of units, a channel shuffle, repeated heads."""
+"""Lookups and writes at constant places: a permutation of units, a channel shuffle, repeated heads, a part of an axis."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Pick(NamedTuple):
 
 def pick(call: Call) -> Pick | None:
     """What a ``gather`` takes along one axis at constant places, each entry at least once; None for any other."""
-    numbers, known = call.eqn.params["dimension_numbers"], call.known[1] if call.known else None
-    if known is None or len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
+    numbers = call.eqn.params["dimension_numbers"]
+    if not call.known or call.known[1] is None or len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
         return None
     (source,) = numbers.start_index_map
     axis, places = call.ins[0][source], shape_of(call.eqn.invars[1])[:-1]
@@ -58,7 +58,7 @@ def pick(call: Call) -> Pick | None:
     if axis is None or source not in numbers.collapsed_slice_dims or len(along) != 1:
         return None
     n = places[along[0]]
-    if not all(isinstance(length, int) for length in (n, axis.size)) or n < axis.size or (value := known()) is None:
+    if not all(isinstance(length, int) for length in (n, axis.size)) or n < axis.size or (value := _value(call, 1)) is None:
         return None
     index = np.asarray(value, np.int64).reshape(-1)
     if not np.array_equal(np.unique(index), np.arange(axis.size)):
@@ -108,3 +108,57 @@ def places(call: Call, arrays: Sequence[Any], kept: Kept) -> list[Any]:
     stay = np.arange(taken.max() + 1) if stay is None else stay
     shape = [n if n == 1 else len(taken) for n in arrays[1].shape]
     return [arrays[0], np.searchsorted(stay, taken).astype(arrays[1].dtype).reshape(shape), *arrays[2:]]
+
+
+# -- windows ---------------------------------------------------------------------------------------------------------------
+
+
+def window(call: Call) -> dict[int, int | None]:
+    """``{axis of the first operand: where the window over it begins}``, of axes that it does not span; None: not known."""
+    shape, first = shape_of(call.eqn.invars[0]), {"dynamic_slice": 1, "dynamic_update_slice": 2}.get(call.name)
+    if first is not None:
+        sizes = dict(enumerate(call.eqn.params["slice_sizes"] if first == 1 else shape_of(call.eqn.invars[1])))
+        places = {i: _number(call, first + i) for i in sizes}
+    else:
+        numbers, value = call.eqn.params["dimension_numbers"], _value(call, 1)
+        gone = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+        own = [d for d in range(len(shape)) if d not in gone]
+        sizes = {d: shape_of(call.eqn.invars[2])[i] for d, i in zip(own, numbers.update_window_dims, strict=True)}
+        one = value is not None and np.ndim(value) == 1
+        at = dict(zip(numbers.scatter_dims_to_operand_dims, np.asarray(value).tolist(), strict=True)) if one else {}
+        places = {d: at.get(d, 0) if one else None for d in own}
+    return {i: _inside(places[i], n, shape[i], first is not None) for i, n in sizes.items() if n != shape[i]}
+
+
+def _inside(start: int | None, n: Any, length: Any, clipped: bool) -> int | None:
+    """A start from which the window lies within the axis; None where it does not."""
+    if start is None or not all(isinstance(x, int) for x in (n, length)):
+        return None
+    start = min(max(start, 0), length - n) if clipped else start
+    return start if 0 <= start <= length - n else None
+
+
+def _value(call: Call, i: int) -> Any:
+    known = call.known[i] if call.known else None
+    return None if known is None else known()
+
+
+def _number(call: Call, i: int) -> int | None:
+    return None if (value := _value(call, i)) is None else int(value)
+
+
+def starts(call: Call, arrays: Sequence[Any], kept: Kept) -> list[Any]:
+    """The operands of an operation on a window, whose known starts are counted among the entries that stay."""
+    moved: dict[int, int] = {}
+    for i, start in window(call).items():
+        stay = extent.entries(call.ins[0][i], kept)
+        if start is not None and stay is not None:
+            moved[i] = int(np.searchsorted(stay, start))
+    if not moved:
+        return list(arrays)
+    if call.name.startswith("scatter"):
+        order = call.eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
+        new = [moved.get(d, own) for d, own in zip(order, np.asarray(_value(call, 1)).tolist(), strict=True)]
+        return [arrays[0], np.asarray(new, arrays[1].dtype), *arrays[2:]]
+    first = 1 if call.name == "dynamic_slice" else 2
+    return [np.asarray(moved[i - first], x.dtype) if i - first in moved else x for i, x in enumerate(arrays)]
