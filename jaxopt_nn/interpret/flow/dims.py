@@ -176,9 +176,9 @@ def halves(axis: Dim, at: Any) -> tuple[Dim, Dim] | None:
         left, right = root(dim).parts
         return left, right
     if dim.kind == "map":
-        parts = np.split(dim.index, [at])
-        if all(len(np.unique(part)) == dim.parts[0].size for part in parts):
-            return mapped(dim.parts[0], parts[0]), mapped(dim.parts[0], parts[1])
+        (inner,), sides = dim.parts, np.split(dim.index, [at])
+        if all(len(np.unique(side)) == inner.size for side in sides):
+            return mapped(inner, sides[0]), mapped(inner, sides[1])
         return None if (own := _turned(dim)) is None else halves(own, at)
     if dim.kind == "product":
         first, *rest = factors(dim)

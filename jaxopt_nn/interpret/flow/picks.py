@@ -36,15 +36,18 @@ def results(eqn: Any, operands: Sequence[Known | None]) -> list[Known]:
         with jax.ensure_compile_time_eval():
             return jaxprs.bind(eqn, values)
 
-    return [lambda i=i: None if (own := made()) is None else own[i] for i in range(len(eqn.outvars))]
+    def result(i: int) -> Any:
+        return None if (own := made()) is None else own[i]
+
+    return [functools.partial(result, i) for i in range(len(eqn.outvars))]
 
 
 class Pick(NamedTuple):
-    """Axis ``out`` of a ``gather``'s result is axis ``source`` of its operand, of which it has the entries ``index``."""
+    """Axis ``out`` of a ``gather``'s result is axis ``source`` of its operand, of which it has the ``entries``."""
 
     source: int
     out: int
-    index: np.ndarray
+    entries: np.ndarray
 
 
 def pick(call: Call) -> Pick | None:
@@ -104,7 +107,7 @@ def places(call: Call, arrays: Sequence[Any], kept: Kept) -> list[Any]:
     if own is None:
         return list(arrays)
     stay, out = extent.entries(call.ins[0][own.source], kept), extent.entries(call.outs[0][own.out], kept)
-    taken = own.index if out is None else own.index[out]
+    taken = own.entries if out is None else own.entries[out]
     stay = np.arange(taken.max() + 1) if stay is None else stay
     shape = [n if n == 1 else len(taken) for n in arrays[1].shape]
     return [arrays[0], np.searchsorted(stay, taken).astype(arrays[1].dtype).reshape(shape), *arrays[2:]]

@@ -49,7 +49,7 @@ def _gather(call: Call) -> list[Axes]:
     ndim = call.eqn.outvars[0].aval.ndim
     axes = [next(window) if i in numbers.offset_dims else next(rest) for i in range(ndim)]
     if own is not None:
-        axes[own.out] = picks.picked(source[own.source], own.index)
+        axes[own.out] = picks.picked(source[own.source], own.entries)
     return [tuple(axes)]
 
 
