@@ -14,7 +14,6 @@ neither, by reason, with its parameters. Exits with 1 if a model raises, or one 
 
 from __future__ import annotations
 
-import concurrent.futures
 import json
 import multiprocessing
 import os
@@ -91,10 +90,8 @@ def rows_of(names: Sequence[str], file: pathlib.Path | None, processes: int) -> 
     old = {r["model"]: r for r in map(json.loads, lines) if r["model"] in names}
     yield from old.values()
     left = [name for name in names if name not in old]
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(processes, context, max_tasks_per_child=40) as pool:
-        for done in concurrent.futures.as_completed([pool.submit(row, name) for name in left]):
-            new = done.result()
+    with multiprocessing.get_context("spawn").Pool(processes, maxtasksperchild=40) as pool:
+        for new in pool.imap_unordered(row, left):
             if file is not None:
                 with file.open("a") as out:
                     out.write(json.dumps(new) + "\n")
