@@ -1,7 +1,7 @@
 """Claim: on each model of the zoo 90 % of the parameters in matrices lie in a group that may be cut, or at an input or output
 of the network; of the median model as third parties write them 80 %; and the cut network is the one with zeroed units.
 
-Command: ``python -m experiments.benchmarks.cutting_table --page=docs/results/cutting.md`` (MINUTES; needs the
+Command: ``python -m experiments.benchmarks.cutting_table --page=docs/results/cutting.md`` (10 minutes of two cores; needs the
 repository, for ``tests.zoo`` and ``tests.corpus``). ``--models=vit,gpt`` for some of them; ``--rows=FILE`` keeps each row as
 soon as it is made, and makes none again that is there: a run that was stopped goes on.
 
@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import statistics
 import sys
 import time
@@ -109,8 +110,8 @@ def main(argv: list[str]) -> None:
     rows = [{key: x for key, x in made[name].items() if key != "seconds"} for name in chosen]
     lines = emit([r | {name: f"{r[name]:.1%}" for name in PARTS if name in r} for r in (*rows, *summary(rows))])
     if FLAGS.page:
-        page = pathlib.Path(FLAGS.page)
-        page.write_text(page.read_text().partition("\n| model ")[0] + "\n" + "\n".join(lines) + "\n")
+        page, narrow = pathlib.Path(FLAGS.page), [re.sub(r" +\|", " |", re.sub(r"-+\|", " --- |", line)) for line in lines]
+        page.write_text("\n".join([page.read_text().partition("\n| model ")[0], *narrow]) + "\n")
     bad = [r["model"] for r in rows if "raised" in r or max(r[name] for name in CHECKED) > oracle.OUTPUT]
     if bad:
         sys.exit(f"not as the zeroed network: {', '.join(bad)}")

@@ -284,11 +284,17 @@ class Masked(Tensor):
     def cut(self, axis: int, keep: Any) -> Any:
         """Cuts the expanded tensor and packs it again; blocks that are cut apart are kept weight by weight. Host code."""
         keep, axis, blocks = np.asarray(keep), axis % self.ndim, self._blocks()
-        wide, mask = self.expand(), jnp.take(self.keep(), keep, axis=axis)
-        wide = wide.cut(axis, keep) if is_compressed(wide) else jnp.take(wide, keep, axis=axis)
+        wide, mask = _expanded(self)
+        wide = wide.cut(axis, keep) if is_compressed(wide) else np.take(np.asarray(wide), keep, axis=axis)
         if wide is NotImplemented:
             return NotImplemented
         if blocks is not None:
             own, first = keep // blocks[axis], np.arange(len(keep)) // blocks[axis] * blocks[axis]
             blocks[axis] = blocks[axis] if np.array_equal(own, own[first]) else 1
-        return Masked.pack(mask, wide, self.stack, blocks)
+        return Masked.pack(np.take(np.asarray(mask), keep, axis=axis), wide, self.stack, blocks)
+
+
+@jax.jit
+def _expanded(tensor: Masked) -> tuple[Any, Array]:
+    """Its inner tensor at full size, and the mask: one program, where each operation by itself would be one."""
+    return tensor.expand(), tensor.keep()
