@@ -183,8 +183,8 @@ WHOLE = frozenset(
 
 
 PLACES: dict[str, Entry] = {
-    "gather": Entry(_gather, _gathered_zeros, _gather_params, picks.places),
-    "dynamic_slice": Entry(_dynamic_slice, moved, _dynamic_slice_params, picks.starts),
+    "gather": Entry(_gather, _gathered_zeros, _gather_params, arrays=picks.places),
+    "dynamic_slice": Entry(_dynamic_slice, moved, _dynamic_slice_params, arrays=picks.starts),
     "dynamic_update_slice": Entry(_dynamic_update_slice, _written_zeros, arrays=picks.starts),
     **dict.fromkeys(
         "scatter scatter-add scatter-mul scatter-max scatter-min".split(),
