@@ -22,19 +22,18 @@ def machine() -> str:
     return f"{model}, {cores} cores; Python {platform.python_version()}, JAX {jax.__version__}, {jax.default_backend()}"
 
 
-def emit(rows: Sequence[dict[str, Any]]) -> None:
-    """Prints each row as a JSON line, then all as a Markdown table, then the machine."""
+def emit(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Prints each row as a JSON line, then all as a Markdown table, whose lines it returns, then the machine."""
     for row in rows:
         print(json.dumps(row), flush=True)
     print()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = [columns, *([_cell(row.get(c, "")) for c in columns] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for n, line in enumerate(table):
-        print("| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |")
-        if n == 0:
-            print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    print(f"\n{machine()}")
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |" for line in table]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    print("\n".join(lines), machine(), sep="\n\n")
+    return lines
 
 
 def _cell(value: Any) -> str:

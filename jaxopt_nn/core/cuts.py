@@ -38,8 +38,11 @@ class Cut:
             return (0,)
         return tuple(len(self.axes[i]) if i in self.axes else n for i, n in enumerate(self.shape))
 
-    def leaf(self, x: Any) -> Any:
+    def leaf(self, x: Any, path: str = "leaf") -> Any:
         """An array of the leaf's shape, abstract perhaps, or a compressed tensor, cut as the leaf is; codes stay as they are.
+
+        Args:
+          path: what the leaf is called where it can't be cut.
 
         Raises:
           ValueError: the groups of codes that share a scale are cut apart.
@@ -52,8 +55,8 @@ class Cut:
             made = x.cut(axis, entries) if is_compressed(x) else jnp.take(x, entries, axis=axis)
             if made is NotImplemented:
                 raise ValueError(
-                    f"{x.describe()} of shape {list(x.shape)}: its groups along axis {axis} are cut apart; cut the network "
-                    "first and compress then, or keep whole groups"
+                    f"{path}: {x.describe()}, of shape {list(x.shape)}: its groups along axis {axis} are cut apart; cut the "
+                    "network first and compress then, or keep whole groups"
                 )
             x = made
         return x

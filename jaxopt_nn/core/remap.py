@@ -51,7 +51,7 @@ class Remap:
             raise ValueError(f"remap: {path!r} is no leaf of {len(leaves)}; nearest: {', '.join(near) or 'none'}")
         if tuple(x.shape) != leaves[path]:
             raise ValueError(f"remap: {path} has shape {list(x.shape)}, the leaf of the plan {list(leaves[path])}")
-        return self.plan.cuts[path].leaf(x) if path in self.plan.cuts else x
+        return self.plan.cuts[path].leaf(x, path) if path in self.plan.cuts else x
 
     def params(self, tree: PyTree) -> PyTree:
         """A tree of the parameters' structure, or of a part of it: variables, gradients, masks.

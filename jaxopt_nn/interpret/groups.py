@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxopt_nn.core.model import AxisGroup, Coupling, Member, Read, Rebuild
 from jaxopt_nn.core.paths import leaves_by_path
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, extent
 from jaxopt_nn.interpret.flow.dims import Axis, Dim
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.flow.rebuilt import rebuilds
@@ -113,8 +113,8 @@ _RANKS = {"producer": 0, "divisor": 1, "vector": 1, "consumer": 2}
 def _coupling(flow: Flow, roles: _Roles, atom: Dim, own: list[tuple[str, int, Axis]], rebuild: Rebuild) -> Coupling:
     first = roles.order.get(atom, [])
     place = lambda m: (_RANKS[m.role], first.index(m.path) if m.role == "producer" else 0)
-    members = [Member(path, i, roles.of(path, i, atom), dims.units(axis, atom)) for path, i, axis in own]
+    members = [Member(path, i, roles.of(path, i, atom), extent.units(axis, atom)) for path, i, axis in own]
     reads = tuple(
-        Read(c.site, c.shape, c.number, dims.units(c.axis, atom)) for c in flow.reads if atom in dims.atoms(c.axis)
+        Read(c.site, c.shape, c.number, extent.units(c.axis, atom)) for c in flow.reads if atom in dims.atoms(c.axis)
     )
     return Coupling(AxisGroup(atom.size, tuple(sorted(members, key=place)), flow.unit_pin(atom), atom.shard, rebuild), reads)

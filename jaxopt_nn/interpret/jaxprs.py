@@ -117,6 +117,21 @@ def context_of(eqn: Any) -> Iterator[None]:
         yield
 
 
+#: They look at a value, or at a part of it, and compute nothing.
+LOOKS = frozenset("broadcast_in_dim dynamic_slice gather reshape rev slice split squeeze transpose".split())
+
+
+def live(jaxpr: Any) -> list[tuple[int, Any]]:
+    """The equations with their places, without those that look at what nothing uses, as ``x[..., 0].size`` leaves them."""
+    needed = {v for v in jaxpr.outvars if not is_literal(v)}
+    found = []
+    for i, eqn in reversed(list(enumerate(jaxpr.eqns))):
+        if eqn.primitive.name not in LOOKS or not needed.isdisjoint(eqn.outvars):
+            needed.update(v for v in eqn.invars if not is_literal(v))
+            found.append((i, eqn))
+    return found[::-1]
+
+
 def last_uses(jaxpr: Any) -> list[list[Any]]:
     """For each equation, the variables that no later equation reads: they can be dropped after it."""
     seen = {v for v in jaxpr.outvars if not is_literal(v)}

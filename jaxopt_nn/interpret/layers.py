@@ -17,7 +17,7 @@ from jax import lax
 from jaxopt_nn.core.model import AxisGroup, Coupling, Member
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.interpret import jaxprs
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, extent
 from jaxopt_nn.interpret.flow.dims import Dim
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.flow.residuals import ENTERED, Branch, Graph, branches, passing_carry
@@ -73,7 +73,7 @@ def _loops(flow: Flow, graph: Graph) -> list[Stack]:
     made = []
     for atom in dict.fromkeys(a for axis in flow.loops.values() for a in dims.atoms(axis)):
         members = tuple(
-            Member(path, i, "layer", dims.units(axis, atom))
+            Member(path, i, "layer", extent.units(axis, atom))
             for path, axes in flow.leaves.items() for i, axis in enumerate(axes) if atom in dims.atoms(axis)
         )  # fmt: skip
         if members and atom.size > 1:

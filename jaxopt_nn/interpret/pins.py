@@ -13,7 +13,7 @@ from jaxopt_nn.core.model import AxisGroup
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import SCREEN
 from jaxopt_nn.core.text_table import aligned
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, extent
 from jaxopt_nn.interpret.flow.dims import Axis
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.groups import couplings_of
@@ -160,7 +160,7 @@ def _reasons(flow: Flow, axis: Axis, n: int, rest: np.ndarray) -> dict[str, np.n
     """``{reason: which entries of the axis are not cut for it, bool}``, of those among ``rest`` and of those pinned."""
     out: dict[str, np.ndarray] = {}
     for atom in dict.fromkeys(dims.atoms(axis)) if n > 1 else ():
-        own = dims.units(axis, atom) >= 0
+        own = extent.units(axis, atom) >= 0
         pin = flow.unit_pin(atom)
         if pin is not None or np.any(own & rest):
             reason = pin or "is in no product with an activation"

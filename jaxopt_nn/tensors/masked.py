@@ -198,8 +198,14 @@ class Masked(Tensor):
         """Keeps only the kept entries of ``inner``; of two masks an entry survives both."""
         if hasattr(inner, "keep"):
             return Masked.pack(self.keep() & inner.keep(), inner.expand(), self.stack)
-        places = self.block and [dict(zip(self._places[len(self.stack) :], self.block)).get(a, 1) for a in range(self.ndim)]
-        return Masked.pack(self.keep(), inner, self.stack, places)
+        return Masked.pack(self.keep(), inner, self.stack, self._blocks())
+
+    def _blocks(self) -> list[int] | None:
+        """The lengths of blocks along each axis of the weight."""
+        if self.block is None:
+            return None
+        lengths = dict(zip(self._places[len(self.stack) :], self.block))
+        return [lengths.get(a, 1) for a in range(self.ndim)]
 
     def cast(self, dtype: Any) -> Any:
         if not jnp.issubdtype(dtype, jnp.floating):
@@ -276,7 +282,19 @@ class Masked(Tensor):
         return self._layers(lambda x: PartitionSpec(*(entries[a] for a in self.stack)))
 
     def cut(self, axis: int, keep: Any) -> Any:
-        """Cuts the expanded tensor and packs it again; host code."""
-        wide, mask = self.expand(), jnp.take(self.keep(), np.asarray(keep), axis=axis)
-        wide = wide.cut(axis, keep) if is_compressed(wide) else jnp.take(wide, np.asarray(keep), axis=axis)
-        return NotImplemented if wide is NotImplemented else Masked.pack(mask, wide, self.stack)
+        """Cuts the expanded tensor and packs it again; blocks that are cut apart are kept weight by weight. Host code."""
+        keep, axis, blocks = np.asarray(keep), axis % self.ndim, self._blocks()
+        wide, mask = _expanded(self)
+        wide = wide.cut(axis, keep) if is_compressed(wide) else np.take(np.asarray(wide), keep, axis=axis)
+        if wide is NotImplemented:
+            return NotImplemented
+        if blocks is not None:
+            own, first = keep // blocks[axis], np.arange(len(keep)) // blocks[axis] * blocks[axis]
+            blocks[axis] = blocks[axis] if np.array_equal(own, own[first]) else 1
+        return Masked.pack(np.take(np.asarray(mask), keep, axis=axis), wide, self.stack, blocks)
+
+
+@jax.jit
+def _expanded(tensor: Masked) -> tuple[Any, Array]:
+    """Its inner tensor at full size, and the mask: one program, where each operation by itself would be one."""
+    return tensor.expand(), tensor.keep()

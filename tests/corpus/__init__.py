@@ -3,12 +3,28 @@
 import importlib.util
 from collections.abc import Callable
 
-from tests.corpus import convnets, decoders, mlps, programs, sequences, transformers, vision_transformers
+from tests.corpus import (
+    attention,
+    convnets,
+    decoders,
+    derivatives,
+    mixing,
+    mlps,
+    positions,
+    programs,
+    reparametrized,
+    sequences,
+    transformers,
+    vision_transformers,
+)
 from tests.corpus.base import Model
 
 __all__ = ["CORPUS", "Model"]
 
-_MODULES = [mlps, convnets, decoders, transformers, vision_transformers, sequences, programs]
+_MODULES = [
+    mlps, reparametrized, convnets, decoders, attention, positions, transformers, vision_transformers, mixing, sequences,
+    programs, derivatives,
+]  # fmt: skip
 if importlib.util.find_spec("haiku"):
     from tests.corpus import haiku_nets
 

@@ -228,6 +228,91 @@ def mamba() -> Parts:
     return apply, params, (ids_of(29, 2, 6),)
 
 
+@entry
+def lstm_projected() -> Parts:
+    """An LSTM with peepholes and a projected state (Sak et al., 2014): gates see the cell by vectors."""
+    rng = np.random.default_rng(0)
+    params = {
+        "w": weight(rng, 10 + 9, 4 * 14), "b": weight(rng, 4, 14, fan_in=100), "peep": weight(rng, 3, 14, fan_in=10),
+        "project": weight(rng, 14, 9), "out": weight(rng, 9, 5),
+    }  # fmt: skip
+
+    def apply(params: PyTree, x: jax.Array) -> jax.Array:
+        def step(state: tuple, x: jax.Array) -> tuple[tuple, jax.Array]:
+            h, c = state
+            gates = (jnp.concatenate([x, h], axis=-1) @ params["w"]).reshape(-1, 4, 14) + params["b"]
+            i = jax.nn.sigmoid(gates[:, 0] + params["peep"][0] * c)
+            f = jax.nn.sigmoid(gates[:, 1] + params["peep"][1] * c)
+            c = f * c + i * jnp.tanh(gates[:, 2])
+            h = (jax.nn.sigmoid(gates[:, 3] + params["peep"][2] * c) * jnp.tanh(c)) @ params["project"]
+            return (h, c), h
+
+        start = jnp.zeros((len(x), 9)), jnp.zeros((len(x), 14))
+        return lax.scan(step, start, x.swapaxes(0, 1))[1].mean(axis=0) @ params["out"]
+
+    return apply, params, (x_of(2, 6, 10),)
+
+
+@entry
+def conv_lstm() -> Parts:
+    """A convolutional LSTM (Shi et al., 2015): states are images, gates one convolution of input and state."""
+    rng = np.random.default_rng(0)
+    params = {"w": weight(rng, 3, 3, 2 + 10, 40, fan_in=108), "b": weight(rng, 40), "out": weight(rng, 10, 5)}
+
+    def apply(params: PyTree, x: jax.Array) -> jax.Array:
+        def step(state: tuple, x: jax.Array) -> tuple[tuple, None]:
+            h, c = state
+            both, layout = jnp.concatenate([x, h], axis=-1), ("NHWC", "HWIO", "NHWC")
+            gates = lax.conv_general_dilated(both, params["w"], (1, 1), "SAME", dimension_numbers=layout) + params["b"]
+            i, f, g, o = jnp.split(gates, 4, axis=-1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+            return (jax.nn.sigmoid(o) * jnp.tanh(c), c), None
+
+        zero = jnp.zeros((*x.shape[:1], *x.shape[2:4], 10))
+        (h, _), _ = lax.scan(step, (zero, zero), x.swapaxes(0, 1))
+        return h.mean(axis=(1, 2)) @ params["out"]
+
+    return apply, params, (x_of(2, 3, 5, 5, 2),)
+
+
+@entry
+def attending_decoder() -> Parts:
+    """A GRU that attends additively to the encoded inputs at each step and reads the target (Bahdanau et al., 2015)."""
+    rng = np.random.default_rng(0)
+    gru = lambda i, o: {"x": weight(rng, i, 3 * o), "h": weight(rng, o, 3 * o), "b": weight(rng, 3 * o)}
+    params = {
+        "embed": weight(rng, 29, 10, fan_in=1), "encoder": gru(10, 14), "decoder": gru(10 + 14, 18),
+        "start": weight(rng, 14, 18), "key": weight(rng, 14, 11), "query": weight(rng, 18, 11), "score": weight(rng, 11, 1),
+        "out": weight(rng, 18, 29),
+    }  # fmt: skip
+
+    def cell(p: PyTree, h: jax.Array, x: jax.Array) -> jax.Array:
+        r, z, n = jnp.split(x @ p["x"] + p["b"], 3, axis=-1)
+        hr, hz, hn = jnp.split(h @ p["h"], 3, axis=-1)
+        z = jax.nn.sigmoid(z + hz)
+        return (1 - z) * jnp.tanh(n + jax.nn.sigmoid(r + hr) * hn) + z * h
+
+    def apply(params: PyTree, source: jax.Array, target: jax.Array) -> jax.Array:
+        def encode(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            h = cell(params["encoder"], h, x)
+            return h, h
+
+        def decode(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            scores = jnp.tanh(keys + (h @ params["query"])[:, None]) @ params["score"]
+            context = (jax.nn.softmax(scores, axis=1) * memory).sum(axis=1)
+            h = cell(params["decoder"], h, jnp.concatenate([x, context], axis=-1))
+            return h, h @ params["out"]
+
+        embed = lambda ids: params["embed"][ids].swapaxes(0, 1)
+        last, memory = lax.scan(encode, jnp.zeros((len(source), 14)), embed(source))
+        memory = memory.swapaxes(0, 1)
+        keys = memory @ params["key"]
+        return lax.scan(decode, jnp.tanh(last @ params["start"]), embed(target))[1].swapaxes(0, 1)
+
+    return apply, params, (ids_of(29, 2, 6), ids_of(29, 2, 4, seed=2))
+
+
 MODELS = (
-    rnn_scan, lstm_fused, bilstm_tagger, linen_rnns, lstm_unrolled, gru_layers_scanned, min_gru, s4d, mamba
+    rnn_scan, lstm_fused, bilstm_tagger, linen_rnns, lstm_unrolled, gru_layers_scanned, min_gru, s4d, mamba, lstm_projected,
+    conv_lstm, attending_decoder,
 )  # fmt: skip

@@ -5,7 +5,7 @@ import zlib
 import pytest
 
 from tests.corpus import CORPUS, oracle
-from tests.corpus.cutting import one, planned, shortened
+from tests.corpus.cutting import alone, differences, one, planned, shortened
 from tests.zoo import FORWARD_ONLY, ZOO
 
 MODELS = {**ZOO, **CORPUS}
@@ -51,13 +51,12 @@ def test_every_model_is_cut(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ("gqa_repeat", "rotary_interleaved", "lstm_fused", "shufflenet_v2"))
+@pytest.mark.parametrize("name", MODELS)
 def test_each_group_alone(name):
     model = MODELS[name]()
-    plan, execute = planned(model, 0.6, 1)
-    for layer in plan.layers:
-        if layer.cut:
-            oracle.check(model, one(plan, layer.name), execute, gradients=False, larger=False)
+    plans = alone(planned(model, 0.6 if seed_of(name) % 2 else 0.3, 1)[0])
+    off = dict(zip(plans, differences(model, list(plans.values()))))
+    assert all(x <= oracle.OUTPUT for x in off.values()), off
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def kill_after_a_step(config: pathlib.Path, workdir: pathlib.Path, chance: rando
     return alive
 
 
-def plain(seed):
+def plain(seed, width=48):
     """Two layers that read their widths off their variables, so that a pass may cut them."""
     rng = np.random.default_rng(seed)
     weights = lambda *shape: jnp.asarray(rng.standard_normal(shape) / np.sqrt(shape[0]), jnp.float32)
@@ -77,17 +77,25 @@ def plain(seed):
     def apply(v, x):
         return jax.nn.relu(x.reshape(len(x), -1) @ v["up"]) @ v["down"]
 
-    return Network(apply, {"up": weights(64, 48), "down": weights(48, 10)})
+    return Network(apply, {"up": weights(64, width), "down": weights(width, 10)})
 
 
 CUT = {
     "seed": 0, "model": f"{__name__}:plain", "batch_size": 64, "checkpoint_seconds": 0.0,
     "control": True, "data": {"source": "experiments.data.digits:digits", "folds": 5, "valid": 0.1},
     "float": {"epochs": 6, "learning_rate": 1e-3},
+    "teacher": {
+        "model": f"{__name__}:plain", "model_args": {"width": 96}, "checkpoint": "",
+        "float": {"epochs": 6, "learning_rate": 2e-3},
+    },
     "stages": [
         {"name": "prune", "method": "prune", "sparsity": 0.5, "epochs": 8, "learning_rate": 1e-3},
         {"name": "cut", "method": "cut_units", "score": "mean_activation", "share": 0.5, "epochs": 8, "learning_rate": 1e-3},
         {"name": "w4", "method": "quantize", "bits": 4, "rule": "w4a8-moving", "epochs": 8, "learning_rate": 1e-3},
+        {
+            "name": "distil", "method": "identity", "epochs": 8, "learning_rate": 1e-3,
+            "distill": {"temperature": 3.0, "hard_weight": 0.2},
+        },
     ],
 }  # fmt: skip
 
@@ -107,7 +115,8 @@ def test_killed_in_every_stage_around_a_pass(tmp_path):
     finish(config, broken)
     reports = [without_times(json.loads((d / "report.json").read_text()), d) for d in (whole, broken)]
     assert reports[0] == reports[1]
-    assert [stage["params"] for stage in reports[0]["stages"]] == [64 * 48 + 480, 64 * 24 + 240, 64 * 24 + 240]
+    assert [stage["params"] for stage in reports[0]["stages"]] == [64 * 48 + 480] + 3 * [64 * 24 + 240]
+    assert reports[0]["stages"][2]["metrics"] != reports[0]["stages"][3]["metrics"]
 
 
 @pytest.mark.slow

@@ -239,6 +239,8 @@ COUPLED = {
     "in a variance of two passes": lambda v, x: (
         (d := (h := x @ v["a"]) - h.mean(-1, keepdims=True)) * lax.rsqrt((d * d).mean(-1, keepdims=True) + 1e-6)
     ) @ v["b"],
+    "in a variance over heads": lambda v, x: jnp.tanh((d := (h := x @ v["a"]) - h.mean(-1, keepdims=True)) * lax.rsqrt(
+        (d * d).mean(-1, keepdims=True) + 1e-6)).reshape(2, 3, 2).max(-1) @ v["b"][:3],
     "where the largest counts": lambda v, x: x[:, :1] * jnp.tanh(x @ v["a"]).max(1, keepdims=True) + (x @ v["a"]) @ v["b"],
     "in a sum of what is not zero": lambda v, x: x * jnp.cos(x @ v["a"]).sum(1, keepdims=True) + jnp.exp(x @ v["a"]) @ v["b"],
     "in a product": lambda v, x: x * (jnp.cos(x @ v["a"]) + 2).prod(1, keepdims=True) + (x @ v["a"]) @ v["b"],

@@ -1,5 +1,7 @@
 """Masks of one bit and the kept entries, over floats and over codes."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -200,6 +202,19 @@ def test_cut():
         small = m.cut(1, [0, 3, 4])
         assert isinstance(small, Masked) and small.count == mask[:, [0, 3, 4]].sum()
         same(small.densify(), m.densify()[:, np.array([0, 3, 4])])
+
+
+def test_blocks_that_stay_whole_stay_blocks():
+    """A bit a block where whole blocks go, also the shorter last one; else a bit a weight along that axis."""
+    grid = np.array([[1, 0, 1], [0, 1, 1]], bool)
+    mask = jnp.asarray(np.repeat(np.repeat(grid, 4, 0), 2, 1)[:, :5])
+    x = normal((8, 5))
+    m = Masked.pack(mask, x, (), (4, 2))
+    for axis, keep, block in ((1, [2, 3, 4], (4, 2)), (0, [0, 1], (4, 2)), (1, [1, 2, 3], (4, 1)), (0, [0, 2, 3, 4], (1, 2))):
+        small = m.cut(axis, keep)
+        assert small.block == block
+        same(small.densify(), jnp.take(m.densify(), jnp.array(keep), axis))
+        assert small.nbytes == -(-math.prod(-(-n // b) for n, b in zip(small.shape, block)) // 8) + 4 * small.count
 
 
 def test_nesting():

@@ -32,20 +32,18 @@ def _reduce(call: Call) -> list[Axes]:
 
 
 def _reduce_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
-    """What is summed must be zero in cut units, or the same in all of them; of several such axes one."""
-    rests = 0
+    """What is summed must be zero in cut units, or the same in all of them; of several such atoms one."""
+    completed = zeros[0].everywhere or call.name not in COMPLETE
     for i in _reduced_axes(call):
-        axis = call.ins[0][i]
-        if zeros[0].everywhere or (call.name == "reduce_sum" and all(zeros[0].at(a) for a in dims.atoms(axis))):
-            continue
-        atom = None if axis is None else dims.root(axis)
-        known = atom is not None and place(call.ins[0], atom) == i and (zeros[0].at(atom) or atom in zeros[0].same)
-        if known and call.name in COMPLETE and not rests:
-            rests += 1
-            notes.completes(i)
-        else:
-            enough = zeros if call.name == "reduce_sum" else []
-            must_be_zero(axis, enough, notes, f"`{call.name}` reduces over it, and units differ there")
+        for a in dict.fromkeys(dims.atoms(call.ins[0][i])):
+            if a.cut is not None or zeros[0].everywhere or (call.name == "reduce_sum" and zeros[0].at(a)):
+                continue  # places of an image, say, are never cut
+            known = place(call.ins[0], a) == i and (zeros[0].at(a) or a in zeros[0].same)
+            if known and not completed:
+                completed = True
+                notes.completes(a)
+            else:
+                notes.pin(a, f"`{call.name}` reduces over it, and units differ there")
     return moved(call, zeros, notes)
 
 

@@ -1,11 +1,12 @@
 """Dims: what the axes of a program's values are made of.
 
-An axis is None (length one), or a ``Dim``: an **atom**, a **product** of dims (a reshape merges axes, outer first), or a
-**sum** of dims (a concatenation). Dims that an operation ties become the same dim; where their structures differ the atoms
-are refined until they agree: an atom of 12 that is tied to a product 3 x 4 becomes that product. Structures that can't agree
-(3 x 4 and 4 x 3) are pinned: none of their atoms may be cut.
+An axis is None (length one), or a ``Dim``: an **atom**, a **product** of dims (a reshape merges axes, outer first), a
+**sum** of dims (a concatenation), or a **map** of a dim (its entries in another order, some perhaps more than once). Dims that
+an operation ties become the same dim; where their structures differ the atoms are refined until they agree: an atom of 12 that
+is tied to a product 3 x 4 becomes that product. Structures that can't agree (3 x 4 and 4 x 3) are pinned: none of their atoms
+may be cut.
 
-Cost grows with the number of operations and not with the lengths of axes.
+Cost grows with the number of operations and, but for maps, not with the lengths of axes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -27,15 +28,17 @@ class Dim:
 
     Attributes:
       size: number of entries.
-      kind: ``atom``, ``same`` (as its one part), ``reverse`` (of its one part, an atom), ``product`` or ``sum``.
-      parts: of the other four.
+      kind: ``atom``, ``same`` (as its one part), ``reverse`` (of its one part, an atom), ``map`` (of its one part), ``product``
+        or ``sum``.
+      parts: of the other five.
+      index: int, of a map: which entry of the part each entry is; each of them is there.
       cut, shard: of an atom, the reason why it may not be cut or sharded, or None.
     """
 
-    __slots__ = ("age", "cut", "kind", "parts", "shard", "size")
+    __slots__ = ("age", "cut", "index", "kind", "parts", "shard", "size")
 
-    def __init__(self, size: Any, kind: str = "atom", parts: tuple[Dim, ...] = ()):
-        self.size, self.kind, self.parts = size, kind, parts
+    def __init__(self, size: Any, kind: str = "atom", parts: tuple[Dim, ...] = (), index: Any = None):
+        self.size, self.kind, self.parts, self.index = size, kind, parts, index
         self.age = next(_AGES)
         self.cut: str | None = None
         self.shard: str | None = None
@@ -44,8 +47,8 @@ class Dim:
         own = root(self)
         if own.kind == "atom":
             return f"d{own.age}:{own.size}"
-        if own.kind == "reverse":
-            return f"-{own.parts[0]!r}"
+        if own.kind in ("reverse", "map"):
+            return f"{'-' if own.kind == 'reverse' else 'map '}{own.parts[0]!r}"
         return f"({(' x ' if own.kind == 'product' else ' + ').join(map(repr, own.parts))})"
 
 
@@ -70,6 +73,8 @@ def root(dim: Dim) -> Dim:
         if up.kind == "same":
             dim.parts = up.parts
         dim = up
+    if dim.kind == "map" and (inner := root(dim.parts[0])) is not dim.parts[0]:
+        return _composed(inner, dim)
     if dim.kind == "reverse" and (inner := root(dim.parts[0])).kind != "atom":
         return root(_reversed(inner, dim))
     return dim
@@ -85,9 +90,40 @@ def _reversed(inner: Dim, dim: Dim) -> Dim:
     if inner.kind == "reverse":
         dim.kind, dim.parts = "same", inner.parts
         return dim
+    if inner.kind == "map":
+        dim.kind, dim.parts, dim.index = "map", inner.parts, inner.index[::-1]
+        return dim
     parts = tuple(Dim(p.size, "reverse", (p,)) for p in inner.parts)
     dim.kind, dim.parts = inner.kind, parts[::-1] if inner.kind == "sum" else parts
     return dim
+
+
+def mapped(axis: Dim, index: np.ndarray) -> Dim:
+    """The dim whose entry i is entry ``index[i]`` of the axis, each of them at least once."""
+    return _composed(root(axis), Dim(len(index), "map", (), index))
+
+
+def _composed(inner: Dim, dim: Dim) -> Dim:
+    """Makes ``dim`` a map of what lies behind ``inner``, or the same as that."""
+    if inner.kind == "map":
+        dim.index, inner = inner.index[dim.index], root(inner.parts[0])
+    elif inner.kind == "reverse":
+        dim.index, inner = inner.size - 1 - dim.index, root(inner.parts[0])
+    dim.parts = (inner,)
+    if dim.size == inner.size and np.array_equal(dim.index, np.arange(dim.size)):
+        dim.kind, dim.index = "same", None
+        return inner
+    return dim
+
+
+def single(axis: Axis) -> Dim | None:
+    """The atom of which an axis is all entries, each once and in any order."""
+    if axis is None:
+        return None
+    dim = root(axis)
+    if dim.kind == "reverse" or (dim.kind == "map" and dim.size == dim.parts[0].size):
+        dim = root(dim.parts[0])
+    return dim if dim.kind == "atom" else None
 
 
 def atoms(axis: Axis) -> list[Dim]:
@@ -108,7 +144,7 @@ def pin(axis: Axis, reason: str, *, shard: bool = False) -> None:
 
 def product(dims: Iterable[Axis]) -> Axis:
     """Axes merged into one, outer first."""
-    parts = [f for d in dims if d is not None for f in _factors(d)]
+    parts = [f for d in dims if d is not None for f in factors(d)]
     if len(parts) < 2:
         return parts[0] if parts else None
     return Dim(math.prod(p.size for p in parts), "product", tuple(parts))
@@ -139,8 +175,13 @@ def halves(axis: Dim, at: Any) -> tuple[Dim, Dim] | None:
         halves(dim.parts[0], dim.size - at)
         left, right = root(dim).parts
         return left, right
+    if dim.kind == "map":
+        (inner,), sides = dim.parts, np.split(dim.index, [at])
+        if all(len(np.unique(side)) == inner.size for side in sides):
+            return mapped(inner, sides[0]), mapped(inner, sides[1])
+        return None if (own := _turned(dim)) is None else halves(own, at)
     if dim.kind == "product":
-        first, *rest = _factors(dim)
+        first, *rest = factors(dim)
         inner = math.prod(f.size for f in rest)
         if at % inner or (cut := halves(first, at // inner)) is None:
             return None
@@ -180,7 +221,7 @@ def pieces(axis: Axis, sizes: Sequence[Any]) -> list[Axis] | None:
 
 def reshaped(axes: Sequence[Axis], sizes: Sequence[Any]) -> Axes | None:
     """The axes of a reshape to ``sizes``, refining atoms where it splits them; None where their structure can't be followed."""
-    left = deque(f for axis in axes if axis is not None for f in _factors(axis))
+    left = deque(f for axis in axes if axis is not None for f in factors(axis))
     out: list[Axis] = []
     try:
         for n in sizes:
@@ -196,7 +237,7 @@ def reshaped(axes: Sequence[Axis], sizes: Sequence[Any]) -> Axes | None:
                 if x.size < n or x.size % n or (split := _factored(x, n)) is None:
                     return None
                 own.append(split[0])
-                left.extendleft(reversed(_factors(split[1])))
+                left.extendleft(reversed(factors(split[1])))
                 n = 1
             out.append(product(own))
     except jax.core.InconclusiveDimensionOperation:
@@ -204,67 +245,13 @@ def reshaped(axes: Sequence[Axis], sizes: Sequence[Any]) -> Axes | None:
     return tuple(out)
 
 
-# -- reading a dim -----------------------------------------------------------------------------------------------------
-
-
-def units(axis: Axis, atom: Dim) -> np.ndarray:
-    """For each entry of the axis the entry of the atom that it belongs to, int, -1 for none.
-
-    Where the atom stands twice in a product the outer one counts.
-    """
-    if axis is None:
-        return np.full(1, -1)
-    dim = root(axis)
-    if dim.kind == "atom":
-        return np.arange(dim.size) if dim is atom else np.full(dim.size, -1)
-    own = [units(part, atom) for part in dim.parts]
-    if dim.kind == "reverse":
-        return own[0][::-1]
-    if dim.kind == "sum":
-        return np.concatenate(own)
-    out = own[0]
-    for inner in own[1:]:
-        out = np.where(out[:, None] >= 0, out[:, None], inner[None]).reshape(-1)
-    return out
-
-
-def entries(axis: Axis, kept: Mapping[Dim, np.ndarray]) -> np.ndarray | None:
-    """The entries of the axis that stay, int, where of some atoms only the ``kept`` entries do; None: all."""
-    if axis is None or not any(a in kept for a in atoms(axis)):
-        return None
-    dim = root(axis)
-    if dim.kind == "atom":
-        return kept[dim]
-    if dim.kind == "reverse":
-        return dim.size - 1 - kept[root(dim.parts[0])][::-1]
-    own = [np.arange(p.size) if (e := entries(p, kept)) is None else e for p in dim.parts]
-    if dim.kind == "sum":
-        starts = np.cumsum([0, *(p.size for p in dim.parts)])
-        return np.concatenate([e + at for e, at in zip(own, starts, strict=False)])
-    out = own[0]
-    for part, inner in zip(dim.parts[1:], own[1:], strict=True):
-        out = (out[:, None] * part.size + inner[None]).reshape(-1)
-    return out
-
-
-def size(axis: Axis, kept: Mapping[Dim, np.ndarray]) -> Any:
-    """How many entries of the axis stay."""
-    if axis is None:
-        return 1
-    dim = root(axis)
-    if dim.kind == "atom":
-        return len(kept[dim]) if dim in kept else dim.size
-    own = [size(part, kept) for part in dim.parts]  # of a reverse one
-    return sum(own) if dim.kind == "sum" else math.prod(own)
-
-
-# -- structure ---------------------------------------------------------------------------------------------------------
-
-
-def _factors(dim: Dim) -> list[Dim]:
+def factors(dim: Axis) -> list[Dim]:
+    """The dims of which an axis is the product, outer first, those of length one left out; itself if it is none."""
+    if dim is None:
+        return []
     dim = root(dim)
     if dim.kind == "product":
-        return [f for part in dim.parts for f in _factors(part)]
+        return [f for part in dim.parts for f in factors(part)]
     return [] if dim.size == 1 else [dim]
 
 
@@ -302,6 +289,8 @@ def _unify(a: Dim, b: Dim) -> bool:
         # of two atoms the older one stays, so that the names of leaves' axes do
         young, old = (a, b) if b.kind != "atom" or (a.kind == "atom" and a.age > b.age) else (b, a)
         if any(part is young for part in atoms(old)):
+            if old.kind == "map" and old.parts[0] is young:
+                return _join(young, young, np.arange(young.size), old.index)
             return old.kind == "reverse" and _mirror(young)
         _refine(young, "same", (old,))
         return True
@@ -310,8 +299,10 @@ def _unify(a: Dim, b: Dim) -> bool:
         return other is not None and _unify(a.parts[0], other)
     if b.kind == "reverse":
         return _unify(b, a)
+    if "map" in (a.kind, b.kind):
+        return _unify_maps(a, b)
     if a.kind == b.kind == "product":
-        return _align_products(deque(_factors(a)), deque(_factors(b)))
+        return _align_products(deque(factors(a)), deque(factors(b)))
     return _align_sums(deque(_segments(a)), deque(_segments(b)))
 
 
@@ -323,12 +314,53 @@ def _mirror(atom: Dim) -> bool:
     return True
 
 
+def _unify_maps(a: Dim, b: Dim) -> bool:
+    if a.kind == b.kind:
+        if np.array_equal(a.index, b.index):
+            return _unify(a.parts[0], b.parts[0])
+        if a.parts[0].kind == b.parts[0].kind == "atom":
+            return _join(a.parts[0], b.parts[0], a.index, b.index)
+    for one, other in ((a, b), (b, a)):
+        if one.kind == "map" and (own := _turned(one)) is not None:
+            return _unify(own, other)
+    return "sum" in (a.kind, b.kind) and _align_sums(deque(_segments(a)), deque(_segments(b)))
+
+
+def _turned(dim: Dim) -> Dim | None:
+    """A map that is an atom in another order as an atom itself, of which the other one becomes the map; None: it is none."""
+    inner = dim.parts[0]
+    if inner.kind != "atom" or inner.size != dim.size:
+        return None
+    own = Dim(dim.size)
+    own.age = inner.age
+    _refine(inner, "same", (mapped(own, np.argsort(dim.index)),))
+    return own
+
+
+def _join(a: Dim, b: Dim, left: np.ndarray, right: np.ndarray) -> bool:
+    """Atoms of which entries ``left[i]`` and ``right[i]`` are one for each i: both become maps of what is left of them."""
+    from scipy.sparse import coo_array  # loaded here: they would slow down the import of the package
+    from scipy.sparse.csgraph import connected_components
+
+    a, b, left, right = (a, b, left, right) if a.age <= b.age else (b, a, right, left)
+    n = a.size if a is b else a.size + b.size
+    pairs = (left, right if a is b else a.size + right)
+    _, label = connected_components(coo_array((np.ones(len(left)), pairs), (n, n)), directed=False)
+    _, first, own = np.unique(label, return_index=True, return_inverse=True)
+    label = np.argsort(np.argsort(first))[own]  # numbered as the entries of the older one are
+    units = a if len(first) == a.size else Dim(len(first))
+    for atom, index in ((a, label[: a.size]), *([] if a is b else [(b, label[a.size :])])):
+        if atom is not units:
+            _refine(atom, "same", (mapped(units, index),))
+    return True
+
+
 def _align_products(left: deque[Dim], right: deque[Dim]) -> bool:
     while left and right:
         x, y = root(left.popleft()), root(right.popleft())
         if x.kind == "product" or y.kind == "product":  # refined since
-            left.extendleft(reversed(_factors(x)))
-            right.extendleft(reversed(_factors(y)))
+            left.extendleft(reversed(factors(x)))
+            right.extendleft(reversed(factors(y)))
             continue
         if x.size == y.size:
             if not _unify(x, y):
@@ -338,7 +370,7 @@ def _align_products(left: deque[Dim], right: deque[Dim]) -> bool:
             x, y, left, right = y, x, right, left
         if x.size % y.size or (split := _factored(x, y.size)) is None or not _unify(split[0], y):
             return False
-        left.extendleft(reversed(_factors(split[1])))
+        left.extendleft(reversed(factors(split[1])))
     return not left and not right
 
 
@@ -372,6 +404,8 @@ def _factored(dim: Dim, outer: Any) -> tuple[Dim, Dim] | None:
         _factored(dim.parts[0], outer)
         first, second = root(dim).parts
         return first, second
+    if dim.kind == "map":
+        return None if (own := _turned(dim)) is None else _factored(own, outer)
     same = pieces(dim, [inner] * outer)
     if same is None:
         return None

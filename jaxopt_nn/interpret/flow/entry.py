@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, extent
 from jaxopt_nn.interpret.flow.dims import Axes, Axis, Dim
 from jaxopt_nn.interpret.flow.moves import Join, Move
 
@@ -15,13 +15,15 @@ from jaxopt_nn.interpret.flow.moves import Join, Move
 class Call(NamedTuple):
     """An equation, the axes of its operands and of its results, and of operands that are one literal number that number.
 
-    None stands for the axes of what enters a loop and stays whole there.
+    None stands for the axes of what enters a loop and stays whole there. ``known``: for each operand that is computed from
+    constants alone what gives its value (``picks.py``), else None.
     """
 
     eqn: Any
     ins: tuple[Any, ...]
     outs: tuple[Axes, ...] = ()
     numbers: tuple[Any, ...] = ()
+    known: tuple[Any, ...] = ()
 
     @property
     def name(self) -> str:
@@ -52,8 +54,8 @@ class Notes(Protocol):
     def pin(self, axis: Axis, reason: str) -> None:
         """None of the axis' atoms may be cut."""
 
-    def completes(self, i: int) -> None:
-        """The equation reduces over axis ``i`` of its operand, and the rest is to be added."""
+    def completes(self, atom: Dim) -> None:
+        """The equation reduces over the atom, and the rest is to be added."""
 
     def divides(self, operand: int, atom: Dim) -> None:
         """The operand is zero along the atom, where the equation is not finite at zero."""
@@ -66,6 +68,7 @@ class Entry(NamedTuple):
       axes: the axes of the results; ties those of the operands.
       zeros: along which atoms the results are zero where the operands are; notes what must be zero there and is not.
       params: the equation's parameters on operands of which only some entries are kept; None: as they are.
+      arrays: the operands themselves, where these hold places that are counted anew; None: as they are.
       moves: of an operation that only moves entries, each result as an operand after some steps; gives None where it does not.
       joins: of one that puts its operands one behind the other, along which axis, and after which steps.
     """
@@ -73,6 +76,7 @@ class Entry(NamedTuple):
     axes: Callable[[Call], Sequence[Axes]]
     zeros: Callable[[Call, Sequence[Zero], Notes], Sequence[Zero]]
     params: Callable[[Call, Kept], dict[str, Any]] | None = None
+    arrays: Callable[[Call, Sequence[Any], Kept], list[Any]] | None = None
     moves: Callable[[Any], Sequence[Move] | None] | None = None
     joins: Callable[[Any], Join] | None = None
 
@@ -82,7 +86,7 @@ def shape_of(var: Any) -> tuple[Any, ...]:
 
 
 def sizes_of(axes: Axes, kept: Kept) -> tuple[Any, ...]:
-    return tuple(dims.size(axis, kept) for axis in axes)
+    return tuple(extent.size(axis, kept) for axis in axes)
 
 
 def joined(axes: Sequence[Axis], name: str) -> Axis:

@@ -126,7 +126,7 @@ class Graph:
         for v, c in zip(jaxpr.constvars, consts, strict=True):
             env[v] = self._constant(_single(c), [n > 1 for n in np.shape(c)])
         read = lambda v: self._constant(number_of(v), ()) if jaxprs.is_literal(v) else env[v]
-        for i, eqn in enumerate(jaxpr.eqns):
+        for i, eqn in jaxprs.live(jaxpr):
             outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxopt_nn.core.matrix import Broadcast, Reshape, Reverse, Slice, Squeeze, Transpose
-from jaxopt_nn.interpret.flow import dims, moves
+from jaxopt_nn.interpret.flow import dims, extent, moves
 from jaxopt_nn.interpret.flow.dims import Axes, Axis, Dim
 from jaxopt_nn.interpret.flow.entry import (
     EVERYWHERE,
@@ -150,10 +150,10 @@ def _slice_params(call: Call, kept: Kept) -> dict[str, Any]:
     starts, stops = list(params["start_indices"]), list(params["limit_indices"])
     strides = params["strides"] or (1,) * len(starts)
     for i, (axis, out) in enumerate(zip(call.ins[0], call.outs[0], strict=True)):
-        stay = dims.entries(axis, kept)
+        stay = extent.entries(axis, kept)
         if stay is None:
             continue
-        length = dims.size(out, kept)
+        length = extent.size(out, kept)
         starts[i] = int(np.searchsorted(stay, starts[i])) if strides[i] == 1 else starts[i]
         stops[i] = starts[i] + (length - 1) * strides[i] + 1
     return {"start_indices": tuple(starts), "limit_indices": tuple(stops)}
@@ -181,7 +181,7 @@ def _parted(call: Call, at: int, sizes: Sequence[Any], place: Callable[[Axis], t
 
 def _split_params(call: Call, kept: Kept) -> dict[str, Any]:
     at = call.eqn.params["axis"]
-    return {"sizes": tuple(dims.size(out[at], kept) for out in call.outs)}
+    return {"sizes": tuple(extent.size(out[at], kept) for out in call.outs)}
 
 
 def _concatenate(call: Call) -> list[Axes]:

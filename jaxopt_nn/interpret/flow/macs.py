@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import extent
 from jaxopt_nn.interpret.flow.dims import Axis
 from jaxopt_nn.interpret.flow.entry import Call
 from jaxopt_nn.interpret.flow.flow import Flow
@@ -27,7 +27,7 @@ class Macs:
         length = lambda axis: 1 if axis is None else axis.size
         dead = remains.left.dead
         return sum(
-            macs * math.prod(dims.size(a, remains.kept) for a in axes) // math.prod(map(length, axes))
+            macs * math.prod(extent.size(a, remains.kept) for a in axes) // math.prod(map(length, axes))
             for key, macs, axes in self._sites
             if not any(key[:n] in dead for n in range(1, len(key) + 1))
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, extent
 from jaxopt_nn.interpret.flow.dims import Axes, Axis, Dim
 from jaxopt_nn.interpret.flow.entry import (
     EVERYWHERE,
@@ -48,6 +48,50 @@ def _dot_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
         must_be_zero(a, zeros[:2], notes, "a dot sums over it, and it is not zero there")
     sources = [zeros[:2]] * len(batch) + [zeros[:1]] * len(left) + [zeros[1:2]] * len(right)
     return [along(call.outs[0], sources)]
+
+
+class Ragged(NamedTuple):
+    """The axes of a product of rows with one of several matrices: contracted pairs, of the rows, of the matrices."""
+
+    contracted: list[tuple[Axis, Axis]]
+    rows: list[Axis]
+    made: list[Axis]
+    which: tuple[Axis, ...]
+
+
+def ragged_axes(call: Call) -> Ragged | None:
+    """None where it sums over ragged rows, or has batch axes."""
+    numbers = call.eqn.params["ragged_dot_dimension_numbers"]
+    (left, right), (batch, _) = numbers.dot_dimension_numbers
+    (row,), groups = numbers.lhs_ragged_dimensions, tuple(numbers.rhs_group_dimensions)
+    if batch or row in left or len(groups) != 1:
+        return None
+    x, w = call.ins[:2]
+    pairs = [(x[i], w[j]) for i, j in zip(left, right, strict=True)]
+    made = [axis for i, axis in enumerate(w) if i not in (*right, *groups)]
+    return Ragged(pairs, [axis for i, axis in enumerate(x) if i not in left], made, (x[row], w[groups[0]], *call.ins[2]))
+
+
+def _ragged(call: Call) -> list[Axes]:
+    own = ragged_axes(call)
+    if own is None:
+        return [()]  # can't be followed
+    for a, b in own.contracted:
+        dims.tie(a, b, f"`{call.name}` contracts it with an axis of another structure")
+    for axis in own.which:
+        dims.pin(axis, f"`{call.name}` tells groups apart by it")
+    return [(*own.rows, *own.made)]
+
+
+def _ragged_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
+    own = ragged_axes(call)
+    if own is None:
+        return [NOWHERE]
+    if zeros[0].everywhere or zeros[1].everywhere:
+        return [EVERYWHERE]
+    for a, _ in own.contracted:
+        must_be_zero(a, zeros[:2], notes, "a dot sums over it, and it is not zero there")
+    return [along(call.outs[0], [zeros[:1]] * len(own.rows) + [zeros[1:2]] * len(own.made))]
 
 
 class Conv(NamedTuple):
@@ -125,10 +169,11 @@ def _conv_params(call: Call, kept: Kept) -> dict[str, Any]:
     if call.eqn.params["feature_group_count"] == 1:
         return {}
     own = conv_axes(call)
-    return {"feature_group_count": dims.size(own.features, kept) // dims.size(own.inputs, kept)}
+    return {"feature_group_count": extent.size(own.features, kept) // extent.size(own.inputs, kept)}
 
 
 PRODUCTS: dict[str, Entry] = {
     "dot_general": Entry(_dot, _dot_zeros),
+    "ragged_dot_general": Entry(_ragged, _ragged_zeros),
     "conv_general_dilated": Entry(_conv, _conv_zeros, _conv_params),
 }

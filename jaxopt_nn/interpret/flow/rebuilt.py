@@ -79,7 +79,7 @@ def _others(flow: Flow, graph: Graph) -> Iterator[tuple[Dim, str]]:
     """What makes a rebuilt module another one, whatever its weights are."""
     for node in graph.nodes:
         if node.key in flow.rests:
-            for atom in _free(node.call.ins[0][flow.rests[node.key]]):
+            for atom in _free(flow.rests[node.key]):
                 yield atom, f"`{node.name}` over it adds what units that are cut leave there"
         for value, axes in zip(node.ins, node.call.ins, strict=True):
             varies = graph.whole.get(value, ())

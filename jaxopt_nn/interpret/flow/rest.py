@@ -2,7 +2,7 @@
 
 A reduction over units may see values there that are not zero: in a two-pass variance ``x - mean``, which is ``-mean`` where
 ``x`` is zero; in a softmax ``exp(0)``. The shrunken network then adds what the cut units would have given: the value of one of
-them, of length one along the axis, as often as units are cut.
+them, of length one along the atom, as often as units are cut.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ COMPLETE: dict[str, Callable[[Any, Any, int], Any]] = {
 
 
 def place(axes: Axes, atom: Dim) -> int | None:
-    """The axis that is the atom and nothing else, if the atom lies in no other one."""
-    own = [i for i, axis in enumerate(axes) if atom in dims.atoms(axis)]
-    return own[0] if len(own) == 1 and dims.root(axes[own[0]] or atom) is atom else None
+    """The axis that is the atom in any order, or a product of it and others, if the atom lies nowhere else."""
+    own = [i for i, axis in enumerate(axes) for a in dims.atoms(axis) if a is atom]
+    return own[0] if len(own) == 1 and any(dims.single(f) is atom for f in dims.factors(axes[own[0]])) else None
 
 
 def same(call: Call, zeros: Sequence[Zero]) -> frozenset[Dim]:

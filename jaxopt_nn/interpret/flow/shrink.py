@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxopt_nn.interpret import jaxprs
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, extent
 from jaxopt_nn.interpret.flow.derivatives import Derivative
 from jaxopt_nn.interpret.flow.dims import Axes, Dim
 from jaxopt_nn.interpret.flow.entry import Call, Kept, Zero
@@ -62,7 +62,7 @@ class _Shrinking:
         env |= {v: _Value(c, True) for v, c in zip(jaxpr.constvars, consts, strict=True)}
         read = lambda v: _Value(v.val, True) if jaxprs.is_literal(v) else env[v]
         drops = jaxprs.last_uses(jaxpr)
-        for i, eqn in enumerate(jaxpr.eqns):
+        for i, eqn in jaxprs.live(jaxpr):
             if (own := (*key, i)) in self._left.dead:
                 outs = [_Value(None)] * len(eqn.outvars)
             elif own in self._left.passing:
@@ -78,7 +78,7 @@ class _Shrinking:
     def _cut(self, array: Any, axes: Axes) -> Any:
         """A whole array, cut along the axes that it has where it is used."""
         for i, axis in enumerate(axes):
-            stay = dims.entries(axis, self._kept)
+            stay = extent.entries(axis, self._kept)
             if stay is not None:
                 array = jnp.take(array, stay, axis=i)
         return array
@@ -102,9 +102,7 @@ class _Shrinking:
 
     def _completed(self, out: Any, call: Call, operands: list[_Value], key: Key) -> Any:
         """A reduction over what is kept, with what the cut units would have given."""
-        axis = call.ins[0][self._flow.rests[key]]
-        assert axis is not None
-        atom = dims.root(axis)
+        atom = self._flow.rests[key]
         if atom not in self._kept:
             return out
         one = self._rest_of(operands[0], call.ins[0], self._flow.zeros[key][0], atom)
@@ -122,7 +120,7 @@ class _Shrinking:
 
     def _rest_of(self, value: _Value, axes: Axes, zero: Zero, atom: Dim) -> Any:
         if zero.at(atom):
-            return jnp.zeros([1 if atom in dims.atoms(a) else dims.size(a, self._kept) for a in axes], value.array.dtype)
+            return jnp.zeros([extent.size(a, {**self._kept, atom: np.zeros(1, int)}) for a in axes], value.array.dtype)
         assert value.rest is not None
         return value.rest(atom)
 
@@ -153,6 +151,8 @@ def _bind(call: Call, arrays: list[Any], kept: Kept) -> list[Any]:
     entry = PRIMITIVES.get(call.name)
     if entry is not None and entry.params is not None:
         params = {**params, **entry.params(call, kept)}
+    if entry is not None and entry.arrays is not None:
+        arrays = entry.arrays(call, arrays, kept)
     out = primitive.bind(*arrays, **primitive.get_bind_params(params))
     return list(out) if primitive.multiple_results else [out]
 

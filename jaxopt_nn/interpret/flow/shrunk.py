@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxopt_nn.core.passes import Layer, Plan
 from jaxopt_nn.core.paths import leaves_by_path, path_of
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, extent
 from jaxopt_nn.interpret.flow.dims import Axis, Dim
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.flow.residuals import NOTHING, Dropped, Graph, branches, dropped
@@ -121,7 +121,7 @@ def kept_of(flow: Flow, plan: Plan) -> dict[Dim, np.ndarray]:
     for path, axes in flow.leaves.items():
         own = plan.cuts[path].axes if path in plan.cuts else {}
         for i, axis in enumerate(axes):
-            stay, planned = dims.entries(axis, kept), own.get(i)
+            stay, planned = extent.entries(axis, kept), own.get(i)
             if stay is None and planned is None:
                 continue
             if stay is None or planned is None or not np.array_equal(stay, planned):
@@ -180,7 +180,7 @@ def _atom(flow: Flow, layer: Layer, name: str) -> Dim:
     assert member.axis is not None
     axis: Axis = flow.leaves[member.path][member.axis]
     for atom in dict.fromkeys(dims.atoms(axis)):
-        if atom.size == layer.size and np.array_equal(dims.units(axis, atom), member.units):
+        if atom.size == layer.size and np.array_equal(extent.units(axis, atom), member.units):
             if atom.cut is not None:
                 raise ValueError(f"{name}: {layer.name} must keep all of its {layer.size} units: it {atom.cut}")
             return atom

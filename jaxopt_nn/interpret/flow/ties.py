@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxopt_nn.interpret import jaxprs
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, picks
 from jaxopt_nn.interpret.flow.derivatives import Derivative, derivative
 from jaxopt_nn.interpret.flow.dims import Axes, Axis
 from jaxopt_nn.interpret.flow.entry import Call
-from jaxopt_nn.interpret.flow.products import conv_axes, dot_axes
+from jaxopt_nn.interpret.flow.picks import Known
+from jaxopt_nn.interpret.flow.products import conv_axes, dot_axes, ragged_axes
 from jaxopt_nn.interpret.flow.residuals import passing_carry
 from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.program import Program
@@ -32,11 +33,13 @@ class Value(NamedTuple):
       axes: None: it is whole.
       sources: the leaves that it is computed from, with no input in the computation.
       dynamic: it depends on an input.
+      known: of one that is whole what gives its value, where that is the same wherever it is used.
     """
 
     axes: Axes | None
     sources: frozenset[str] = frozenset()
     dynamic: bool = False
+    known: Known | None = None
 
 
 WHOLE = Value(None)
@@ -87,14 +90,16 @@ class Ties:
         self.leaves = {path: dims.fresh(a.shape) for path, a in shapes}
         args = [Value(axes, frozenset({path})) for path, axes in self.leaves.items()]
         args += [Value(dims.fresh(a.shape, "is an axis of an input"), dynamic=True) for a in avals[len(paths) :]]
-        self.outs = self._run(program.jaxpr, args, ())
+        self.outs = self._run(jaxprs.Body(program.jaxpr, program.consts), args, ())
 
     # -- walking -------------------------------------------------------------------------------------------------------
 
-    def _run(self, jaxpr: Any, args: Sequence[Value], key: Key) -> list[Value]:
-        env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True)) | dict.fromkeys(jaxpr.constvars, WHOLE)
-        read = lambda v: WHOLE if jaxprs.is_literal(v) else env[v]
-        for i, eqn in enumerate(jaxpr.eqns):
+    def _run(self, body: jaxprs.Body, args: Sequence[Value], key: Key) -> list[Value]:
+        jaxpr, known = body.jaxpr, lambda x: WHOLE._replace(known=picks.constant(x))
+        env: dict[Any, Value] = dict(zip(jaxpr.invars, args, strict=True))
+        env |= {v: known(x) for v, x in zip(jaxpr.constvars, body.consts, strict=True)}
+        read = lambda v: known(v.val) if jaxprs.is_literal(v) else env[v]
+        for i, eqn in jaxprs.live(jaxpr):
             outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
@@ -102,25 +107,29 @@ class Ties:
     def _equation(self, eqn: Any, operands: list[Value], key: Key) -> list[Value]:
         name = eqn.primitive.name
         if all(v.axes is None for v in operands):
-            return [WHOLE] * len(eqn.outvars)
+            return [WHOLE._replace(known=known) for known in picks.results(eqn, [v.known for v in operands])]
         if name in jaxprs.LOOPS:
             return getattr(self, f"_{name}")(eqn, operands, key)
         if name == "shard_map":
             return self._shard_map(eqn, operands, key)
         if name in jaxprs.DIRECT:
             (body,) = jaxprs.bodies(eqn) or ()
-            results = self._run(body.jaxpr, operands, (*key, 0))
+            results = self._run(body, operands, (*key, 0))
             if name in jaxprs.CUSTOM_DERIVATIVES and not self._within_rule:
                 self._derivative(eqn, operands, results, key)
             return results
         ins = tuple(_axes_of(v, var) for v, var in zip(operands, eqn.invars, strict=True))
-        call = Call(eqn, ins, (), tuple(map(number_of, eqn.invars)))
+        known = tuple(v.known if v.axes is None else None for v in operands)
+        call = Call(eqn, ins, (), tuple(map(number_of, eqn.invars)), known)
         entry = PRIMITIVES.get(name)
         outs = self._opaque(call) if entry is None else self._checked(call, entry.axes(call))
         self.calls[key] = call._replace(outs=tuple(outs))
         self.sources[key] = tuple(operands)
         if key in self.program.sites:
             self._site(self.calls[key], operands, key)
+        elif name == "ragged_dot_general" and (own := ragged_axes(call)) is not None:  # no site: its weights stay floats
+            self.producers += [(path, axis) for path in operands[1].sources for axis in own.made]
+            self.consumers += [(path, axis) for path in operands[1].sources for _, axis in own.contracted]
         dynamic = any(v.dynamic for v in operands)
         sources = frozenset() if dynamic else frozenset().union(*(v.sources for v in operands))
         return [Value(axes, sources, dynamic) for axes in outs]
@@ -181,12 +190,12 @@ class Ties:
         along = lambda values, which: [values[i]._replace(sources=frozenset(), dynamic=True) for i in which]
         reason = "a custom derivative gives it another structure"
         if rule.tangents is not None:
-            made = self._run(rule.tangents.jaxpr, [*operands, *along(operands, rule.inputs)], (*key, 1))
+            made = self._run(rule.tangents, [*operands, *along(operands, rule.inputs)], (*key, 1))
             of = along(outs, rule.outputs)
         else:
             assert rule.residuals is not None and rule.pullback is not None
-            residuals = self._run(rule.residuals.jaxpr, operands, (*key, 1))
-            made = self._run(rule.pullback.jaxpr, [*residuals, *along(outs, rule.outputs)], (*key, 2))
+            residuals = self._run(rule.residuals, operands, (*key, 1))
+            made = self._run(rule.pullback, [*residuals, *along(outs, rule.outputs)], (*key, 2))
             of = along(operands, rule.inputs)
         for a, b in zip(made, of, strict=True):
             if a.axes is not None and b.axes is not None:
@@ -208,7 +217,7 @@ class Ties:
 
     def _body(self, body: Any, args: Sequence[Value], key: Key, stay: Sequence[bool]) -> list[Value]:
         """A body's results, of which those that do not stay whole have axes."""
-        outs = self._run(body.jaxpr, args, key)
+        outs = self._run(body, args, key)
         made = self._cut(outs, body.jaxpr.outvars, stay)
         self.ends[key] = [new.axes if old.axes is None else None for old, new in zip(outs, made, strict=True)]
         return made
@@ -234,7 +243,7 @@ class Ties:
         outs = self._body(body, args, (*key, 0), [*carried, *ends[n_carry:]])
         for old, new in zip(values[n_consts:first], outs[:n_carry], strict=True):
             _tie_all(old.axes, new.axes, "`scan` carries it on as another axis")
-        ys = [y if y.axes is None else y._replace(axes=(length, *y.axes)) for y in outs[n_carry:]]
+        ys = [WHOLE if y.axes is None else y._replace(axes=(length, *y.axes)) for y in outs[n_carry:]]
         return [*map(_carry, values[n_consts:first]), *ys]
 
     def _while(self, eqn: Any, operands: list[Value], key: Key) -> list[Value]:
@@ -246,7 +255,7 @@ class Ties:
         values = self._cut(operands, eqn.invars, [*([True] * first), *carried])
         self._note(key, eqn, values)
         carry = list(map(_carry, values[first:]))
-        self._run(cond.jaxpr, [*values[:n_cond], *carry], (*key, 0))
+        self._run(cond, [*values[:n_cond], *carry], (*key, 0))
         outs = self._body(body, [*values[n_cond:first], *carry], (*key, 1), carried)
         for old, new in zip(carry, outs, strict=True):
             _tie_all(old.axes, new.axes, "`while` carries it on as another axis")
@@ -304,11 +313,11 @@ def number_of(var: Any) -> float | None:
 
 def _carry(value: Value) -> Value:
     """A carried value may be an activation in a later iteration."""
-    return value if value.axes is None else Value(value.axes, dynamic=True)
+    return WHOLE if value.axes is None else Value(value.axes, dynamic=True)
 
 
 def _sliced(value: Value) -> Value:
-    return value if value.axes is None else value._replace(axes=value.axes[1:])
+    return WHOLE if value.axes is None else value._replace(axes=value.axes[1:])
 
 
 def _tie_all(a: Axes | None, b: Axes | None, reason: str) -> None:

@@ -28,7 +28,7 @@ class Zeros:
     Attributes:
       pins: ``{atom: why its units can't be cut}``: something sums over them, or divides by them, that is not zero there.
       divisors: ``(path, atom)`` of leaves that divide.
-      rests: ``{key of a reduction: the axis whose rest is to be added}``.
+      rests: ``{key of a reduction: the atom whose rest is to be added}``.
       operands: ``{key: where an equation's operands are zero}``.
       same: ``{key: Zero.same of its first result}``.
     """
@@ -37,7 +37,7 @@ class Zeros:
         self._flow, self._quiet = flow, 0
         self.pins: dict[Dim, str] = {}
         self.divisors: set[tuple[str, Dim]] = set()
-        self.rests: dict[Key, int] = {}
+        self.rests: dict[Key, Dim] = {}
         self.operands: dict[Key, list[Zero]] = {}
         self.same: dict[Key, frozenset[Dim]] = {}
         program = flow.program
@@ -57,7 +57,7 @@ class Zeros:
                 return EVERYWHERE if number_of(v) == 0 else NOWHERE
             return env[v]
 
-        for i, eqn in enumerate(jaxpr.eqns):
+        for i, eqn in jaxprs.live(jaxpr):
             outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
@@ -97,8 +97,8 @@ class Zeros:
             self.operands[key], self.same[key] = zeros, first.same
         return [first, *others]
 
-    def complete(self, key: Key, i: int) -> None:
-        self.rests[key] = i
+    def complete(self, key: Key, atom: Dim) -> None:
+        self.rests[key] = atom
 
     def note(self, atom: Dim, reason: str) -> None:
         if not self._quiet:
@@ -146,8 +146,8 @@ class _Noted:
         for atom in dims.atoms(axis):
             self._walk.note(atom, reason)
 
-    def completes(self, i: int) -> None:
-        self._walk.complete(self._key, i)
+    def completes(self, atom: Dim) -> None:
+        self._walk.complete(self._key, atom)
 
     def divides(self, operand: int, atom: Dim) -> None:
         value = self._operands[operand]
