@@ -171,11 +171,21 @@ def test_what_training_mode_or_another_batch_sums_over_is_refused():
     other = net.replace(training=lambda v, x, key: (jnp.cumprod(1.5 - jax.nn.relu(x @ v["a"]), -1) @ v["b"], {}))
     with pytest.raises(ValueError, match=r"the function for training fails .* must keep all of its 6 units: it `cumprod` runs"):
         shrink.execute(other, shrink.plan(other, ModelInfo(), x))
-    flat = net.replace(apply=lambda v, x: jnp.exp(x @ v["a"]).reshape(-1).sum() * v["b"])
+    flat = net.replace(apply=lambda v, x: jnp.cumprod(jnp.exp(x @ v["a"]), 0 if len(x) == 1 else 1) @ v["b"])
     small, _ = shrink.execute(flat, shrink.plan(flat, ModelInfo(), x[:1]))
-    assert small(x[:1]).shape == (6, 3)
-    with pytest.raises(ValueError, match="must keep all of its 6 units: it `reduce_sum` reduces over it, and units differ"):
+    assert small(x[:1]).shape == (1, 3)
+    with pytest.raises(ValueError, match="must keep all of its 6 units: it `cumprod` runs along it"):
         small(x)
+
+
+def test_a_sum_over_units_and_the_batch_is_completed_for_every_batch():
+    net, x = plain()
+    net = net.replace(apply=lambda v, x: jnp.exp(x @ v["a"]).reshape(-1).sum() * jnp.tanh(x @ v["a"]) @ v["b"])
+    shrink = cut_units(share=0.5)
+    small, _ = shrink.execute(net, plan := shrink.plan(net, ModelInfo(), x[:1]))
+    method = mask_units(plan.masks)
+    zeroed = net.replace(variables=method.view(net.variables, method.init(net.variables)))
+    close(small(x), zeroed(x))
 
 
 def test_a_plan_that_was_edited_against_its_couplings():
