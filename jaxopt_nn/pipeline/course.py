@@ -116,15 +116,15 @@ class Course:
             if stage.epochs:
                 self.trainer(k, network, task)
 
-    def begun(self, k: int, now: Position, task: Task) -> tuple[Position, tuple[Facts, ...]]:
+    def begun(self, k: int, now: Position, run: Run) -> tuple[Position, tuple[Facts, ...]]:
         """At the beginning of stage ``k``: its pass is carried out, or its transform starts; and its facts."""
-        stage, plan = self.recipe[k], self.accumulated(task.steps)
+        task, stage, plan = run.task, self.recipe[k], self.accumulated(run.task.steps)
         now, added = now._replace(rule_states=None), plan.added[k]
         if any(later.rewind == stage.name for later in self.recipe):
             now = now._replace(starts={**now.starts, stage.name: now.network.variables})
         viewed = now.network.replace(variables=self.view(k - 1, now, task))
         if isinstance(stage.transform, Pass):
-            now, remap = self._cut(stage, now, viewed, task)
+            now, remap = self._cut(stage, now, viewed, run)
             return now._replace(states=(*now.states, State())), (remap.plan.facts,)
         info = _calibrated(added, viewed, now.info, task)
         state = added.init(viewed.variables, info)
@@ -141,11 +141,11 @@ class Course:
         plan = self.accumulated(task.steps).upto(k)
         return plan.methods[k].view(now.network.variables, plan.state(now.states[: k + 1]))
 
-    def _cut(self, stage: Stage, now: Position, viewed: Network, task: Task) -> tuple[Position, Remap]:
+    def _cut(self, stage: Stage, now: Position, viewed: Network, run: Run) -> tuple[Position, Remap]:
         """A pass commits the view, then carries over all states."""
-        plan = self.accumulated(task.steps)
+        task, plan = run.task, self.accumulated(run.task.steps)
         assert isinstance(stage.transform, Pass)
-        small, remap, info = cut(stage.transform, viewed, now.info, task)
+        small, remap, info = cut(stage.transform, viewed, now.info, task, place=run.checkpoints and run.checkpoints(stage.name))
         states, anew = [], now.anew
         for method, state in zip(plan.added, now.states):
             known = _calibrated(method, small, info, task)
@@ -186,10 +186,13 @@ class Course:
         return now.network.replace(variables=self.packed(k, now, task), rules=rules, states=states, training=None)
 
 
-def cut(change: Pass, network: Network, info: ModelInfo, task: Task, few: bool = False) -> tuple[Network, Remap, ModelInfo]:
-    """The network after a pass, what carries over to it, and what is known of it."""
+def cut(
+    change: Pass, network: Network, info: ModelInfo, task: Task, few: bool = False, place: Checkpoints | None = None
+) -> tuple[Network, Remap, ModelInfo]:
+    """The network after a pass, what carries over to it, and what is known of it; ``place`` keeps the plan."""
     known = _calibrated(change, network, info, task, few)
-    plan = change.plan(network, known, *task.example)
+    fresh = lambda: change.plan(network, known, *task.example)
+    plan = fresh() if place is None else place.plan(fresh, task.example)
     small, remap = change.execute(change.mend(network, plan, known), plan)
     return small, remap, inspect(small.apply, small.variables, *task.example)
 
