@@ -1,4 +1,25 @@
-"""A small vision transformer without half of its heads and half of its MLP width, on Fashion-MNIST."""
+"""A small vision transformer without half of its heads and half of its MLP width, on Fashion-MNIST.
+
+    jaxopt compress --config=fashion_vit_heads --workdir=runs/fashion_vit
+    jaxopt sweep --config=fashion_vit_heads --workdir=runs/fashion_vit_sweep --seeds=5
+
+16 patches of 7 x 7 pixels and a class token, 2 blocks of width 64 with 4 heads and an MLP of 128, trained for 4 epochs. In each
+block 2 heads and 64 hidden units stay, those of the largest fan-in times fan-out; 4 more epochs train what is left.
+
+About 3 minutes on 2 cores (AMD EPYC), the sweep a quarter of an hour; with the control twice that.
+Expected, JAX 0.10.2, seeds 0 to 4, test data:
+
+    network                  MACs        bytes     accuracy by seed, %
+    dense                    1,238,912   288,296   VDENSE
+    half the heads and MLP     644,864   155,944   VCUT
+    difference                                     VDIFF
+
+VMEAN on average, standard error VSE: the dense network has not had all it can learn from 4 epochs, and the later training
+shows. Two epochs at 2e-3 in the place of four lost 0.79 points (seed 0, test data).
+
+Michel et al. (2019) find that a large share of the heads of trained transformers can go without a loss, and of some layers all
+but one.
+"""
 
 from ml_collections import ConfigDict
 
