@@ -17,8 +17,8 @@ Expected, JAX 0.10.2, 5 seeds, test data, means and standard deviations; differe
     a quarter     702,192    90,088   90.52 (0.19)    -0.33 (0.07)    -0.94 (0.08)    0.29 (0.22 to 0.36)
     control     3,151,744   447,272   91.48 (0.06)    +0.62 (0.01)                     1
 
-The control's figures are of seeds 0, 2, 3 and 4. The dense network has not learnt all that it can in 4 epochs: beside one that is
-trained as long as the cut ones, half loses 0.23 points and a quarter 0.94.
+The control's figures are of seeds 0, 2, 3 and 4. The dense network has not learnt all that it can in 4 epochs: beside one that
+is trained as long as the cut ones, half loses 0.23 points and a quarter 0.94.
 
 Channels that stay are multiples of 8: 32 of 48 and 48 of 64 of half, 24 and 24 of a quarter. Without that XLA's programs for
 CPUs lose what was won: at half of the multiply-accumulates another network (16, 32 and 64 channels, ``stride=2``) took 1.14
