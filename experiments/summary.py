@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxopt_nn.numerics.intervals import mean_interval
-from jaxopt_nn.reporting.tables import human_bytes, last, scores
+from jaxopt_nn.reporting.tables import control_scores, human_bytes, last, scores
 
 from .common import picture
 from .grid import Cell, short_names
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = 3
-#: What is summarized of a run: its score and the baseline's, in the report's headline metric, and sizes.
-NUMBERS = ("score", "baseline_score", "bytes", "ratio")
+#: What is summarized of a run: its score, the baseline's and the control's, in the report's headline metric, and sizes.
+NUMBERS = ("score", "baseline_score", "control_score", "bytes", "ratio")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
 MARKERS = "osD^vPX"
 
@@ -35,9 +35,12 @@ def record(report: Mapping[str, Any], cell: str, folder: str) -> dict[str, Any]:
     if any(value is None or not math.isfinite(value) for value in (before.get(name), after.get(name))):
         raise ValueError(f"its {name} is no finite number")
     times = {f"ms@{batch}": time["ms"] for batch, time in end.get("latency", {}).items()}
+    control = control_scores(dict(report)).get(name)
+    without = {} if control is None else {"control_score": control}
     return {
         "cell": cell, "seed": report["seed"], "folder": folder, "metric": {"name": name, **report["metrics"][name]},
-        "score": after.get(name), "baseline_score": before.get(name), "bytes": end["bytes"], "ratio": end["ratio"], **times,
+        "score": after.get(name), "baseline_score": before.get(name), **without, "bytes": end["bytes"],
+        "ratio": end["ratio"], **times,
     }  # fmt: skip
 
 
@@ -73,14 +76,16 @@ def cell_entry(
 ) -> dict[str, Any]:
     """A setting: its runs, one for each seed, the spread of each of their numbers, and differences paired by seed.
 
-    ``against_float`` is the difference to the run's own float network, ``difference`` that to the runs of ``baseline``.
+    ``against_float`` is the difference to the run's own float network, ``against_control`` that to its control, of the runs
+    that have one, ``difference`` that to the runs of ``baseline``.
     """
     known = [key for key in (runs[0] if runs else {}) if key in NUMBERS or key.startswith("ms@")]
     numbers = {key: spread([run[key] for run in runs]) for key in known if all(key in run for run in runs)}
-    floats = [{**run, "score": run["baseline_score"]} for run in runs]
+    instead = lambda key: [{**run, "score": run[key]} for run in runs if key in run]
     return {
         "name": name, "overrides": dict(overrides), "n": len(runs), "metric": runs[0]["metric"] if runs else None,
-        "runs": list(runs), **numbers, "against_float": paired(runs, floats), "difference": paired(runs, baseline),
+        "runs": list(runs), **numbers, "against_float": paired(runs, instead("baseline_score")),
+        "against_control": paired(runs, instead("control_score")), "difference": paired(runs, baseline),
     }  # fmt: skip
 
 
@@ -131,6 +136,17 @@ def score_text(mean: float, error: float | None, metric: Mapping[str, str], sign
     scale, digits = (100, 2) if metric["unit"] == "%" else (1, 4)
     said = f"{scale * mean:{sign}.{digits}f}"
     return said if error is None else f"{said} ± {scale * error:.{digits}f}"
+
+
+def controlled(cell: Mapping[str, Any]) -> str:
+    """What a cell's controls gave, in words; nothing where it has none."""
+    if not (found := cell["against_control"]):
+        return ""
+    metric, runs = cell["metric"], [run["control_score"] for run in cell["runs"] if "control_score" in run]
+    own = spread(runs)
+    said, off = score_text(own["mean"], own["std"], metric), score_text(found["mean"], found["standard_error"], metric, "+")
+    kind = f"{cell['name']}: control, trained as long in float, {metric['name']} {said}"
+    return f"{kind}; this less its control {off} (n={found['n']})"
 
 
 def draw(made: Mapping[str, Any]) -> bytes:

@@ -34,7 +34,7 @@ from .command import start
 from .comparison import grouped
 from .config import checked, decisive
 from .grid import Cell, cell_named, cells_of, read_grid
-from .summary import draw, header_and_cells, record, scored, summary
+from .summary import controlled, draw, header_and_cells, record, scored, summary
 
 Say = Callable[[str], None]
 
@@ -238,6 +238,7 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
         out.append(
             f"difference to {result['baseline']}: mean over seeds of the same seed's difference ± its standard error"
         )
+    out += [said for cell in result["cells"] if (said := controlled(cell))]
     return out + _left(result) + [f"failed: {f['cell']} seed {f['seed']}: {f['error']}" for f in result["failed"]]
 
 

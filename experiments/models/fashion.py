@@ -28,9 +28,12 @@ def lenet5(seed: int = 0, channels: Sequence[int] = (20, 50), hidden: int = 500)
     return of_module(lenet.LeNet5(tuple(channels), hidden, CLASSES), seed, 1, 28, 28, 1)
 
 
-def resnet(seed: int = 0, channels: Sequence[int] = (16, 32, 64), blocks: int = 1) -> Network:
-    """A residual network with BatchNorm, ResNet-8 by default: 77,754 parameters, and 672 stored statistics."""
-    return of_module(resnets.ResNet(tuple(channels), blocks, CLASSES), seed, 1, 28, 28, 1)
+def resnet(seed: int = 0, channels: Sequence[int] = (16, 32, 64), blocks: int = 1, stride: int = 1) -> Network:
+    """A residual network with BatchNorm, ResNet-8 by default: 77,754 parameters, and 672 stored statistics.
+
+    With ``stride=2``, of the first convolution, the stages see 14 x 14, 7 x 7 and 4 x 4 places.
+    """
+    return of_module(resnets.ResNet(tuple(channels), blocks, CLASSES, stride), seed, 1, 28, 28, 1)
 
 
 def vit(seed: int = 0, patch: int = 4, width: int = 64, layers: int = 4, heads: int = 4, hidden: int = 128) -> Network:

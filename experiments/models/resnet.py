@@ -36,10 +36,12 @@ class ResNet(nn.Module):
     channels: Sequence[int] = (16, 32, 64)
     blocks: int = 3
     classes: int = 10
+    stride: int = 1  # of the first convolution
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        x = nn.Conv(self.channels[0], (3, 3), use_bias=False)(x)
+        side = max(3, self.stride)  # every pixel is seen
+        x = nn.Conv(self.channels[0], (side, side), strides=(self.stride, self.stride), use_bias=False)(x)
         x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         for stage, channels in enumerate(self.channels):
             for block in range(self.blocks):

@@ -64,12 +64,12 @@ def scan_counts(eqn: Any) -> tuple[int, int]:
     raise TypeError(f"scan has parameters {sorted(params)}; neither num_consts nor ft_in is among them")
 
 
-def has_site(jaxpr: Any) -> bool:
-    """Whether a dot or a convolution lies anywhere inside an (open or closed) jaxpr."""
+def has_site(jaxpr: Any, primitives: Sequence[str] = ("dot_general", "conv_general_dilated")) -> bool:
+    """Whether a dot or a convolution lies anywhere inside an (open or closed) jaxpr; or another of ``primitives``."""
     for eqn in opened(jaxpr).jaxpr.eqns:
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+        if eqn.primitive.name in primitives:
             return True
-        if any(has_site(inner) for inner in core.jaxprs_in_params(eqn.params)):
+        if any(has_site(inner, primitives) for inner in core.jaxprs_in_params(eqn.params)):
             return True
     return False
 

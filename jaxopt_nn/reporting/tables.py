@@ -72,6 +72,14 @@ def scores(report: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return before.get("test", before["metrics"]), after.get("test", after["metrics"])
 
 
+def control_scores(report: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of the control, of the test data, means over folds as in ``scores``; none where none was run."""
+    if over := (report.get("summary") or {}).get("test", {}).get("control"):
+        return {m: e["mean"] for m, e in over["metrics"].items()}
+    control = report.get("control") or {}
+    return control.get("test", control.get("metrics", {}))
+
+
 def shown(report: dict[str, Any], name: str, value: float | None) -> str:
     """A metric's value: a share times 100, any other number with four digits."""
     if value is None or not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""Every config is checked, three are run, shrunk; the docstring names the command, the time and what to expect."""
+"""Every config is checked, four are run, shrunk; the docstring names the command, the time and what to expect."""
 
 import gzip
 import importlib
@@ -15,12 +15,14 @@ from experiments.config import checked
 FOLDER = pathlib.Path(configs.__file__).parent
 NAMES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__")
 #: Those that are trained: a language model as it comes, a student and its teacher, a convolutional network pruned on a schedule
-#: and rounded. The quickstart is trained in test_compress.py.
-TRAINED = ("bytes_lm_ptq", "digits_distill", "fashion_lenet5")
+#: and rounded, a residual one that is cut. The quickstart is trained in test_compress.py.
+TRAINED = ("bytes_lm_ptq", "digits_distill", "fashion_lenet5", "fashion_resnet_structured")
 #: Smaller networks of the same kind, by model.
 SMALL = {
     "experiments.models.fashion:lenet300": {"hidden": [12, 8]},
     "experiments.models.fashion:lenet5": {"channels": [2, 3], "hidden": 8},
+    "experiments.models.fashion:resnet": {"channels": [16, 16], "stride": 4},
+    "experiments.models.fashion:vit": {"patch": 14, "width": 8, "layers": 1, "heads": 2, "hidden": 12},
     "experiments.models.text:gpt": {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 32},
 }
 

@@ -24,9 +24,9 @@ def dense(*sizes):
     return sum((i + 1) * o for i, o in itertools.pairwise(sizes))
 
 
-def resnet_size(inputs, channels, blocks):
+def resnet_size(inputs, channels, blocks, side=3):
     """Convolutions, two vectors a norm, projections where channels change, the head; and two statistics a norm."""
-    first, norms = 9 * inputs * channels[0], channels[0]
+    first, norms = side * side * inputs * channels[0], channels[0]
     total = first + dense(channels[-1], 10)
     for before, after in zip((channels[0], *channels), channels, strict=False):
         total += 9 * before * after + 9 * after * after + (blocks - 1) * 18 * after * after
@@ -73,6 +73,9 @@ SMALL = {
     "lenet300_nnx": (fashion.lenet300_nnx, {"hidden": [8, 6]}, (3, 28, 28, 1), dense(784, 8, 6, 10)),
     "lenet5": (fashion.lenet5, {"channels": [2, 3], "hidden": 5}, (3, 28, 28, 1), 26 * 2 + 51 * 3 + dense(48, 5, 10)),
     "resnet": (fashion.resnet, {"channels": [4, 6]}, (3, 28, 28, 1), resnet_size(1, (4, 6), 1)[0]),
+    "resnet_stride": (
+        fashion.resnet, {"channels": [4, 6], "stride": 4}, (3, 28, 28, 1), resnet_size(1, (4, 6), 1, side=4)[0],
+    ),
     "vit": (
         fashion.vit, {"patch": 14, "width": 8, "layers": 1, "heads": 2, "hidden": 12}, (3, 28, 28, 1), vit_size(14, 8, 1, 12),
     ),
@@ -116,7 +119,7 @@ def test_a_builder_gives_a_network_of_its_sizes_and_seed(name):
     build, sizes, shape, size = SMALL[name]
     network = small(name)
     apply, variables = network.apply, network.variables
-    assert bool(network.still) == (name in ("resnet", "resnet20"))
+    assert bool(network.still) == ("resnet" in name)
     assert count(variables.get("params", variables)) == size
     logits = jax.eval_shape(apply, variables, inputs(shape))
     assert logits.shape == ((3, 7, 16) if name == "gpt" else (3, 10)) and logits.dtype == jnp.float32

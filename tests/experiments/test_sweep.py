@@ -240,6 +240,21 @@ def test_means_over_folds_and_numbers_that_are_better_lower():
     header, cells = sweep.header_and_cells(made)
     assert header[2:4] == ["bits/byte", "float"] and cells[0][2:4] == ["3.0000 ± 0.0000", "2.0000 ± 0.0000"]
     assert sweep.scored(found[0]) == "bits/byte 3.0000"
+    assert made["cells"][0]["against_control"] is None and not any("control" in s for s in sweep.sentences(made))
+
+
+def test_controls_are_compared_seed_by_seed():
+    """0.4, 0.5 and 0.6 beside controls of 0.5 and 0.7 in the first two: -0.1 and -0.2."""
+    cell = cells_of(checked(tiny()), {})[0]
+    of = lambda value: {"metrics": {"accuracy": value}, "bytes": 8, "ratio": 2.0}
+    controls = [{"metrics": {"accuracy": 0.5}}, {"metrics": {"accuracy": 0.1}, "test": {"accuracy": 0.7}}, None]
+    reports = [
+        {**KIND, "seed": n, "baseline": of(0.9), "stages": [of(0.4 + 0.1 * n)], "control": c} for n, c in enumerate(controls)
+    ]
+    made = sweep.summary({}, [cell], [0, 1, 2], None, [sweep.record(r, cell.name, "") for r in reports], [])
+    found = made["cells"][0]["against_control"]
+    assert found["values"] == pytest.approx([-0.1, -0.2]) and found["standard_error"] == pytest.approx(0.05)
+    assert any(s.endswith("accuracy 60.00 ± 14.14; this less its control -15.00 ± 5.00 (n=2)") for s in sweep.sentences(made))
 
 
 @pytest.mark.parametrize(
