@@ -22,7 +22,7 @@ from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.fit import Trainer
 from jaxopt_nn.pipeline.grade import validated
 from jaxopt_nn.pipeline.probing import EXAMPLES
-from jaxopt_nn.pipeline.recipe import Recipe, Stage, check_recipe
+from jaxopt_nn.pipeline.recipe import Calibration, Recipe, Stage, check_recipe
 from jaxopt_nn.pipeline.stages import Accumulated, accumulate
 from jaxopt_nn.pipeline.task import Objective, Task
 from jaxopt_nn.pipeline.twins import twin, with_states
@@ -101,15 +101,15 @@ class Course:
         for k, stage in enumerate(self.recipe):
             change, added = stage.transform, plan.added[k]
             if isinstance(change, Pass):
-                before, (network, remap, info) = network, cut(change, network, info, task, few=True)
+                before, (network, remap, info) = network, cut(change, network, info, task, few=True, how=stage.calibration)
                 for i, state in enumerate(states):  # groups of earlier stages may no longer divide an axis
-                    known = _calibrated(plan.added[i], network, info, task, few=True)
+                    known = _calibrated(plan.added[i], network, info, task, few=True, how=self.recipe[i].calibration)
                     carry = lambda s, v, i=i, r=remap, known=known: r.state(plan.added[i], s, v, known)[0]
                     states[i] = jax.eval_shape(carry, state, network.variables)
                 states.append(State())
                 yield before, remap.plan, info
             else:
-                known = _calibrated(added, network, info, task, few=True)
+                known = _calibrated(added, network, info, task, few=True, how=stage.calibration)
                 states.append(jax.eval_shape(lambda v, added=added, known=known: added.init(v, known), network.variables))
                 check_order(plan.added[: k + 1], network.variables, info)
                 yield network, added, known
@@ -126,7 +126,7 @@ class Course:
         if isinstance(stage.transform, Pass):
             now, remap = self._cut(stage, now, viewed, task)
             return now._replace(states=(*now.states, State())), (remap.plan.facts,)
-        info = _calibrated(added, viewed, now.info, task)
+        info = _calibrated(added, viewed, now.info, task, how=stage.calibration)
         state = added.init(viewed.variables, info)
         now = now._replace(info=info, states=(*now.states, state))
         facts = added.traits.facts(viewed.variables, state)
@@ -145,10 +145,10 @@ class Course:
         """A pass commits the view, then carries over all states."""
         plan = self.accumulated(task.steps)
         assert isinstance(stage.transform, Pass)
-        small, remap, info = cut(stage.transform, viewed, now.info, task)
+        small, remap, info = cut(stage.transform, viewed, now.info, task, how=stage.calibration)
         states, anew = [], now.anew
-        for method, state in zip(plan.added, now.states):
-            known = _calibrated(method, small, info, task)
+        for earlier, method, state in zip(self.recipe, plan.added, now.states):
+            known = _calibrated(method, small, info, task, how=earlier.calibration)
             new, report = remap.state(method, state, small.variables, known)
             states.append(new)
             anew = anew + report
@@ -186,19 +186,35 @@ class Course:
         return now.network.replace(variables=self.packed(k, now, task), rules=rules, states=states, training=None)
 
 
-def cut(change: Pass, network: Network, info: ModelInfo, task: Task, few: bool = False) -> tuple[Network, Remap, ModelInfo]:
+def cut(
+    change: Pass, network: Network, info: ModelInfo, task: Task, few: bool = False, how: Calibration | None = None
+) -> tuple[Network, Remap, ModelInfo]:
     """The network after a pass, what carries over to it, and what is known of it."""
-    known = _calibrated(change, network, info, task, few)
+    known = _calibrated(change, network, info, task, few, how)
     plan = change.plan(network, known, *task.example)
     small, remap = change.execute(change.mend(network, plan, known), plan)
     return small, remap, inspect(small.apply, small.variables, *task.example)
 
 
 def _calibrated(
-    method: Transform | Pass, network: Network, info: ModelInfo, task: Task, few: bool = False
+    method: Transform | Pass,
+    network: Network,
+    info: ModelInfo,
+    task: Task,
+    few: bool = False,
+    how: Calibration | None = None,
 ) -> ModelInfo:
-    """``info`` with what ``method`` must see of the model on inputs of the training data."""
+    """``info`` with what ``method`` must see of the model on inputs of the training data.
+
+    Raises:
+      ValueError: a way to see data for a method that sees none.
+    """
     if not method.traits.passes:
+        if how is not None:
+            raise ValueError(f"{method.traits.name}: looks at no data, so that a calibration does nothing; leave it out")
         return info
-    examples = task.batch_size if few else EXAMPLES
-    return calibrate(network, method, calibration_inputs(network, task, few), task=task, examples=examples)
+    how = how or Calibration()
+    return calibrate(
+        network, method, calibration_inputs(network, task, few), task=task, examples=task.batch_size if few else EXAMPLES,
+        weights=how.weights and how.weights(network), sequential=how.sequential,
+    )  # fmt: skip
