@@ -1,7 +1,7 @@
 """Claim: a shrunken network is at most 1.05x as slow as its module rebuilt by hand at the same widths; a masked one is as slow
 as the dense one.
 
-Command: ``python -m experiments.benchmarks.pruning`` (about 5 minutes), ``--part=mlp`` for one of mlp, resnet, gpt
+Command: ``python -m experiments.benchmarks.pruning`` (2 minutes), ``--part=mlp`` for one of mlp, resnet, gpt
 
 ``kept``: share of the units of each layer; of the GPT residual width, head width and hidden width, all heads. ``MACs``: over
 those of the dense network. ``instructions``: of the compiled programs, shrunken / rebuilt. ``shrunken over dense`` and so on:

@@ -110,6 +110,7 @@ class Traits(NamedTuple):
       facts: ``(params, state) -> (Facts, ...)``: what a report says of it, beside numbers that all methods have.
       follows: ``(state, cuts) -> State`` for a network that a pass has cut: each array of the state is cut as the leaf that it
         lies beside, or made anew and reported (groups that the cut breaks). None: it has no state, or does not say.
+      timed: its plan depends on how long programs take, so that another run may plan otherwise.
 
     Example:
       >>> traits = jn.prune(sparsity=jn.cubic(0.9, end=100)).traits
@@ -131,6 +132,7 @@ class Traits(NamedTuple):
     name: str = "a transform"
     facts: Callable[[PyTree, State], tuple[Facts, ...]] = no_facts
     follows: Callable[[State, Cuts], State] | None = None
+    timed: bool = False
 
 
 class Transform(NamedTuple):

@@ -55,8 +55,8 @@ def cut_units(
       params, macs, nbytes: what share of the whole network's parameters, of its multiply-accumulates on the inputs of ``plan``,
         or of its bytes goes, at least. Counted on the network that the plan makes.
       latency: what share of the measured median time of a call goes, at least; on this machine, weights in float. The search
-        takes seconds for each of some ten networks that are tried, and another run may end a level off: for a recipe plan by
-        hand, and give the stage ``planned(plan)``.
+        takes seconds for each of some ten networks that are tried, and another run may end a level off. A recipe's run that
+        goes on after an interruption keeps its plan.
       threshold: units whose score is at most this go, and no others; ``allocation`` does not matter.
       widths: ``{pattern: share (float) or units (int)}`` that stay, over names of layers and the paths of their weights; other
         layers stay whole. A share of n units is ``round(share * n)`` of them. ``allocation`` and what follows do not matter.
@@ -116,7 +116,7 @@ def cut_units(
 
     sees = measures(score) or reconstruct
     needs = frozenset({"couplings"} if sees else ())
-    traits = Traits(takes, leaf_local=False, needs=needs, taps=taps, passes=int(sees), name=NAME)
+    traits = Traits(takes, leaf_local=False, needs=needs, taps=taps, passes=int(sees), name=NAME, timed=budget[0] == "latency")
     return Pass(plan, execute, traits, mend)
 
 

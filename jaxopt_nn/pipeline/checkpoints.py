@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 
 from jaxopt_nn.coding.artifact import check_files, list_files
 from jaxopt_nn.core.files import place_of, write_file
+from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.paths import path_of
 
 try:
@@ -29,6 +31,8 @@ PyTree = Any
 KEPT = 2
 #: Of what lies on disk; 1 held no paths of leaves.
 VERSION = 2
+#: The name of the file with the plan of a stage.
+PLAN = "plan.json"
 
 
 def nothing(said: Any) -> None:
@@ -66,6 +70,27 @@ class Checkpoints:
     def _manifest(self, step: int) -> Path:
         """Leaves of a position, and its files' sizes and checksums; where it is missing, the position was not finished."""
         return self._directory / f"files_{step}.json"
+
+    def plan(self, make: Callable[[], Plan], inputs: tuple[PyTree, ...]) -> Plan:
+        """The plan of this stage that was written here; else what ``make`` gives, written before it is carried out.
+
+        A run that goes on does what it did before, also where another plan would come out now: of measured times, or on
+        another processor, whose sums differ in the last bits.
+
+        Args:
+          inputs: those of the plan, which may be of nodes that JSON does not know, and are not written.
+
+        Raises:
+          ValueError: what lies there is no plan.
+          OSError: the disk is full, or the place can't be written.
+        """
+        file = self._directory / PLAN
+        if file.exists():
+            return dataclasses.replace(Plan.from_json(file.read_text()), inputs=inputs)
+        plan = make()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        write_file(file, dataclasses.replace(plan, inputs=()).to_json().encode())
+        return plan
 
     def due(self) -> bool:
         return time.monotonic() - self._last >= self._seconds
@@ -241,6 +266,9 @@ def claim(directory: Path, config: Mapping[str, Any], before: Collection[str] = 
                 f"{directory}: holds the checkpoints of another {what}; different: {', '.join(differing)}; pass "
                 "another workdir, or delete that folder to start anew"
             )
+        if known != json.loads(text):
+            for plan in directory.rglob(PLAN):  # of another config
+                plan.unlink()
     directory.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
 

@@ -357,7 +357,7 @@ class Compressor:
         now = Position(network, inspect(network.apply, network.variables, *run.task.example))
         forms = [_Form("baseline", network, network, now.info)]
         for k, stage in enumerate(course.recipe):
-            now, facts = course.begun(k, now, run.task)
+            now, facts = course.begun(k, now, run)
             now, entries = course.trained(k, now, run)
             stored = course.deployed(k, now, run.task)
             ready = stored.replace(variables=prepare(stored.variables))

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from jaxopt_nn.core.combine import check_order
 from jaxopt_nn.core.model import ModelInfo
@@ -116,15 +117,15 @@ class Course:
             if stage.epochs:
                 self.trainer(k, network, task)
 
-    def begun(self, k: int, now: Position, task: Task) -> tuple[Position, tuple[Facts, ...]]:
+    def begun(self, k: int, now: Position, run: Run) -> tuple[Position, tuple[Facts, ...]]:
         """At the beginning of stage ``k``: its pass is carried out, or its transform starts; and its facts."""
-        stage, plan = self.recipe[k], self.accumulated(task.steps)
+        task, stage, plan = run.task, self.recipe[k], self.accumulated(run.task.steps)
         now, added = now._replace(rule_states=None), plan.added[k]
         if any(later.rewind == stage.name for later in self.recipe):
             now = now._replace(starts={**now.starts, stage.name: now.network.variables})
         viewed = now.network.replace(variables=self.view(k - 1, now, task))
         if isinstance(stage.transform, Pass):
-            now, remap = self._cut(stage, now, viewed, task)
+            now, remap = self._cut(stage, now, viewed, run)
             return now._replace(states=(*now.states, State())), (remap.plan.facts,)
         info = _calibrated(added, viewed, now.info, task, how=stage.calibration)
         state = added.init(viewed.variables, info)
@@ -141,11 +142,12 @@ class Course:
         plan = self.accumulated(task.steps).upto(k)
         return plan.methods[k].view(now.network.variables, plan.state(now.states[: k + 1]))
 
-    def _cut(self, stage: Stage, now: Position, viewed: Network, task: Task) -> tuple[Position, Remap]:
+    def _cut(self, stage: Stage, now: Position, viewed: Network, run: Run) -> tuple[Position, Remap]:
         """A pass commits the view, then carries over all states."""
-        plan = self.accumulated(task.steps)
+        task, plan = run.task, self.accumulated(run.task.steps)
         assert isinstance(stage.transform, Pass)
-        small, remap, info = cut(stage.transform, viewed, now.info, task, how=stage.calibration)
+        place = run.checkpoints and run.checkpoints(stage.name)
+        small, remap, info = cut(stage.transform, viewed, now.info, task, how=stage.calibration, place=place)
         states, anew = [], now.anew
         for earlier, method, state in zip(self.recipe, plan.added, now.states):
             known = _calibrated(method, small, info, task, how=earlier.calibration)
@@ -153,7 +155,22 @@ class Course:
             states.append(new)
             anew = anew + report
         starts = {name: remap.params(variables) for name, variables in now.starts.items()}
-        return Position(small, info, tuple(states), anew=anew, starts=starts), remap
+        after = Position(small, info, tuple(states), anew=anew, starts=starts)
+        return self._settled(after, remap.params(now.network.variables), task), remap
+
+    def _settled(self, now: Position, behind: PyTree, task: Task) -> Position:
+        """With variables that the stages so far see as what was committed.
+
+        The view of a view may be another: a threshold shrinks again, a correction is added again. Then a leaf is what stood
+        ``behind`` its view before the cut, moved by what the pass did to it.
+        """
+        committed, k = now.network.variables, len(now.states) - 1
+        if k < 0:
+            return now
+        at = lambda variables: self.view(k, now._replace(network=now.network.replace(variables=variables)), task)
+        moved = jax.tree.map(lambda own, x, seen: x + own - seen, behind, committed, at(behind))
+        nearer = jax.tree.map(_nearer, committed, at(committed), moved, at(moved))
+        return now._replace(network=now.network.replace(variables=nearer))
 
     def trained(self, k: int, now: Position, run: Run) -> tuple[Position, list[dict[str, Any]]]:
         """After the training of stage ``k``, and the history of that."""
@@ -186,12 +203,26 @@ class Course:
         return now.network.replace(variables=self.packed(k, now, task), rules=rules, states=states, training=None)
 
 
+def _nearer(committed: Any, seen: Any, moved: Any, seen_moved: Any) -> Any:
+    """``committed``, unless the other one is seen as it, and it is not."""
+    off = lambda x: float(np.max(np.abs(np.asarray(x - committed, np.float64)), initial=0.0))
+    close = 1e-5 * float(np.max(np.abs(np.asarray(committed, np.float64)), initial=0.0))
+    return moved if off(seen_moved) <= close < off(seen) else committed
+
+
 def cut(
-    change: Pass, network: Network, info: ModelInfo, task: Task, few: bool = False, how: Calibration | None = None
+    change: Pass,
+    network: Network,
+    info: ModelInfo,
+    task: Task,
+    few: bool = False,
+    how: Calibration | None = None,
+    place: Checkpoints | None = None,
 ) -> tuple[Network, Remap, ModelInfo]:
-    """The network after a pass, what carries over to it, and what is known of it."""
+    """The network after a pass, what carries over to it, and what is known of it; ``place`` keeps the plan."""
     known = _calibrated(change, network, info, task, few, how)
-    plan = change.plan(network, known, *task.example)
+    fresh = lambda: change.plan(network, known, *task.example)
+    plan = fresh() if place is None else place.plan(fresh, task.example)
     small, remap = change.execute(change.mend(network, plan, known), plan)
     return small, remap, inspect(small.apply, small.variables, *task.example)
 

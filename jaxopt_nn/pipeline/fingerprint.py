@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.model import ModelInfo
-from jaxopt_nn.core.passes import Plan
+from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.rule import described as rule_described
 from jaxopt_nn.core.train import init_train_state, make_step
@@ -81,7 +81,7 @@ def stage_prints(
         rules = {"rule": stage.rule, "training_rule": stage.training_rule}
         said |= {name: rule and (rule_described(rule) or rule.name) for name, rule in rules.items()}
         said["thaw"] = list(stage.thaw)
-        if isinstance(change, Plan):
+        if isinstance(change, Plan) and not (isinstance(stage.transform, Pass) and stage.transform.traits.timed):
             kept = {name: units.tolist() for name, units in change.kept.items()}
             said["plan"] = hashlib.sha256(repr((change.name, kept)).encode()).hexdigest()[:16]
     return found

@@ -1,5 +1,7 @@
 """A pass between two stages: what is committed, what goes with it, and that a run goes on from any stage."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -161,3 +163,68 @@ def test_masks_that_were_made_for_the_large_network_go_with_it():
     result = jn.compress(NETWORK, stages, TASK, latency=False)
     zero = np.flatnonzero((np.asarray(jn.densify(result.network.variables["up"])) == 0).all(0))
     assert result.params["up"].shape == (8, 8) and 1 in zero, "unit 5 is the second of 4 to 11"
+
+
+def clocked():
+    """A pass that keeps other units each time it plans, as one that measures times may."""
+    cut, times = jn.cut_units(share=0.5), []
+
+    def plan(network, info, *inputs):
+        times.append(0)
+        return cut.plan(network, info, *inputs).replace({"up": np.arange(len(times), len(times) + 6)})
+
+    return cut._replace(plan=plan, traits=cut.traits._replace(name="clocked", timed=True))
+
+
+def interrupted(stage):
+    def watch(said):
+        if said["stage"] == stage:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def written(workdir):
+    return jn.Plan.from_json((workdir / "checkpoints/cut/plan.json").read_text())
+
+
+def test_a_run_that_goes_on_keeps_a_plan_that_would_come_out_otherwise_now(tmp_path):
+    stages = lambda change: [jn.Stage("cut", change), jn.Stage("prune", jn.prune(sparsity=0.5), epochs=1)]
+    change = clocked()
+    with pytest.raises(KeyboardInterrupt):
+        jn.compress(NETWORK, stages(change), TASK, workdir=tmp_path, latency=False, watch=interrupted("prune"))
+    plan = written(tmp_path)
+    assert not np.array_equal(change.plan(NETWORK, jn.ModelInfo(), *TASK.example).kept["up"], plan.kept["up"])
+    result = jn.compress(NETWORK, stages(change), TASK, workdir=tmp_path, latency=False)
+    own = jn.planned(dataclasses.replace(plan, inputs=TASK.example))
+    chex.assert_trees_all_equal(result.network, jn.compress(NETWORK, stages(own), TASK, latency=False).network)
+
+
+def test_the_plan_of_another_recipe_is_not_taken(tmp_path):
+    for share, stay in ((0.5, 6), (0.25, 9)):
+        recipe = [jn.Stage("cut", jn.cut_units(share=share), epochs=1)]
+        with pytest.raises(KeyboardInterrupt):
+            jn.compress(NETWORK, recipe, TASK, workdir=tmp_path, latency=False, watch=interrupted("cut"))
+        assert len(written(tmp_path).kept["up"]) == stay
+
+
+@pytest.mark.parametrize(
+    "method", [jn.sparsegpt(0.5), jn.learnt_threshold(0.3), jn.prune(sparsity=0.5), jn.quantize(4)], ids=lambda m: m.traits.name
+)
+@pytest.mark.parametrize("refit", [False, True])
+def test_the_units_that_stay_are_what_they_were(method, refit):
+    """A correction is not added twice, a threshold shrinks once; refitted weights are those that the pass gave."""
+    run = lambda *stages: jn.compress(NETWORK, list(stages), TASK, latency=False, sensitivity=False)
+    first, cut = jn.Stage("first", method), jn.cut_units(jn.scores.mean_activation, share=0.5, reconstruct=refit)
+    before, after = run(first), run(first, jn.Stage("cut", cut))
+    old, new = (jn.densify(result.network.variables) for result in (before, after))
+    kept = [int(np.argmin(np.abs(np.asarray(old["up"]) - np.asarray(new["up"])[:, j : j + 1]).max(0))) for j in range(6)]
+    np.testing.assert_allclose(new["up"], np.asarray(old["up"])[:, kept], atol=1e-6)
+    if not refit:
+        np.testing.assert_allclose(new["down"], np.asarray(old["down"])[kept], atol=1e-6)
+    elif method.traits.name == "learnt_threshold":
+        net = NETWORK.replace(variables=old)
+        info = jn.calibrate(net, cut, TASK)
+        plan = cut.plan(net, info, *TASK.example)
+        small, _ = cut.execute(cut.mend(net, plan, info), plan)
+        np.testing.assert_allclose(new["down"], small.variables["down"], atol=1e-5)
