@@ -4,9 +4,10 @@ Command: ``python -m experiments.benchmarks.pruning_pairs`` (TODO minutes on 2 i
 and of docs/results/benchmarks.md.
 
 A network of one hidden layer of 32 units on scikit-learn's digits, trained for 15 epochs, or not at all for the criteria that
-prune at initialization; then 75 % of its weights go, with 8 epochs of training, or half of its units. Each pair is a config; of
-what it does not name it takes magnitude, single weights, the same share in each leaf, at once; of units the product of norms,
-the same share in each layer. One fold, one seed: the tables show what runs, not which is best.
+prune at initialization; then 75 % of its weights go, or half of its units. Where a schedule is named, and where a criterion
+asks for it, 8 epochs of training follow. Each pair is a config; of what it does not name it takes magnitude, single weights, the
+same share in each leaf, at once; of units the product of norms, the same share in each layer. One fold, one seed: the tables
+show what runs, not which is best.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 import jaxopt_nn as jn
@@ -115,7 +117,8 @@ def pairs() -> Iterator[Pair]:
 
 def recipe(fields: Fields) -> list[jn.Stage]:
     """The stages of a config."""
-    own = {"name": "prune", "epochs": EPOCHS, **fields}
+    trains = "sparsity" in fields or fields.get("criterion") in UNTRAINED
+    own = {"name": "prune", "epochs": EPOCHS if trains else 0, **fields}
     if "method" not in fields:
         own = {"method": "prune", "sparsity": SHARE, "where": "**/kernel", **own}
     elif own["method"] == "sparsegpt":
@@ -223,6 +226,7 @@ def updated(text: str, table: str) -> str:
 
 
 def main() -> None:
+    jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is spent on compiling
     found: dict[Pair, dict[str, Any]] = {}
     for pair in pairs():
         found[pair] = outcome(pair.fields)

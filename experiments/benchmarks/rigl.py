@@ -42,6 +42,7 @@ RAMP = 0.5
 #: Epochs of gradual pruning; RigL gets as many steps, and as many as make the same multiplications.
 EPOCHS = 10
 SPARSITIES = (0.9, 0.95)
+SPARSE = ("RigL", "static")
 
 
 class Case(NamedTuple):
@@ -81,9 +82,8 @@ def cases(steps: int) -> list[Case]:
     """The rows of the table."""
     out = [Case("dense", 0.0, EPOCHS)]
     for sparsity in SPARSITIES:
-        gradual, one = Case("gradual", sparsity, EPOCHS), Case("RigL", sparsity, 100).cost(steps) / 100
-        same = Case("RigL", sparsity, round(gradual.cost(steps) / one))
-        out += [gradual, same, Case("RigL", sparsity, EPOCHS), Case("static", sparsity, EPOCHS)]
+        gradual, one = Case("gradual", sparsity, EPOCHS), Case(SPARSE[0], sparsity, 100).cost(steps) / 100
+        out += [gradual, *(Case(way, sparsity, n) for n in (EPOCHS, round(gradual.cost(steps) / one)) for way in SPARSE)]
     return out
 
 
