@@ -5,9 +5,9 @@ and of docs/results/benchmarks.md.
 
 A network of one hidden layer of 32 units on scikit-learn's digits, trained for 15 epochs, or not at all for the criteria that
 prune at initialization; then 75 % of its weights go, or half of its units. Where a schedule is named, and where a criterion
-asks for it, 8 epochs of training follow. Each pair is a config; of what it does not name it takes magnitude, single weights, the
-same share in each leaf, at once; of units the product of norms, the same share in each layer. One fold, one seed: the tables
-show what runs, not which is best.
+asks for it, 8 epochs of training follow. Each pair is a config; of what it does not name it takes magnitude, single weights,
+the same share in each leaf, at once; of units the product of norms, the same share in each layer. One fold, one seed: the
+tables show what runs, not which is best.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.combine import check_order
@@ -168,7 +169,7 @@ class Course:
         if k < 0:
             return now
         at = lambda variables: self.view(k, now._replace(network=now.network.replace(variables=variables)), task)
-        moved = jax.tree.map(lambda own, x, seen: x + own - seen, behind, committed, at(behind))
+        moved = jax.tree.map(lambda x, own, seen: x + own - seen if _inexact(x) else x, committed, behind, at(behind))
         nearer = jax.tree.map(_nearer, committed, at(committed), moved, at(moved))
         return now._replace(network=now.network.replace(variables=nearer))
 
@@ -203,8 +204,14 @@ class Course:
         return now.network.replace(variables=self.packed(k, now, task), rules=rules, states=states, training=None)
 
 
+def _inexact(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
 def _nearer(committed: Any, seen: Any, moved: Any, seen_moved: Any) -> Any:
     """``committed``, unless the other one is seen as it, and it is not."""
+    if not _inexact(committed):
+        return committed
     off = lambda x: float(np.max(np.abs(np.asarray(x - committed, np.float64)), initial=0.0))
     close = 1e-5 * float(np.max(np.abs(np.asarray(committed, np.float64)), initial=0.0))
     return moved if off(seen_moved) <= close < off(seen) else committed

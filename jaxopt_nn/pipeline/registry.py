@@ -313,7 +313,7 @@ def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
 def _calibration(fields: Mapping[str, Any]) -> Calibration:
     """``{"weights": "attention", "sequential": True}``; with arguments ``"weights": {"name": "attention", "values": "**"}``."""
     fields = dict(fields)
-    if weights := fields.get("weights"):
+    if weights := fields.pop("weights", None):
         own = {"name": weights} if isinstance(weights, str) else dict(weights)
         if not isinstance(name := own.pop("name", None), str):
             raise ValueError(f"calibration.weights: a mapping needs 'name', one of {', '.join(WEIGHTS)}")
