@@ -212,9 +212,9 @@ def _nearer(committed: Any, seen: Any, moved: Any, seen_moved: Any) -> Any:
     """``committed``, unless the other one is seen as it, and it is not."""
     if not _inexact(committed):
         return committed
-    off = lambda x: float(np.max(np.abs(np.asarray(x - committed, np.float64)), initial=0.0))
-    close = 1e-5 * float(np.max(np.abs(np.asarray(committed, np.float64)), initial=0.0))
-    return moved if off(seen_moved) <= close < off(seen) else committed
+    largest = lambda x: float(np.max(np.abs(np.asarray(x)), initial=0))
+    close = 1e-5 * largest(committed)
+    return moved if largest(seen_moved - committed) <= close < largest(seen - committed) else committed
 
 
 def cut(
