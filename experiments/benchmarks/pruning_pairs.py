@@ -1,7 +1,7 @@
 """Claim: any two parts of a pruning run from a config by their names, or are an error that says why they make no sense.
 
-Command: ``python -m experiments.benchmarks.pruning_pairs`` (TODO minutes on 2 idle cores); it rewrites the tables of README.md
-and of docs/results/benchmarks.md.
+Command: ``python -m experiments.benchmarks.pruning_pairs [--workdir=runs/pairs]`` (7 minutes of CPU time; pairs that are noted in
+the folder are not run again). It rewrites the tables of README.md and of docs/results/benchmarks.md.
 
 A network of one hidden layer of 32 units on scikit-learn's digits, trained for 15 epochs, or not at all for the criteria that
 prune at initialization; then 75 % of its weights go, or half of its units. Where a schedule is named, and where a criterion
@@ -16,14 +16,15 @@ import functools
 import itertools
 import json
 import pathlib
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from absl import app, flags
 from ml_collections import ConfigDict
 
 import jaxopt_nn as jn
+from experiments.common import flag_values
 from experiments.config import plain
 from experiments.data.digits import digits
 from experiments.models.digits import lenet300_nnx
@@ -225,17 +226,34 @@ def updated(text: str, table: str) -> str:
     return f"{head}{START}\n\n{table}\n\n{STOP}{rest.split(STOP)[1]}"
 
 
-def main() -> None:
-    jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is spent on compiling
-    found: dict[Pair, dict[str, Any]] = {}
+def run(folder: pathlib.Path) -> dict[Pair, dict[str, Any]]:
+    """What comes of each pair; those that are noted in ``folder`` are not run again.
+
+    Raises:
+      RuntimeError: a pair fails when it runs and not when it is made, or the other way round.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    notes, found = folder / "pairs.jsonl", dict[Pair, dict[str, Any]]()
+    known = dict(map(json.loads, notes.read_text().splitlines())) if notes.exists() else {}
     for pair in pairs():
-        found[pair] = outcome(pair.fields)
-        print(json.dumps({"parts": ", ".join(pair.names), **found[pair]}), flush=True)
+        name = f"{' x '.join(pair.kinds)}{' of units' if pair.units else ''}: {', '.join(pair.names)}"
+        found[pair] = known.get(name) or outcome(pair.fields)
         if ("error" in found[pair]) != (refusal(pair.fields) is not None):
-            sys.exit(f"{pair}: {found[pair]} when it runs, {refusal(pair.fields)} when it is made")
+            raise RuntimeError(f"{name}: {found[pair]} when it runs, {refusal(pair.fields)} when it is made")
+        if name not in known:
+            print(name, found[pair], flush=True)
+            with notes.open("a") as file:
+                file.write(json.dumps([name, found[pair]]) + "\n")
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    jax.config.update("jax_disable_most_optimizations", True)  # nearly all of the time is spent on compiling
+    found = run(pathlib.Path(flag_values(argv).workdir))
     README.write_text(updated(README.read_text(), overview()))
     BENCHMARKS.write_text(updated(BENCHMARKS.read_text(), figures(found)))
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string("workdir", "runs/pairs", "Where outcomes are noted.")
+    app.run(main)
