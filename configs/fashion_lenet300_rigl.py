@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Fields are changed on the command line, e.g. ``--config.stages[0].sparsity=0.95 --config.stages[0].epochs=32``."""
+    """Fields are changed on the command line, e.g. ``--config.stages[0].sparsity=0.95 --config.stages[0].epochs=34``."""
     return ConfigDict(
         {
             "seed": 0,
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
                 ConfigDict({
                     "name": "rigl", "method": "prune", "where": "**/kernel", "criterion": "magnitude", "sparsity": 0.9,
                     "allocation": "erk", "regrow": {"name": "rigl", "end": 0.75, "share": 0.3, "start": "random"},
-                    "every": 100, "epochs": 21, "learning_rate": 3e-3, "rule": "",
+                    "every": 100, "epochs": 22, "learning_rate": 3e-3, "rule": "",
                 }),
             ],
         }

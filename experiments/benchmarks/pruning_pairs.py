@@ -1,7 +1,7 @@
 """Claim: any two parts of a pruning run from a config by their names, or are an error that says why they make no sense.
 
-Command: ``python -m experiments.benchmarks.pruning_pairs [--workdir=runs/pairs]`` (7 minutes of CPU time; pairs that are noted in
-the folder are not run again). It rewrites the tables of README.md and of docs/results/benchmarks.md.
+Command: ``python -m experiments.benchmarks.pruning_pairs [--workdir=runs/pairs]`` (7 minutes of CPU time; pairs that are noted
+in the folder are not run again). It rewrites the tables of README.md and of docs/results/benchmarks.md.
 
 A network of one hidden layer of 32 units on scikit-learn's digits, trained for 15 epochs, or not at all for the criteria that
 prune at initialization; then 75 % of its weights go, or half of its units. Where a schedule is named, and where a criterion
