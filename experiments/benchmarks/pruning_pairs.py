@@ -234,8 +234,9 @@ def run(folder: pathlib.Path) -> dict[Pair, dict[str, Any]]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     notes, found = folder / "pairs.jsonl", dict[Pair, dict[str, Any]]()
-    known = dict(map(json.loads, notes.read_text().splitlines())) if notes.exists() else {}
+    notes.touch()
     for pair in pairs():
+        known = dict(map(json.loads, notes.read_text().splitlines()))  # read anew: others may work in the same folder
         name = f"{' x '.join(pair.kinds)}{' of units' if pair.units else ''}: {', '.join(pair.names)}"
         found[pair] = known.get(name) or outcome(pair.fields)
         if ("error" in found[pair]) != (refusal(pair.fields) is not None):
