@@ -113,11 +113,11 @@ def _carried_out(
     with Progress(say, events=directory / "tensorboard").live() as progress:
         for fold in folds:
             results.append(experiment.fold(fold, directory, progress, latency=latency and fold == 0, floats=floats))
-            found = results[-1].report
-            for said in found["warnings"]:
+            report = results[-1].report
+            for said in report["warnings"]:
                 progress.say(f"warning: fold {fold + 1}: {said}")
-            last, (before, after) = found["stages"][-1], tables.scores(found)
-            said = [tables.shown(found, found["headline"], numbers[found["headline"]]) for numbers in (before, after)]
+            last, (before, after) = report["stages"][-1], tables.scores(report)
+            said = [tables.shown(report, report["headline"], numbers[report["headline"]]) for numbers in (before, after)]
             progress.say(
                 f"fold {fold + 1} of {len(folds)}: baseline {said[0]}, {last['name']} {said[1]} at {last['ratio']:.1f}x"
             )

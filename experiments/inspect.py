@@ -3,7 +3,7 @@
     jaxopt inspect --config=digits_quickstart [--workdir=runs/inspect]
 
 MACs are multiply-accumulates of one example, flops twice as many; bytes are those of the float leaves. With ``--workdir``
-the same lies there as ``inspect.json``, ``inspect.md`` and ``inspect.png``.
+the same lies there as ``inspect.json``, ``inspect.md`` and ``inspect.png``, and which axes are cut together as ``groups.png``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxopt_nn.core.files import open_workdir, write_file
-from jaxopt_nn.core.model import ModelInfo, Roles, Site
+from jaxopt_nn.core.model import AxisGroup, ModelInfo, Roles, Site
 from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.text_table import markdown
@@ -31,6 +31,7 @@ from jaxopt_nn.interpret.pins import CouplingReport, coupling_report, in_words
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Task
+from jaxopt_nn.reporting import drawing
 from jaxopt_nn.reporting.tables import human_bytes, json_text
 from jaxopt_nn.tensors.base import nbytes
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 PyTree = Any
 PIN = ("pinned, as it", "uncut", "parameters", "axes")
+GROUP = ("cut together", "units", "axes", "cut", "spread over devices")
 SITE = ("site", "kind", "operands", "stack", "in", "out", "MACs", "parameters", "bytes")
 
 
@@ -57,9 +59,9 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
     Returns:
       ``input``; ``sites``, each with ``name``, ``kind``, ``shapes``, ``dtypes``, ``stack``, ``in``, ``out``, ``macs``,
       ``parameters`` and ``bytes`` (0 where an earlier site has the leaf); ``leaves`` without a site, with the reason;
-      ``messages`` of the interpreter; ``totals``; ``cutting``, what may be cut (``jn.coupling_report``); ``stages``, each with
-      the leaves that it ``takes``, their ``parameters`` (both None where the data decides, when the stage begins) and the
-      leaves ``left`` alone.
+      ``messages`` of the interpreter; ``totals``; ``axis_groups``, what is cut together; ``cutting``, what may be cut
+      (``jn.coupling_report``); ``stages``, each with the leaves that it ``takes``, their ``parameters`` (both None where the
+      data decides, when the stage begins) and the leaves ``left`` alone.
 
     Raises:
       ValueError: the config has a wrong field or name, the data does not fit the model, or a stage's pattern matches nothing.
@@ -79,11 +81,12 @@ def run(config: Mapping[str, Any], workdir: str | None = None) -> dict[str, Any]
         "model": config["model"],
         "input": ", ".join(f"{x.dtype}{list(x.shape)}" for x in jax.tree.leaves(inputs)),
         **described(info, variables),
+        "axis_groups": group_entries([c.group for c in info.couplings or ()]),
         "cutting": couplings(coupling_report(network.apply, variables, *inputs)),
         "stages": [taken(stage, variables, info, steps(task, stage)) for stage in stages],
     }
     if workdir:
-        write(made, workdir)
+        write(made, workdir, [c.group for c in info.couplings or ()], variables)
     return made
 
 
@@ -130,6 +133,15 @@ def site_entry(site: Site, own: Sequence[Any]) -> dict[str, Any]:
 def steps(task: Task, stage: Stage) -> int:
     """Training steps of a stage."""
     return stage.epochs * (task.train.steps(task.batch_size) if task.train else 0)
+
+
+def group_entries(own: Sequence[AxisGroup]) -> list[dict[str, Any]]:
+    """Each axis group with its name, its axes, and why it may not be cut, or spread over devices."""
+    return [
+        {"name": name, "units": group.size, "pinned": group.pinned, "unsharded": group.unsharded,
+         "axes": [{"path": m.path, "axis": m.axis, "role": m.role} for m in group.members]}
+        for name, group in zip(groups.group_names(own), own, strict=True)
+    ]  # fmt: skip
 
 
 def couplings(report: CouplingReport) -> dict[str, Any]:
@@ -189,6 +201,16 @@ def left_rows(made: Mapping[str, Any]) -> list[list[str]]:
     return _by_reason([(leaf["path"], leaf["reason"]) for leaf in made["leaves"]])
 
 
+def group_rows(made: Mapping[str, Any]) -> list[list[str]]:
+    """What is cut together: those that may be cut first."""
+    entries = sorted(made["axis_groups"], key=lambda entry: entry["pinned"] is not None)
+    words = lambda reason: "yes" if reason is None else f"no: {reason}"
+    return [
+        [entry["name"], f"{entry['units']:,}", str(len(entry["axes"])), words(entry["pinned"]), words(entry["unsharded"])]
+        for entry in entries
+    ]
+
+
 def pin_rows(made: Mapping[str, Any]) -> list[list[str]]:
     """What keeps axes from being cut, most parameters first."""
     words = lambda axes: in_words((own["path"], own["axis"]) for own in axes)
@@ -244,15 +266,17 @@ def page(made: Mapping[str, Any]) -> str:
     parts += [*markdown(SITE, site_rows(made)), ""]
     if made["leaves"]:
         parts += ["## Leaves without a site", "", *markdown(["leaf", "reason"], left_rows(made)), ""]
+    parts += ["## What is cut together", "", "![axis groups](groups.png)", "", *markdown(GROUP, group_rows(made)), ""]
     if made["cutting"]["pins"]:
         parts += ["## What can't be cut", "", *markdown(PIN, pin_rows(made)), ""]
     return "\n".join([*parts, "## Stages", "", *markdown(["stage", "", "leaves"], stage_rows(made)), ""])
 
 
-def write(made: Mapping[str, Any], workdir: str) -> None:
-    """Writes ``inspect.png``, ``inspect.md`` and ``inspect.json``, each whole or not at all."""
+def write(made: Mapping[str, Any], workdir: str, groups: Sequence[AxisGroup], variables: PyTree) -> None:
+    """Writes ``inspect.png``, ``groups.png``, ``inspect.md`` and ``inspect.json``, each whole or not at all."""
     directory = open_workdir(workdir)
     write_file(directory / "inspect.png", draw(made))
+    write_file(directory / "groups.png", group_picture(groups, variables))
     write_file(directory / "inspect.md", page(made).encode())
     write_file(directory / "inspect.json", (json_text(made) + "\n").encode())
 
@@ -260,6 +284,13 @@ def write(made: Mapping[str, Any], workdir: str) -> None:
 def draw(made: Mapping[str, Any]) -> bytes:
     """Horizontal bars of parameters and MACs, a row for each site, with their shares of the whole model, as PNG."""
     return common.picture(lambda figure: _draw(figure, made), 10.0, 1.1 + 0.2 * max(len(made["sites"]), 3))
+
+
+def group_picture(groups: Sequence[AxisGroup], variables: PyTree) -> bytes:
+    """Which axes of which leaves are cut together, as PNG."""
+    wide = 10.0
+    high = wide * drawing.height(groups, variables) + 0.1 * min(len(groups), 12) + 0.4
+    return common.picture(lambda figure: drawing.draw_groups(figure.add_subplot(), groups, variables), wide, high)
 
 
 def _draw(figure: Figure, made: Mapping[str, Any]) -> None:
@@ -309,6 +340,9 @@ def main(argv: Sequence[str]) -> None:
     print("\n".join(["", *sentences(made), ""]))
     if made["leaves"]:
         common.show(["leaf without a site", "reason"], left_rows(made), left=2)
+        print()
+    if made["axis_groups"]:
+        common.show(GROUP, group_rows(made), left=1)
         print()
     if made["cutting"]["pins"]:
         common.show(PIN, pin_rows(made), left=1)

@@ -9,8 +9,8 @@ from jaxopt_nn.core.combine import by_path, chain, where
 from jaxopt_nn.core.gates import between, every, frozen, later
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.matrix import Matrix
-from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Roles, Site
-from jaxopt_nn.core.passes import Pass, Plan
+from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Rebuild, Roles, Site
+from jaxopt_nn.core.passes import Pass, Plan, Width
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
@@ -60,6 +60,7 @@ from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, m
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.parallel.infer import predictor
+from jaxopt_nn.parallel.shardings import Shardings, shardings
 from jaxopt_nn.passes import scores
 from jaxopt_nn.passes.activity import unit_activity
 from jaxopt_nn.passes.allocations import across_layers, per_layer
@@ -82,6 +83,7 @@ from jaxopt_nn.pipeline.numbers import reconstruction, regression
 from jaxopt_nn.pipeline.recipe import Calibration, Distill, Stage, control
 from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
+from jaxopt_nn.reporting.drawing import draw_groups
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.n_of_m import NofM
@@ -114,11 +116,13 @@ __all__ = [
     "Plan",
     "Probe",
     "QTensor",
+    "Rebuild",
     "Regrowth",
     "Remap",
     "Report",
     "Roles",
     "Rule",
+    "Shardings",
     "Site",
     "Stage",
     "State",
@@ -130,6 +134,7 @@ __all__ = [
     "Traits",
     "Transform",
     "Units",
+    "Width",
     "abs_max",
     "across_layers",
     "activity",
@@ -158,6 +163,7 @@ __all__ = [
     "dead_units",
     "densify",
     "distillation_loss",
+    "draw_groups",
     "energy",
     "erk",
     "evaluate",
@@ -224,6 +230,7 @@ __all__ = [
     "save",
     "save_artifact",
     "scores",
+    "shardings",
     "single_weights",
     "snip",
     "sparse_evolution",

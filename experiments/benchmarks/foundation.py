@@ -76,11 +76,11 @@ class Networks:
         self, model: Model, seed: int, name: str, teacher: Network | None = None, task: Task | None = None
     ) -> Network:
         places = lambda stage: Checkpoints(self.workdir / name / f"seed_{seed}")
-        found = model.trained(
+        networks = model.trained(
             model.fresh(seed), seed=seed, checkpoint="", task=task or self.task, places=places, watch=nothing,
             teacher=teacher,
         )  # fmt: skip
-        return found[0]
+        return networks[0]
 
     def accuracies(self, networks: Sequence[Network]) -> list[float]:
         return [evaluate(network, self.task)["accuracy"] for network in networks]
@@ -94,11 +94,11 @@ class Networks:
 
 def row(part: str, name: str, own: Sequence[float], peer: Sequence[float] | None = None, **more: Any) -> dict[str, Any]:
     """Mean and standard deviation, and the paired difference to a peer with its standard error."""
-    found = {"part": part, "candidate": name, "accuracy": statistics.fmean(own), "std": _std(own), "n": len(own)}
+    cells = {"part": part, "candidate": name, "accuracy": statistics.fmean(own), "std": _std(own), "n": len(own)}
     if peer is not None:
         gaps = [a - b for a, b in zip(own, peer, strict=True)]
-        found |= {"minus peer": statistics.fmean(gaps), "standard error": _std(gaps) / len(gaps) ** 0.5}
-    return {**found, **more}
+        cells |= {"minus peer": statistics.fmean(gaps), "standard error": _std(gaps) / len(gaps) ** 0.5}
+    return {**cells, **more}
 
 
 def _std(values: Sequence[float]) -> float:
@@ -111,8 +111,8 @@ def part_quantize(nets: Networks) -> list[dict[str, Any]]:
     plain = nets.accuracies(nets.floats)
     rows = [row("quantize", "float", plain)]
     for bits in (8, 6, 4):
-        found = nets.deployed([{**stage, "bits": bits, "epochs": 0, "rule": f"w{bits}a16"}])
-        rows.append(row("quantize", f"{bits} bits, rounded after training", found, plain))
+        scores = nets.deployed([{**stage, "bits": bits, "epochs": 0, "rule": f"w{bits}a16"}])
+        rows.append(row("quantize", f"{bits} bits, rounded after training", scores, plain))
     ours = nets.deployed([stage])
     peer = Network(_qwix(nets, weights=jnp.int4), nets.network.variables)
     training = Stage("qwix", identity(), epochs=stage["epochs"], learning_rate=stage["learning_rate"])
@@ -120,7 +120,7 @@ def part_quantize(nets: Networks) -> list[dict[str, Any]]:
     trainer = Trainer(peer.trained, identity(), training, nets.task.objective, steps=steps, batch_size=BATCH)
     keys = [jax.random.fold_in(jax.random.key(seed), 0) for seed in nets.seeds]  # as our stage 0: the same minibatches
     done = [trainer(n.variables, State(), nets.task.train, key) for n, key in zip(nets.floats, keys, strict=True)]
-    theirs = nets.accuracies([peer.replace(variables=found.variables) for found in done])
+    theirs = nets.accuracies([peer.replace(variables=state.variables) for state in done])
     rows.append(row("quantize", "4 bits, trained: Qwix", theirs, plain))
     rows.append(row("quantize", "4 bits, trained: jaxopt_nn, against Qwix", ours, theirs))
     return rows
@@ -142,8 +142,8 @@ def part_prune(nets: Networks) -> list[dict[str, Any]]:
     for sparsity, quoted in JAXPRUNER.items():
         for allocation in ("erk", "global_budget"):
             schedule = {**stage["sparsity"], "final": sparsity}
-            found = nets.deployed([{**stage, "allocation": allocation, "sparsity": schedule}])
-            rows.append(row("prune", f"{sparsity:.0%}, {allocation}", found, **{"JaxPruner, quoted": quoted}))
+            scores = nets.deployed([{**stage, "allocation": allocation, "sparsity": schedule}])
+            rows.append(row("prune", f"{sparsity:.0%}, {allocation}", scores, **{"JaxPruner, quoted": quoted}))
             print(rows[-1], flush=True)
     return rows
 
@@ -188,26 +188,26 @@ def _timed(nets: Networks, cases: dict[str, tuple[Transform, Callable[..., Any]]
     weights = nets.floats[0].variables
     info = inspect(nets.network.apply, weights, *nets.task.example)
     calls = {name: _hundred_steps(weights, method, apply, info, x, y) for name, (method, apply) in cases.items()}
-    found = {name: t.median_ms / 100 for name, t in interleaved(calls, repeats=25, seconds=120).items()}
-    first = next(iter(found.values()))
-    return [{"part": part, "candidate": name, "ms a step": t, "over plain": t / first} for name, t in found.items()]
+    times = {name: t.median_ms / 100 for name, t in interleaved(calls, repeats=25, seconds=120).items()}
+    first = next(iter(times.values()))
+    return [{"part": part, "candidate": name, "ms a step": t, "over plain": t / first} for name, t in times.items()]
 
 
 def _hundred_steps(
     variables: PyTree, method: Transform, apply: Callable[..., Any], info: Any, x: jax.Array, y: jax.Array
 ) -> Callable[[], Any]:
-    def loss(seen: PyTree, batch: Any, key: jax.Array) -> Any:
-        losses = optax.softmax_cross_entropy_with_integer_labels(apply(seen, batch[0]), batch[1])
+    def loss(leaves: PyTree, batch: Any, key: jax.Array) -> Any:
+        losses = optax.softmax_cross_entropy_with_integer_labels(apply(leaves, batch[0]), batch[1])
         return jnp.mean(losses), ({}, {})
 
     optimizer = optax.adam(1e-3)
     step = make_step(loss, method, optimizer)
     run = jax.jit(lambda ts, x, y: jax.lax.scan(step, ts, (x, y))[0], donate_argnums=0)
-    held = [init_train_state(jax.tree.map(jnp.copy, variables), method, optimizer, jax.random.key(0), info=info)]
+    state = [init_train_state(jax.tree.map(jnp.copy, variables), method, optimizer, jax.random.key(0), info=info)]
 
     def call() -> Any:
-        held[0] = run(held[0], x, y)
-        return held[0].step
+        state[0] = run(state[0], x, y)
+        return state[0].step
 
     return call
 
@@ -243,10 +243,10 @@ PARTS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    given = flag_values(argv)
-    for name in given.part or list(PARTS):
+    flag = flag_values(argv)
+    for name in flag.part or list(PARTS):
         part, config = PARTS[name]
-        emit(part(Networks(checked(config.get_config()), Path(given.workdir), given.seeds)))
+        emit(part(Networks(checked(config.get_config()), Path(flag.workdir), flag.seeds)))
 
 
 if __name__ == "__main__":

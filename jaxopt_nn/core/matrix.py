@@ -27,6 +27,9 @@ class Step(Protocol):
     def put(self, w: Any, new: Any, lead: int) -> Any:
         """``w`` with ``new`` in the place of ``apply(w)``."""
 
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of what it makes of an array of this shape, without stack axes."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Transpose:
@@ -41,6 +44,9 @@ class Transpose:
         inverse = sorted(range(len(self.permutation)), key=self.permutation.__getitem__)
         return Transpose(tuple(inverse)).apply(new, lead)
 
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(shape[a] for a in self.permutation)
+
 
 @dataclasses.dataclass(frozen=True)
 class Reshape:
@@ -53,6 +59,25 @@ class Reshape:
 
     def put(self, w: Any, new: Any, lead: int) -> Any:
         return jnp.reshape(new, w.shape)
+
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return self.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Squeeze:
+    """As ``lax.squeeze``."""
+
+    axes: tuple[int, ...]
+
+    def apply(self, w: Any, lead: int) -> Any:
+        return jnp.squeeze(w, tuple(lead + a for a in self.axes))
+
+    def put(self, w: Any, new: Any, lead: int) -> Any:
+        return jnp.reshape(new, w.shape)
+
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(n for a, n in enumerate(shape) if a not in self.axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +97,9 @@ class Broadcast:
         first = tuple(slice(0, held.get(d, 1)) for d in range(len(self.shape)))
         return jnp.reshape(new[(*[slice(None)] * lead, *first)], w.shape)
 
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return self.shape
+
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
@@ -90,6 +118,9 @@ class Slice:
     def put(self, w: Any, new: Any, lead: int) -> Any:
         return jnp.asarray(w).at[self._index(lead)].set(new)
 
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(-(-(b - a) // n) for a, b, n in zip(self.start, self.limit, self.strides, strict=True))
+
 
 @dataclasses.dataclass(frozen=True)
 class Embed:
@@ -106,6 +137,9 @@ class Embed:
         own = tuple(slice(a, a + n) for a, n in zip(self.start, w.shape[lead:], strict=True))
         return new[(*[slice(None)] * lead, *own)]
 
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return self.shape
+
 
 @dataclasses.dataclass(frozen=True)
 class Reverse:
@@ -118,6 +152,9 @@ class Reverse:
 
     def put(self, w: Any, new: Any, lead: int) -> Any:
         return self.apply(new, lead)
+
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        return tuple(shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +175,10 @@ class Unstack:
     def put(self, w: Any, new: Any, lead: int) -> Any:
         new = jnp.squeeze(new, lead + 1 + self.axis) if self.keeps else new
         return jnp.moveaxis(new, lead, lead + self.axis)
+
+    def result(self, shape: Sequence[int]) -> tuple[int, ...]:
+        own = [1] if self.keeps else []
+        return (*shape[: self.axis], *own, *shape[self.axis + 1 :])
 
 
 def _replayed(steps: Sequence[Step], w: Any, lead: int = 0) -> list[tuple[Any, int]]:

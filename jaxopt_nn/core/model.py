@@ -237,6 +237,29 @@ class Member:
     units: np.ndarray
 
 
+class Rebuild(NamedTuple):
+    """What a module computes that is built anew at fewer units of a group, with the weights of those that stay.
+
+    The network that is cut keeps the numbers of the whole one, such as the divisor of a mean; the module has others.
+
+    Attributes:
+      powers: ``(path, p)``: with these leaves times ``(units that stay / units)**p`` it computes the same, up to the epsilon
+        that a norm adds; without any it does as it is.
+      reason: None, or why no weights make it the same.
+
+    Example:
+      >>> def apply(v, x):  # RMSNorm over the hidden units
+      ...     h = x @ v["up"]
+      ...     return (h * jax.lax.rsqrt((h * h).mean(-1, keepdims=True)) * v["scale"][None]) @ v["down"]
+      >>> v = {"up": jnp.ones((4, 8)), "scale": jnp.ones(8), "down": jnp.ones((8, 2))}
+      >>> jn.axis_groups(apply, v, jnp.ones((1, 4)))[0].rebuild
+      Rebuild(powers=(('scale', -0.5),), reason=None)
+    """
+
+    powers: tuple[tuple[str, float], ...] = ()
+    reason: str | None = None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class AxisGroup:
     """Axes that must be cut or sharded together: the units of one layer, and all that reads them.
@@ -246,6 +269,7 @@ class AxisGroup:
       members: the axes, the producers first.
       pinned: None, or the reason why no unit may be cut.
       unsharded: None, or the reason why no device may hold a part of the units.
+      rebuild: what a module computes that is built anew at fewer units; of a group that may be cut.
 
     Example:
       >>> def apply(v, x):
@@ -262,6 +286,7 @@ class AxisGroup:
     members: tuple[Member, ...]
     pinned: str | None = None
     unsharded: str | None = None
+    rebuild: Rebuild = Rebuild()
 
 
 class Read(NamedTuple):

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.cuts import Cut
-from jaxopt_nn.core.model import Coupling, Member
+from jaxopt_nn.core.model import Coupling, Member, Rebuild
 from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.transform import Facts, Traits
 
 PyTree = Any
-SCHEMA = "jaxopt_nn.plan/1"
+SCHEMA = "jaxopt_nn.plan/2"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +34,7 @@ class Layer:
       members: the axes of leaves that are cut with them, as in ``AxisGroup``.
       pinned: None, or the reason why all units stay.
       note: what else is to be said of it.
+      rebuild: what a module computes that is built at the units that stay.
 
     Raises:
       ValueError: ``kept`` is no list of different units of the layer, holds none, or not all of a pinned layer.
@@ -45,6 +46,7 @@ class Layer:
     members: tuple[Member, ...]
     pinned: str | None = None
     note: str = ""
+    rebuild: Rebuild = Rebuild()
 
     def __post_init__(self) -> None:
         kept = np.asarray(self.kept)
@@ -81,7 +83,46 @@ class Layer:
 def layer_of(name: str, coupling: Coupling, kept: Any = None, pinned: str | None = None, note: str = "") -> Layer:
     """The layer of an axis group; all units stay if ``kept`` is None."""
     group = coupling.group
-    return Layer(name, group.size, np.arange(group.size) if kept is None else kept, group.members, pinned, note)
+    units = np.arange(group.size) if kept is None else kept
+    return Layer(name, group.size, units, group.members, pinned, note, group.rebuild)
+
+
+@dataclasses.dataclass(frozen=True)
+class Width:
+    """What of a layer's width stays, and what a module computes that is built so wide. Prints as a line.
+
+    Attributes:
+      stay, units: how many units stay, and were there.
+      factors: ``{path: number}``, what leaves are to be multiplied by so that the module computes what the network that is cut
+        does, up to the epsilon that a norm adds; without any it does as it is.
+      reason: None, or why no weights make it the same: then only the network that is cut will do.
+
+    Example:
+      >>> def apply(v, x):  # attention of one head: scores are divided by the root of its width
+      ...     q, k = x @ v["q"], x @ v["k"]
+      ...     return jax.nn.softmax(q @ k.T / q.shape[-1] ** 0.5) @ x
+      >>> net = jn.Network(apply, {"q": jnp.ones((3, 16)), "k": jnp.ones((3, 16))})
+      >>> plan = jn.cut_units(share=0.75).plan(net, jn.ModelInfo(), jnp.ones((5, 3)))
+      >>> print(plan.widths()["q"])
+      4 of 16, rescaled: q times 0.5
+    """
+
+    stay: int
+    units: int
+    factors: Mapping[str, float]
+    reason: str | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``whole`` where all units stay, else ``equal``, ``rescaled`` or ``different``."""
+        if self.stay == self.units:
+            return "whole"
+        return "different" if self.reason else "rescaled" if self.factors else "equal"
+
+    def __str__(self) -> str:
+        said = ", ".join(f"{path} times {factor:.6g}" for path, factor in self.factors.items())
+        why = self.reason or said
+        return f"{self.stay} of {self.units}, {self.verdict}{': ' if why else ''}{why}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -101,12 +142,12 @@ class Plan:
       >>> plan = jn.cut_units(widths={"up": 3}).plan(net, jn.ModelInfo(), jnp.ones((1, 4)))
       >>> edited = plan.replace({"up": [0, 7]})
       >>> print(edited)
-      layer  units  stay
-      up        8     2  up axis 1: 8 -> 2, down axis 0: 8 -> 2
-      down      2     2  reaches an output of `apply`
+      layer  units  stay  rebuilt
+      up        8     2  equal    up axis 1: 8 -> 2, down axis 0: 8 -> 2
+      down      2     2  -        reaches an output of `apply`
       12 of 48 parameters stay
-      >>> jn.Plan.from_json(edited.to_json()).widths
-      {'up': 2, 'down': 2}
+      >>> {layer: str(width) for layer, width in jn.Plan.from_json(edited.to_json()).widths().items()}
+      {'up': '2 of 8, equal', 'down': '2 of 2, whole'}
     """
 
     name: str
@@ -119,10 +160,15 @@ class Plan:
         """``{layer: the units that stay, int [k]}`` of the layers that may be cut."""
         return {layer.name: layer.kept for layer in self.layers if layer.pinned is None}
 
-    @property
-    def widths(self) -> dict[str, int]:
-        """``{layer: how many units stay}``."""
-        return {layer.name: len(layer.kept) for layer in self.layers}
+    def widths(self) -> dict[str, Width]:
+        """``{layer: how many units stay, and what a module that is built so wide computes}``.
+
+        For who would rather build the module anew than keep the function of the whole one: with the cut variables, their
+        leaves times the ``factors`` of all layers, it computes what the network that is cut does, where no layer has a reason
+        why not. That is found from the program: numbers in it that are powers of a width (the divisor of a mean,
+        ``1/sqrt(d)``), what reductions add for units that are cut, tables of constants.
+        """
+        return {layer.name: _width(layer) for layer in self.layers}
 
     @functools.cached_property
     def cuts(self) -> dict[str, Cut]:
@@ -209,7 +255,7 @@ class Plan:
         layers = [
             {
                 "name": layer.name, "size": layer.size, "kept": layer.kept.tolist(), "pinned": layer.pinned,
-                "note": layer.note,
+                "note": layer.note, "rebuild": {"powers": dict(layer.rebuild.powers), "reason": layer.rebuild.reason},
                 "members": [
                     {"path": m.path, "axis": m.axis, "role": m.role, "units": _counted(m.units)} for m in layer.members
                 ],
@@ -240,17 +286,26 @@ class Plan:
 
     def __str__(self) -> str:
         width = max((len(layer.name) for layer in self.layers), default=5)
-        lines = [f"{'layer':<{width}}  units  stay"]
+        lines, widths = [f"{'layer':<{width}}  units  stay  rebuilt"], self.widths()
+        wide = max([7, *(len(own.verdict) for own in widths.values())])
         for layer in self.layers:
             said = ", ".join(_member(m, self.cuts) for m in layer.members[:3]) if layer.cut else _why(layer)
             more = f" and {len(layer.members) - 3} more" if layer.cut and len(layer.members) > 3 else ""
             note = f"; {layer.note}" if layer.cut and layer.note else ""
-            lines.append(f"{layer.name:<{width}}  {layer.size:>5}  {len(layer.kept):>4}  {said}{more}{note}".rstrip())
+            verdict = widths[layer.name].verdict if layer.cut else "-"
+            head = f"{layer.name:<{width}}  {layer.size:>5}  {len(layer.kept):>4}  {verdict:<{wide}}"
+            lines.append(f"{head}  {said}{more}{note}".rstrip())
         before, after = self.sizes
         return "\n".join([*lines, f"{after:,} of {before:,} parameters stay"])
 
     def _cut_members(self) -> Iterable[tuple[Layer, Member]]:
         return ((layer, member) for layer in self.layers if layer.cut for member in layer.members)
+
+
+def _width(layer: Layer) -> Width:
+    stay = len(layer.kept)
+    factors = {path: (stay / layer.size) ** power for path, power in layer.rebuild.powers} if layer.cut else {}
+    return Width(stay, layer.size, factors, layer.rebuild.reason if layer.cut else None)
 
 
 def _why(layer: Layer) -> str:
@@ -277,7 +332,8 @@ def _layer(found: Mapping[str, Any], leaves: Mapping[str, tuple[int, ...]]) -> L
         return Member(own["path"], own["axis"], own["role"], units)
 
     members = tuple(map(member, found["members"]))
-    return Layer(found["name"], found["size"], np.asarray(found["kept"]), members, found["pinned"], found["note"])
+    rebuild = Rebuild(tuple(found["rebuild"]["powers"].items()), found["rebuild"]["reason"])
+    return Layer(found["name"], found["size"], np.asarray(found["kept"]), members, found["pinned"], found["note"], rebuild)
 
 
 def _described(tree: PyTree) -> Any:

@@ -1,4 +1,8 @@
-"""Layout operations and sites on compressed tensors: each primitive in terms of the tensors' own algebra."""
+"""Sites, and operations that move entries, on compressed tensors.
+
+Which operations move entries, and how, the flow table says. What is said here is another fact: what a compressed tensor itself
+does at each step, and where an operation leaves entries where they are but changes what they are (a cast, a placement).
+"""
 
 from __future__ import annotations
 
@@ -8,71 +12,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxopt_nn.core.matrix import Broadcast, Reshape, Reverse, Slice, Squeeze, Step, Transpose
 from jaxopt_nn.formulations import products
 from jaxopt_nn.interpret import jaxprs, tags
+from jaxopt_nn.interpret.flow.moves import Join, Move
+from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.tensors.base import is_compressed
 
 Result = Any  # an array, a compressed tensor, a list of these, or NotImplemented
 
 
-def _cast(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
+# -- where entries stay: what a tensor does in place of the operation; any other one gets it dense ----------------------
+
+
+def _cast(t: Any, params: Any) -> Result:
     return t.cast(params["new_dtype"]) if jnp.issubdtype(params["new_dtype"], jnp.floating) else NotImplemented
 
 
-def _transpose(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
-    return t.transpose(params["permutation"])
-
-
-def _to_shape(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
-    return t.reshape(aval.shape)
-
-
-def _reshape(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
-    if params["dimensions"] is not None:  # the operand's axes are read in another order
-        t = t.transpose(params["dimensions"])
-    return NotImplemented if t is NotImplemented else t.reshape(aval.shape)
-
-
-def _broadcast_in_dim(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
-    """Only unit axes are added, in order: then it is a reshape."""
-    dims = params["broadcast_dimensions"]
-    grown = any(n != 1 for i, n in enumerate(aval.shape) if i not in dims)
-    if rest or grown or any(t.shape[i] != aval.shape[d] for i, d in enumerate(dims)):
-        return NotImplemented
-    return t.reshape(aval.shape)
-
-
-def _slice(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
-    return t.slice(params["start_indices"], params["limit_indices"], params["strides"])
-
-
-def _dynamic_slice(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
-    return t.dynamic_slice(rest, params["slice_sizes"])
-
-
-def _rev(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
-    return t.rev(params["dimensions"])
-
-
-def _split(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
-    return t.split(params["sizes"], params["axis"])
-
-
-def _unstack(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
-    parts = t.split((1,) * t.shape[params["axis"]], params["axis"])
-    whole = [] if parts is NotImplemented else [part.reshape(aval.shape) for part in parts]
-    return whole if whole and not any(part is NotImplemented for part in whole) else NotImplemented
-
-
-def _stack(tensors: Sequence[Any], axis: int) -> Result:
-    shape = tensors[0].shape
-    first, *others = [t.reshape((*shape[:axis], 1, *shape[axis:])) for t in tensors]
-    if any(t is NotImplemented for t in (first, *others)) or not is_compressed(first):
-        return NotImplemented
-    return first.concatenate(others, axis)
-
-
-def _sharding_constraint(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
+def _placed_by(t: Any, params: Any) -> Result:
     sharding = params["sharding"]
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return NotImplemented
@@ -83,26 +40,58 @@ def _sharding_constraint(t: Any, params: Any, rest: Sequence[Any], aval: Any) ->
     return jax.tree.map(place, t, specs)
 
 
-def _same(t: Any, params: Any, rest: Sequence[Any], aval: Any) -> Result:
+VALUES: dict[str, Callable[[Any, Any], Result]] = {
+    "convert_element_type": _cast,
+    "sharding_constraint": _placed_by,
+    **dict.fromkeys(("copy", "copy_p", "stop_gradient"), lambda t, params: t),
+}
+
+
+# -- where entries move: the steps of the flow table on the tensors' own algebra ---------------------------------------
+
+
+def _broadcast(t: Any, step: Broadcast) -> Result:
+    """Only unit axes are added, in order: then it is a reshape."""
+    grown = any(n != 1 for i, n in enumerate(step.shape) if i not in step.dims)
+    if grown or any(t.shape[i] != step.shape[d] for i, d in enumerate(step.dims)):
+        return NotImplemented
+    return t.reshape(step.shape)
+
+
+_STEPS: dict[type, Callable[[Any, Any], Result]] = {
+    Transpose: lambda t, step: t.transpose(step.permutation),
+    Reshape: lambda t, step: t.reshape(step.shape),
+    Squeeze: lambda t, step: t.reshape(step.result(t.shape)),
+    Broadcast: _broadcast,
+    Slice: lambda t, step: t.slice(step.start, step.limit, step.strides),
+    Reverse: lambda t, step: t.rev(step.axes),
+}
+
+
+def _after(t: Any, steps: Sequence[Step]) -> Result:
+    """A tensor, or what a step has made dense, after steps."""
+    for step in steps:
+        t = _STEPS[type(step)](t, step) if is_compressed(t) else step.apply(t, 0)
+        if t is NotImplemented:
+            return t
     return t
 
 
-LAYOUT: dict[str, Callable[..., Result]] = {
-    "convert_element_type": _cast,
-    "transpose": _transpose,
-    "reshape": _reshape,
-    "squeeze": _to_shape,
-    "broadcast_in_dim": _broadcast_in_dim,
-    "slice": _slice,
-    "dynamic_slice": _dynamic_slice,
-    "rev": _rev,
-    "split": _split,
-    "unstack": _unstack,
-    "sharding_constraint": _sharding_constraint,
-    "stop_gradient": _same,
-    "copy": _same,
-    "copy_p": _same,
-}
+def _moved(eqn: Any, moves: Sequence[Move], operands: Sequence[Any]) -> Result:
+    if not is_compressed(operands[0]):
+        return NotImplemented
+    if not any(steps for _, steps in moves):
+        value = VALUES.get(eqn.primitive.name)
+        return NotImplemented if value is None else value(operands[0], eqn.params)
+    parts = [_after(operands[0], steps) for _, steps in moves]
+    return NotImplemented if any(part is NotImplemented for part in parts) else parts
+
+
+def _joined(join: Join, operands: Sequence[Any]) -> Result:
+    first, *others = [_after(t, steps) for t, steps in zip(operands, join.steps, strict=True)]
+    if any(t is NotImplemented for t in (first, *others)) or not is_compressed(first):
+        return NotImplemented
+    return first.concatenate(others, join.axis)
 
 
 def lookup(table: Any, eqn: Any, indices: Any) -> Result:
@@ -180,21 +169,20 @@ def site(eqn: Any, operands: Sequence[Any]) -> Result:
 def apply(eqn: Any, operands: Sequence[Any]) -> list[Any] | None:
     """The equation on compressed operands, or None where no algebra exists for it."""
     name = eqn.primitive.name
+    if name == "device_put":
+        return list(operands)
+    if name == "optimization_barrier":
+        return list(jax.lax.optimization_barrier(list(operands)))
+    entry = PRIMITIVES.get(name)
+    out: Result = NotImplemented
     if name in jaxprs.SITE_PRIMITIVES:
         out = site(eqn, operands)
-    elif name == "concatenate":
-        first, *others = operands
-        out = first.concatenate(others, eqn.params["dimension"]) if is_compressed(first) else NotImplemented
-    elif name == "stack":
-        out = _stack(operands, eqn.params["axis"])
-    elif name == "optimization_barrier":
-        return list(jax.lax.optimization_barrier(list(operands)))
-    elif name == "device_put":
-        return list(operands)
-    elif name in LAYOUT and is_compressed(operands[0]):
-        out = LAYOUT[name](operands[0], eqn.params, operands[1:], eqn.outvars[0].aval)
-    else:
-        return None
+    elif name == "dynamic_slice":
+        out = operands[0].dynamic_slice(operands[1:], eqn.params["slice_sizes"]) if is_compressed(operands[0]) else out
+    elif entry is not None and entry.joins is not None:
+        out = _joined(entry.joins(eqn), operands)
+    elif entry is not None and entry.moves is not None and (moves := entry.moves(eqn)) is not None:
+        out = _moved(eqn, moves, operands)
     if out is NotImplemented:
         return None
     return list(out) if isinstance(out, list | tuple) else [out]

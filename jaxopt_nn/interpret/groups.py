@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxopt_nn.core.model import AxisGroup, Coupling, Member, Read
+from jaxopt_nn.core.model import AxisGroup, Coupling, Member, Read, Rebuild
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.dims import Axis, Dim
 from jaxopt_nn.interpret.flow.flow import Flow
+from jaxopt_nn.interpret.flow.rebuilt import rebuilds
 from jaxopt_nn.interpret.program import trace_model
 
 PyTree = Any
@@ -60,8 +61,12 @@ def couplings_of(flow: Flow) -> tuple[Coupling, ...]:
             for atom in dict.fromkeys(dims.atoms(axis)):
                 members.setdefault(atom, []).append((path, i, axis))
     roles = _Roles(flow)
+    built = rebuilds(flow)
     order = dict.fromkeys(roles.order) | dict.fromkeys(atom for _, atom in roles.consumed if atom.cut is None)
-    return tuple(_coupling(flow, roles, atom, members[atom]) for atom in order if atom in members and atom.size > 1)
+    return tuple(
+        _coupling(flow, roles, atom, members[atom], built.get(atom, Rebuild()))
+        for atom in order if atom in members and atom.size > 1
+    )  # fmt: skip
 
 
 def group_names(groups: Sequence[AxisGroup]) -> list[str]:
@@ -105,11 +110,11 @@ class _Roles:
 _RANKS = {"producer": 0, "divisor": 1, "vector": 1, "consumer": 2}
 
 
-def _coupling(flow: Flow, roles: _Roles, atom: Dim, own: list[tuple[str, int, Axis]]) -> Coupling:
+def _coupling(flow: Flow, roles: _Roles, atom: Dim, own: list[tuple[str, int, Axis]], rebuild: Rebuild) -> Coupling:
     first = roles.order.get(atom, [])
     place = lambda m: (_RANKS[m.role], first.index(m.path) if m.role == "producer" else 0)
     members = [Member(path, i, roles.of(path, i, atom), dims.units(axis, atom)) for path, i, axis in own]
     reads = tuple(
         Read(c.site, c.shape, c.number, dims.units(c.axis, atom)) for c in flow.reads if atom in dims.atoms(c.axis)
     )
-    return Coupling(AxisGroup(atom.size, tuple(sorted(members, key=place)), atom.cut, atom.shard), reads)
+    return Coupling(AxisGroup(atom.size, tuple(sorted(members, key=place)), atom.cut, atom.shard, rebuild), reads)

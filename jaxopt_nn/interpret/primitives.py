@@ -20,6 +20,10 @@ QUOTIENTS = frozenset("div rem".split())
 POWERS = frozenset("integer_pow pow".split())
 #: Entry j of the result depends on entry j of each operand alone.
 ELEMENTWISE = ONE | EACH | LEFT | NEVER | POLES | QUOTIENTS | POWERS | {"clamp", "select_n"}
+#: A leaf is still the leaf after them: but for rounding, where it lies, and how it is differentiated.
+STAYS = frozenset(
+    "copy copy_p mesh_cast pcast pvary reduce_precision reshard sharding_constraint stop_gradient".split()
+)
 REDUCTIONS = frozenset(
     "argmax argmin reduce_and reduce_max reduce_min reduce_or reduce_prod reduce_sum reduce_xor".split()
 )

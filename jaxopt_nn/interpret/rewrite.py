@@ -60,9 +60,9 @@ class Rewritten:
         read = {leaf.path for leaf in program.info.leaves if leaf.sites}
         outs = self._jitted(self._prepared(variables, read), inputs, states)
         # a leaf that is handed through is the caller's, not its prepared form
-        given = dict(zip(program.jaxpr.invars, flatten(variables, inputs)[0], strict=True))
+        leaves = dict(zip(program.jaxpr.invars, flatten(variables, inputs)[0], strict=True))
         flat = jax.tree.leaves(outs, is_leaf=is_compressed)
-        same = [x if jaxprs.is_literal(v) else given.get(v, x) for v, x in zip(program.jaxpr.outvars, flat, strict=True)]
+        same = [x if jaxprs.is_literal(v) else leaves.get(v, x) for v, x in zip(program.jaxpr.outvars, flat, strict=True)]
         return jax.tree.unflatten(program.out_tree, same)
 
     def _warned(self, variables: PyTree, inputs: tuple[PyTree, ...], states: dict[str, State]) -> PyTree:
@@ -119,17 +119,17 @@ class Rewritten:
         run = lambda v, x, s: self._evaluate(v, x, s, recorder, watched)
         closed = jax.make_jaxpr(run)(variables, inputs, dict(states or {}))
         program = self.program(variables, inputs)
-        found, others = runs(closed, program.sites, chosen)
+        executions, others = runs(closed, program.sites, chosen)
         mixed = {site.name for site in program.sites.values() if site.weight is None}
         for message in recorder.report().of("float"):
             if message.path in mixed:
-                found[message.path] = dataclasses.replace(found[message.path], reason=message.reason)
+                executions[message.path] = dataclasses.replace(executions[message.path], reason=message.reason)
         report = Report(tuple(m for m in recorder.report() if m.kind != "float" or m.path not in mixed))
         report = report + stored(variables) + program.info.report.of("opaque", "constant")
         if method is not None:
             dense = map_with_path(lambda path, x: dense_like(x), variables)
             report = explain(method, dense, program.info) + report
-        return told(program.info, leaves_by_path(variables), report, found, others)
+        return told(program.info, leaves_by_path(variables), report, executions, others)
 
     def init(self, variables: PyTree, *inputs: PyTree, stats: Mapping[str, Any] | None = None) -> dict[str, State]:
         """The initial states of the rules that have one, by site, with the site's slots as leading axes.
@@ -242,11 +242,11 @@ class Capturing:
 
     def statistics(self, totals: Totals) -> dict[str, Any]:
         """``{site: statistic}``, of a site with named taps ``{site: {tap: statistic}}``."""
-        found: dict[str, dict[str, Any]] = {}
+        by_site: dict[str, dict[str, Any]] = {}
         for (site, name), first in self._shares.items():
             if first in totals:
-                found.setdefault(site, {})[name] = totals[first]
-        return {site: own[SINGLE] if tuple(own) == (SINGLE,) else own for site, own in found.items()}
+                by_site.setdefault(site, {})[name] = totals[first]
+        return {site: own[SINGLE] if tuple(own) == (SINGLE,) else own for site, own in by_site.items()}
 
     def explain(self, variables: PyTree, *inputs: PyTree, weights: Any = None) -> Report:
         """What is not measured, or not weighed; nothing is run."""
@@ -287,19 +287,19 @@ class Capturing:
         if weights is None or not isinstance(weights, Mapping):
             return () if weights is None else tuple(weights.shape)
         sites = {site.name: site for site in self._model.program(variables, inputs).sites.values()}
-        found = set()
+        lengths = set()
         for name, own in weights.items():
             if name not in sites:
                 near = ", ".join(near_misses(name, sites) or list(sites)[:3])
                 raise ValueError(f"weights[{name!r}]: no such site; nearest: {near}")
             slots = sites[name].stack[: len(sites[name].slots)]
-            found.add(tuple(own.shape[len(slots) :]))
-            if tuple(own.shape[: len(slots)]) != slots or len(found) > 1:
+            lengths.add(tuple(own.shape[len(slots) :]))
+            if tuple(own.shape[: len(slots)]) != slots or len(lengths) > 1:
                 raise ValueError(
                     f"weights[{name!r}]: shape {list(own.shape)}; give {list(slots)} entries of its stack, then [B] or [B, T], "
                     "the same for all sites"
                 )
-        return found.pop() if found else ()
+        return lengths.pop() if lengths else ()
 
 
 def _run(
@@ -307,9 +307,9 @@ def _run(
 ) -> tuple[PyTree, Any]:
     flat, _ = flatten(variables, inputs)
     outs, totals, _ = evaluator.run(program.jaxpr, program.consts, flat, (), totals or {}, {})
-    given = {id(x) for x in flat}
-    dense = evaluator.dense((-1,), [None if id(x) in given else x for x in outs], "`apply` returns it")
-    outs = [x if id(x) in given else d for x, d in zip(outs, dense, strict=True)]
+    operands = {id(x) for x in flat}
+    dense = evaluator.dense((-1,), [None if id(x) in operands else x for x in outs], "`apply` returns it")
+    outs = [x if id(x) in operands else d for x, d in zip(outs, dense, strict=True)]
     return jax.tree.unflatten(program.out_tree, outs), totals
 
 
@@ -349,8 +349,8 @@ def _check_states(program: Program, rules: Mapping[Key, Rule], states: Mapping[s
         wanted = _abstract_leaves(jax.eval_shape(lambda site=site, rule=rule: _blank(site, rule)))
         if _abstract_leaves(state) != wanted:
             raise ValueError(
-                f"states[{name!r}]: holds {_told(_abstract_leaves(state))}, rule {rule.name} has {_told(wanted)} there; is it "
-                "the state of another network, or of another rule?"
+                f"states[{name!r}]: holds {_shapes(_abstract_leaves(state))}, rule {rule.name} has {_shapes(wanted)} there; is "
+                "it the state of another network, or of another rule?"
             )
 
 
@@ -366,7 +366,7 @@ def _abstract_leaves(state: State) -> dict[str, tuple[Any, ...]]:
     return {path: (tuple(jnp.shape(x)), jnp.result_type(x)) for path, x in leaves_by_path(state._asdict()).items()}
 
 
-def _told(leaves: Mapping[str, tuple[Any, ...]]) -> str:
+def _shapes(leaves: Mapping[str, tuple[Any, ...]]) -> str:
     return ", ".join(f"{path} {dtype}{list(shape)}" for path, (shape, dtype) in leaves.items()) or "nothing"
 
 
@@ -441,10 +441,10 @@ def capture(
     check_apply(apply)
     if callable(taps) and not is_factory(taps):
         return Capturing(apply, lambda program: {k: dict(own) for k, s in program.sites.items() if (own := taps(s))})
-    made = []
+    cases = []
     for pattern, tap in cases_of(taps, Tap, "taps", groups=True):
         named = tap if isinstance(tap, Mapping) else {SINGLE: tap}
-        made.append((pattern, {name: require(each, Tap, f"taps: {name!r}", EXAMPLES[Tap]) for name, each in named.items()}))
-    if not all(named for _, named in made) or not made:
+        cases.append((pattern, {name: require(each, Tap, f"taps: {name!r}", EXAMPLES[Tap]) for name, each in named.items()}))
+    if not all(named for _, named in cases) or not cases:
         raise TypeError(f"capture: no tap; pass one, e.g. {EXAMPLES[Tap]}, or a list of pairs (pattern, Tap)")
-    return Capturing(apply, lambda program: {k: dict(own) for k, own in assigned(program, made, "tap").items()})
+    return Capturing(apply, lambda program: {k: dict(own) for k, own in assigned(program, cases, "tap").items()})

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxopt_nn.interpret import tags
+from jaxopt_nn.interpret.flow.layout import THROUGH
+from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.primitives import ELEMENTWISE, REDUCTIONS
-from jaxopt_nn.interpret.tags import NONE, Axes, Source, Tag
+from jaxopt_nn.interpret.tags import NONE, Axes, Tag
 
 #: Works along one axis and keeps the order of the others.
 _ALONG = frozenset("cumlogsumexp cummax cummin cumprod cumsum".split())
@@ -46,9 +48,7 @@ def _single(eqn: Any, operands: Sequence[Tag]) -> Sequence[frozenset[int]] | Non
         numbers = params["dimension_numbers"]
         ids = iter(operands[1].rows[:-1] if operands[1].rows else ())
         return [NONE if i in numbers.offset_dims else next(ids, NONE) for i in range(eqn.outvars[0].aval.ndim)]
-    if name in ("split", "unstack", "pad", *tags.LAYOUT) and operands and operands[0].rows:
-        return _moved(eqn, operands[0].rows)
-    return None
+    return _moved(eqn, operands[0].rows) if operands and operands[0].rows else None
 
 
 def _union(rows: Sequence[Axes], ndim: int) -> list[frozenset[int]]:
@@ -66,17 +66,21 @@ def _of_dot(eqn: Any, operands: Sequence[Tag]) -> list[frozenset[int]]:
 
 
 def _moved(eqn: Any, rows: Axes) -> Sequence[frozenset[int]] | None:
-    """Layout moves rows as it moves the axes of a leaf, where they stay in order."""
-    if eqn.primitive.name == "rev":
+    """An operation that moves entries moves rows as it moves the axes of a leaf, where they stay in order."""
+    name, entry = eqn.primitive.name, PRIMITIVES.get(eqn.primitive.name)
+    if name == "rev":
         return [NONE if i in eqn.params["dimensions"] else a for i, a in enumerate(rows)]
-    if eqn.primitive.name == "split":
-        return rows
-    if eqn.primitive.name == "unstack":
-        return [a for i, a in enumerate(rows) if i != eqn.params["axis"]]
-    if eqn.primitive.name == "pad":  # one of as many entries cut as added shifts, and keeps the length
+    if name == "pad":  # one of as many entries cut as added shifts, and keeps the length
         return [a if not any(entry) else NONE for a, entry in zip(rows, eqn.params["padding_config"], strict=True)]
-    moved = tags.LAYOUT[eqn.primitive.name](eqn, Source("", (), rows), (0,))
-    return rows if moved is None else moved.axes
+    if name == "dynamic_slice":
+        return rows
+    moves = None if entry is None or entry.moves is None or name in THROUGH else entry.moves(eqn)
+    if not moves:
+        return None
+    shape = tuple(eqn.invars[0].aval.shape)
+    for step in moves[0].steps:
+        rows, shape = tags.carried(rows, shape, step), step.result(shape)
+    return rows
 
 
 def _whole(axes: Sequence[frozenset[int]], eqn: Any, operands: Sequence[Tag], shape: Sequence[int]) -> Axes:

@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
-from jaxopt_nn.core.matrix import Broadcast, Embed, Reshape, Reverse, Slice, Step, Transpose, Unstack
+from jaxopt_nn.core.matrix import Broadcast, Embed, Reshape, Slice, Squeeze, Step, Transpose, Unstack
 from jaxopt_nn.interpret import jaxprs
+from jaxopt_nn.interpret.flow.layout import THROUGH
+from jaxopt_nn.interpret.flow.moves import Join, reshaped_axes
+from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.primitives import ELEMENTWISE
 
 #: An equation's address: its index in the top jaxpr, then in each inner one (a body's position stands between).
@@ -167,87 +168,38 @@ def left(tag: Tag, key: Key) -> Tag:
     return tag._replace(sources=sources)
 
 
-# -- layout operations: (equation, source with known axes, address) -> source ------------------------------------------
+# -- operations that move entries --------------------------------------------------------------------------------------
 
 
-def _same(eqn: Any, s: Source, key: Key) -> Source:
+def carried(axes: Sequence[frozenset[int]], shape: Sequence[int], step: Step) -> Axes:
+    """What lies behind the axes of an array of a shape, after a step."""
+    match step:
+        case Transpose(order):
+            return tuple(axes[i] for i in order)
+        case Squeeze(gone):
+            return tuple(a for i, a in enumerate(axes) if i not in gone)
+        case Broadcast(new, places):
+            at = dict(zip(places, axes, strict=True))
+            return tuple(at.get(d, NONE) for d in range(len(new)))
+        case Reshape(new):
+            out = [NONE] * len(new)
+            for left, right in reshaped_axes(shape, new):
+                behind = NONE.union(*(axes[i] for i in left))
+                for j in [j for j in right if new[j] > 1] or right[:1]:
+                    out[j] = behind
+            return tuple(out)
+        case Unstack(axis, keeps):
+            return tuple(NONE if i == axis else a for i, a in enumerate(axes) if keeps or i != axis)
+    return tuple(axes)  # a slice, a reverse, an embedding: each axis stays where it is
+
+
+def _after(s: Source, shape: Sequence[int], steps: Sequence[Step]) -> Source:
+    """A source with known axes, of a value of this shape, after steps."""
+    for step in steps:
+        new = carried(s.known, shape, step)
+        taken = NONE.union(*s.known) - NONE.union(*new)
+        s, shape = s.moved(new, step)._replace(stack=s.stack | taken), step.result(shape)
     return s
-
-
-def _cast(eqn: Any, s: Source, key: Key) -> Source | None:
-    old, new = eqn.invars[0].aval.dtype, eqn.params["new_dtype"]
-    floats = jnp.issubdtype(old, jnp.inexact) and jnp.issubdtype(new, jnp.inexact)
-    return s if floats or old == new else None
-
-
-def _transpose(eqn: Any, s: Source, key: Key) -> Source:
-    order = tuple(eqn.params["permutation"])
-    return s.moved([s.known[i] for i in order], Transpose(order))
-
-
-def _broadcast_in_dim(eqn: Any, s: Source, key: Key) -> Source:
-    shape, dims = tuple(eqn.params["shape"]), tuple(eqn.params["broadcast_dimensions"])
-    axes = [NONE] * len(shape)
-    for i, d in enumerate(dims):
-        axes[d] = s.known[i]
-    return s.moved(axes, Broadcast(shape, dims))
-
-
-def _squeeze(eqn: Any, s: Source, key: Key) -> Source:
-    gone = eqn.params["dimensions"]
-    taken = frozenset().union(*(s.known[i] for i in gone))
-    kept = [a for i, a in enumerate(s.known) if i not in gone]
-    new = s.moved(kept, Reshape(tuple(eqn.outvars[0].aval.shape)))
-    return new._replace(stack=s.stack | (taken - frozenset().union(*kept)))
-
-
-def reshaped_axes(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Factors a reshape into independent pieces: (axes of the old shape, axes of the new shape) of equal size.
-
-    Axes of length one go with the piece in front of them; in a zero-sized array everything is one piece.
-    """
-    if 0 in old:
-        return [(list(range(len(old))), list(range(len(new))))]
-    pieces: list[tuple[list[int], list[int]]] = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        left: list[int] = []
-        right: list[int] = []
-        a = b = 1
-        while True:
-            if a <= b and i < len(old) and (a < b or not left):
-                a, i = a * old[i], i + 1
-                left.append(i - 1)
-            elif b < a or (j < len(new) and not right):
-                if j >= len(new):
-                    break
-                b, j = b * new[j], j + 1
-                right.append(j - 1)
-            else:
-                break
-        pieces.append((left, right))
-    return pieces
-
-
-def _reshape(eqn: Any, s: Source, key: Key) -> Source:
-    order = jaxprs.reshape_order(eqn)
-    old, new = [eqn.invars[0].aval.shape[i] for i in order], tuple(eqn.params["new_sizes"])
-    if order != tuple(range(len(order))):  # batching a convolution moves its axes so
-        s = s.moved([s.known[i] for i in order], Transpose(order))
-    axes = [NONE] * len(new)
-    lost: frozenset[int] = NONE
-    for left, right in reshaped_axes(old, new):
-        behind = frozenset().union(*(s.known[i] for i in left))
-        real = [j for j in right if new[j] > 1] or right[:1]
-        for j in real:
-            axes[j] = behind
-        lost |= NONE if real else behind
-    return s.moved(axes, Reshape(new))._replace(stack=s.stack | (lost - frozenset().union(*axes, NONE)))
-
-
-def _slice(eqn: Any, s: Source, key: Key) -> Source:
-    start, limit = tuple(eqn.params["start_indices"]), tuple(eqn.params["limit_indices"])
-    return s.moved(s.known, Slice(start, limit, tuple(eqn.params["strides"] or [1] * len(start))))
 
 
 def _dynamic_slice(eqn: Any, s: Source, key: Key) -> Source:
@@ -262,37 +214,6 @@ def _dynamic_slice(eqn: Any, s: Source, key: Key) -> Source:
     return s.moved(s.known)._replace(steps=None, lost="is a window at a traced place of the leaf")
 
 
-def _reverse(eqn: Any, s: Source, key: Key) -> Source:
-    return s.moved(s.known, Reverse(tuple(eqn.params["dimensions"])))
-
-
-def _tile(eqn: Any, s: Source, key: Key) -> Source:
-    shape, reps = eqn.invars[0].aval.shape, eqn.params["reps"]
-    spread = tuple(n for pair in zip(reps, shape, strict=True) for n in pair)
-    copies = Broadcast(spread, tuple(range(1, len(spread), 2)))
-    return s.moved(s.known, copies, Reshape(tuple(eqn.outvars[0].aval.shape)))
-
-
-LAYOUT: dict[str, Callable[[Any, Source, Key], Source | None]] = {
-    "convert_element_type": _cast,
-    "copy": _same,
-    "copy_p": _same,
-    "reduce_precision": _same,
-    "sharding_constraint": _same,
-    "mesh_cast": _same,
-    "reshard": _same,
-    "stop_gradient": _same,
-    "pvary": _same,
-    "pcast": _same,
-    "rev": _reverse,
-    "tile": _tile,
-    "slice": _slice,
-    "dynamic_slice": _dynamic_slice,
-    "transpose": _transpose,
-    "broadcast_in_dim": _broadcast_in_dim,
-    "squeeze": _squeeze,
-    "reshape": _reshape,
-}
 def one_slice(eqn: Any) -> bool:
     """Whether a gather takes a single slice (``w[i]`` with a traced scalar): then it is layout, no lookup."""
     indices = eqn.invars[1].aval.shape
@@ -315,80 +236,56 @@ def _gathered_slice(eqn: Any, s: Source, key: Key) -> Source:
     return new._replace(steps=None, lost=lost) if lost else new
 
 
-def _cut(s: Source, shape: Sequence[int], axis: int, sizes: Sequence[int]) -> list[Source]:
-    """The parts of a value along one axis, one behind the other."""
-    parts, at = [], 0
-    for size in sizes:
-        start, limit = [0] * len(shape), list(shape)
-        start[axis], limit[axis] = at, at + size
-        parts.append(s.moved(s.known, Slice(tuple(start), tuple(limit), (1,) * len(shape))))
-        at += size
-    return parts
+def _taking(eqn: Any) -> Callable[[Any, Source, Key], Source] | None:
+    """How an operation that takes entries at places which may be traced makes its result of a leaf."""
+    if eqn.primitive.name == "dynamic_slice":
+        return _dynamic_slice
+    return _gathered_slice if eqn.primitive.name == "gather" and one_slice(eqn) else None
 
 
-def _split(eqn: Any, s: Source) -> list[Source]:
-    return _cut(s, eqn.invars[0].aval.shape, eqn.params["axis"], eqn.params["sizes"])
-
-
-def _unstack(eqn: Any, s: Source) -> list[Source]:
-    shape, axis = eqn.invars[0].aval.shape, eqn.params["axis"]
-    kept = [a for i, a in enumerate(s.known) if i != axis]
-    parts = _cut(s, shape, axis, (1,) * shape[axis])
-    gone = s.known[axis] - frozenset().union(NONE, *kept)
-    whole = Reshape(tuple(eqn.outvars[0].aval.shape))
-    return [part.moved(kept, whole)._replace(stack=s.stack | gone) for part in parts]
-
-
-PARTS: dict[str, Callable[[Any, Source], list[Source]]] = {"split": _split, "unstack": _unstack}
-
-
-def _stacked(eqn: Any, s: Source) -> Source:
-    """One operand of ``stack``, with the new axis."""
-    axis, shape = eqn.params["axis"], eqn.invars[0].aval.shape
-    return s.moved((*s.known[:axis], NONE, *s.known[axis:]), Reshape((*shape[:axis], 1, *shape[axis:])))
-
-
-def _joined_along(eqn: Any, tags: Sequence[Tag]) -> Tag:
-    """The tag of what ``concatenate`` or ``stack`` joins."""
-    stack, shape, at = eqn.primitive.name == "stack", tuple(eqn.outvars[0].aval.shape), 0
-    axis = eqn.params["axis" if stack else "dimension"]
+def _joined_along(eqn: Any, join: Join, tags: Sequence[Tag]) -> Tag:
+    """The tag of what holds its operands one behind the other."""
+    whole, at = tuple(eqn.outvars[0].aval.shape), 0
     found: dict[str, Source] = {}
-    for tag, var in zip(tags, eqn.invars, strict=True):
-        start = tuple(at if a == axis else 0 for a in range(len(shape)))
+    for tag, var, steps in zip(tags, eqn.invars, join.steps, strict=True):
+        shape = tuple(var.aval.shape)
+        start = tuple(at if a == join.axis else 0 for a in range(len(whole)))
         for s in tag.sources:
-            new = s
-            if s.axes is not None:
-                new = _stacked(eqn, s) if stack else s
-                new = new.moved(new.known, Embed(shape, start))
+            new = s if s.axes is None else _after(s, shape, (*steps, Embed(whole, start)))
             twice = found.get(s.path)
             found[s.path] = new if twice is None else new._replace(steps=None, lost="is concatenated with itself before use")
-        at += 1 if stack else var.aval.shape[axis]
+        for step in steps:
+            shape = step.result(shape)
+        at += shape[join.axis]
     return Tag(tuple(found.values()), consts=frozenset().union(*(t.consts for t in tags)))
 
 
 def layout(eqn: Any, tags: Sequence[Tag], key: Key) -> list[Tag] | None:
-    """The output tags of a layout operation on what is computed from leaves; None where the equation is none."""
+    """The output tags of an operation that moves entries, on what is computed from leaves; None where the equation is none."""
     name = eqn.primitive.name
-    if name in ("optimization_barrier", "device_put"):
+    if name in THROUGH:
         return list(tags)
-    if name in ("concatenate", "stack") and not any(t.dynamic for t in tags):
-        return [_joined_along(eqn, tags)]
+    entry = PRIMITIVES.get(name)
+    if entry is not None and entry.joins is not None and not any(t.dynamic for t in tags):
+        return [_joined_along(eqn, entry.joins(eqn), tags)]
     if not tags or not tags[0].sources:
         return None
-    if name in PARTS:
-        columns = [[s] * len(eqn.outvars) if s.axes is None else PARTS[name](eqn, s) for s in tags[0].sources]
-        return [tags[0]._replace(sources=row) for row in zip(*columns)]
-    single = name == "gather" and one_slice(eqn)
-    if not single and name not in LAYOUT:
+    if (take := _taking(eqn)) is not None:
+        return [_taken(eqn, tags[0], take, key)]
+    if entry is None or entry.moves is None:
         return None
-    move = _gathered_slice if single else LAYOUT[name]
+    moves = entry.moves(eqn)
+    if moves is None:  # a cast to whole numbers or back works entry by entry
+        return [mixed(tags[:1])]
+    shape = tuple(eqn.invars[0].aval.shape)
+    move = lambda steps: tuple(s if s.axes is None else _after(s, shape, steps) for s in tags[0].sources)
+    return [tags[0]._replace(sources=move(steps)) for _, steps in moves]
+
+
+def _taken(eqn: Any, tag: Tag, take: Callable[[Any, Source, Key], Source], key: Key) -> Tag:
     shape = eqn.invars[0].aval.shape
-    probe = move(eqn, Source("", tuple(shape), (NONE,) * len(shape)), key)  # what it takes of a value, whatever lies behind it
-    slots = () if probe is None else probe.slots
-    moved = [s.taken(*slots) if s.axes is None else move(eqn, s, key) for s in tags[0].sources]
-    sources = tuple(s for s in moved if s is not None)
-    # a cast to whole numbers or back works entry by entry
-    return [mixed(tags[:1]) if len(sources) < len(moved) else tags[0]._replace(sources=sources)]
+    slots = take(eqn, Source("", tuple(shape), (NONE,) * len(shape)), key).slots  # whatever lies behind the value
+    return tag._replace(sources=tuple(s.taken(*slots) if s.axes is None else take(eqn, s, key) for s in tag.sources))
 
 
 def computed(eqn: Any, tags: Sequence[Tag]) -> Tag:

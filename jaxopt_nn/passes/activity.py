@@ -50,9 +50,9 @@ def unit_activity(
       {'up': array([4., 0., 2.], dtype=float32)}
     """
     first = lambda group: (group.members[0].path, group.members[0].axis, group.members[0].units.tobytes())
-    found, _, batches = coupled(apply, variables, batches)
-    wanted = {first(c.group) for c in found if c.group.pinned is None} if groups is None else set(map(first, groups))
-    chosen = {n: c for n, c in named(found).items() if c.reads and first(c.group) in wanted}
+    layers, _, batches = coupled(apply, variables, batches)
+    wanted = {first(c.group) for c in layers if c.group.pinned is None} if groups is None else set(map(first, groups))
+    chosen = {n: c for n, c in named(layers).items() if c.reads and first(c.group) in wanted}
     read = {read.site for c in chosen.values() for read in c.reads}
     if not read:
         return {}
@@ -71,9 +71,9 @@ def coupled(
     return couplings(apply, variables, *head), head, itertools.chain([head], rows)
 
 
-def named(found: Sequence[Coupling]) -> dict[str, Coupling]:
+def named(layers: Sequence[Coupling]) -> dict[str, Coupling]:
     """Couplings by the names of their groups."""
-    return dict(zip(group_names([c.group for c in found]), found, strict=True))
+    return dict(zip(group_names([c.group for c in layers]), layers, strict=True))
 
 
 def fixed(coupling: Coupling) -> str | None:
@@ -109,8 +109,8 @@ def joined(coupling: Coupling, stats: Mapping[str, Any]) -> Activity:
       ValueError: NaN among them.
     """
     stats = jax.device_get({read.site: stats[read.site] for read in coupling.reads})
-    for site, seen in stats.items():
-        if np.isnan(seen["largest"]).any():
+    for site, values in stats.items():
+        if np.isnan(values["largest"]).any():
             raise ValueError(f"{site}: NaN among the values that it reads on these inputs; clean the inputs or the weights")
     size = coupling.group.size
     largest, mean = np.zeros(size, np.float32), np.zeros(size, np.float32)

@@ -61,10 +61,10 @@ def latency(network: Network, inputs: tuple[PyTree, ...], batch: int | None) -> 
         if not plan.cuts:
             return 1.0
         small = Network(Shrunk(network.apply, plan), Remap(plan).params(network.variables))
-        (_, found), left_out = latencies([(n.run, (n.variables, {})) for n in (whole, small)], example, [rows])
+        (_, times), left_out = latencies([(n.run, (n.variables, {})) for n in (whole, small)], example, [rows])
         if left_out:
             raise ValueError(f"latency: batch={rows} can't be measured: {left_out[str(rows)]}; pass a smaller batch")
-        ratio = found[str(rows)]["ratio"]
+        ratio = times[str(rows)]["ratio"]
         assert ratio is not None
         return ratio
 

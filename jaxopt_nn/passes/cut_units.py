@@ -65,9 +65,9 @@ def cut_units(
       protect: a pattern, or several, over the same names; these layers stay whole.
       multiple: lengths of cut axes are multiples of this: 8 or 128 for what hardware does best.
       least: units that stay in each layer at least.
-      reconstruct: whether the weights that read the units are refitted to make up for those that go, by least squares on the
-        calibration data: in a recipe, or by ``cut.execute(cut.mend(network, plan, info), plan)``. ``info`` is then needed
-        whatever the score.
+      reconstruct: whether the weights that read the units, and the biases added to these, are refitted to make up for those
+        that go, by least squares on the calibration data: in a recipe, or by ``cut.execute(cut.mend(network, plan, info),
+        plan)``. ``info`` is then needed whatever the score.
       batch: examples in a call whose latency is measured; as many as the inputs of ``plan`` have if None.
 
     Returns:

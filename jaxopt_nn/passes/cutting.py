@@ -71,8 +71,8 @@ def leaves_of(network: Network, info: ModelInfo, name: str) -> dict[str, Any]:
 
 def layers_of(network: Network, info: ModelInfo, *inputs: PyTree) -> dict[str, Coupling]:
     """The layers of a network by name, from ``info`` where they were found already."""
-    found = info.couplings
-    return named(couplings(network.apply, network.variables, *inputs) if found is None else found)
+    known = info.couplings
+    return named(couplings(network.apply, network.variables, *inputs) if known is None else known)
 
 
 def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
@@ -122,13 +122,13 @@ def _check_runs(network: Network, small: Network, plan: Plan) -> None:
         runs.append(("the function for training", network.trained, small.trained, {"key": jax.random.key(0)}))
     for what, before, after, key in runs:
         try:
-            made = shapes(after, small.variables, **key)
+            outputs = shapes(after, small.variables, **key)
         except Exception as error:
             raise ValueError(f"{plan.name}: {what} fails on the cut variables ({complaint(error)}); {advice}") from error
         wanted = shapes(before, network.variables, **key)
-        made, wanted = (made, wanted) if not key else (made[0], wanted[0])
-        if made != wanted:
-            raise ValueError(f"{plan.name}: on the cut variables {what} gives {made}, not {wanted}; {advice}")
+        outputs, wanted = (outputs, wanted) if not key else (outputs[0], wanted[0])
+        if outputs != wanted:
+            raise ValueError(f"{plan.name}: on the cut variables {what} gives {outputs}, not {wanted}; {advice}")
 
 
 def _check_states(network: Network, small: Network, plan: Plan) -> None:

@@ -24,12 +24,12 @@ class Levels:
         self.steps, self._least = steps, least
         values = _checked(allocation(scores), self.sizes)
         pairs = [np.stack([values[name], quantiles(values[name])], 1) for name in scores]
-        found, place = np.unique(np.concatenate([np.zeros((0, 2)), *pairs]), axis=0, return_inverse=True)
+        levels, place = np.unique(np.concatenate([np.zeros((0, 2)), *pairs]), axis=0, return_inverse=True)
         cuts = np.cumsum([0, *self.sizes.values()])
         own = {name: place.reshape(-1)[a:b] for name, a, b in zip(scores, cuts, cuts[1:], strict=False)}
         self._order = {name: np.argsort(x, kind="stable") for name, x in own.items()}
         self._ends = {name: x[self._order[name]] for name, x in own.items()}
-        self.last = len(found)
+        self.last = len(levels)
 
     def kept(self, level: int) -> dict[str, np.ndarray]:
         """The units that stay of each layer, int, in order."""
@@ -88,11 +88,11 @@ def _run(units: np.ndarray) -> int:
 
 
 def _checked(values: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    made = {name: np.asarray(values.get(name, ())).astype(np.float64) for name in sizes}
-    for name, own in made.items():
+    arrays = {name: np.asarray(values.get(name, ())).astype(np.float64) for name in sizes}
+    for name, own in arrays.items():
         if own.shape != (sizes[name],) or np.isnan(own).any():
             raise ValueError(
                 f"allocation: gives {own.shape} values for the {sizes[name]} units of {name}, {int(np.isnan(own).sum())} of "
                 "them NaN; give one number for each unit"
             )
-    return made
+    return arrays

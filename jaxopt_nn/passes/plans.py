@@ -83,10 +83,10 @@ def weak_units(
 
 
 def _on_data(choice: Choice, apply: Callable[..., PyTree], variables: PyTree, inputs: Any, batch_size: int) -> Plan:
-    found, head, batches = coupled(apply, variables, _sliced(inputs, batch_size))
-    layers = named(found)
+    groups, head, batches = coupled(apply, variables, _sliced(inputs, batch_size))
+    layers = named(groups)
     read = {read.site for c in free(layers).values() for read in c.reads}
-    info = dataclasses.replace(inspect(apply, variables, *head), couplings=found)
+    info = dataclasses.replace(inspect(apply, variables, *head), couplings=groups)
     if read:
         asked = taps_of(choice.score)
         own: Callable[[Site], Any] = lambda site: asked(site) if site.name in read else {}

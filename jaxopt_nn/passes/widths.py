@@ -32,7 +32,7 @@ def wanted(layers: Mapping[str, Coupling], widths: Widths) -> dict[str, int]:
         layer matched by two.
     """
     titles = titles_of(layers)
-    found: dict[str, int] = {}
+    stay: dict[str, int] = {}
     by: dict[str, str] = {}
     for pattern, width in widths.items():
         require_match(pattern, [title for each in titles.values() for title in each], "layer")
@@ -44,8 +44,8 @@ def wanted(layers: Mapping[str, Coupling], widths: Widths) -> dict[str, int]:
         for name in free:
             if name in by:
                 raise ValueError(f"{name}: matched by two patterns, {by[name]!r} and {pattern!r}; leave one of them")
-            by[name], found[name] = pattern, _units(width, layers[name].group.size, name)
-    return found
+            by[name], stay[name] = pattern, _units(width, layers[name].group.size, name)
+    return stay
 
 
 def _units(width: Any, size: int | None, name: str) -> int:

@@ -143,9 +143,9 @@ def calibrated(network: Network, batches: Batches) -> Network:
     if not wanted:
         return network.initialized(*run.example)
     asked: dict[StatKey, Tap] = {((), site, name): tap for site, own in wanted.items() for name, tap in own.items()}
-    found, _ = run.measured(asked, variables)
+    values, _ = run.measured(asked, variables)
     stats: dict[str, dict[str, Any]] = {}
-    for (_, site, name), value in found.items():
+    for (_, site, name), value in values.items():
         stats.setdefault(site, {})[name] = value
     return network.initialized(*run.example, stats=stats)
 
@@ -219,8 +219,8 @@ class _Run:
             in ``variables``.
         """
         while wanted := method.traits.taps(dataclasses.replace(info, sites=sites)):
-            seen = method.traits.seen(part, info)
-            now = _replaced(variables, seen, info, entry)
+            views = method.traits.seen(part, info)
+            now = _replaced(variables, views, info, entry)
             taps = {key: tap for key, tap in wanted.items() if isinstance(tap, Tap)}
             probes = {key: probe for key, probe in wanted.items() if isinstance(probe, Probe)}
             stats, unweighted = self.measured(taps, now) if taps else ({}, [])
@@ -243,8 +243,8 @@ class _Run:
         empty = functools.partial(capturing.zeros, variables, *self.example, weights=self._weighed(self.example))
         totals = self._stream(add, self._everywhere(variables), empty())
         _check_finite(totals, empty)
-        found = capturing.statistics(totals)
-        stats = {key: found[key[1]][_label(key[0], key[2])] for key in wanted if key[1] in found}
+        by_name = capturing.statistics(totals)
+        stats = {key: by_name[key[1]][_label(key[0], key[2])] for key in wanted if key[1] in by_name}
         missed = sorted({site for _, site, _ in wanted.keys() - stats.keys()})
         if missed:
             raise ValueError(f"{missed[0]}: lies in the condition of a `while`, which can't be measured; leave its leaf out")
@@ -271,10 +271,10 @@ class _Run:
         """The totals over all batches, from the position of this pass where there is one."""
         self._passes += 1
         place = self._checkpoints and self._checkpoints(f"pass_{self._passes:03d}")
-        held = place.restore(totals) if place else None
+        position = place.restore(totals) if place else None
         done, finished = 0, False
-        if held is not None:
-            done, totals, meta = held
+        if position is not None:
+            done, totals, meta = position
             finished = meta["finished"]
         totals = self._everywhere(totals)
         batches = iter(()) if finished else itertools.islice(self._inputs(), done, None)
@@ -298,19 +298,20 @@ class _Run:
         """The weights of a batch, float32."""
         if self._weights is None:
             return None
-        given = self._weights(*batch)
-        if isinstance(given, Mapping):
+        answer = self._weights(*batch)
+        if isinstance(answer, Mapping):
             if jax.process_count() > 1:
                 raise ValueError("calibrate: weights by site and several processes; calibrate in one, or weigh all sites alike")
-            return {site: jnp.asarray(own, jnp.float32) for site, own in given.items()}
-        found = jnp.asarray(given, jnp.float32)
-        shapes = [x.shape[: found.ndim] for x in jax.tree.leaves(batch)]
-        if found.ndim == 0 or found.shape not in shapes:
+            return {site: jnp.asarray(own, jnp.float32) for site, own in answer.items()}
+        weights = jnp.asarray(answer, jnp.float32)
+        shapes = [x.shape[: weights.ndim] for x in jax.tree.leaves(batch)]
+        if weights.ndim == 0 or weights.shape not in shapes:
+            inputs = [x.shape for x in jax.tree.leaves(batch)]
             raise ValueError(
-                f"calibrate: weights of shape {found.shape} for inputs of shapes {[x.shape for x in jax.tree.leaves(batch)]}; "
-                "give one number for each example [B] or token [B, T]"
+                f"calibrate: weights of shape {weights.shape} for inputs of shapes {inputs}; give one number for each "
+                "example [B] or token [B, T]"
             )
-        return found
+        return weights
 
     def _everywhere(self, tree: PyTree) -> PyTree:
         if self._mesh is None:
@@ -356,8 +357,8 @@ def _check_finite(totals: Totals, empty: Callable[[], Totals]) -> None:
         return functools.reduce(jnp.logical_or, [jnp.any(~jnp.isfinite(t) & (t != z)) for t, z in parts])
 
     # compiled, so that the empty statistics take no memory
-    found = jax.jit(lambda totals: {key: bad(totals[key], zero) for key, zero in empty().items()})(totals)
-    for (site, tap), wrong in found.items():
+    broken = jax.jit(lambda totals: {key: bad(totals[key], zero) for key, zero in empty().items()})(totals)
+    for (site, tap), wrong in broken.items():
         if bool(wrong):
             raise ValueError(
                 f"{site}: NaN or Inf in the statistic {tap.split('/')[-1]!r}; clean the inputs or the weights, or find the "
@@ -378,9 +379,9 @@ def _layer_by_layer(run: _Run, method: Transform, variables: PyTree, info: Model
         part = {path: leaves[path] for site in sites for path in site.leaves}
         names = {site.name for site in sites}
         blank = dataclasses.replace(info, stats={k: x for k, x in info.stats.items() if k[1] not in names})
-        found = run.filled(method, part, variables, blank, sites, entry)
-        info = dataclasses.replace(info, stats=_joined(info.stats, found.stats, names, entry), report=found.report)
-        variables = _replaced(variables, _viewed(method, part, found), info, entry)
+        measured = run.filled(method, part, variables, blank, sites, entry)
+        info = dataclasses.replace(info, stats=_joined(info.stats, measured.stats, names, entry), report=measured.report)
+        variables = _replaced(variables, _viewed(method, part, measured), info, entry)
     return info
 
 
@@ -409,8 +410,8 @@ def _steps(layers: Sequence[tuple[Site, ...]]) -> Iterator[tuple[tuple[Site, ...
     """
 
     def loop(sites: tuple[Site, ...]) -> tuple[Any, int] | None:
-        found = {(s.slots[0], s.stack[0]) for s in sites if s.slots}
-        return found.pop() if len(found) == 1 and all(s.slots for s in sites) else None
+        slots = {(s.slots[0], s.stack[0]) for s in sites if s.slots}
+        return slots.pop() if len(slots) == 1 and all(s.slots for s in sites) else None
 
     for turns, own in itertools.groupby(layers, loop):
         group = list(own)

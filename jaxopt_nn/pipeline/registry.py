@@ -187,13 +187,13 @@ def transform(
     built = {name: _argument(kinds.get(name, name), x, max(steps - 1, 0), key) for name, x in arguments.items()}
     if built.get("rounding") == "stochastic":
         built["key"] = key
-    made = called(factory, f"method {method!r}", built)
-    if isinstance(made, Pass):
+    chosen = called(factory, f"method {method!r}", built)
+    if isinstance(chosen, Pass):
         if pattern is not None or interval != 1:
             raise ValueError(f"{method!r} is a pass, which changes the whole network once; leave out 'where' and 'every'")
-        return made
-    made = made if pattern is None else where(pattern, made)
-    return made if interval == 1 else every(interval, made, last=max(steps - 1, 0))
+        return chosen
+    chosen = chosen if pattern is None else where(pattern, chosen)
+    return chosen if interval == 1 else every(interval, chosen, last=max(steps - 1, 0))
 
 
 def rule(name: str | None) -> Rule | None:
@@ -223,13 +223,13 @@ def training_rule(name: str | None) -> Rule | None:
         return identity_rule()
     if ":" in name:
         return imported(name)()
-    found = re.fullmatch(r"a([2-8])(?:-(clip|pass|none))?", name)
-    if not found:
+    match = re.fullmatch(r"a([2-8])(?:-(clip|pass|none))?", name)
+    if not match:
         raise ValueError(
             f"training_rule={name!r}: allowed are 'a2' to 'a8', with '-pass' or '-none' for another derivative, 'float', or "
             "your own as package.module:name"
         )
-    return fake_quant_activations(int(found[1]), found[2] or "clip")
+    return fake_quant_activations(int(match[1]), match[2] or "clip")
 
 
 def stages(config: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Stage]:
@@ -257,8 +257,8 @@ def _stage(i: int, entry: dict[str, Any], key: jax.Array) -> Stage:
         if not isinstance(own.get("name"), str):
             raise ValueError("needs 'name', a string")
         make = _cases(own, entry, key) if "cases" in own else _single(own, entry, key)
-        made = make(steps=100)  # what is wrong with the arguments shows here, before the number of steps is known
-        return Stage(own["name"], made if isinstance(made, Pass) else lambda steps: make(steps=steps), **stage_fields(own))
+        trial = make(steps=100)  # what is wrong with the arguments shows here, before the number of steps is known
+        return Stage(own["name"], trial if isinstance(trial, Pass) else lambda steps: make(steps=steps), **stage_fields(own))
     except ValueError as error:
         raise ValueError(f"stages[{i}] ({own.get('name', 'no name')}): {error}") from error
 
@@ -266,8 +266,8 @@ def _stage(i: int, entry: dict[str, Any], key: jax.Array) -> Stage:
 def _single(own: Mapping[str, Any], arguments: Mapping[str, Any], key: jax.Array) -> Callable[..., Any]:
     """The transform or pass of ``method`` and its arguments, of the number of steps."""
     if not isinstance(own.get("method"), str):
-        held = ", ".join(sorted({*own, *arguments}))
-        raise ValueError(f"needs 'method', a string, or 'cases', a list; has {held or 'nothing'}")
+        fields = ", ".join(sorted({*own, *arguments}))
+        raise ValueError(f"needs 'method', a string, or 'cases', a list; has {fields or 'nothing'}")
     return functools.partial(
         transform, own["method"], pattern=own.get("where"), interval=own.get("every", 1), key=key, **arguments
     )
@@ -344,8 +344,8 @@ def _argument(key: str, value: Any, last: int, random: Any = None) -> Any:
     except ValueError as error:
         if not shares:
             raise
-        given = ", ".join(f"{field}={x}" for field, x in shares.items())
-        raise ValueError(f"{error} ({key}: {given} as shares of {last} steps)") from error
+        said = ", ".join(f"{field}={x}" for field, x in shares.items())
+        raise ValueError(f"{error} ({key}: {said} as shares of {last} steps)") from error
 
 
 def _counted(key: str, fields: Mapping[str, Any], last: int) -> tuple[dict[str, float], dict[str, Any]]:
@@ -364,14 +364,14 @@ def _part(key: str, name: str, fields: Mapping[str, Any], last: int, random: Any
     if short := re.fullmatch(r"(-?\d+)x(-?\d+)", name) if key == "structure" else None:
         return blocks(int(short[1]), int(short[2]))
     makers = PARTS.get(key, {})
-    found = lookup(name, {**NAMED[key], **makers}, key)
-    if not fields and found not in makers.values():
-        return found
+    maker = lookup(name, {**NAMED[key], **makers}, key)
+    if not fields and maker not in makers.values():
+        return maker
     _, counted = _counted(key, fields, last)
-    made = {field: _argument(WITHIN.get(field, field), x, last, random) for field, x in counted.items()}
-    if random is not None and "key" in inspect.signature(found).parameters:
-        made.setdefault("key", random)
-    return called(found, f"{key} {name!r}", made)
+    arguments = {field: _argument(WITHIN.get(field, field), x, last, random) for field, x in counted.items()}
+    if random is not None and "key" in inspect.signature(maker).parameters:
+        arguments.setdefault("key", random)
+    return called(maker, f"{key} {name!r}", arguments)
 
 
 def called(factory: Callable[..., Any], what: str, arguments: Mapping[str, Any]) -> Any:

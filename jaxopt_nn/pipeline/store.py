@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,7 +34,8 @@ def save(
     Args:
       network: in stored form, so that it weighs what it should. Its rules are written by the names of their factories
         (``rule_factory``), their states beside the variables. Its functions are not: they are code. Of a network that was cut
-        the plans are written, so that ``load`` takes the function of the whole one.
+        the plans are written, so that ``load`` takes the function of the whole one; a function of your own around a cut one
+        must say what it is around, as ``functools.wraps`` and ``functools.partial`` do.
       programs: ``exported(network, inputs)``: then ``load`` needs no code. They add their bytes.
       recipe, extra, overwrite: as for ``save_artifact``; ``extra`` gets ``rules``, ``plans`` and ``still``.
 
@@ -109,17 +111,31 @@ def network_from(tree: PyTree, manifest: Mapping[str, Any], apply: Callable[...,
     return Network(run, tree["variables"], found, _states(tree), still=frozenset(extra.get("still", ())))
 
 
-def _plans(apply: Callable[..., PyTree]) -> list[str]:
+def _inner(apply: Any) -> Any:
+    """What ``functools.partial``, ``functools.wraps``, ``jit`` or ``keep_constants`` is around; None: it is around nothing."""
+    return apply.func if isinstance(apply, functools.partial) else getattr(apply, "__wrapped__", None)
+
+
+def _plans(apply: Callable[..., PyTree] | None) -> list[str]:
     """What was cut of a network, first to last."""
     if not isinstance(apply, Shrunk):
-        return []
+        return [] if apply is None else _plans(_inner(apply))
     return [*_plans(apply.whole), dataclasses.replace(apply.plan, inputs=()).to_json()]
+
+
+def _whole(apply: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """The function of the network before anything was cut, with the arguments that are bound."""
+    if isinstance(apply, Shrunk):
+        return _whole(apply.whole)
+    inner = _inner(apply)
+    if inner is None or (whole := _whole(inner)) is inner:
+        return apply
+    return functools.partial(whole, *apply.args, **apply.keywords) if isinstance(apply, functools.partial) else whole
 
 
 def _cut(apply: Callable[..., PyTree], plans: Sequence[str], name: str) -> Callable[..., PyTree]:
     """The function of the network that was saved, of its model's or of its own."""
-    while plans and isinstance(apply, Shrunk):
-        apply = apply.whole
+    apply = _whole(apply) if plans else apply
     for plan in plans:
         try:
             apply = Shrunk(apply, Plan.from_json(plan))

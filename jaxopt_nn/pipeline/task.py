@@ -42,24 +42,24 @@ class Objective(NamedTuple):
     def measured(self, outputs: PyTree, batch: PyTree, real: Any) -> dict[str, PyTree]:
         """The accumulators of one batch: of the loss, of each metric and of each detail."""
         measured: tuple[tuple[str, Metric | Detail], ...] = (*self.metrics, *self.details)
-        found = {name: each.measure(outputs, batch, real) for name, each in measured}
-        return {"loss": self.losses(outputs, batch, real), **found}
+        sums = {name: each.measure(outputs, batch, real) for name, each in measured}
+        return {"loss": self.losses(outputs, batch, real), **sums}
 
 
-def summed(found: Any, real: Any) -> tuple[Any, Any]:
+def summed(loss: Any, real: Any) -> tuple[Any, Any]:
     """What a loss returned, as ``(sum, count)``: values ``[B, ...]``, ``(values, weights)``, or a scalar."""
-    values, weights = found if isinstance(found, tuple) else (found, None)
+    values, weights = loss if isinstance(loss, tuple) else (loss, None)
     if values.ndim == 0:
         return values.astype(jnp.float32), jnp.ones((), jnp.float32)
     return metrics.counted(values, weights, real)
 
 
-def mean_loss(found: Any, real: Any) -> tuple[Any, Any]:
+def mean_loss(loss: Any, real: Any) -> tuple[Any, Any]:
     """The scalar that training differentiates, and 1; 0 without a gradient, and 0, where nothing counts."""
-    values, weights = found if isinstance(found, tuple) else (found, None)
+    values, weights = loss if isinstance(loss, tuple) else (loss, None)
     if weights is None and real is None:
         return jnp.mean(values.astype(jnp.float32)), jnp.ones((), jnp.float32)
-    total, count = summed(found, real)
+    total, count = summed(loss, real)
     return total / jnp.maximum(count, jnp.finfo(jnp.float32).tiny), (count > 0).astype(jnp.float32)
 
 
@@ -139,8 +139,8 @@ class Task:
         if twice := self.details.keys() & {*self.names}:
             raise ValueError(f"Task: details and metrics are both called {', '.join(twice)}; give the details other names")
         for part in ("train", "test", "valid"):
-            if (given := getattr(self, part)) is not None:
-                object.__setattr__(self, part, source_of(given, part))
+            if (data := getattr(self, part)) is not None:
+                object.__setattr__(self, part, source_of(data, part))
         if self.test is None:
             raise ValueError("Task: no test data; pass test=(inputs, labels), or what gives batches")
         for source in (self.train, self.valid):
@@ -174,13 +174,13 @@ class Task:
 
     def described(self) -> dict[str, dict[str, str]]:
         """Unit and direction of each metric, as reports hold them."""
-        found = {name: {"unit": m.unit, "better": m.better} for name, m in self.metrics.items()}
-        return {**found, "loss": {"unit": self.unit, "better": self.better}}
+        entries = {name: {"unit": m.unit, "better": m.better} for name, m in self.metrics.items()}
+        return {**entries, "loss": {"unit": self.unit, "better": self.better}}
 
     def result(self, sums: Mapping[str, PyTree]) -> dict[str, float]:
         """The numbers of accumulators."""
-        found = {name: metric.result(sums[name]) for name, metric in self.metrics.items() if name in sums}
-        return {**found, "loss": metrics.ratio(sums["loss"])}
+        numbers = {name: metric.result(sums[name]) for name, metric in self.metrics.items() if name in sums}
+        return {**numbers, "loss": metrics.ratio(sums["loss"])}
 
     def merged(self, a: Mapping[str, PyTree], b: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """The accumulators of two parts of a set, as one."""
@@ -189,19 +189,19 @@ class Task:
 
     def compared(self, before: Mapping[str, PyTree], after: Mapping[str, PyTree]) -> dict[str, Any]:
         """What the details say of two networks, of their accumulators over the same set."""
-        found = {name: detail.compare(before[name], after[name]) for name, detail in self.details.items()}
-        return {name: said for name, said in found.items() if said is not None}
+        comparisons = {name: detail.compare(before[name], after[name]) for name, detail in self.details.items()}
+        return {name: said for name, said in comparisons.items() if said is not None}
 
     def calibration(self, examples: int = 128) -> list[tuple[PyTree, ...]]:
         """Inputs of the first training examples, in batches, for ``calibrate``."""
-        source, found, left = self.train or self.test, list[tuple[PyTree, ...]](), examples
+        source, inputs, left = self.train or self.test, list[tuple[PyTree, ...]](), examples
         for batch, real in source.batches(min(source.batch_rows(self.batch_size), examples)):
             rows = min(left, int(real.sum()))
-            found.append(self.objective.inputs_of(jax.tree.map(lambda x, rows=rows: x[:rows], batch)))
+            inputs.append(self.objective.inputs_of(jax.tree.map(lambda x, rows=rows: x[:rows], batch)))
             left -= rows
             if left <= 0:
                 break
-        return found
+        return inputs
 
     def replace(self, **fields: Any) -> Task:
         """The task with other fields."""
@@ -224,7 +224,7 @@ def given_metrics(metrics: Any) -> Mapping[str, Metric]:
 def _check_alike(source: Source, test: Source) -> None:
     """Raises ValueError where the examples of two parts have other leaves, shapes or dtypes."""
     own, others = ({p: (x.dtype, x.shape[1:]) for p, x in leaves_by_path(s.example).items()} for s in (source, test))
-    said = lambda path, held: f"{held[path][0]}{list(held[path][1])}" if path in held else "nothing"
+    said = lambda path, leaves: f"{leaves[path][0]}{list(leaves[path][1])}" if path in leaves else "nothing"
     for path in {**own, **others}:
         if own.get(path) != others.get(path):
             raise ValueError(
@@ -259,13 +259,13 @@ def part_of(part: Part, batch: PyTree) -> Any:
     try:
         return batch[part]
     except (KeyError, IndexError, TypeError) as error:
-        held = f"keys {sorted(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise ValueError(f"the batch is {held}, and has no entry {part!r}; name what it has (inputs=, labels=)") from error
+        kind = f"keys {sorted(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(f"the batch is {kind}, and has no entry {part!r}; name what it has (inputs=, labels=)") from error
 
 
 def _inputs(part: Part, batch: PyTree) -> tuple[PyTree, ...]:
-    found = part_of(part, batch)
-    return found if isinstance(found, tuple) else (found,)
+    inputs = part_of(part, batch)
+    return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
 def loss_sums(loss: Callable[..., Any], outputs: PyTree, batch: PyTree, real: Any) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ import pytest
 from nbclient import NotebookClient
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-NOTEBOOKS = ("quickstart", "your_model")
+NOTEBOOKS = ("quickstart", "your_model", "pruning")
 METHODS = (
     "Clipping",
     "Integer quantization",
@@ -224,3 +224,22 @@ def test_a_model_of_ones_own_runs(tmp_path):
     assert float(re.search(r"read back: ([\d.]+)%", said["artifact"])[1]) > 95
     page = cells["report"].outputs[0]["data"]["text/html"]
     assert page.startswith("<div><iframe srcdoc=") and "quantize" in page
+
+
+@pytest.mark.slow
+def test_a_network_shrinks(tmp_path):
+    cells = executed(read("pruning"), tmp_path)
+    said = {name: "".join(o.get("text", "") for o in cell.outputs) for name, cell in cells.items()}
+    number = lambda pattern, text: float(re.search(pattern, text)[1].replace(",", ""))
+    assert said["groups"].count("may be cut") == 4 and said["groups"].count("reaches an output") == 1
+    assert re.findall(r"^params/block.*?(equal|different|rescaled)", said["plan"], re.MULTILINE) == ["equal"] * 4
+    assert number(r"network with zeros: (\S+)", said["cut"]) < 1e-4
+    for what in ("multiply-accumulates", "bytes"):
+        before, after = re.search(rf"{what} ([\d,]+) → ([\d,]+)", said["cut"]).groups()
+        assert 4 * int(after.replace(",", "")) <= 1.05 * int(before.replace(",", ""))
+    scores = {name: float(score) for name, score in re.findall(r"^(.+?) +([\d.]+)%$", said["repair"], re.MULTILINE)}
+    assert list(scores) == ["whole", "cut", "refitted", "trained on"]
+    assert scores["whole"] > 95 and scores["refitted"] > scores["cut"] and scores["trained on"] > scores["whole"] - 3
+    assert number(r"largest difference: (\S+)", said["rebuild"]) < 1e-4
+    times = re.search(r"batch 256: +([\d.]+) ms → +([\d.]+) ms", said["latency"])
+    assert float(times[2]) < float(times[1])

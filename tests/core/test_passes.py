@@ -35,7 +35,7 @@ def plan(kept=(0, 3)):
 def test_what_is_cut_and_what_would_be_masked():
     made = plan()
     rows = np.array([0, 3, 4, 7])
-    assert made.widths == {"a": 2, "b axis 1": 3} and list(made.kept) == ["a"]
+    assert {name: own.stay for name, own in made.widths().items()} == {"a": 2, "b axis 1": 3} and list(made.kept) == ["a"]
     found = {(path, axis): x.tolist() for path, cut in made.cuts.items() for axis, x in cut.axes.items()}
     assert found == {("a", 1): [0, 3], ("bias", 0): [0, 3], ("var", 0): [0, 3], ("b", 0): rows.tolist()}
     assert made.cuts["b"].small == (4, 3) and made.sizes == (20 + 4 + 4 + 24 + 4, 10 + 2 + 2 + 12 + 4)
@@ -47,9 +47,9 @@ def test_what_is_cut_and_what_would_be_masked():
 def test_it_prints_and_reports():
     lines = str(plan()).splitlines()
     assert lines == [
-        "layer     units  stay",
-        "a             4     2  a axis 1: 4 -> 2, bias axis 0: 4 -> 2, var axis 0: 4 -> 2 and 1 more",
-        "b axis 1      3     3  reaches an output",
+        "layer     units  stay  rebuilt",
+        "a             4     2  equal    a axis 1: 4 -> 2, bias axis 0: 4 -> 2, var axis 0: 4 -> 2 and 1 more",
+        "b axis 1      3     3  -        reaches an output",
         "30 of 56 parameters stay",
     ]
     said = {m.path: (m.kind, m.reason) for m in plan().report}
@@ -77,7 +77,8 @@ def test_edited():
     other = made.replace({"a": [3, 1, 2]})
     assert other.kept["a"].tolist() == [1, 2, 3] and made.kept["a"].tolist() == [0, 3]
     assert made.replace({"a": None}).cuts == {} and "none was to go" in str(made.replace({"a": None}))
-    assert made.replace({"a": np.array([2]), "b axis 1": range(3)}).widths == {"a": 1, "b axis 1": 3}
+    other = made.replace({"a": np.array([2]), "b axis 1": range(3)}).widths()
+    assert list(map(str, other.values())) == ["1 of 4, equal", "3 of 3, whole"]
 
 
 @pytest.mark.parametrize(

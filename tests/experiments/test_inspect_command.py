@@ -89,6 +89,15 @@ def test_what_can_not_be_cut(found):
     assert any("groups may be cut" in said for said in inspect.sentences(found))
 
 
+def test_what_is_cut_together(found):
+    """The residual stream is the table's width, tied to the head, through the layers; the vocabulary stays."""
+    rows = inspect.group_rows(found)
+    stream = next(entry for entry in found["axis_groups"] if entry["units"] == 8)
+    assert {(m["path"], m["axis"]) for m in stream["axes"]} >= {("table", 1), ("layers", 1), ("layers", 2), ("scale", 0)}
+    assert sum(row[1] == "11" and row[3].startswith("no: ") for row in rows) == 1
+    assert [row[3] == "yes" for row in rows] == sorted((row[3] == "yes" for row in rows), reverse=True)
+
+
 def test_what_each_stage_takes(found):
     prune, quantize = found["stages"]
     assert prune["takes"] == ["layers"] and prune["parameters"] == 128
@@ -136,7 +145,9 @@ def test_files(found, tmp_path):
     made = inspect.run(tiny(), str(tmp_path / "out"))
     assert made == found == json.loads((tmp_path / "out" / "inspect.json").read_text())
     assert (tmp_path / "out" / "inspect.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "out" / "groups.png").read_bytes()[:4] == b"\x89PNG"
     text = (tmp_path / "out" / "inspect.md").read_text()
+    assert "## What is cut together" in text and "![axis groups](groups.png)" in text
     assert "## What can't be cut" in text and "| unused | is not read by apply |" in text and "| quantize | takes |" in text
     assert "* the weight is computed from its leaf before use" in text
 

@@ -352,6 +352,13 @@ def test_random_numbers_are_not_cut_by_their_seeds():
     assert "draws numbers by it" in group.pinned
 
 
+def test_a_key_that_is_closed_over_is_no_array_of_numbers():
+    key = jax.random.key(3)
+    apply = lambda v, x: (jax.nn.relu(x @ v["up"]) * jax.random.normal(key, (8,))[None]) @ v["down"]
+    group, _ = axis_groups(apply, {"up": jnp.ones((4, 8)), "down": jnp.ones((8, 2))}, jnp.ones((1, 4)))
+    assert group.pinned is None and "a table of constants" in group.rebuild.reason
+
+
 def test_empty_parts_of_axes_of_length_one():
     apply = lambda v, x: jnp.split((x @ v["a"]).sum(1, keepdims=True), [1], axis=1)[0] * x
     assert axis_groups(apply, {"a": A}, X)

@@ -7,8 +7,8 @@ import pytest
 from jax import lax
 
 from jaxopt_nn.core.model import Roles
+from jaxopt_nn.interpret.flow.moves import reshaped_axes
 from jaxopt_nn.interpret.inspect import inspect
-from jaxopt_nn.interpret.tags import reshaped_axes
 
 X = jnp.ones((4, 8))
 

@@ -347,6 +347,11 @@ DEPLOYMENT = [
     ("jn.predictor(net, batch_size=0)", ValueError, "batch_size=0", "allowed are 1 and more"),
     ("jn.predictor(net)(x[:, :5])", ValueError, "fails on inputs float32[B, 5]", "called as apply(variables, *inputs)"),
     ("jn.predictor(net)(x, x[:2])", ValueError, "0 has 4, 1 has 2 rows", "pass inputs of equally many rows"),
+    ("jn.shardings(net, jax.devices(), x)", TypeError, "mesh is a list", "jax.make_mesh((n,), ('model',)"),
+    (
+        "jn.shardings(net, jax.make_mesh((1,), ('batch',), devices=jax.devices()[:1]), x)",
+        ValueError, "axis='model'", "the mesh has the axes 'batch'",
+    ),
     ("jn.Checkpoints(tmp, seconds='often')", ValueError, "checkpoint_seconds='often'", "allowed are 0"),
 ]  # fmt: skip
 

@@ -165,12 +165,12 @@ def test_the_table():
     apply, variables, x = mlp()
     lines = str(dead_units(apply, variables, x)).splitlines()
     stay = [int((h > 0).any(0).sum()) for h in hidden(variables, x)]
-    assert lines[0].split() == ["layer", "units", "stay"]
-    assert lines[1].split() == ["params/Dense_0/kernel", "12", str(stay[0])] + (
+    assert lines[0].split() == ["layer", "units", "stay", "rebuilt"]
+    assert lines[1].split() == ["params/Dense_0/kernel", "12", str(stay[0]), "equal"] + (
         f"params/Dense_0/kernel axis 1: 12 -> {stay[0]}, params/Dense_0/bias axis 0: 12 -> {stay[0]}, "
         f"params/Dense_1/kernel axis 0: 12 -> {stay[0]}"
     ).split()
-    assert lines[3].split() == ["params/Dense_2/kernel", "3", "3", *"reaches an output of `apply`".split()]
+    assert lines[3].split() == ["params/Dense_2/kernel", "3", "3", "-", *"reaches an output of `apply`".split()]
     small = sum((i + 1) * o for i, o in itertools.pairwise((5, *stay, 3)))
     assert lines[4] == f"{small} of {6 * 12 + 13 * 7 + 8 * 3} parameters stay"
 

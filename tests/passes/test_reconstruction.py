@@ -1,5 +1,7 @@
 """Readers that make up for units that go, against least squares on the data themselves."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,13 @@ def ridge(x, w, off):
     left = np.concatenate([x[:, stay], damping * np.eye(len(stay))])
     right = np.concatenate([x[:, off] @ w[off], np.zeros((len(stay), w.shape[1]))])
     return w[stay] + np.linalg.lstsq(left, right, rcond=None)[0]
+
+
+def with_bias(x, w, off):
+    """The same with an intercept: the rows that stay, and what the bias gains."""
+    x, w = np.float64(x), np.float64(w)
+    rows = ridge(x - x.mean(0), w, off)
+    return rows, x.mean(0) @ w - x.mean(0)[~off] @ rows
 
 
 def test_the_reader_is_the_least_squares_fit():
@@ -44,18 +53,61 @@ def test_a_network_is_refitted_where_it_reads_units_that_go():
     small, _ = cut.execute(cut.mend(net, plan, info), plan)
     plain, _ = cut.execute(net, plan)
     for layer, reader, inputs in zip(plan.layers, ("Dense_1", "Dense_2"), hidden(variables, x), strict=False):
-        own = ridge(inputs, variables["params"][reader]["kernel"], layer.off)
+        own, gain = with_bias(inputs, variables["params"][reader]["kernel"], layer.off)
         columns = plan.layers[1].kept if reader == "Dense_1" else np.arange(3)
-        np.testing.assert_allclose(small.variables["params"][reader]["kernel"], own[:, columns], rtol=2e-3, atol=2e-3)
+        close = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-3)
+        close(small.variables["params"][reader]["kernel"], own[:, columns])
+        close(small.variables["params"][reader]["bias"], (variables["params"][reader]["bias"] + gain)[columns])
     np.testing.assert_array_equal(
         small.variables["params"]["Dense_0"]["kernel"], plain.variables["params"]["Dense_0"]["kernel"]
     )
+    means = lambda n: np.asarray(n(x)).mean(0)
     only = jn.cut_units(widths={"**/Dense_1/kernel": 4}, reconstruct=True)
     plan = only.plan(net, info, x)
     off = lambda n: float(jnp.linalg.norm(n(x) - net(x)))
-    assert off(only.execute(only.mend(net, plan, info), plan)[0]) < off(only.execute(net, plan)[0])
+    fitted = only.execute(only.mend(net, plan, info), plan)[0]
+    assert off(fitted) < off(only.execute(net, plan)[0])
+    np.testing.assert_allclose(means(fitted), means(net), rtol=1e-3)  # an intercept leaves no mean error
     with pytest.raises(ValueError, match=r"the refit of .* needs its inputs on data; pass info=calibrate"):
         only.mend(net, plan, jn.inspect(apply, variables, x))
+
+
+def test_a_weight_that_several_sites_read_is_fitted_to_all_of_them():
+    rng = np.random.default_rng(0)
+    v = {name: jnp.asarray(rng.standard_normal(s), jnp.float32) for name, s in {"a": (5, 8), "b": (8, 3), "c": (3,)}.items()}
+    x = jnp.asarray(rng.standard_normal((40, 2, 5)), jnp.float32)
+    apply = lambda v, x: jnp.tanh(x[:, 0] @ v["a"]) @ v["b"] + jnp.tanh(2 * x[:, 1] @ v["a"]) @ v["b"] + v["c"][None]
+    net, cut = jn.Network(apply, v), jn.cut_units(share=0.5, reconstruct=True)
+    info = jn.calibrate(net, cut, [x])
+    plan = cut.plan(net, info, x)
+    fitted = cut.mend(net, plan, info).variables
+    seen = np.concatenate([np.tanh(x[:, 0] @ v["a"]), np.tanh(2 * x[:, 1] @ v["a"])])
+    (layer,) = (layer for layer in plan.layers if layer.cut)
+    np.testing.assert_allclose(fitted["b"][layer.kept], ridge(seen, v["b"], layer.off), rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(fitted["c"], v["c"])
+
+
+def test_layers_of_a_scan_have_biases_of_their_own():
+    rng = np.random.default_rng(0)
+    shapes = {"up": (2, 4, 9), "down": (2, 9, 4), "bias": (2, 4)}
+    v = {name: jnp.asarray(rng.standard_normal(s), jnp.float32) for name, s in shapes.items()}
+    x = jnp.asarray(rng.standard_normal((50, 4)), jnp.float32)
+
+    def block(h, w):
+        return h + jnp.tanh(jax.nn.relu(h @ w["up"]) @ w["down"] + w["bias"][None]), None
+
+    net, cut = jn.Network(lambda v, x: jax.lax.scan(block, x, v)[0], v), jn.cut_units(share=0.3, reconstruct=True)
+    info = jn.calibrate(net, cut, [x])
+    plan = cut.plan(net, info, x)
+    fitted = cut.mend(net, plan, info).variables
+    (layer,) = (layer for layer in plan.layers if layer.cut)
+    h = x
+    for i in range(2):
+        w = {name: own[i] for name, own in v.items()}
+        rows, gain = with_bias(jax.nn.relu(h @ w["up"]), w["down"], layer.off)
+        np.testing.assert_allclose(fitted["down"][i][layer.kept], rows, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(fitted["bias"][i], w["bias"] + gain, rtol=2e-3, atol=1e-3)
+        h, _ = block(h, w)
 
 
 def test_the_removal_error_is_that_of_the_refit():

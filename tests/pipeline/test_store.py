@@ -1,5 +1,6 @@
 """From an artifact to answers, with the model's code and without it."""
 
+import functools
 import subprocess
 import sys
 
@@ -54,6 +55,19 @@ def test_the_program_answers_as_the_code_on_any_batch_and_on_eight_devices(shipp
     np.testing.assert_allclose(jn.predictor(network, devices=jax.devices()[:8])(X), result.network(X), atol=1e-5)
     assert result.report["artifact"]["bytes"] == sum(p.stat().st_size for p in (workdir / "artifact").rglob("*") if p.is_file())
     assert jn.load(workdir / "artifact", apply).states.keys() == {"up", "layers", "down"}
+
+
+@pytest.mark.parametrize("around", [jn.keep_constants, jax.jit, lambda f: functools.partial(f, scale=2.0)])
+def test_a_function_around_that_of_a_cut_network_keeps_its_plans(around, tmp_path):
+    whole = lambda v, x, scale=1.0: scale * apply(v, x)
+    net, cut = jn.Network(whole, WEIGHTS), jn.cut_units(share=0.5)
+    small, _ = cut.execute(net, cut.plan(net, jn.ModelInfo(), X))
+    around_small = small.replace(apply=around(small.apply))
+    twice, _ = cut.execute(around_small, cut.plan(around_small, jn.ModelInfo(), X))
+    for shipped in (around_small, twice):
+        jn.save(tmp_path / "small", shipped, overwrite=True)
+        for code in (around(whole), around_small.apply):
+            np.testing.assert_allclose(jn.load(tmp_path / "small", code)(X), shipped(X), atol=1e-5)
 
 
 def narrow(v, x):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jaxopt_nn.interpret import primitives
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.interpret.flow import dims, moves
 from jaxopt_nn.interpret.flow.dims import Axes
 from jaxopt_nn.interpret.flow.entry import Call, Entry, Notes, Zero, each, joined, left, never, one
 
@@ -61,6 +61,8 @@ ELEMENTWISE: dict[str, Entry] = {
     **dict.fromkeys(primitives.POLES, Entry(_elementwise, _pole)),
     **dict.fromkeys(primitives.QUOTIENTS, Entry(_elementwise, _quotient)),
     **dict.fromkeys(primitives.POWERS, Entry(_elementwise, _power)),
+    **dict.fromkeys(primitives.STAYS, Entry(_elementwise, each, moves=moves.stay)),
+    "convert_element_type": Entry(_elementwise, each, moves=moves.cast),
     "select_n": Entry(_elementwise, _selected),
     "clamp": Entry(_elementwise, _clamped),
 }

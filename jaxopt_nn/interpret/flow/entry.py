@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.dims import Axes, Axis, Dim
+from jaxopt_nn.interpret.flow.moves import Join, Move
 
 
 class Call(NamedTuple):
@@ -59,11 +60,21 @@ class Notes(Protocol):
 
 
 class Entry(NamedTuple):
-    """What the table says of one primitive."""
+    """What the table says of one primitive.
+
+    Attributes:
+      axes: the axes of the results; ties those of the operands.
+      zeros: along which atoms the results are zero where the operands are; notes what must be zero there and is not.
+      params: the equation's parameters on operands of which only some entries are kept; None: as they are.
+      moves: of an operation that only moves entries, each result as an operand after some steps; gives None where it does not.
+      joins: of one that puts its operands one behind the other, along which axis, and after which steps.
+    """
 
     axes: Callable[[Call], Sequence[Axes]]
     zeros: Callable[[Call, Sequence[Zero], Notes], Sequence[Zero]]
     params: Callable[[Call, Kept], dict[str, Any]] | None = None
+    moves: Callable[[Any], Sequence[Move] | None] | None = None
+    joins: Callable[[Any], Join] | None = None
 
 
 def shape_of(var: Any) -> tuple[Any, ...]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxopt_nn.interpret import jaxprs
-from jaxopt_nn.interpret.flow import dims
+from jaxopt_nn.core.matrix import Broadcast, Reshape, Reverse, Slice, Squeeze, Transpose
+from jaxopt_nn.interpret.flow import dims, moves
 from jaxopt_nn.interpret.flow.dims import Axes, Axis, Dim
 from jaxopt_nn.interpret.flow.entry import (
     EVERYWHERE,
@@ -25,29 +26,96 @@ from jaxopt_nn.interpret.flow.entry import (
     shape_of,
     sizes_of,
 )
-from jaxopt_nn.interpret.tags import reshaped_axes
+from jaxopt_nn.interpret.flow.moves import Move, reshaped_axes
+
+Shape = Sequence[Any]
 
 
-def _transpose(call: Call) -> list[Axes]:
-    return [tuple(call.ins[0][i] for i in call.eqn.params["permutation"])]
+# -- steps on axes -----------------------------------------------------------------------------------------------------
 
 
-def _squeeze(call: Call) -> list[Axes]:
-    return [tuple(a for i, a in enumerate(call.ins[0]) if i not in call.eqn.params["dimensions"])]
+def _moved_axes(call: Call, moves: Callable[[Any], Sequence[Move] | None]) -> list[Axes]:
+    """The axes of results that are operands after some steps."""
+    out = []
+    for operand, steps in moves(call.eqn) or ():
+        axes, shape = call.ins[operand], shape_of(call.eqn.invars[operand])
+        for step in steps:
+            axes, shape = _STEPS[type(step)](axes, shape, step), step.result(shape)
+        out.append(axes)
+    return out
 
 
-def _broadcast(call: Call) -> list[Axes]:
-    shape, places = call.eqn.params["shape"], call.eqn.params["broadcast_dimensions"]
-    axes = list(dims.fresh(shape))
-    for axis, n, d in zip(call.ins[0], shape_of(call.eqn.invars[0]), places, strict=True):
-        if n == shape[d]:
-            axes[d] = axis
-    return [tuple(axes)]
+def _transpose(axes: Axes, shape: Shape, step: Transpose) -> Axes:
+    return tuple(axes[i] for i in step.permutation)
 
 
-def _tile(call: Call) -> list[Axes]:
-    repeated = lambda axis, n: axis if n == 1 else dims.product([*dims.fresh([n]), axis])
-    return [tuple(map(repeated, call.ins[0], call.eqn.params["reps"]))]
+def _squeeze(axes: Axes, shape: Shape, step: Squeeze) -> Axes:
+    return tuple(a for i, a in enumerate(axes) if i not in step.axes)
+
+
+def _broadcast(axes: Axes, shape: Shape, step: Broadcast) -> Axes:
+    out = list(dims.fresh(step.shape))
+    for axis, n, d in zip(axes, shape, step.dims, strict=True):
+        if n == step.shape[d]:
+            out[d] = axis
+    return tuple(out)
+
+
+def _reshape(axes: Axes, shape: Shape, step: Reshape) -> Axes:
+    new = step.shape
+    try:
+        parts = reshaped_axes(shape, new)
+    except Exception:  # symbolic lengths that can't be compared
+        parts = [(list(range(len(shape))), list(range(len(new))))]
+    out: list[Axis] = [None] * len(new)
+    for left, right in parts:
+        sizes = [new[j] for j in right]
+        own = dims.reshaped([axes[i] for i in left], sizes) if 0 not in shape else None
+        if own is None:
+            for i in left:
+                dims.pin(axes[i], "`reshape` splits it into parts that are not its own", shard=True)
+            own = dims.fresh(sizes, "comes from a `reshape` that can't be followed")
+        for j, axis in zip(right, own, strict=True):
+            out[j] = axis
+    return tuple(out)
+
+
+def _slice(axes: Axes, shape: Shape, step: Slice) -> Axes:
+    return tuple(map(sliced, axes, shape, step.start, step.limit, step.strides))
+
+
+def sliced(axis: Axis, n: Any, start: int, stop: int, stride: int) -> Axis:
+    """The axis of a slice: a part of a sum, or with a stride the outer factor of a product."""
+    if (axis is None and stop > start) or (start, stop, stride) == (0, n, 1):
+        return axis
+    if stride == 1:
+        parts = dims.pieces(axis, (start, stop - start, n - stop))
+        if parts is not None:
+            return parts[1]
+    elif start < stride and n % stride == 0 and -(-(stop - start) // stride) == n // stride:
+        factors = dims.reshaped([axis], (n // stride, stride))
+        if factors is not None:
+            dims.pin(factors[1], "a slice with a stride takes some of its entries")
+            return factors[0]
+    dims.pin(axis, "`slice` takes some of its entries", shard=True)
+    return dims.fresh([-(-(stop - start) // stride)], "is a slice that can't be followed")[0]
+
+
+def _reverse(axes: Axes, shape: Shape, step: Reverse) -> Axes:
+    return tuple(dims.reverse(a) if i in step.axes else a for i, a in enumerate(axes))
+
+
+_STEPS: dict[type, Callable[[Axes, Shape, Any], Axes]] = {
+    Transpose: _transpose,
+    Squeeze: _squeeze,
+    Broadcast: _broadcast,
+    Reshape: _reshape,
+    Slice: _slice,
+    Reverse: _reverse,
+}
+
+
+# -- parts, zeros and parameters ---------------------------------------------------------------------------------------
 
 
 def _tile_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
@@ -69,57 +137,12 @@ def _broadcast_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Ze
     return [along(call.outs[0], [zeros[:1] if own.get(i) is axis else [NOWHERE] for i, axis in enumerate(call.outs[0])])]
 
 
-def _reshape(call: Call) -> list[Axes]:
-    order = jaxprs.reshape_order(call.eqn)
-    old, new = [shape_of(call.eqn.invars[0])[i] for i in order], tuple(call.eqn.params["new_sizes"])
-    axes = [call.ins[0][i] for i in order]
-    try:
-        parts = reshaped_axes(old, new)
-    except Exception:  # symbolic lengths that can't be compared
-        parts = [(list(range(len(old))), list(range(len(new))))]
-    out: list[Axis] = [None] * len(new)
-    for left, right in parts:
-        sizes = [new[j] for j in right]
-        own = dims.reshaped([axes[i] for i in left], sizes) if 0 not in old else None
-        if own is None:
-            for i in left:
-                dims.pin(axes[i], "`reshape` splits it into parts that are not its own", shard=True)
-            own = dims.fresh(sizes, "comes from a `reshape` that can't be followed")
-        for j, axis in zip(right, own, strict=True):
-            out[j] = axis
-    return [tuple(out)]
-
-
 def _reshape_params(call: Call, kept: Kept) -> dict[str, Any]:
     return {"new_sizes": sizes_of(call.outs[0], kept)}
 
 
 def _broadcast_params(call: Call, kept: Kept) -> dict[str, Any]:
     return {"shape": sizes_of(call.outs[0], kept)}
-
-
-def _slice(call: Call) -> list[Axes]:
-    params = call.eqn.params
-    starts, stops = params["start_indices"], params["limit_indices"]
-    strides = params["strides"] or (1,) * len(starts)
-    return [tuple(map(_sliced, call.ins[0], shape_of(call.eqn.invars[0]), starts, stops, strides))]
-
-
-def _sliced(axis: Axis, n: Any, start: int, stop: int, stride: int) -> Axis:
-    """The axis of a slice: a part of a sum, or with a stride the outer factor of a product."""
-    if (axis is None and stop > start) or (start, stop, stride) == (0, n, 1):
-        return axis
-    if stride == 1:
-        parts = dims.pieces(axis, (start, stop - start, n - stop))
-        if parts is not None:
-            return parts[1]
-    elif start < stride and n % stride == 0 and -(-(stop - start) // stride) == n // stride:
-        factors = dims.reshaped([axis], (n // stride, stride))
-        if factors is not None:
-            dims.pin(factors[1], "a slice with a stride takes some of its entries")
-            return factors[0]
-    dims.pin(axis, "`slice` takes some of its entries", shard=True)
-    return dims.fresh([-(-(stop - start) // stride)], "is a slice that can't be followed")[0]
 
 
 def _slice_params(call: Call, kept: Kept) -> dict[str, Any]:
@@ -223,34 +246,33 @@ def _pad_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
     return moved(call, zeros, notes)
 
 
-def _through(call: Call) -> list[Axes]:
-    return list(call.ins)
-
-
 def _through_zeros(call: Call, zeros: Sequence[Zero], notes: Notes) -> list[Zero]:
     return list(zeros)
 
 
-def _rev(call: Call) -> list[Axes]:
-    turned = call.eqn.params["dimensions"]
-    return [tuple(dims.reverse(a) if i in turned else a for i, a in enumerate(call.ins[0]))]
-
-
 #: Between devices, entry by entry; over an axis of the array itself shapes change, and none is followed.
 COLLECTIVES = frozenset("pmax pmin ppermute psum psum_invariant".split())
+#: Results that are the operands, values and all.
+THROUGH = frozenset("device_put optimization_barrier".split())
+
+
+def _moving(moves: Callable[[Any], Sequence[Move] | None], zeros: Any = moved, params: Any = None, axes: Any = None) -> Entry:
+    return Entry(axes or functools.partial(_moved_axes, moves=moves), zeros, params, moves=moves)
+
 
 LAYOUT: dict[str, Entry] = {
-    **dict.fromkeys(("optimization_barrier", "device_put", *COLLECTIVES), Entry(_through, _through_zeros)),
-    "transpose": Entry(_transpose, moved),
-    "squeeze": Entry(_squeeze, moved),
-    "broadcast_in_dim": Entry(_broadcast, _broadcast_zeros, _broadcast_params),
-    "tile": Entry(_tile, _tile_zeros, _tile_params),
-    "reshape": Entry(_reshape, moved, _reshape_params),
-    "slice": Entry(_slice, moved, _slice_params),
-    "split": Entry(_split, moved, _split_params),
-    "unstack": Entry(_unstack, moved),
-    "concatenate": Entry(_concatenate, _concatenate_zeros),
-    "stack": Entry(_stack, _stack_zeros),
+    **dict.fromkeys(THROUGH, _moving(moves.through, _through_zeros)),
+    **dict.fromkeys(COLLECTIVES, Entry(functools.partial(_moved_axes, moves=moves.through), _through_zeros)),
+    "transpose": _moving(moves.transpose),
+    "squeeze": _moving(moves.squeeze),
+    "broadcast_in_dim": _moving(moves.broadcast, _broadcast_zeros, _broadcast_params),
+    "tile": _moving(moves.tile, _tile_zeros, _tile_params),
+    "reshape": _moving(moves.reshape, params=_reshape_params),
+    "slice": _moving(moves.slice_, params=_slice_params),
+    "rev": _moving(moves.rev),
+    "split": _moving(moves.split, params=_split_params, axes=_split),
+    "unstack": _moving(moves.unstack, axes=_unstack),
+    "concatenate": Entry(_concatenate, _concatenate_zeros, joins=moves.concatenate),
+    "stack": Entry(_stack, _stack_zeros, joins=moves.stack),
     "pad": Entry(_pad, _pad_zeros),
-    "rev": Entry(_rev, moved),
 }

@@ -1,9 +1,8 @@
-"""The flow table: for each primitive how axes flow through it, where zeros stay zero, and its parameters on other sizes.
+"""The flow table: all that is known of a primitive, said once (``Entry``).
 
-A primitive without an entry pins all axes that enter it. One with an entry is three functions (``Entry``):
-``axes(call)`` gives the axes of the results and ties those of the operands; ``zeros(call, zeros, notes)`` says along which
-atoms the results are zero where the operands are, and notes what must be zero there and is not; ``params(call, kept)`` gives
-the parameters of the equation on operands of which only some entries are kept.
+``axes``, ``zeros`` and ``params`` serve groups and shrinking. ``moves`` and ``joins``, of what only moves entries, are read by
+the tags too (which leaves lie behind a value, and where), by the rows that weights of examples follow, and by compressed
+tensors, which do the same steps on their codes. A primitive without an entry pins all axes that enter it.
 """
 
 from __future__ import annotations

@@ -169,4 +169,6 @@ def _meet(a: Zero, b: Zero) -> Zero:
 
 
 def _is_zero(const: Any) -> bool:
-    return not isinstance(const, jax.core.Tracer) and bool(np.size(const) <= 2**20 and not np.any(np.asarray(const)))
+    if isinstance(const, jax.core.Tracer) or jax.dtypes.issubdtype(const.dtype, jax.dtypes.prng_key):
+        return False
+    return bool(np.size(const) <= 2**20 and not np.any(np.asarray(const)))

@@ -26,13 +26,13 @@ def _squares(layers: Mapping[str, AxisGroup]) -> Callable[..., dict[str, Any]]:
 
     def measure(loss: Callable[..., Any], leaves: Mapping[str, Any], taken: Sequence[str], key: Any) -> dict[str, Any]:
         moved = _products(loss, leaves)
-        made: dict[str, dict[str, Any]] = {path: {} for path in taken}
+        squares: dict[str, dict[str, Any]] = {path: {} for path in taken}
         for name, group in layers.items():
             first = group.members[0].path
-            if first in made:
+            if first in squares:
                 members = [m for m in group.members if m.role in ROLES and m.path in moved]
-                made[first][name] = jnp.square(_sums(group.size, members, moved))
-        return made
+                squares[first][name] = jnp.square(_sums(group.size, members, moved))
+        return squares
 
     return measure
 

@@ -1,0 +1,194 @@
+"""Modules that are built anew at the widths that a plan leaves, against the network that was cut."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_nn as jn
+from experiments.models.mlp import MLP
+from experiments.models.resnet import ResNet
+from jaxopt_nn.core.paths import map_with_path
+from tests.passes.networks import network
+
+
+def cut(net, x, widths):
+    """The plan, the network that was cut, and its variables times the factors that the plan states."""
+    pass_ = jn.cut_units(jn.scores.random(0), **widths)
+    plan = pass_.plan(net, jn.ModelInfo(), x)
+    small, _ = pass_.execute(net, plan)
+    factors = {}
+    for width in plan.widths().values():
+        for path, factor in width.factors.items():
+            factors[path] = factors.get(path, 1.0) * factor
+    return plan, small, map_with_path(lambda path, leaf: leaf * factors.get(path, 1.0), small.variables)
+
+
+def verdicts(plan):
+    return {width.verdict for width in plan.widths().values()} - {"whole"}
+
+
+def far(a, b):
+    """How far outputs are apart, of the largest."""
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+class Normed(nn.Module):
+    """A norm over hidden units."""
+
+    width: int
+    norm: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="head")(nn.relu(self.norm(nn.Dense(self.width, name="up")(x))))
+
+
+class Attention(nn.Module):
+    """Self-attention as Flax has it, on a residual stream of a width of its own."""
+
+    heads: int
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        return x + nn.MultiHeadDotProductAttention(self.heads, qkv_features=self.features, deterministic=True)(x)
+
+
+HALF = {"share": 0.5}
+LINEN = {
+    "mlp": (MLP((12, 8, 3)), MLP((6, 4, 3)), HALF, (4, 5), "equal"),
+    "resnet": (ResNet((4, 8), 1, 3), ResNet((2, 4), 1, 3), HALF, (2, 8, 8, 3), "equal"),
+    "batch norm": (Normed(16, nn.BatchNorm(True)), Normed(4, nn.BatchNorm(True)), {"share": 0.75}, (4, 5), "equal"),
+    "groups": (Normed(16, nn.GroupNorm(4)), Normed(8, nn.GroupNorm(2)), {"widths": {"**/* part 0": 2}}, (4, 5), "equal"),
+    "within groups": (
+        Normed(16, nn.GroupNorm(4)), Normed(8, nn.GroupNorm(4)), {"widths": {"**/* part 1": 2}}, (4, 5), "different",
+    ),
+    "rms": (Normed(16, nn.RMSNorm()), Normed(4, nn.RMSNorm()), {"share": 0.75}, (4, 5), "rescaled"),
+    "rms without a scale": (
+        Normed(16, nn.RMSNorm(use_scale=False)), Normed(4, nn.RMSNorm(use_scale=False)), {"share": 0.75}, (4, 5), "rescaled",
+    ),
+    "layer norm": (Normed(16, nn.LayerNorm()), Normed(4, nn.LayerNorm()), {"share": 0.75}, (4, 5), "different"),
+    "layer norm in two passes": (
+        Normed(16, nn.LayerNorm(use_fast_variance=False)), Normed(4, nn.LayerNorm(use_fast_variance=False)),
+        {"share": 0.75}, (4, 5), "different",
+    ),
+    "heads": (Attention(4, 32), Attention(2, 16), {"widths": {"**/query/kernel axis 1": 2}}, (2, 5, 6), "equal"),
+    "head width": (
+        Attention(2, 32), Attention(2, 8),
+        {"widths": {"**/query/kernel axis 2": 4, "params/MultiHeadDotProductAttention_0/value/kernel": 4}}, (2, 5, 6),
+        "rescaled",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINEN)
+def test_a_module_of_flax(name):
+    whole, module, widths, shape, verdict = LINEN[name]
+    net, x = network(whole, *shape)
+    plan, small, variables = cut(net, x, widths)
+    assert verdict in verdicts(plan) <= {verdict, "equal"}, str(plan)
+    said = far(module.apply(variables, x), small(x))
+    assert said > 0.02 if verdict == "different" else said < 1e-4, said
+    if verdict == "rescaled":
+        assert far(module.apply(small.variables, x), small(x)) > 0.02, "the factors matter"
+
+
+def attention(before=lambda d: 1.0, after=lambda d: 1.0, both=lambda d: 1.0):
+    """One head, with a bias on the queries; scores are scaled where a caller says."""
+
+    def apply(v, x):
+        q, k = x @ v["q"] + v["bias"][None], x @ v["k"]
+        d = q.shape[-1]
+        scores = jnp.einsum("td,sd->ts", q * before(d) * both(d), k * both(d)) * after(d)
+        return jax.nn.softmax(jnp.where(jnp.tri(len(x), dtype=bool), scores, -1e9)) @ (x @ v["v"])
+
+    return apply, {"q": (5, 64), "bias": (64,), "k": (5, 64), "v": (5, 5)}
+
+
+def rms(v, h, path, epsilon=1e-6):
+    return h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + epsilon) * v[path][None]
+
+
+def stream(v, x):
+    """Pre-norm blocks on a residual stream, the last norm without weights of its own but for the head's."""
+    h = x @ v["in"]
+    for i in (0, 1):
+        h = h + jax.nn.silu(rms(v, h, f"scale{i}") @ v[f"up{i}"]) @ v[f"down{i}"]
+    return (h / jnp.sqrt(jnp.square(h).sum(-1, keepdims=True) / h.shape[-1])) @ v["head"]
+
+
+def scanned(v, x):
+    h, _ = jax.lax.scan(lambda h, w: (h + jnp.tanh(rms(w, h, "scale") @ w["up"]) @ w["down"], None), x @ v["in"], v["layers"])
+    return h @ v["head"]
+
+
+STREAM = {"in": (5, 32), "head": (32, 3)} | {
+    name: shape for i in (0, 1) for name, shape in {f"scale{i}": (32,), f"up{i}": (32, 12), f"down{i}": (12, 32)}.items()
+}
+PLAIN = {
+    "queries": (*attention(before=lambda d: d**-0.5), ("q",), {"q": 0.5, "bias": 0.5}),
+    "scores": (*attention(after=lambda d: 1 / jnp.sqrt(d)), ("q",), {"q": 0.5, "bias": 0.5}),
+    "queries and keys": (*attention(both=lambda d: d**-0.25), ("q",), {"q": 0.25, "bias": 0.25, "k": 0.25}),
+    "by the width": (*attention(after=lambda d: 1 / d), ("q",), {"q": 1.0, "bias": 1.0}),
+    "unscaled": (*attention(), ("q",), {}),
+    "a number that is no power": (*attention(after=lambda d: 0.3), ("q",), {}),
+    "residual stream": (stream, STREAM, ("in", "down0"), {"scale0": -0.5, "scale1": -0.5, "head": -0.5}),
+    "scanned": (
+        scanned, {"in": (5, 32), "head": (32, 3), "layers/scale": (2, 32), "layers/up": (2, 32, 8), "layers/down": (2, 8, 32)},
+        ("in", "layers/down"), {"layers/scale": -0.5},
+    ),
+    "plus one": (
+        lambda v, x: (rms({"s": 1 + v["s"]}, x @ v["in"], "s") @ v["head"]), {"in": (5, 32), "s": (32,), "head": (32, 3)},
+        ("in",), {"head": -0.5},
+    ),
+    "mean of units": (lambda v, x: jnp.tanh(x @ v["in"]).mean(-1), {"in": (5, 32)}, ("in",), "a multiple reaches an output"),
+    "softmax over units": (
+        lambda v, x: jax.nn.softmax(x @ v["in"]) @ v["head"], {"in": (5, 32), "head": (32, 3)}, ("in",), "adds what units that",
+    ),
+    "a tied head": (
+        lambda v, x: rms({"s": jnp.ones(v["in"].shape[1])}, x @ v["in"], "s") @ v["in"].T, {"in": (5, 32)}, ("in axis 1",),
+        "a multiple reaches an output",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_function_that_reads_its_widths_off_its_weights(name):
+    """Such a function on the cut weights is the module built anew; each factor that is stated is needed."""
+    apply, shapes, layers, powers = PLAIN[name]
+    rng = np.random.default_rng(0)
+    variables = {}
+    for path, shape in shapes.items():
+        *outer, last = path.split("/")
+        place = variables
+        for key in outer:
+            place = place.setdefault(key, {})
+        place[last] = jnp.asarray(rng.standard_normal(shape) * (3 if len(shape) < 2 else 1), jnp.float32)
+    x = jnp.asarray(rng.standard_normal((4, 5)), jnp.float32)
+    net = jn.Network(apply, variables)
+    stay = 0.25
+    plan, small, rescaled = cut(net, x, {"widths": {layers[0]: stay}})
+    width = plan.widths()[layers[0]]
+    if isinstance(powers, str):
+        assert powers in width.reason and far(apply(small.variables, x), small(x)) > 0.02
+        return
+    assert width.reason is None and width.factors == pytest.approx({path: stay**power for path, power in powers.items()})
+    assert far(apply(rescaled, x), small(x)) < 1e-5
+    for path in powers:
+        others = {**width.factors, path: 1.0}
+        wrong = map_with_path(lambda p, leaf, others=others: leaf * others.get(p, 1.0), small.variables)
+        assert far(apply(wrong, x), small(x)) > 1e-3, path
+
+
+def test_it_is_written_down_and_printed():
+    apply, shapes, _, _ = PLAIN["queries"]
+    rng = np.random.default_rng(0)
+    net = jn.Network(apply, {path: jnp.asarray(rng.standard_normal(s), jnp.float32) for path, s in shapes.items()})
+    plan = jn.cut_units(share=0.75).plan(net, jn.ModelInfo(), jnp.ones((4, 5)))
+    again = jn.Plan.from_json(plan.to_json())
+    assert again.widths() == plan.widths() and again.widths()["q"].factors == pytest.approx({"q": 0.5, "bias": 0.5})
+    assert str(plan).splitlines()[1].split()[:4] == ["q", "64", "16", "rescaled"]
+    assert str(plan.widths()["q"]) == "16 of 64, rescaled: q times 0.5, bias times 0.5"
+    assert plan.replace({"q": None}).widths()["q"] == (whole := type(plan.widths()["q"])(64, 64, {}, None)), whole
