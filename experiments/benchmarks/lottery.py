@@ -1,7 +1,7 @@
 """Claim: weights that were chosen in rounds, and begin where they began, train better than the same weights drawn anew.
 
-Command: ``python -m experiments.benchmarks.lottery [--workdir=runs/lottery]`` (TODO minutes on 2 cores; folds that are noted in
-the folder are not run again)
+Command: ``python -m experiments.benchmarks.lottery [--workdir=runs/lottery]`` (10 minutes of CPU time; folds that are noted
+in the folder are not run again)
 
 The recipe of ``configs/lottery_ticket.py``: the dense network is trained, the smallest weights of all layers go, the others
 are set back to their first values and trained as long, and so on (Frankle & Carbin 2019, iterative pruning with resetting).
