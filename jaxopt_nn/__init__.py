@@ -14,7 +14,7 @@ from jaxopt_nn.core.passes import Pass, Plan, Width
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
-from jaxopt_nn.core.tap import Probe, Tap
+from jaxopt_nn.core.tap import LayerTap, Probe, Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
 from jaxopt_nn.core.transform import Facts, LeafTraits, State, Traits, Transform, explain, identity
 from jaxopt_nn.cost.aot import compile_for
@@ -64,6 +64,7 @@ from jaxopt_nn.parallel.shardings import Shardings, shardings
 from jaxopt_nn.passes import scores
 from jaxopt_nn.passes.activity import unit_activity
 from jaxopt_nn.passes.allocations import across_layers, per_layer
+from jaxopt_nn.passes.cut_layers import cut_layers
 from jaxopt_nn.passes.cut_units import cut_units
 from jaxopt_nn.passes.cutting import planned
 from jaxopt_nn.passes.masking import prune_neurons
@@ -101,6 +102,7 @@ __all__ = [
     "Distill",
     "Facts",
     "Known",
+    "LayerTap",
     "LeafTraits",
     "Masked",
     "Matrix",
@@ -159,6 +161,7 @@ __all__ = [
     "control",
     "coupling_report",
     "cubic",
+    "cut_layers",
     "cut_units",
     "dead_units",
     "densify",

@@ -32,6 +32,7 @@ LONG = {
     "docs/how-to/batchnorm-and-dropout.md",
     "docs/how-to/combine-parts-of-pruning.md",
     "docs/how-to/compare-runs.md",
+    "docs/how-to/cut-layers.md",
     "docs/how-to/export.md",
     "docs/how-to/mixed-bits.md",
     "docs/how-to/prune-once.md",

@@ -13,6 +13,7 @@ def test_each_public_method_has_a_row():
     names = {*registry.METHODS, *registry.PASSES, *registry.CRITERIA, *registry.ALLOCATIONS, "cubic", "staircase"}
     names |= {make.__name__ for make in registry.RANGES.values()}
     names |= {"arithmetic", "fake_quant_activations", "transfer_weights", "Distill"}
+    names -= {"cut_layers"}  # the network of the table has none that could go
     text = "\n".join(ROWS)
     assert not {name for name in names if name not in text}
 

@@ -12,7 +12,7 @@ from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.paths import first_match, leaves_by_path, map_with_path, require_match
-from jaxopt_nn.core.tap import Probe, Tap
+from jaxopt_nn.core.tap import Statistic
 from jaxopt_nn.core.transform import (
     IDLE,
     Facts,
@@ -128,14 +128,14 @@ class _Chain:
             notes=tuple(each for v in taken for each in v.notes),
         )
 
-    def lacking(self, info: ModelInfo) -> tuple[int, Mapping[StatKey, Tap | Probe]]:
+    def lacking(self, info: ModelInfo) -> tuple[int, Mapping[StatKey, Statistic]]:
         """The first member that lacks statistics, and which: a later one's are taken with its view."""
         for i, member in enumerate(self.members):
             if own := member.traits.taps(info.of_member(i)):
                 return i, own
         return len(self.members), {}
 
-    def taps(self, info: ModelInfo) -> dict[StatKey, Tap | Probe]:
+    def taps(self, info: ModelInfo) -> dict[StatKey, Statistic]:
         i, own = self.lacking(info)
         return {((i, *member), site, tap): value for (member, site, tap), value in own.items()}
 
@@ -300,7 +300,7 @@ class _Cases:
                 paths[i].add(leaf.path)
         return [info.of_member(i, own) for i, own in enumerate(paths)]
 
-    def taps(self, info: ModelInfo) -> dict[StatKey, Tap | Probe]:
+    def taps(self, info: ModelInfo) -> dict[StatKey, Statistic]:
         return {
             ((i, *member), site, tap): value
             for i, (t, own) in enumerate(zip(self.methods, self.infos(info), strict=True))

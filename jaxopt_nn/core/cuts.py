@@ -24,14 +24,18 @@ class Cut:
     Attributes:
       shape: of the leaf before.
       axes: ``{axis: int [k]}``, the entries that stay, in order; all of other axes.
+      gone: the leaf leaves the tree; None takes its place.
     """
 
     shape: tuple[int, ...]
     axes: Mapping[int, np.ndarray]
+    gone: bool = False
 
     @property
     def small(self) -> tuple[int, ...]:
-        """The shape of the leaf after."""
+        """The shape of the leaf after; ``(0,)`` of one that is gone."""
+        if self.gone:
+            return (0,)
         return tuple(len(self.axes[i]) if i in self.axes else n for i, n in enumerate(self.shape))
 
     def leaf(self, x: Any) -> Any:
@@ -40,6 +44,8 @@ class Cut:
         Raises:
           ValueError: the groups of codes that share a scale are cut apart.
         """
+        if self.gone:
+            return None
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(self.small, x.dtype)
         for axis, entries in self.axes.items():
@@ -96,6 +102,10 @@ class Cuts:
     info: ModelInfo
     recorder: Recorder
     moments: PyTree | None = None
+
+    def gone(self, path: str) -> bool:
+        """Whether the leaf is in the tree no longer."""
+        return path in self.leaves and self.leaves[path].gone
 
     def of_member(self, i: int, params: PyTree) -> Cuts:
         """As member ``i`` of a combinator gets it, which sees ``params``."""

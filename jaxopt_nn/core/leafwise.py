@@ -162,7 +162,7 @@ class _Leafwise:
                 return anew(path)
             return made
 
-        found = {path: one(path) for path in state.carried}
+        found = {path: one(path) for path in state.carried if not cuts.gone(path)}
         return State({path: own[0] for path, own in found.items()}, {path: own[1] for path, own in found.items()})
 
 

@@ -215,11 +215,12 @@ class Member:
     """An axis of a leaf in an axis group.
 
     Attributes:
-      path, axis: which axis of which leaf.
+      path, axis: which axis of which leaf; None: the whole leaf belongs to one unit.
       role: ``producer`` (an output axis of a site's weight), ``vector`` (a bias, a norm's scale: combined element by
         element), ``consumer`` (a contracted axis of a site's weight) or ``divisor`` (it divides, so it is cut with the
-        others but can't be set to zero).
-      units: int ``[length of the axis]``: entry j belongs to unit ``units[j]`` of the group; -1: to none of them.
+        others but can't be set to zero); ``layer`` (of which an entry, or the leaf, is a part of a layer).
+      units: int ``[length of the axis]``: entry j belongs to unit ``units[j]`` of the group; -1: to none of them. Of a whole
+        leaf int ``[]``.
 
     Example:
       >>> def apply(v, x):  # 2 channels on a 3 by 3 image, flattened: the dense layer reads 18 features
@@ -232,7 +233,7 @@ class Member:
     """
 
     path: str
-    axis: int
+    axis: int | None
     role: str
     units: np.ndarray
 
@@ -270,6 +271,7 @@ class AxisGroup:
       pinned: None, or the reason why no unit may be cut.
       unsharded: None, or the reason why no device may hold a part of the units.
       rebuild: what a module computes that is built anew at fewer units; of a group that may be cut.
+      name: of a stack of layers; else "".
 
     Example:
       >>> def apply(v, x):
@@ -287,6 +289,7 @@ class AxisGroup:
     pinned: str | None = None
     unsharded: str | None = None
     rebuild: Rebuild = Rebuild()
+    name: str = ""
 
 
 class Read(NamedTuple):

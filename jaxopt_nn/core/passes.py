@@ -71,12 +71,17 @@ class Layer:
         return len(self.kept) < self.size
 
     @property
+    def whole(self) -> bool:
+        """Whether its units are whole leaves: the layers of a network that is not written as a loop."""
+        return any(member.axis is None for member in self.members)
+
+    @property
     def off(self) -> np.ndarray:
         """Which units go, bool ``[size]``."""
         return ~np.isin(np.arange(self.size), self.kept)
 
     def stay(self, member: Member) -> np.ndarray:
-        """Which entries of a member's axis stay as far as this layer goes, bool."""
+        """Which entries of a member's axis stay as far as this layer goes, bool; of a whole leaf whether it does."""
         return (member.units < 0) | ~self.off[member.units]
 
 
@@ -134,6 +139,7 @@ class Plan:
       leaves: ``{path: shape}`` of the network that it is for.
       inputs: what its ``apply`` takes besides, as abstract arrays.
       layers: in order of evaluation.
+      dtypes: ``{path: dtype}`` of the leaves that may leave the tree, which are traced still.
 
     Example:
       >>> def apply(v, x):
@@ -154,6 +160,7 @@ class Plan:
     leaves: Mapping[str, tuple[int, ...]]
     inputs: tuple[PyTree, ...]
     layers: tuple[Layer, ...]
+    dtypes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def kept(self) -> dict[str, np.ndarray]:
@@ -174,17 +181,25 @@ class Plan:
     def cuts(self) -> dict[str, Cut]:
         """What stays of each leaf that is cut, by path."""
         stay = self._stay(lambda member: True)
-        entries = lambda axes: {axis: np.flatnonzero(own) for axis, own in axes.items()}
-        return {path: Cut(self.leaves[path], entries(axes)) for path, axes in stay.items()}
+        entries = lambda axes: {axis: np.flatnonzero(own) for axis, own in axes.items() if axis is not None}
+        gone = lambda axes: not axes.get(None, True)
+        cuts = {path: Cut(self.leaves[path], entries(axes), gone(axes)) for path, axes in stay.items()}
+        return {path: cut for path, cut in cuts.items() if cut.gone or cut.axes}
 
     @property
     def masks(self) -> dict[str, dict[int, np.ndarray]]:
-        """``{path: {axis: bool}}`` of what would be masked in place of being cut, as ``mask_units`` takes it."""
+        """``{path: {axis: bool}}`` of what would be masked in place of being cut, as ``mask_units`` takes it.
+
+        Raises:
+          ValueError: whole leaves go, of which a mask would keep nothing.
+        """
+        if names := [layer.name for layer in self.layers if layer.cut and layer.whole]:
+            raise ValueError(f"{self.name}: layers of {names[0]} go with all of their leaves, which no mask can say; cut them")
         return self._stay(lambda member: member.role != "divisor")
 
-    def _stay(self, counts: Callable[[Member], bool]) -> dict[str, dict[int, np.ndarray]]:
+    def _stay(self, counts: Callable[[Member], bool]) -> dict[str, dict[Any, Any]]:
         """``{path: {axis: bool}}``: an entry stays where each layer that it belongs to keeps its unit."""
-        stay: dict[str, dict[int, np.ndarray]] = {}
+        stay: dict[str, dict[Any, Any]] = {}
         for layer, member in self._cut_members():
             if counts(member):
                 own = stay.setdefault(member.path, {})
@@ -206,7 +221,7 @@ class Plan:
             if not layer.cut:
                 found.append(Message("skipped", layer.name, f"keeps its {layer.size} units: {_why(layer)}"))
                 continue
-            cut = ", ".join(f"{m.path} axis {m.axis}" for m in layer.members)
+            cut = ", ".join(m.path if m.axis is None else f"{m.path} axis {m.axis}" for m in _touched(layer))
             note = f"{layer.note}; " if layer.note else ""
             found.append(Message("note", layer.name, f"{len(layer.kept)} of {layer.size} units stay; {note}cut: {cut}"))
         return Report(tuple(found))
@@ -263,9 +278,8 @@ class Plan:
             for layer in self.layers
         ]  # fmt: skip
         leaves = {path: list(shape) for path, shape in self.leaves.items()}
-        return json.dumps(
-            {"schema": SCHEMA, "name": self.name, "leaves": leaves, "inputs": _described(self.inputs), "layers": layers}
-        )
+        own = {"schema": SCHEMA, "name": self.name, "leaves": leaves, "inputs": _described(self.inputs), "layers": layers}
+        return json.dumps({**own, "dtypes": dict(self.dtypes)} if self.dtypes else own)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -280,7 +294,7 @@ class Plan:
                 raise ValueError(f"its schema is {found['schema']!r}; this version reads {SCHEMA!r}")
             leaves = {path: tuple(map(int, shape)) for path, shape in found["leaves"].items()}
             layers = tuple(_layer(each, leaves) for each in found["layers"])
-            return cls(found["name"], leaves, _rebuilt(found["inputs"]), layers)
+            return cls(found["name"], leaves, _rebuilt(found["inputs"]), layers, found.get("dtypes", {}))
         except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise ValueError(f"not a plan as Plan.to_json writes it: {error!r}") from error
 
@@ -289,8 +303,9 @@ class Plan:
         lines, widths = [f"{'layer':<{width}}  units  stay  rebuilt"], self.widths()
         wide = max([7, *(len(own.verdict) for own in widths.values())])
         for layer in self.layers:
-            said = ", ".join(_member(m, self.cuts) for m in layer.members[:3]) if layer.cut else _why(layer)
-            more = f" and {len(layer.members) - 3} more" if layer.cut and len(layer.members) > 3 else ""
+            members = _touched(layer) if layer.cut else ()
+            said = ", ".join(_member(m, self.cuts) for m in members[:3]) if layer.cut else _why(layer)
+            more = f" and {len(members) - 3} more" if len(members) > 3 else ""
             note = f"; {layer.note}" if layer.cut and layer.note else ""
             verdict = widths[layer.name].verdict if layer.cut else "-"
             head = f"{layer.name:<{width}}  {layer.size:>5}  {len(layer.kept):>4}  {verdict:<{wide}}"
@@ -313,22 +328,29 @@ def _why(layer: Layer) -> str:
     return layer.pinned or layer.note or "none was to go"
 
 
+def _touched(layer: Layer) -> tuple[Member, ...]:
+    """The members that are cut: all axes, and the leaves that go."""
+    return tuple(m for m in layer.members if m.axis is not None or not layer.stay(m))
+
+
 def _member(member: Member, cuts: Mapping[str, Cut]) -> str:
     cut = cuts[member.path]
+    if member.axis is None or cut.gone:
+        return f"{member.path} goes"
     return f"{member.path} axis {member.axis}: {cut.shape[member.axis]} -> {cut.small[member.axis]}"
 
 
-def _counted(units: np.ndarray) -> list[int] | None:
+def _counted(units: np.ndarray) -> Any:
     """None where entry j is unit j."""
-    return None if np.array_equal(units, np.arange(len(units))) else units.tolist()
+    return None if units.ndim and np.array_equal(units, np.arange(len(units))) else units.tolist()
 
 
 def _layer(found: Mapping[str, Any], leaves: Mapping[str, tuple[int, ...]]) -> Layer:
     def member(own: Mapping[str, Any]) -> Member:
-        length = leaves[own["path"]][own["axis"]]
-        units = np.arange(length) if own["units"] is None else np.asarray(own["units"], int)
-        if units.shape != (length,):
-            raise ValueError(f"{own['path']}, axis {own['axis']}: {len(units)} units for {length} entries")
+        shape = leaves[own["path"]][own["axis"] :][:1] if own["axis"] is not None else ()
+        units = np.arange(*shape) if own["units"] is None else np.asarray(own["units"], int)
+        if units.shape != shape:
+            raise ValueError(f"{own['path']}, axis {own['axis']}: {units.size} units for {math.prod(shape)} entries")
         return Member(own["path"], own["axis"], own["role"], units)
 
     members = tuple(map(member, found["members"]))

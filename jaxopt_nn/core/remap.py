@@ -40,7 +40,7 @@ class Remap:
     plan: Plan
 
     def leaf(self, path: str, x: Any) -> Any:
-        """An array of the shape of the leaf at ``path`` (its gradient, its mask), cut as the leaf is.
+        """An array of the shape of the leaf at ``path`` (its gradient, its mask), cut as the leaf is; None if that is gone.
 
         Raises:
           ValueError: no such leaf (near misses are named), or another shape.
@@ -105,6 +105,7 @@ class Remap:
         recorder = Recorder()
         moved = partial(_is_moved, leaves=self.plan.leaves, learnt=leaves_by_path(state.learnt).keys())
         olds, shape = jax.tree_util.tree_flatten_with_path(opt, is_leaf=moved)
+        olds = [(keys, old) for keys, old in olds if moved(old) or not self._gone(path_of(keys))]
         news, structure = jax.tree_util.tree_flatten_with_path(fresh, is_leaf=moved)
         if [keys for keys, _ in olds] != [keys for keys, _ in news]:
             raise ValueError(f"remap: fresh is the state of another optimizer: {structure} where {shape} is to be carried")
@@ -113,13 +114,19 @@ class Remap:
             place = path_of(keys)
             if moved(old):
                 part = lambda path, x, y, place=place: self._part(f"{place}/params/{path}", x, y, recorder)
-                params = map_with_path(part, old["params"], new["params"])
+                stay = map_with_path(lambda path, x: None if self._gone(path) else x, old["params"])
+                params = map_with_path(part, stay, new["params"])
                 learnt = self._learnt(old["learnt"], new["learnt"], method, state, recorder)
                 rules = jax.tree.map(partial(self._ruled, place, recorder), old["rules"], new["rules"])
                 made.append({"params": params, "learnt": learnt, "rules": rules})
             else:
                 made.append(self._part(place, old, new, recorder))
         return jax.tree.unflatten(structure, made), recorder.report()
+
+    def _gone(self, place: str) -> bool:
+        """Whether it belongs to a parameter that is in the tree no longer."""
+        cut = self.plan.cuts.get(_parameter(place, self.plan.leaves)[0])
+        return cut is not None and cut.gone
 
     def _part(self, place: str, old: Any, new: Any, recorder: Recorder) -> Any:
         """One array of an optimizer's state."""
@@ -156,7 +163,7 @@ def _is_moved(tree: PyTree, leaves: Mapping[str, Any], learnt: Collection[str]) 
         return False
     own = leaves_by_path(tree["learnt"]).keys()
     starts = lambda path: any("/".join(path.split("/")[: n + 1]) in leaves for n in range(path.count("/") + 1))
-    return (not own or own == learnt) and all(map(starts, leaves_by_path(tree["params"])))
+    return all(path in learnt for path in own) and all(map(starts, leaves_by_path(tree["params"])))
 
 
 def _parameter(place: str, leaves: Mapping[str, Any]) -> tuple[str, list[str]]:

@@ -1,4 +1,4 @@
-"""What is measured on data: taps at a site, probes of the loss."""
+"""What is measured on data: taps at a site or of layers, probes of the loss."""
 
 from __future__ import annotations
 
@@ -70,3 +70,36 @@ class Probe(NamedTuple):
 
     measure: Callable[..., dict[str, PyTree]]
     of: str = "loss"
+
+
+class LayerTap(NamedTuple):
+    """A streaming statistic of a stack of layers: of the value that they add to, before and after each.
+
+    Attributes:
+      zero: ``(layers) -> accumulator``, a pytree of arrays of fixed shapes; how many layers there are.
+      add: ``(accumulator, before, after) -> accumulator``; both ``[layers, ...]``, as the model has them.
+      alone: each branch is a layer of its own, as in ``cut_layers(branches=True)``.
+
+    Example:
+      >>> growth = jn.LayerTap(  # the summed norm of what each layer adds
+      ...     zero=lambda layers: jnp.zeros(layers),
+      ...     add=lambda acc, before, after: acc + jnp.linalg.norm(after - before, axis=-1).sum(range(1, before.ndim - 1)),
+      ... )
+      >>> def by_growth(layers):  # a score
+      ...     return layers.stats["growth"][layers.name]
+      >>> by_growth.layer_taps = {"growth": growth}
+      >>> apply = lambda v, x: jax.lax.scan(lambda x, w: (x + x * w, None), x, v["w"])[0]
+      >>> net = jn.Network(apply, {"w": jnp.array([3.0, 0.1, 1.0])})
+      >>> cut = jn.cut_layers(by_growth, layers=1)
+      >>> x = jnp.ones((2, 4))
+      >>> cut.plan(net, jn.calibrate(net, cut, [x]), x).kept["w"]
+      array([0, 2])
+    """
+
+    zero: Callable[[int], PyTree]
+    add: Callable[[PyTree, Any, Any], PyTree]
+    alone: bool = False
+
+
+#: What a method may ask to be measured.
+Statistic = Tap | Probe | LayerTap

@@ -13,7 +13,7 @@ from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.model import ModelInfo, Site, StatKey
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.core.tap import Probe, Tap
+from jaxopt_nn.core.tap import Statistic, Tap
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
@@ -99,9 +99,11 @@ class Traits(NamedTuple):
     Attributes:
       takes: ``(path, leaf, info) -> LeafTraits | str``: how it treats that leaf, or why it leaves it alone.
       leaf_local: each leaf's result depends on that leaf alone.
-      needs: subset of ``{"roles", "couplings", "grads", "key"}``.
+      needs: subset of ``{"roles", "couplings", "layers", "branches", "grads", "key"}``; ``layers`` and ``branches`` are stacks
+        of layers, in the place of axis groups.
       taps: ``info -> {(member, site, tap): Tap}``: the statistics that ``init`` reads, that ``info`` lacks and that can be
-        taken now; of the loss ``{(member, path, name): Probe}``. Empty where none is lacking; ``calibrate`` asks until then.
+        taken now; of the loss ``{(member, path, name): Probe}``, of layers ``{(member, stack, name): LayerTap}``. Empty where
+        none is lacking; ``calibrate`` asks until then.
       seen: ``(params, info) -> params`` with which these are taken: what the members before see (for a single method,
         ``params``).
       passes: how often ``calibrate`` goes over the data.
@@ -125,7 +127,7 @@ class Traits(NamedTuple):
     takes: Callable[[str, Any, ModelInfo], LeafTraits | str]
     leaf_local: bool = True
     needs: frozenset[str] = frozenset()
-    taps: Callable[[ModelInfo], Mapping[StatKey, Tap | Probe]] = lambda info: {}
+    taps: Callable[[ModelInfo], Mapping[StatKey, Statistic]] = lambda info: {}
     seen: Callable[[PyTree, ModelInfo], PyTree] = lambda params, info: params
     passes: int = 0
     pending: Callable[[int], str | None] = lambda step: None

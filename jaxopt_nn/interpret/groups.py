@@ -62,7 +62,7 @@ def couplings_of(flow: Flow) -> tuple[Coupling, ...]:
                 members.setdefault(atom, []).append((path, i, axis))
     roles = _Roles(flow)
     built = rebuilds(flow)
-    order = dict.fromkeys(roles.order) | dict.fromkeys(atom for _, atom in roles.consumed if atom.cut is None)
+    order = dict.fromkeys(roles.order) | dict.fromkeys(atom for _, atom in roles.consumed if flow.unit_pin(atom) is None)
     return tuple(
         _coupling(flow, roles, atom, members[atom], built.get(atom, Rebuild()))
         for atom in order if atom in members and atom.size > 1
@@ -74,13 +74,13 @@ def group_names(groups: Sequence[AxisGroup]) -> list[str]:
     first = [g.members[0] for g in groups]
     paths = Counter(m.path for m in first)
     axes = Counter((m.path, m.axis) for m in first)
-    seen: Counter[tuple[str, int]] = Counter()
+    seen: Counter[tuple[str, int | None]] = Counter()
     names = []
     for m in first:
         place = f" part {seen[m.path, m.axis]}" if axes[m.path, m.axis] > 1 else ""
         seen[m.path, m.axis] += 1
         names.append(m.path if paths[m.path] == 1 else f"{m.path} axis {m.axis}{place}")
-    return names
+    return [g.name or name for g, name in zip(groups, names, strict=True)]
 
 
 class _Roles:
@@ -117,4 +117,4 @@ def _coupling(flow: Flow, roles: _Roles, atom: Dim, own: list[tuple[str, int, Ax
     reads = tuple(
         Read(c.site, c.shape, c.number, dims.units(c.axis, atom)) for c in flow.reads if atom in dims.atoms(c.axis)
     )
-    return Coupling(AxisGroup(atom.size, tuple(sorted(members, key=place)), atom.cut, atom.shard, rebuild), reads)
+    return Coupling(AxisGroup(atom.size, tuple(sorted(members, key=place)), flow.unit_pin(atom), atom.shard, rebuild), reads)

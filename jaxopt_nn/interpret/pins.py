@@ -131,7 +131,7 @@ def coupling_report(apply: Callable[..., PyTree], variables: PyTree, *inputs: Py
 def _report(program: Program, paths: tuple[str, ...]) -> CouplingReport:
     flow = Flow(program, paths)
     groups = tuple(c.group for c in couplings_of(flow))
-    able: dict[tuple[str, int], np.ndarray] = {}
+    able: dict[tuple[str, int | None], np.ndarray] = {}
     for group in groups:
         for m in group.members if group.pinned is None else ():
             able[m.path, m.axis] = able.get((m.path, m.axis), False) | (m.units >= 0)
@@ -141,7 +141,8 @@ def _report(program: Program, paths: tuple[str, ...]) -> CouplingReport:
     pins: dict[str, Pin] = {}
     for leaf in leaves:
         rest = [~able.get((leaf.path, i), np.zeros(n, bool)) for i, n in enumerate(leaf.shape)]
-        why = [_reasons(axis, n, rest[i]) for i, (axis, n) in enumerate(zip(flow.leaves[leaf.path], leaf.shape, strict=True))]
+        axes = zip(flow.leaves[leaf.path], leaf.shape, rest, strict=True)
+        why = [_reasons(flow, axis, n, own) for axis, n, own in axes]
         free += leaf.size - math.prod(map(np.sum, rest))
         ends += _count(rest, [_any(own, ENDS) for own in why])
         some = _counted_axes(program, leaf.path, len(leaf.shape))
@@ -155,13 +156,14 @@ def _report(program: Program, paths: tuple[str, ...]) -> CouplingReport:
     return CouplingReport(groups, count, int(free), ends, tuple(order))
 
 
-def _reasons(axis: Axis, n: int, rest: np.ndarray) -> dict[str, np.ndarray]:
+def _reasons(flow: Flow, axis: Axis, n: int, rest: np.ndarray) -> dict[str, np.ndarray]:
     """``{reason: which entries of the axis are not cut for it, bool}``, of those among ``rest`` and of those pinned."""
     out: dict[str, np.ndarray] = {}
     for atom in dict.fromkeys(dims.atoms(axis)) if n > 1 else ():
         own = dims.units(axis, atom) >= 0
-        if atom.cut is not None or np.any(own & rest):
-            reason = atom.cut or "is in no product with an activation"
+        pin = flow.unit_pin(atom)
+        if pin is not None or np.any(own & rest):
+            reason = pin or "is in no product with an activation"
             out[reason] = out.get(reason, False) | own
     return out
 

@@ -272,7 +272,7 @@ class _Pruning:
                 mask = self.select(self.scores(self.criterion, {path: leaf}, None, {path: full}), {path: full}, share)[path]
             return Pruned(mask, dataclasses.replace(known, roles=own.roles))
 
-        return State(state.learnt, {path: one(path, own) for path, own in state.carried.items()})
+        return State(state.learnt, {path: one(path, own) for path, own in state.carried.items() if not cuts.gone(path)})
 
 
 def _at_step(known: Known, step: Any) -> Known:

@@ -93,7 +93,7 @@ def shardings(network: Network, mesh: Mesh, *inputs: PyTree, axis: str = "model"
             able.append((name, group))
         else:
             reasons.add(group, reason)
-    axes: dict[str, tuple[int, str]] = {}
+    axes: dict[str, tuple[int | None, str]] = {}
     for name, group in sorted(able, key=lambda pair: -_worth(pair[1], leaves)):
         taken = next((m.path for m in group.members if m.path in axes), None)
         twice = len({m.path for m in group.members}) < len(group.members)
@@ -123,7 +123,7 @@ class _Reasons:
     """Why leaves are not spread, by axis."""
 
     def __init__(self) -> None:
-        self._axes: dict[str, dict[int, str]] = {}
+        self._axes: dict[str, dict[Any, str]] = {}
 
     def add(self, group: AxisGroup, reason: str) -> None:
         for m in group.members:

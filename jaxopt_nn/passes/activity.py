@@ -78,7 +78,8 @@ def named(layers: Sequence[Coupling]) -> dict[str, Coupling]:
 
 def fixed(coupling: Coupling) -> str | None:
     """Why no unit of a group goes: it is pinned, or nothing reads it, so that nobody knows what it does."""
-    return coupling.group.pinned or (None if coupling.reads else "no site reads it")
+    known = coupling.reads or coupling.group.name  # of layers the value that they add to can be measured
+    return coupling.group.pinned or (None if known else "no site reads it")
 
 
 def free(layers: Mapping[str, Coupling]) -> dict[str, Coupling]:

@@ -16,7 +16,7 @@ from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.cost.latency import latencies
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.flow.macs import Macs
-from jaxopt_nn.interpret.flow.shrunk import Shrunk, kept_of
+from jaxopt_nn.interpret.flow.shrunk import Shrunk, remains
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.program import trace_model
 
@@ -44,7 +44,7 @@ def macs(network: Network, inputs: tuple[PyTree, ...], batch: int | None) -> Cos
     """Multiply-accumulates of a call on the inputs, as ``inspect`` counts them of the small network."""
     flow = Flow(trace_model(network.apply, network.variables, inputs), tuple(leaves_by_path(network.variables)))
     count = Macs(flow)
-    return lambda plan: count(kept_of(flow, plan))
+    return lambda plan: count(remains(flow, plan))
 
 
 def latency(network: Network, inputs: tuple[PyTree, ...], batch: int | None) -> Cost:

@@ -7,18 +7,19 @@ from typing import Any
 
 from jaxopt_nn.core.model import ModelInfo, StatKey
 from jaxopt_nn.core.passes import Pass, Plan
-from jaxopt_nn.core.tap import Probe, Tap
+from jaxopt_nn.core.tap import Statistic
 from jaxopt_nn.core.transform import Traits
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.passes.activity import free
 from jaxopt_nn.passes.allocations import Allocation, per_layer
-from jaxopt_nn.passes.choice import Choice, check_share
+from jaxopt_nn.passes.budgets import check_parts, one_budget
+from jaxopt_nn.passes.choice import Choice
 from jaxopt_nn.passes.costs import COSTS
 from jaxopt_nn.passes.cutting import execute, layers_of, leaves_of, takes
 from jaxopt_nn.passes.reconstruction import grams, reconstructed
 from jaxopt_nn.passes.scores import Score, norm_product
 from jaxopt_nn.passes.scores.base import lacking, measures, touched
-from jaxopt_nn.passes.widths import check_widths, planned_widths
+from jaxopt_nn.passes.widths import planned_widths
 from jaxopt_nn.tensors.base import densify, is_compressed
 
 PyTree = Any
@@ -90,10 +91,10 @@ def cut_units(
       >>> jax.tree.map(jnp.shape, small.variables)
       {'down': (8, 2), 'mix': (8, 8), 'up': (4, 8)}
     """
-    budget = _budget(
-        share=share, params=params, macs=macs, nbytes=nbytes, latency=latency, threshold=threshold, widths=widths
+    budget = one_budget(
+        NAME, "units", share=share, params=params, macs=macs, nbytes=nbytes, latency=latency, threshold=threshold, widths=widths
     )
-    _check(score, allocation, multiple=multiple, least=least, batch=1 if batch is None else batch)
+    check_parts(NAME, score, allocation, multiple=multiple, least=least, batch=1 if batch is None else batch)
     protected = (protect,) if isinstance(protect, str) else tuple(protect)
     choice = Choice(NAME, score, budget, allocation, protected, multiple, least)
 
@@ -105,7 +106,7 @@ def cut_units(
         cost = COSTS[kind](network, inputs, batch) if kind in COSTS else None
         return choice.plan(layers, leaves, inputs, info, network.still, cost)
 
-    def taps(info: ModelInfo) -> dict[StatKey, Tap | Probe]:
+    def taps(info: ModelInfo) -> dict[StatKey, Statistic]:
         wanted = lacking(score)(info)
         layers = free(touched(info, (leaf.path for leaf in info.leaves)))
         fit = grams(info, layers) if reconstruct else {}
@@ -133,30 +134,3 @@ def _dense(leaves: Mapping[str, Any], kind: str, reconstruct: bool) -> dict[str,
             "budget without reconstruct, or cut first and compress then"
         )
     return {path: densify(x) for path, x in leaves.items()}
-
-
-def _check(score: Any, allocation: Any, **numbers: Any) -> None:
-    for key, part, example in (("score", score, "scores.l2_norm"), ("allocation", allocation, "per_layer")):
-        if not callable(part):
-            raise TypeError(f"{NAME}({key}={part!r}): pass a callable, e.g. jn.{example}")
-    for key, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"{NAME}({key}={number!r}): allowed are the whole numbers from 1")
-
-
-def _budget(**kinds: Any) -> tuple[str, Any]:
-    """The one that is there, and its amount."""
-    own = {kind: amount for kind, amount in kinds.items() if amount is not None}
-    if len(own) != 1:
-        said = ", ".join(f"{kind}={amount!r}" for kind, amount in own.items()) or "nothing"
-        raise ValueError(f"{NAME}: how many units go? pass one of {', '.join(kinds)}; got {said}")
-    ((kind, amount),) = own.items()
-    if kind == "widths":
-        check_widths(NAME, amount)
-    elif kind == "share":
-        check_share(amount)
-    elif isinstance(amount, bool) or not isinstance(amount, (int, float)) or amount != amount:
-        raise ValueError(f"{NAME}({kind}={amount!r}): pass a number")
-    elif kind in COSTS and not 0 < amount < 1:
-        raise ValueError(f"{NAME}({kind}={amount!r}): allowed are shares of it between 0 and 1, that go")
-    return kind, amount

@@ -1,4 +1,4 @@
-"""Cutting: a plan's units leave the network, with all that touches them."""
+"""Cutting: a plan's units leave the network, with all that touches them; units may be layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.transform import LeafTraits, Traits, as_info
 from jaxopt_nn.interpret.flow.flow import Flow
-from jaxopt_nn.interpret.flow.shrunk import Shrunk, kept_of
+from jaxopt_nn.interpret.flow.shrunk import Shrunk, remains
 from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
 from jaxopt_nn.interpret.program import complaint, dense_like, trace_model
@@ -72,7 +72,9 @@ def leaves_of(network: Network, info: ModelInfo, name: str) -> dict[str, Any]:
 def layers_of(network: Network, info: ModelInfo, *inputs: PyTree) -> dict[str, Coupling]:
     """The layers of a network by name, from ``info`` where they were found already."""
     known = info.couplings
-    return named(couplings(network.apply, network.variables, *inputs) if known is None else known)
+    if known is None or any(c.group.name for c in known):  # stacks, which a pass that cuts layers asked for
+        known = couplings(network.apply, network.variables, *inputs)
+    return named(known)
 
 
 def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
@@ -98,7 +100,8 @@ def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
     abstract_outputs(network, *plan.inputs)  # fails on inputs that do not fit, whatever is cut
     _check_pins(network, plan)
     training = None if network.training is None else Shrunk(network.training, plan, training=True)
-    small = network.replace(apply=Shrunk(network.apply, plan), training=training, variables=variables)
+    still = network.still - {path for path, cut in plan.cuts.items() if cut.gone}
+    small = network.replace(apply=Shrunk(network.apply, plan), training=training, variables=variables, still=still)
     _check_runs(network, small, plan)
     _check_states(network, small, plan)
     return small, remap
@@ -106,7 +109,7 @@ def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
 
 def _check_pins(network: Network, plan: Plan) -> None:
     """Raises ValueError where the plan, edited, cuts units that must stay."""
-    kept_of(Flow(trace_model(network.apply, network.variables, plan.inputs), tuple(plan.leaves)), plan)
+    remains(Flow(trace_model(network.apply, network.variables, plan.inputs), tuple(plan.leaves)), plan)
 
 
 def _check_runs(network: Network, small: Network, plan: Plan) -> None:

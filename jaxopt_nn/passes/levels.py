@@ -63,7 +63,7 @@ def steps(layers: Mapping[str, Coupling], multiple: int) -> dict[str, int]:
     In an axis ``[heads * width]`` a head has ``width`` entries: where that is no other layer's to cut, its length counts;
     otherwise the inner layer sees to the multiple.
     """
-    axes: dict[tuple[str, int], list[str]] = {}
+    axes: dict[tuple[str, int | None], list[str]] = {}
     for name, coupling in layers.items():
         axes.setdefault(_axis(coupling), []).append(name)
 
@@ -75,7 +75,7 @@ def steps(layers: Mapping[str, Coupling], multiple: int) -> dict[str, int]:
     return {name: step(name, coupling) for name, coupling in layers.items()}
 
 
-def _axis(coupling: Coupling) -> tuple[str, int]:
+def _axis(coupling: Coupling) -> tuple[str, int | None]:
     first = coupling.group.members[0]
     return first.path, first.axis
 

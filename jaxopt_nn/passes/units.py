@@ -14,7 +14,7 @@ from jaxopt_nn.core.model import AxisGroup, Coupling, Member, Read, Site
 from jaxopt_nn.passes.activity import TAP, Activity, joined
 
 #: Members of which the entries of a unit are zero where the unit is; a ``divisor`` is only cut.
-ROLES = ("producer", "vector", "consumer")
+ROLES = ("producer", "vector", "consumer", "layer")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +68,13 @@ class Units:
         return np.asarray(leaf).astype(np.float64)
 
     def members(self, *roles: str) -> list[Member]:
-        """The members of these roles, without those that are ``still``; of all but ``divisor`` where none is named."""
+        """The members of these roles, without those that are ``still``; of all but ``divisor`` where none is named.
+
+        Raises:
+          ValueError: roles are named, and the units are layers, which have none.
+        """
+        if roles and self.group.name:
+            raise ValueError(f"{self.name}: its layers have no {roles[0]}; pass a score of whole layers, e.g. scores.l2_norm")
         return [m for m in self.group.members if m.role in (roles or ROLES) and m.path not in self.still]
 
     def total(self, values: Callable[[str], Any], *roles: str) -> np.ndarray:
@@ -90,10 +96,12 @@ class Units:
         """The weights of each unit as a row, float64 ``[size, n]``: those of a role one behind the other.
 
         Raises:
-          ValueError: units of different numbers of entries.
+          ValueError: units of different numbers of entries; units that are whole leaves.
         """
         rows = []
         for m in self.members(*roles):
+            if m.axis is None:
+                raise ValueError(f"{self.name}: its layers are leaves of their own and have no rows; use norm or total")
             x = np.moveaxis(self.weights(m.path), m.axis, 0).reshape(len(m.units), -1)
             counts = np.bincount(m.units[m.units >= 0], minlength=self.size)
             if len(set(counts.tolist())) != 1:
@@ -110,9 +118,12 @@ def unit_sums(size: int, members: Collection[Member], values: Callable[[str], An
         own.setdefault(m.path, []).append(m)
     total = xp.zeros(size)
     for path, several in own.items():
-        several = sorted(several, key=lambda m: m.axis)
-        axes = [m.axis for m in several]
         x = xp.asarray(values(path))
+        if several[0].axis is None:  # the whole leaf is one unit's
+            total = total + _scattered(x.sum()[None], several[0].units[None], size, xp)
+            continue
+        several = sorted(several, key=lambda m: m.axis or 0)
+        axes = [m.axis for m in several]
         sums = x.sum(axis=tuple(i for i in range(x.ndim) if i not in axes))
         for n, m in enumerate(several):
             line = _line(sums, [m.units for m in several], n, xp)

@@ -19,16 +19,18 @@ from jaxopt_nn.core.model import ModelInfo, Site, StatKey
 from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.report import Message
-from jaxopt_nn.core.tap import Probe, Tap
+from jaxopt_nn.core.tap import LayerTap, Probe, Tap
 from jaxopt_nn.core.transform import Transform
 from jaxopt_nn.interpret.evaluate import Totals
 from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.layers import stacks
 from jaxopt_nn.interpret.network import Network, like, network_of
 from jaxopt_nn.interpret.rewrite import Capturing, capture
 from jaxopt_nn.pipeline import probing
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.data import Arrays
+from jaxopt_nn.pipeline.layer_stats import layer_stats
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.tensors.base import is_compressed
 
@@ -108,6 +110,8 @@ def calibrate(
     info = inspect(apply, variables, *run.example)
     if "couplings" in method.traits.needs:
         info = dataclasses.replace(info, couplings=couplings(apply, variables, *run.example))
+    if own := {"layers", "branches"} & method.traits.needs:
+        info = dataclasses.replace(info, couplings=stacks(apply, variables, *run.example, alone="branches" in own))
     if not sequential:
         say(f"calibration: {method.traits.passes} passes over the data")
         return run.filled(method, leaves_by_path(variables), variables, info, info.sites)
@@ -223,6 +227,7 @@ class _Run:
             now = _replaced(variables, views, info, entry)
             taps = {key: tap for key, tap in wanted.items() if isinstance(tap, Tap)}
             probes = {key: probe for key, probe in wanted.items() if isinstance(probe, Probe)}
+            layered = {key: tap for key, tap in wanted.items() if isinstance(tap, LayerTap)}
             stats, unweighted = self.measured(taps, now) if taps else ({}, [])
             if probes:
                 if entry is not None or len(sites) < len(info.sites):
@@ -231,6 +236,11 @@ class _Run:
                         "single layer has; pass sequential=False"
                     )
                 stats |= probing.probed(self._apply, now, self.example, probes, self._task, self._examples)
+            if layered:
+                batches = map(self._split, self._inputs())
+                stats |= layer_stats(self._apply, self._everywhere(now), self.example, batches, layered)
+                names = dict.fromkeys(stack for _, stack, _ in layered if self._weights is not None)
+                unweighted += [Message("note", name, "its layers are measured unweighted") for name in names]
             info = dataclasses.replace(info, stats={**info.stats, **stats}, report=info.report + unweighted)
         return info
 

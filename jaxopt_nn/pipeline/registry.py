@@ -50,6 +50,7 @@ from jaxopt_nn.methods.structures.blocks import blocks
 from jaxopt_nn.methods.structures.n_of_m import n_of_m
 from jaxopt_nn.passes import scores
 from jaxopt_nn.passes.allocations import across_layers, per_layer
+from jaxopt_nn.passes.cut_layers import cut_layers
 from jaxopt_nn.passes.cut_units import cut_units
 from jaxopt_nn.passes.masking import prune_neurons
 from jaxopt_nn.pipeline.attention import attention_weights
@@ -67,7 +68,7 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "quantize": quantize,
     "sparsegpt": sparsegpt,
 }
-PASSES: dict[str, Callable[..., Pass]] = {"cut_units": cut_units}
+PASSES: dict[str, Callable[..., Pass]] = {"cut_layers": cut_layers, "cut_units": cut_units}
 CRITERIA: dict[str, Criterion] = {
     "energy": energy,
     "fisher": fisher,
@@ -83,6 +84,7 @@ ALLOCATIONS: dict[str, Allocation] = {
     "erk": erk, "global_budget": global_budget, "lamp": lamp, "per_leaf": per_leaf, "per_output": per_output,
 }  # fmt: skip
 SCORES: dict[str, scores.Score] = {
+    "block_influence": scores.block_influence,
     "geometric_median": scores.geometric_median,
     "l1_norm": scores.l1_norm,
     "l2_norm": scores.l2_norm,
@@ -90,6 +92,7 @@ SCORES: dict[str, scores.Score] = {
     "mean_activation": scores.mean_activation,
     "norm_product": scores.norm_product,
     "removal_error": scores.removal_error,
+    "removal_loss": scores.removal_loss,
     "taylor": scores.taylor,
 }
 UNIT_ALLOCATIONS = {"across_layers": across_layers, "per_layer": per_layer}
@@ -101,7 +104,7 @@ PARTS: dict[str, dict[str, Callable[..., Any]]] = {
     "allocation": {"by_sensitivity": by_sensitivity},
     "structure": {"blocks": blocks, "n_of_m": n_of_m},
     "regrow": {"rigl": rigl, "sparse_evolution": sparse_evolution},
-    "score": {"norm_scale": scores.norm_scale, "random": scores.random},
+    "score": {"angular_distance": scores.angular_distance, "norm_scale": scores.norm_scale, "random": scores.random},
 }
 SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "constant": optax.constant_schedule,

@@ -107,7 +107,7 @@ def _tile(path: str, shape: tuple[int, ...], groups: Sequence[AxisGroup]) -> _Ti
     roles: dict[int, set[str]] = {}
     for i, group in enumerate(groups):
         for m in group.members:
-            if m.path == path:
+            if m.path == path and m.axis is not None:
                 own.setdefault(m.axis, []).append(i)
                 roles.setdefault(m.axis, set()).add(m.role)
     long = sorted(range(len(shape)), key=lambda a: (a in own, shape[a]), reverse=True)[:2]

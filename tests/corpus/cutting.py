@@ -24,6 +24,18 @@ def planned(model: Model, share: float, seed: int = 0) -> tuple[jn.Plan, oracle.
     return plan, execute
 
 
+def shortened(model: Model, share: float, seed: int = 0) -> tuple[jn.Plan, oracle.Execute]:
+    """A plan that takes ``share`` of the layers of every stack out, drawn by a seed; and what carries it out."""
+    network = jn.Network(model.apply, model.variables)
+    cut = jn.cut_layers(jn.scores.random(seed), share=share, allocation=jn.per_layer)
+
+    def execute(plan: Any) -> tuple[Any, Any]:
+        small, _ = cut.execute(network, plan)
+        return small.apply, small.variables
+
+    return cut.plan(network, jn.ModelInfo(), *model.inputs), execute
+
+
 def one(plan: jn.Plan, name: str) -> jn.Plan:
     """The plan with the cut of one layer alone."""
     return plan.replace({layer.name: None for layer in plan.layers if layer.cut and layer.name != name})

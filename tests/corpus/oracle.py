@@ -2,7 +2,7 @@
 
 All of it is computed from a plan as plain data, by NumPy: ``plan.layers``, each with ``cut`` (bool), ``size``, ``kept`` (the
 units that stay) and ``members``, and a member's ``path``, ``axis``, ``role`` and ``units`` (int, for each entry of the axis the
-unit that it belongs to, -1 for none).
+unit that it belongs to, -1 for none). An axis None stands for a leaf that belongs to one unit as a whole.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ OUTPUT = 2e-5
 GRADIENT = 1e-4
 
 
-def staying(shapes: dict[str, tuple[int, ...]], plan: Any, divisors: bool = True) -> dict[str, dict[int, np.ndarray]]:
-    """``{path: {axis: bool}}``: which entries of an axis stay, over all the layers that share it.
+def staying(shapes: dict[str, tuple[int, ...]], plan: Any, divisors: bool = True) -> dict[str, dict[Any, np.ndarray]]:
+    """``{path: {axis: bool}}``: which entries of an axis stay, over all layers that share it; of None whether the leaf does.
 
     Args:
       divisors: whether members of the role ``divisor`` count.
@@ -42,14 +42,15 @@ def staying(shapes: dict[str, tuple[int, ...]], plan: Any, divisors: bool = True
         for member in layer.members:
             units = np.asarray(member.units)
             where = f"{member.path}, axis {member.axis}"
-            assert units.shape == (shapes[member.path][member.axis],), f"{where}: {len(units)} units for {shapes[member.path]}"
+            shape = () if member.axis is None else (shapes[member.path][member.axis],)
+            assert units.shape == shape, f"{where}: {units.size} units for {shapes[member.path]}"
             assert -1 <= units.min() and units.max() < layer.size, f"{where}: units {units} of {layer.size}"
             seen[units[units >= 0]] = True
             if member.role == "divisor" and not divisors:
                 continue
             axes = stay.setdefault(member.path, {})
             entries = (units < 0) | np.isin(units, kept)
-            axes[member.axis] = axes.get(member.axis, np.ones(len(units), bool)) & entries
+            axes[member.axis] = axes.get(member.axis, np.ones(shape, bool)) & entries
         assert seen.all(), f"units {np.flatnonzero(~seen)} of {layer.members[0].path} are in no member"
     return stay
 
@@ -71,7 +72,7 @@ def zeroed(variables: PyTree, plan: Any) -> PyTree:
     def leaf(path: str, x: np.ndarray) -> jax.Array:
         x = np.array(x)
         for axis, entries in stay.get(path, {}).items():
-            np.moveaxis(x, axis, 0)[~entries] = 0
+            (x if axis is None else np.moveaxis(x, axis, 0))[~entries] = 0
         return jnp.asarray(x)
 
     return _mapped(variables, leaf)
@@ -81,9 +82,11 @@ def restricted(tree: PyTree, plan: Any) -> PyTree:
     """A tree of the variables' shapes (a gradient, the variables themselves), without the entries that are cut."""
     stay = staying(_shapes(tree), plan)
 
-    def leaf(path: str, x: np.ndarray) -> np.ndarray:
+    def leaf(path: str, x: np.ndarray) -> np.ndarray | None:
         for axis, entries in stay.get(path, {}).items():
-            x = np.compress(entries, x, axis=axis)
+            if axis is None and not entries:
+                return None
+            x = x if axis is None else np.compress(entries, x, axis=axis)
         return x
 
     return _mapped(tree, leaf)

@@ -5,12 +5,22 @@ import zlib
 import pytest
 
 from tests.corpus import CORPUS, oracle
-from tests.corpus.cutting import one, planned
+from tests.corpus.cutting import one, planned, shortened
 from tests.zoo import FORWARD_ONLY, ZOO
 
 MODELS = {**ZOO, **CORPUS}
 #: Cheap ones, one for each of: rows, convolutions, states of a loop, a custom derivative, a collective.
 FAST = ("mlp_relu", "lenet_transposed", "min_gru", "maxout", "shard_map")
+
+
+#: Those that add to a value, layer by layer.
+LAYERED = """
+alibi conformer cross_network ddpm dropout_mha einsum_heads encdec encoder_decoder equinox_transformer film fused_qkv gmlp gpt
+gpt_learned gpt_nn_scan gpt_scan gpt_sinusoidal gqa_repeat gqa_reshape gru_layers_scanned haiku_transformer linear_attention
+llama llama_remat llama_scan llama_scan_remat mixer mlp_mixer multi_query nnx_jit nnx_remat nnx_scan parallel_block perceiver
+qk_norm qkv_by_head qkv_reshape qkv_split residual_mlp resnet_post resnext resnext_groups rotary_complex rotary_half
+rotary_interleaved rotary_partial swiglu swin swin_merging t5_bias vit vit_class_token vit_reshaped_patches vit_token wavenet
+""".split()
 
 
 def seed_of(name: str) -> int:
@@ -48,3 +58,13 @@ def test_each_group_alone(name):
     for layer in plan.layers:
         if layer.cut:
             oracle.check(model, one(plan, layer.name), execute, gradients=False, larger=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERED)
+def test_layers_go(name):
+    """A layer whose weights are zero adds nothing: the network without it is the one with zeros."""
+    model = MODELS[name]()
+    plan, execute = shortened(model, 0.5, seed_of(name))
+    assert any(layer.cut for layer in plan.layers)
+    oracle.check(model, plan, execute, gradients=name not in FORWARD_ONLY, larger=seed_of(name) % 3 == 0)

@@ -301,6 +301,14 @@ DATA = [
         "jn.cut_units(share=0.5).plan(jn.Network(apply, jax.eval_shape(lambda: variables)), info, x)",
         ValueError, "is abstract", "pass arrays",
     ),
+    ("jn.cut_layers()", ValueError, "how many layers go?", "pass one of layers, share"),
+    ("jn.cut_layers(layers=0)", ValueError, "layers=0", "the whole numbers from 1"),
+    (
+        "jn.cut_layers(jn.scores.mean_activation, layers=1)",
+        ValueError, "no site reads a whole layer", "pass jn.scores.block_influence",
+    ),
+    ("jn.cut_layers(jn.scores.l2_norm, layers=1).plan(net, info, x)", ValueError, "no layer can go", "use cut_units"),
+    ("jn.scores.angular_distance(0)", ValueError, "layers=0", "at least 1"),
     ("jn.transfer_weights(variables, variables, rename={'a': 'b'})", TypeError, "rename is a dict", "a list of pairs"),
 ]  # fmt: skip
 

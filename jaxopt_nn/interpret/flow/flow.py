@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
+
 from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.dims import Axis, Dim
-from jaxopt_nn.interpret.flow.ties import Ties
+from jaxopt_nn.interpret.flow.ties import LOOPED, Ties
 from jaxopt_nn.interpret.flow.zeros import Zeros
 from jaxopt_nn.interpret.program import Program
 
@@ -15,16 +17,18 @@ class Flow(Ties):
     """The dims of a program, and what keeps them from being cut.
 
     Args:
-      outputs: whether what reaches an output may not be cut; False for a function of which changed leaves are outputs.
+      training: it returns changed leaves, by path, beside the outputs; what reaches one of its results may be cut.
 
     Attributes:
       divisors: ``(path, atom)`` of leaves that divide: cut with the others, but never set to zero.
       rests, zeros, same: as ``rests``, ``operands`` and ``same`` of ``Zeros``.
+      stacks: the atoms of which an entry is a layer, that all loops over them pass by.
     """
 
-    def __init__(self, program: Program, paths: Sequence[str], *, outputs: bool = True):
+    def __init__(self, program: Program, paths: Sequence[str], *, training: bool = False):
         super().__init__(program, paths)
-        for axis in (a for out in self.outs if outputs for a in out.axes or ()):
+        self.training = training
+        for axis in (a for out in self.outs if not training for a in out.axes or ()):
             dims.pin(axis, "reaches an output of `apply`")
         for axes in self.leaves.values():
             for atom in (a for axis in axes for a in _twice(axis)):
@@ -35,6 +39,23 @@ class Flow(Ties):
         self.rests, self.zeros, self.same = zeros.rests, zeros.operands, zeros.same
         for atom, reason in zeros.pins.items():
             dims.pin(atom, reason)
+        self.stacks = list(dict.fromkeys(atom for axis in self.layers for atom in dims.atoms(axis)))
+
+    @property
+    def weights(self) -> list[bool]:
+        """Which of the program's operands are leaves."""
+        return [i < len(self.leaves) for i in range(len(self.program.jaxpr.invars))]
+
+    @property
+    def results(self) -> tuple[list[int], dict[str, int]]:
+        """Where the outputs stand among the program's results, and where the changed leaves do."""
+        places = jax.tree.unflatten(self.program.out_tree, range(len(self.program.jaxpr.outvars)))
+        outputs, changed = places if self.training else (places, {})
+        return jax.tree.leaves(outputs), changed
+
+    def unit_pin(self, atom: Dim) -> str | None:
+        """Why an atom's entries may not be cut as units."""
+        return atom.cut or (LOOPED if atom in self.stacks else None)
 
 
 def _twice(axis: Axis) -> list[Dim]:

@@ -6,9 +6,10 @@ import math
 
 from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.dims import Axis
-from jaxopt_nn.interpret.flow.entry import Call, Kept
+from jaxopt_nn.interpret.flow.entry import Call
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.flow.products import conv_axes, dot_axes
+from jaxopt_nn.interpret.flow.shrunk import Remains
 
 
 class Macs:
@@ -16,14 +17,19 @@ class Macs:
 
     def __init__(self, flow: Flow):
         sites = {key: site.macs for key, site in flow.program.sites.items() if site.macs}
-        self._fixed = sum(macs for key, macs in sites.items() if key not in flow.calls)
-        self._sites = [(macs, _axes(flow.calls[key])) for key, macs in sites.items() if key in flow.calls]
+        loops = lambda key: [axis for loop, axis in flow.loops.items() if key[: len(loop)] == loop]
+        self._sites = [
+            (key, macs, [*loops(key), *(_axes(flow.calls[key]) if key in flow.calls else ())]) for key, macs in sites.items()
+        ]
 
-    def __call__(self, kept: Kept) -> int:
-        """With the ``kept`` entries of some atoms and all of the others."""
+    def __call__(self, remains: Remains) -> int:
+        """With what remains."""
         length = lambda axis: 1 if axis is None else axis.size
-        return self._fixed + sum(
-            macs * math.prod(dims.size(a, kept) for a in axes) // math.prod(map(length, axes)) for macs, axes in self._sites
+        dead = remains.left.dead
+        return sum(
+            macs * math.prod(dims.size(a, remains.kept) for a in axes) // math.prod(map(length, axes))
+            for key, macs, axes in self._sites
+            if not any(key[:n] in dead for n in range(1, len(key) + 1))
         )
 
 

@@ -18,26 +18,31 @@ from jaxopt_nn.interpret.flow.dims import Axes, Dim
 from jaxopt_nn.interpret.flow.entry import Call, Kept, Zero
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.flow.places import WHOLE
+from jaxopt_nn.interpret.flow.residuals import NOTHING, Dropped
 from jaxopt_nn.interpret.flow.rest import COMPLETE
 from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.tags import Key
 
 
-def shrunk(flow: Flow, kept: Kept, args: Sequence[Any]) -> list[Any]:
+def shrunk(flow: Flow, kept: Kept, args: Sequence[Any], left: Dropped = NOTHING) -> list[Any]:
     """The results of a program on leaves that are cut to what is kept of their atoms.
 
     Args:
       flow: of the program.
       kept: ``{atom: int [k], the entries that stay}``; none of a pinned atom.
-      args: the cut leaves, then the inputs as they are.
+      args: the cut leaves, None for those that are gone, then the inputs as they are.
+      left: what of the program is left out.
+
+    Returns:
+      Arrays; None for what is computed from leaves that are gone.
     """
     program = flow.program
     values = [_Value(x) for x in args]
-    return [v.array for v in _Shrinking(flow, kept).run(program.jaxpr, program.consts, values, ())]
+    return [v.array for v in _Shrinking(flow, kept, left).run(program.jaxpr, program.consts, values, ())]
 
 
 class _Value:
-    """An array, and whether it is whole: not cut yet, as nothing but constants lies behind it.
+    """An array, or None where nothing needs it, and whether it is whole: not cut yet, as only constants lie behind it.
 
     ``rest``: gives what it is in the cut units of an atom, of length one along it, where that is the same in all (``rest.py``).
     """
@@ -49,8 +54,8 @@ class _Value:
 
 
 class _Shrinking:
-    def __init__(self, flow: Flow, kept: Kept):
-        self._flow, self._kept = flow, kept
+    def __init__(self, flow: Flow, kept: Kept, left: Dropped):
+        self._flow, self._kept, self._left = flow, kept, left
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[_Value], key: Key) -> list[_Value]:
         env: dict[Any, _Value] = dict(zip(jaxpr.invars, args, strict=True))
@@ -58,8 +63,13 @@ class _Shrinking:
         read = lambda v: _Value(v.val, True) if jaxprs.is_literal(v) else env[v]
         drops = jaxprs.last_uses(jaxpr)
         for i, eqn in enumerate(jaxpr.eqns):
-            with jaxprs.context_of(eqn):
-                outs = self._equation(eqn, [read(v) for v in eqn.invars], (*key, i))
+            if (own := (*key, i)) in self._left.dead:
+                outs = [_Value(None)] * len(eqn.outvars)
+            elif own in self._left.passing:
+                outs = [read(eqn.invars[self._left.passing[own]])]
+            else:
+                with jaxprs.context_of(eqn):
+                    outs = self._equation(eqn, [read(v) for v in eqn.invars], own)
             env.update(zip(eqn.outvars, outs, strict=True))
             for v in drops[i]:
                 env.pop(v, None)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxopt_nn.core.passes import Layer, Plan
-from jaxopt_nn.core.paths import leaves_by_path, map_with_path
+from jaxopt_nn.core.paths import leaves_by_path, path_of
 from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.dims import Axis, Dim
 from jaxopt_nn.interpret.flow.flow import Flow
+from jaxopt_nn.interpret.flow.residuals import NOTHING, Dropped, Graph, branches, dropped
 from jaxopt_nn.interpret.flow.shrink import shrunk
 from jaxopt_nn.interpret.program import trace_model
+from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
 
@@ -43,7 +45,8 @@ class Shrunk:
         self.whole, self.plan, self.training = whole, plan, training
         self._identity = (whole, training, tuple((x.name, x.kept.tobytes(), _members(x)) for x in plan.layers if x.cut))
         self._small = {path: cut.small for path, cut in plan.cuts.items()}
-        self._flows: dict[Any, tuple[Flow, dict[Dim, np.ndarray]]] = {}
+        self._gone = frozenset(path for path, cut in plan.cuts.items() if cut.gone)
+        self._flows: dict[Any, tuple[Flow, Remains]] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Shrunk) and self._identity == other._identity
@@ -53,30 +56,51 @@ class Shrunk:
 
     def __call__(self, variables: PyTree, *inputs: PyTree, **keywords: Any) -> PyTree:
         leaves = leaves_by_path(variables)
-        for path, x in leaves.items():
-            if tuple(x.shape) != (wanted := self._small.get(path, self.plan.leaves.get(path))):
+        self._check(leaves)
+        flow, (kept, left) = self._flow(variables, inputs, keywords)
+        given = [*(leaves.get(path) for path in flow.leaves), *jax.tree.leaves((keywords, inputs))]
+        outs = jax.tree.unflatten(flow.program.out_tree, shrunk(flow, kept, given, left))
+        if not self.training:
+            return outs
+        return outs[0], {path: leaf for path, leaf in outs[1].items() if path not in self._gone}
+
+    def _check(self, leaves: dict[str, Any]) -> None:
+        for path in {**self.plan.leaves, **leaves}:
+            here = tuple(leaves[path].shape) if path in leaves else None
+            wanted = None if path in self._gone else self._small.get(path, self.plan.leaves.get(path))
+            if here != wanted:
+                said = [str(own) if own is not None else "no leaf" for own in (here and list(here), wanted)]
                 raise ValueError(
-                    f"{path} is {list(x.shape)}, and the plan of {self.plan.name} leaves {wanted}; pass the variables of the "
-                    "small network"
+                    f"{path} is {said[0]}, and the plan of {self.plan.name} leaves {said[1]}; pass the variables of the small "
+                    "network"
                 )
-        flow, kept = self._flow(variables, inputs, keywords)
-        outs = shrunk(flow, kept, [*leaves.values(), *jax.tree.leaves((keywords, inputs))])
-        return jax.tree.unflatten(flow.program.out_tree, outs)
 
     def _flow(self, variables: PyTree, inputs: tuple[PyTree, ...], keywords: dict[str, Any]) -> Any:
         abstract = lambda x, shape: jax.ShapeDtypeStruct(shape, x.dtype, weak_type=getattr(x, "weak_type", False))
         given, tree = jax.tree.flatten((variables, keywords, inputs))
         key = (tree, tuple(abstract(x, jax.numpy.shape(x)) if hasattr(x, "dtype") else x for x in given))
         if key not in self._flows:
-            whole = map_with_path(lambda path, x: abstract(x, self.plan.leaves[path]), variables)
             run = functools.partial(_run, self.whole)
-            program = trace_model(run, whole, (keywords, *inputs))
-            flow = Flow(program, tuple(self.plan.leaves), outputs=not self.training)
-            found = flow, kept_of(flow, self.plan)
+            program = trace_model(run, self._whole(variables), (keywords, *inputs))
+            flow = Flow(program, tuple(self.plan.leaves), training=self.training)
+            found = flow, remains(flow, self.plan)
             if any(isinstance(c, jax.core.Tracer) for c in flow.program.consts):  # of the caller's own trace
                 return found
             self._flows[key] = found
         return self._flows[key]
+
+    def _whole(self, variables: PyTree) -> PyTree:
+        """The leaves as ``whole`` takes them, abstract; those that are gone are in the tree again."""
+
+        def one(keys: Any, x: Any) -> Any:
+            path = path_of(keys)
+            if x is None and path not in self._gone:
+                return None
+            shape, dtype = self.plan.leaves[path], self.plan.dtypes[path] if x is None else x.dtype
+            return jax.ShapeDtypeStruct(shape, dtype, weak_type=getattr(x, "weak_type", False))
+
+        leaf = lambda x: x is None or is_compressed(x)
+        return jax.tree_util.tree_map_with_path(one, variables, is_leaf=leaf)
 
 
 def _run(function: Callable[..., PyTree], variables: PyTree, keywords: dict[str, Any], *inputs: PyTree) -> PyTree:
@@ -93,7 +117,7 @@ def kept_of(flow: Flow, plan: Plan) -> dict[Dim, np.ndarray]:
     Raises:
       ValueError: the plan cuts an axis otherwise than the program couples it, or units that the program pins.
     """
-    kept = {_atom(flow, layer, plan.name): layer.kept for layer in plan.layers if layer.cut}
+    kept = {_atom(flow, layer, plan.name): layer.kept for layer in plan.layers if layer.cut and not layer.whole}
     for path, axes in flow.leaves.items():
         own = plan.cuts[path].axes if path in plan.cuts else {}
         for i, axis in enumerate(axes):
@@ -108,12 +132,52 @@ def kept_of(flow: Flow, plan: Plan) -> dict[Dim, np.ndarray]:
     return kept
 
 
+class Remains(NamedTuple):
+    """What a plan leaves of a program.
+
+    Attributes:
+      kept: as ``kept_of``.
+      left: what is left out.
+    """
+
+    kept: Mapping[Dim, np.ndarray]
+    left: Dropped = NOTHING
+
+
+def remains(flow: Flow, plan: Plan) -> Remains:
+    """What a plan leaves of a program.
+
+    Raises:
+      ValueError: as ``kept_of``; leaves that the plan takes out of the tree are read still.
+    """
+    kept, gone = kept_of(flow, plan), {path for path, cut in plan.cuts.items() if cut.gone}
+    return Remains(kept, _without(flow, plan, gone) if gone else NOTHING)
+
+
+def _without(flow: Flow, plan: Plan, gone: set[str]) -> Dropped:
+    """The program without the branches whose weights are gone: all that the plan knows of; in training one may have others."""
+    paths, known = tuple(flow.leaves), {m.path for layer in plan.layers if layer.whole for m in layer.members}
+    results, changed = flow.results
+    found = branches(Graph(flow.program.jaxpr, flow.weights), len(paths), results)
+    planned = ((branch.addition, known.intersection(paths[i] for i in branch.weights)) for branch in found)
+    out = [addition for addition, own in planned if own and own <= gone]
+    counted = [*results, *(i for path, i in changed.items() if path not in gone)]
+    left = dropped(flow.program.jaxpr, counted, {a.key: a.passing for a in out})
+    if read := sorted(gone - {paths[i] for i in left.unread if i < len(paths)}):
+        raise ValueError(
+            f"{plan.name}: {read[0]} is read still on these inputs, or in this mode, and is out of the tree ({len(read)} such "
+            "leaves); plan again with this network"
+        )
+    return left
+
+
 def _said(stay: np.ndarray | None) -> str:
     return "all entries" if stay is None else f"{len(stay)} entries"
 
 
 def _atom(flow: Flow, layer: Layer, name: str) -> Dim:
     member = layer.members[0]
+    assert member.axis is not None
     axis: Axis = flow.leaves[member.path][member.axis]
     for atom in dict.fromkeys(dims.atoms(axis)):
         if atom.size == layer.size and np.array_equal(dims.units(axis, atom), member.units):

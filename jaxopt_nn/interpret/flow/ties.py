@@ -19,6 +19,7 @@ from jaxopt_nn.interpret.flow.derivatives import Derivative, derivative
 from jaxopt_nn.interpret.flow.dims import Axes, Axis
 from jaxopt_nn.interpret.flow.entry import Call
 from jaxopt_nn.interpret.flow.products import conv_axes, dot_axes
+from jaxopt_nn.interpret.flow.residuals import passing_carry
 from jaxopt_nn.interpret.flow.table import PRIMITIVES
 from jaxopt_nn.interpret.program import Program
 from jaxopt_nn.interpret.tags import Key
@@ -39,6 +40,8 @@ class Value(NamedTuple):
 
 
 WHOLE = Value(None)
+#: Why the axis that a loop goes along keeps its entries, where an iteration does more than add to what is carried.
+LOOPED = "is looped over by `scan`"
 
 
 class Contraction(NamedTuple):
@@ -63,6 +66,8 @@ class Ties:
       reads: what the sites sum over.
       derivatives: ``{key: the rule of a custom derivative}``.
       sources: ``{key: what is known of an equation's operands}``.
+      loops: ``{key: the axis that a scan goes along}``.
+      layers: the axes of those that may go along fewer entries.
     """
 
     def __init__(self, program: Program, paths: Sequence[str]):
@@ -75,6 +80,8 @@ class Ties:
         self._within_rule = False  # a rule calls its own function again: second derivatives are those of the bodies
         self.derivatives: dict[Key, Derivative] = {}
         self.sources: dict[Key, tuple[Value, ...]] = {}
+        self.loops: dict[Key, Axis] = {}
+        self.layers: list[Axis] = []
         avals = [v.aval for v in program.jaxpr.invars]
         shapes = zip(paths, avals, strict=False)
         self.leaves = {path: dims.fresh(a.shape) for path, a in shapes}
@@ -216,10 +223,13 @@ class Ties:
         stay = [*([True] * n_consts), *carried, *([True] * (len(operands) - first))]
         values = self._cut(operands, eqn.invars, stay)
         self._note(key, eqn, values)
-        (length,) = dims.fresh([eqn.params["length"]], "is looped over by `scan`")
+        (length,) = dims.fresh([eqn.params["length"]], None if (shorter := passing_carry(eqn) is not None) else LOOPED)
         for x in values[first:]:
             if x.axes is not None:
-                dims.tie(length, x.axes[0], "is looped over by `scan`")
+                dims.tie(length, x.axes[0], LOOPED)
+        self.loops[key] = length
+        if shorter:
+            self.layers.append(length)
         args = [*values[:n_consts], *map(_carry, values[n_consts:first]), *map(_sliced, values[first:])]
         outs = self._body(body, args, (*key, 0), [*carried, *ends[n_carry:]])
         for old, new in zip(values[n_consts:first], outs[:n_carry], strict=True):

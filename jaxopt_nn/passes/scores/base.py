@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxopt_nn.core.model import AxisGroup, Coupling, ModelInfo, Site, StatKey
-from jaxopt_nn.core.tap import Probe, Tap
+from jaxopt_nn.core.tap import LayerTap, Probe, Statistic, Tap
 from jaxopt_nn.core.transform import no_taps
 from jaxopt_nn.passes.activity import free, named
 from jaxopt_nn.passes.units import Units
@@ -35,9 +35,14 @@ def probes_of(score: Score, layers: Mapping[str, Coupling]) -> Mapping[str, Prob
     return {} if own is None else own({name: coupling.group for name, coupling in layers.items()})
 
 
+def layer_taps_of(score: Score) -> Mapping[str, LayerTap]:
+    """What it asks of stacks of layers."""
+    return getattr(score, "layer_taps", {})
+
+
 def measures(score: Score) -> bool:
     """Whether it must see data."""
-    return taps_of(score) is not no_taps or getattr(score, "probes", None) is not None
+    return taps_of(score) is not no_taps or bool(layer_taps_of(score)) or getattr(score, "probes", None) is not None
 
 
 def touched(info: ModelInfo, paths: Iterable[str]) -> dict[str, Coupling]:
@@ -46,20 +51,22 @@ def touched(info: ModelInfo, paths: Iterable[str]) -> dict[str, Coupling]:
     return named([c for c in info.couplings or () if any(m.path in own for m in c.group.members)])
 
 
-def lacking(score: Score) -> Callable[[ModelInfo], dict[StatKey, Tap | Probe]]:
+def lacking(score: Score) -> Callable[[ModelInfo], dict[StatKey, Statistic]]:
     """``Traits.taps`` of a method that scores units: of all layers that the leaves of ``info`` touch and that may be cut."""
 
-    def taps(info: ModelInfo) -> dict[StatKey, Tap | Probe]:
+    def taps(info: ModelInfo) -> dict[StatKey, Statistic]:
         wanted = _wanted(score, info, free(touched(info, (leaf.path for leaf in info.leaves))))
         return {key: each for key, each in wanted.items() if key not in info.stats}
 
     return taps
 
 
-def _wanted(score: Score, info: ModelInfo, layers: Mapping[str, Coupling]) -> dict[StatKey, Tap | Probe]:
+def _wanted(score: Score, info: ModelInfo, layers: Mapping[str, Coupling]) -> dict[StatKey, Statistic]:
     read = {read.site for coupling in layers.values() for read in coupling.reads}
     asked = taps_of(score)
-    wanted: dict[StatKey, Tap | Probe] = {}
+    wanted: dict[StatKey, Statistic] = {
+        ((), name, tap): own for name in layers for tap, own in layer_taps_of(score).items()
+    }
     for site in info.sites:
         if site.name in read:
             wanted |= {((), site.name, name): tap for name, tap in asked(site).items()}
