@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
             "float": {"epochs": 2, "learning_rate": 3e-3},
             "stages": [
                 ConfigDict({
-                    "name": "sparsegpt", "method": "sparsegpt", "where": "params/blocks/**", "n_of_m": (2, 4), "epochs": 0,
+                    "name": "sparsegpt", "method": "sparsegpt", "where": "params/blocks/**", "structure": "2:4", "epochs": 0,
                 }),
                 ConfigDict({
                     "name": "quantize", "method": "quantize", "where": "**", "bits": 4, "group": 32, "epochs": 0,

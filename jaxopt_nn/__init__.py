@@ -81,7 +81,7 @@ from jaxopt_nn.pipeline.distill import distillation_loss
 from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.metrics import Metric
 from jaxopt_nn.pipeline.numbers import reconstruction, regression
-from jaxopt_nn.pipeline.recipe import Distill, Stage, control
+from jaxopt_nn.pipeline.recipe import Calibration, Distill, Stage, control
 from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting.drawing import draw_groups
@@ -95,6 +95,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Arrays",
     "AxisGroup",
+    "Calibration",
     "Checkpoints",
     "CompressedTensor",
     "CouplingReport",

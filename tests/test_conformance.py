@@ -100,7 +100,7 @@ CALIBRATED = {
     "prune by wanda": prune(wanda, sparsity=0.5, allocation=per_output),
     "prune by ria": prune(ria, sparsity=0.5),
     "sparsegpt": sparsegpt(0.5, block=4),
-    "sparsegpt(2:4)": sparsegpt(n_of_m=(2, 4)),
+    "sparsegpt(2:4)": sparsegpt(structure=n_of_m(2, 4)),
     "obs": obs(0.5),
 }
 TABLE = {

@@ -97,7 +97,7 @@ CASES = [
     Case("jn.prune(jn.wanda, sparsity=0.8, allocation=jn.per_output)", paper="Sun et al. 2024"),
     Case("jn.prune(jn.ria, sparsity=0.8)", paper="Zhang et al. 2024"),
     Case("jn.sparsegpt(0.8)", paper="Frantar & Alistarh 2023"),
-    Case("jn.sparsegpt(n_of_m=(2, 4))", paper="Frantar & Alistarh 2023"),
+    Case("jn.sparsegpt(structure=jn.n_of_m(2, 4))", paper="Frantar & Alistarh 2023"),
     Case("jn.obs(0.8)", paper="Hassibi & Stork 1993"),
     Case("jn.quantize(8)", paper="Jacob et al. 2018"),
     Case("jn.quantize(4)", paper="Jacob et al. 2018"),

@@ -47,7 +47,7 @@ def criterion(name: str, score: Any, allocation: Any, **options: Any) -> Case:
 
 
 def sparsegpt(name: str, **options: Any) -> Case:
-    return Case(name, lambda: jn.sparsegpt(0.5), lambda: jn.sparsegpt(n_of_m=(2, 4)), **options)
+    return Case(name, lambda: jn.sparsegpt(0.5), lambda: jn.sparsegpt(structure=jn.n_of_m(2, 4)), **options)
 
 
 CASES = [

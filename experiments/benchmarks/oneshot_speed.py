@@ -22,7 +22,8 @@ from .common import emit
 
 REPEATS = 3
 WANDA, SPARSEGPT, TWO_OF_FOUR = (
-    "jn.prune(jn.wanda, sparsity=0.5, allocation=jn.per_output)", "jn.sparsegpt(0.5)", "jn.sparsegpt(n_of_m=(2, 4))",
+    "jn.prune(jn.wanda, sparsity=0.5, allocation=jn.per_output)", "jn.sparsegpt(0.5)",
+    "jn.sparsegpt(structure=jn.n_of_m(2, 4))",
 )  # fmt: skip
 MAGNITUDE = "jn.prune(jn.magnitude, sparsity=0.5)"
 #: Code, layers of a stack, inputs, outputs.

@@ -12,6 +12,7 @@ from jaxopt_nn.core.arguments import check_takes, require
 from jaxopt_nn.methods.allocations.base import Allocation
 from jaxopt_nn.methods.allocations.lamp import lamp
 from jaxopt_nn.methods.allocations.per_leaf import per_leaf
+from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.criteria.base import Criterion, asked
 from jaxopt_nn.methods.criteria.saliency import SCHEDULE
 from jaxopt_nn.methods.regrowth import Regrowth
@@ -34,7 +35,7 @@ def check_parts(
     start = _start(amount, "sparsity" if threshold is None else "threshold")
     _check_structure(amount, threshold, structure, allocation)
     if isinstance(regrow, Regrowth):
-        _check_regrowth(amount, threshold, structure, regrow)
+        _check_regrowth(amount, threshold, structure, allocation, regrow)
     wants = asked(criterion)
     if wants.signed and allocation is lamp:
         raise ValueError(
@@ -43,9 +44,12 @@ def check_parts(
         )
     first = regrow.start if isinstance(regrow, Regrowth) else None
     if (wants.gradients or (wants.memory.keys() - wants.probes.keys())) and start > 0 and first is None:
+        other = f"a schedule that starts at 0, e.g. {SCHEDULE}"
+        if isinstance(regrow, Regrowth):
+            other = "a criterion of the first masks, e.g. regrow=rigl(end=1000, start=random_scores(0))"
         raise ValueError(
             f"prune: {_named(criterion)} needs gradients, which update gets and init does not, and {start:g} is asked for in "
-            f"init: pass a schedule that starts at 0, e.g. {SCHEDULE}"
+            f"init: pass {other}"
         )
     return amount, start
 
@@ -112,7 +116,9 @@ def _check_structure(amount: Any, threshold: Any, structure: Structure, allocati
             )
 
 
-def _check_regrowth(amount: Any, threshold: Any, structure: Structure, regrow: Regrowth) -> None:
+def _check_regrowth(
+    amount: Any, threshold: Any, structure: Structure, allocation: Allocation, regrow: Regrowth
+) -> None:
     """Raises ValueError where what goes can't be made up for by what returns."""
     call = f"prune(regrow={regrow.name})"
     if threshold is not None:
@@ -123,6 +129,11 @@ def _check_regrowth(amount: Any, threshold: Any, structure: Structure, regrow: R
         raise ValueError(
             f"{call}: what returns lies where its score is highest, which breaks the pattern of {structure.name}; pass "
             "structure=single_weights or blocks(...)"
+        )
+    if allocation is per_output:
+        raise ValueError(
+            f"{call}: what returns lies where its score is highest in the layer, so that outputs keep unequally many; pass "
+            "allocation=per_leaf"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -12,15 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.arguments import in_words
+from jaxopt_nn.core.arguments import in_words, require
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
+from jaxopt_nn.core.matrix import Matrix
 from jaxopt_nn.core.model import Known, ModelInfo, Roles, Site
 from jaxopt_nn.core.tap import Tap
 from jaxopt_nn.core.transform import LeafTraits, Transform, why_not_matrix
+from jaxopt_nn.methods.structures.base import Structure, single_weights
+from jaxopt_nn.methods.structures.n_of_m import along
 from jaxopt_nn.methods.taps import gram
 from jaxopt_nn.numerics import obs as numerics
-from jaxopt_nn.tensors.masked import Masked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,7 @@ class _Solver:
     Equal ones share compiled programs. Arguments as of ``sparsegpt``; without a ``block`` it is ``obs``.
     """
 
-    sparsity: float | None
+    sparsity: float
     pattern: tuple[int, int] | None
     block: int | None
     damping: float
@@ -68,15 +71,15 @@ class Refitted:
 def sparsegpt(
     sparsity: float | None = None,
     *,
-    n_of_m: tuple[int, int] | None = None,
+    structure: Structure = single_weights,
     block: int = 128,
     damping: float = 0.01,
 ) -> Transform:
     """SparseGPT (Frantar & Alistarh 2023, Algorithm 1): prunes input by input, and later inputs make up for what goes.
 
     ``H`` is the Gram matrix of the layer's inputs, damped. The mask of a block of inputs is chosen when its turn comes, over
-    all outputs, by ``w^2 / [H^-1]`` at the weights of that moment; with ``n_of_m``, of each m inputs in turn. Each layer, and
-    each entry of a stack, loses ``round(sparsity * size)`` weights exactly.
+    all outputs, by ``w^2 / [H^-1]`` at the weights of that moment; of ``n_of_m(n, m)``, of each m inputs in turn. Each layer,
+    and each entry of a stack, loses ``round(sparsity * size)`` weights exactly.
 
     The state holds the mask, and what was added to each kept weight at ``init``. Training moves the sum: the correction stays
     what it was and is not found anew.
@@ -87,18 +90,19 @@ def sparsegpt(
 
     Args:
       sparsity: share of zeros in [0, 1].
-      n_of_m: ``(n, m)`` in the place of a sparsity: of every m inputs in a row each output keeps n; ``(2, 4)`` is NVIDIA's.
-        Inputs in the order of the leaf's matrix: of a convolution one input channel's window after the other.
+      structure: ``single_weights`` or ``n_of_m(n, m)``, which gives the sparsity: of every m inputs in a row each output keeps
+        n, of a convolution's channels at each place of the window. A leaf whose axis m does not divide is left alone, and
+        named by ``explain``.
       block: inputs between two corrections of all later ones.
       damping: 0 or more, over the mean of the Gram matrix' diagonal.
 
     Returns:
-      A ``Transform`` that needs ``calibrate`` and packs into ``Masked``; gradients reach kept weights only. ``calibrate`` with
-      ``weights=`` weighs tokens, with ``sequential=True`` each layer sees inputs from pruned layers.
+      A ``Transform`` that needs ``calibrate`` and packs into ``Masked`` or ``NofM``; gradients reach kept weights only.
+      ``calibrate`` with ``weights=`` weighs tokens, with ``sequential=True`` each layer sees inputs from pruned layers.
 
     Raises:
-      ValueError: both or neither of sparsity and ``n_of_m``, or one outside the above; at ``init``, no statistics, inputs that
-        m does not divide, NaN or Inf, a Gram matrix that is singular at ``damping=0``.
+      ValueError: no sparsity, or one outside the above, or another than the structure's; another structure; at ``init``, no
+        statistics, NaN or Inf, a Gram matrix that is singular at ``damping=0``.
       TypeError: a sparsity or damping that is no number.
 
     Example:
@@ -110,11 +114,20 @@ def sparsegpt(
       Array([[0.  ],
              [2.98]], dtype=float32)
     """
-    _check("sparsegpt", sparsity, n_of_m, damping)
+    require(structure, Structure, "sparsegpt: structure", "single_weights or n_of_m(2, 4)")
+    if structure is not single_weights and structure.pattern is None:
+        raise ValueError(
+            f"sparsegpt(structure={structure.name}): weights go input by input, each made up for by later inputs; pass "
+            "structure=single_weights or n_of_m(2, 4), along the inputs"
+        )
+    share = _checked("sparsegpt", structure.share if sparsity is None else sparsity, damping)
+    if structure.share is not None and abs(share - structure.share) > 1e-6:
+        raise ValueError(
+            f"sparsegpt(structure={structure.name}): makes {structure.share:g} of zeros, and not {share:g}; leave sparsity out"
+        )
     if not isinstance(block, int) or block < 1:
         raise ValueError(f"sparsegpt(block={block!r}): allowed are numbers of inputs from 1, e.g. 128")
-    pattern = None if n_of_m is None else (n_of_m[0], n_of_m[1])
-    return _refitting("sparsegpt", _Solver(None if sparsity is None else float(sparsity), pattern, block, float(damping)))
+    return _refitting("sparsegpt", structure, _Solver(share, structure.pattern, block, float(damping)))
 
 
 def obs(sparsity: float, *, damping: float = 0.01) -> Transform:
@@ -142,43 +155,36 @@ def obs(sparsity: float, *, damping: float = 0.01) -> Transform:
       Array([[3.02],
              [0.  ]], dtype=float32)
     """
-    _check("obs", sparsity, None, damping)
-    return _refitting("obs", _Solver(float(sparsity), None, None, float(damping)))
+    share = _checked("obs", sparsity, damping)
+    return _refitting("obs", single_weights, _Solver(share, None, None, float(damping)))
 
 
-def _check(name: str, sparsity: Any, pattern: Any, damping: Any) -> None:
-    """Errors as in ``sparsegpt``."""
-    if (sparsity is None) == (pattern is None):
-        raise ValueError(
-            f"{name}(sparsity={sparsity}, n_of_m={pattern}): give one of them: the share of zeros, or (n, m), n kept of m"
-        )
+def _checked(name: str, sparsity: Any, damping: Any) -> float:
+    """The share of zeros; errors as in ``sparsegpt``."""
+    if sparsity is None:
+        raise ValueError(f"{name}(sparsity=None): pass the share of zeros, e.g. sparsity=0.5")
     for what, value, example in (("sparsity", sparsity, 0.5), ("damping", damping, 0.01)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
             raise TypeError(
                 f"{name}: {what} is {in_words(value)}; pass one number, e.g. {example}: it prunes once, in init, and takes no "
                 "schedule"
             )
-    if sparsity is not None and not 0 <= sparsity <= 1:
+    if not 0 <= sparsity <= 1:
         share = f"; for {sparsity:g} % pass sparsity={sparsity / 100:g}" if 1 < sparsity <= 100 else ""
         raise ValueError(f"{name}(sparsity={sparsity}): allowed are shares of zeros, 0 to 1{share}")
-    if pattern is not None:
-        whole = isinstance(pattern, tuple | list) and len(pattern) == 2 and all(isinstance(x, int) for x in pattern)
-        if not whole or not 0 <= pattern[0] <= pattern[1] or pattern[1] < 1:
-            raise ValueError(
-                f"{name}(n_of_m={pattern!r}): allowed are whole numbers (n, m), 0 <= n <= m: n kept of every m, e.g. (2, 4)"
-            )
-    if damping is None or not 0 <= damping < math.inf:
+    if not 0 <= damping < math.inf:
         raise ValueError(f"{name}(damping={damping}): allowed are shares of the diagonal's mean, 0 or more, e.g. 0.01")
+    return float(sparsity)
 
 
-def _refitting(name: str, solve: _Solver) -> Transform:
+def _refitting(name: str, structure: Structure, solve: _Solver) -> Transform:
     """The transform whose masks and corrections ``solve`` finds, matrix by matrix."""
 
     def taps(site: Site) -> Mapping[str, Tap]:
         return {} if site.weight is None else {"gram": gram()}
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
-        reason = why_not_matrix(path, leaf, info)
+        reason = why_not_matrix(path, leaf, info) or structure.takes(tuple(leaf.shape), info.roles_of(path, leaf.ndim))
         if reason is not None:
             return reason
         matrix = info.matrix(path)
@@ -192,12 +198,8 @@ def _refitting(name: str, solve: _Solver) -> Transform:
     def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
         if known.matrix is None or "gram" not in known.stats:
             raise ValueError(f"{path}: {name} reads the inputs of the layer; pass info=calibrate(network, method, batches)")
-        if solve.pattern is not None and known.matrix.inputs % solve.pattern[1]:
-            raise ValueError(
-                f"{path}: has {known.matrix.inputs} inputs, not a multiple of m={solve.pattern[1]}; give it a sparsity, or "
-                "leave it out with where()"
-            )
-        fit = partial(_fitted, solve, known.matrix)
+        order = None if solve.pattern is None else _along_pattern(known.matrix, known.roles)
+        fit = partial(_fitted, solve, known.matrix, order)
         values = (leaf, known.stats["gram"])
         if any(isinstance(x, jax.ShapeDtypeStruct) for x in values):
             change, mask, _ = jax.eval_shape(fit, *values)
@@ -207,18 +209,51 @@ def _refitting(name: str, solve: _Solver) -> Transform:
         return (), Refitted(mask, change, known.roles)
 
     return leafwise(
-        takes, init, _view, pack=_pack, needs=frozenset({"roles"}), taps=taps, follows=_follows, name=name
+        takes, init, _view, pack=partial(_pack, structure), needs=frozenset({"roles"}), taps=taps, follows=_follows, name=name
     )  # fmt: skip
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _fitted(solve: _Solver, matrix: Any, leaf: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The change of a leaf, its mask and the smallest pivot; one matrix of its stack after the other."""
+@functools.lru_cache(maxsize=256)
+def _along_pattern(matrix: Matrix, roles: Roles) -> tuple[int, ...] | None:
+    """The inputs of a matrix in the order in which those next to each other along the pattern's axis stand next to each other.
+
+    None where they do so as it is, and where its inputs are not laid out along the axes of the leaf: then no pattern along an
+    axis is packed.
+    """
+    axis = along(None, roles)
+    others = [a for a in roles.input if a != axis]
+    if not others:
+        return None
+    place = np.zeros(matrix.leaf, np.int32)
+    for a in (*others, axis):
+        place = place * matrix.leaf[a] + np.arange(matrix.leaf[a]).reshape([-1 if b == a else 1 for b in range(place.ndim)])
+    with jax.ensure_compile_time_eval():
+        found = np.asarray(matrix(jnp.asarray(place))).reshape(-1, *matrix.shape[-2:])
+    places = found[0, :, 0]
+    if (found != places[None, :, None]).any() or (np.diff(places) > 0).all():
+        return None
+    return tuple(np.argsort(places).tolist())
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _fitted(
+    solve: _Solver, matrix: Matrix, order: tuple[int, ...] | None, leaf: jax.Array, own: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The change of a leaf, its mask and the smallest pivot; one matrix of its stack after the other.
+
+    Its inputs are taken in ``order``.
+    """
     wide = leaf.astype(jnp.float32)
     old = matrix(wide)
     rows = old.reshape(-1, *old.shape[-2:])
     grams = jnp.real(own).reshape(len(rows), *own.shape[len(matrix.stack) :])
-    new, mask, pivot = jax.lax.map(lambda pair: solve(*pair), (rows, grams))
+    if order is None:
+        new, mask, pivot = jax.lax.map(lambda pair: solve(*pair), (rows, grams))
+    else:
+        turn, back = np.asarray(order), np.argsort(order)
+        turned = rows[:, turn], grams[:, turn] if grams.ndim == 2 else grams[:, turn][:, :, turn]
+        new, mask, pivot = jax.lax.map(lambda pair: solve(*pair), turned)
+        new, mask = new[:, back], mask[:, back]
     change = jnp.where(mask, new - rows, 0.0).reshape(old.shape)
     return (
         matrix.put(jnp.zeros_like(wide), change), matrix.put(jnp.ones(leaf.shape, bool), mask.reshape(old.shape)),
@@ -244,8 +279,10 @@ def _view(leaf: Any, learnt: Any, carried: Refitted) -> Any:
     return jnp.where(carried.mask, wide + carried.change, 0.0).astype(leaf.dtype)
 
 
-def _pack(path: str, leaf: Any, learnt: Any, carried: Refitted) -> Any:
-    return Masked.pack(carried.mask, _view(leaf, learnt, carried), carried.roles.stack)
+def _pack(structure: Structure, path: str, leaf: Any, learnt: Any, carried: Refitted) -> Any:
+    seen = _view(leaf, learnt, carried)
+    fits = structure.takes(tuple(seen.shape), carried.roles) is None  # a cut may leave no whole groups
+    return (structure if fits else single_weights).pack(carried.mask, seen, carried.roles)
 
 
 def _follows(learnt: Any, carried: Refitted, cut: Cut) -> tuple[Any, Any]:

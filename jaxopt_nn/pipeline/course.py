@@ -8,6 +8,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxopt_nn.core.combine import check_order
 from jaxopt_nn.core.model import ModelInfo
@@ -22,7 +24,7 @@ from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
 from jaxopt_nn.pipeline.fit import Trainer
 from jaxopt_nn.pipeline.grade import validated
 from jaxopt_nn.pipeline.probing import EXAMPLES
-from jaxopt_nn.pipeline.recipe import Recipe, Stage, check_recipe
+from jaxopt_nn.pipeline.recipe import Calibration, Recipe, Stage, check_recipe
 from jaxopt_nn.pipeline.stages import Accumulated, accumulate
 from jaxopt_nn.pipeline.task import Objective, Task
 from jaxopt_nn.pipeline.twins import twin, with_states
@@ -101,15 +103,15 @@ class Course:
         for k, stage in enumerate(self.recipe):
             change, added = stage.transform, plan.added[k]
             if isinstance(change, Pass):
-                before, (network, remap, info) = network, cut(change, network, info, task, few=True)
+                before, (network, remap, info) = network, cut(change, network, info, task, few=True, how=stage.calibration)
                 for i, state in enumerate(states):  # groups of earlier stages may no longer divide an axis
-                    known = _calibrated(plan.added[i], network, info, task, few=True)
+                    known = _calibrated(plan.added[i], network, info, task, few=True, how=self.recipe[i].calibration)
                     carry = lambda s, v, i=i, r=remap, known=known: r.state(plan.added[i], s, v, known)[0]
                     states[i] = jax.eval_shape(carry, state, network.variables)
                 states.append(State())
                 yield before, remap.plan, info
             else:
-                known = _calibrated(added, network, info, task, few=True)
+                known = _calibrated(added, network, info, task, few=True, how=stage.calibration)
                 states.append(jax.eval_shape(lambda v, added=added, known=known: added.init(v, known), network.variables))
                 check_order(plan.added[: k + 1], network.variables, info)
                 yield network, added, known
@@ -126,7 +128,7 @@ class Course:
         if isinstance(stage.transform, Pass):
             now, remap = self._cut(stage, now, viewed, run)
             return now._replace(states=(*now.states, State())), (remap.plan.facts,)
-        info = _calibrated(added, viewed, now.info, task)
+        info = _calibrated(added, viewed, now.info, task, how=stage.calibration)
         state = added.init(viewed.variables, info)
         now = now._replace(info=info, states=(*now.states, state))
         facts = added.traits.facts(viewed.variables, state)
@@ -145,15 +147,31 @@ class Course:
         """A pass commits the view, then carries over all states."""
         task, plan = run.task, self.accumulated(run.task.steps)
         assert isinstance(stage.transform, Pass)
-        small, remap, info = cut(stage.transform, viewed, now.info, task, place=run.checkpoints and run.checkpoints(stage.name))
+        place = run.checkpoints and run.checkpoints(stage.name)
+        small, remap, info = cut(stage.transform, viewed, now.info, task, how=stage.calibration, place=place)
         states, anew = [], now.anew
-        for method, state in zip(plan.added, now.states):
-            known = _calibrated(method, small, info, task)
+        for earlier, method, state in zip(self.recipe, plan.added, now.states):
+            known = _calibrated(method, small, info, task, how=earlier.calibration)
             new, report = remap.state(method, state, small.variables, known)
             states.append(new)
             anew = anew + report
         starts = {name: remap.params(variables) for name, variables in now.starts.items()}
-        return Position(small, info, tuple(states), anew=anew, starts=starts), remap
+        after = Position(small, info, tuple(states), anew=anew, starts=starts)
+        return self._settled(after, remap.params(now.network.variables), task), remap
+
+    def _settled(self, now: Position, behind: PyTree, task: Task) -> Position:
+        """With variables that the stages so far see as what was committed.
+
+        The view of a view may be another: a threshold shrinks again, a correction is added again. Then a leaf is what stood
+        ``behind`` its view before the cut, moved by what the pass did to it.
+        """
+        committed, k = now.network.variables, len(now.states) - 1
+        if k < 0:
+            return now
+        at = lambda variables: self.view(k, now._replace(network=now.network.replace(variables=variables)), task)
+        moved = jax.tree.map(lambda x, own, seen: x + own - seen if _inexact(x) else x, committed, behind, at(behind))
+        nearer = jax.tree.map(_nearer, committed, at(committed), moved, at(moved))
+        return now._replace(network=now.network.replace(variables=nearer))
 
     def trained(self, k: int, now: Position, run: Run) -> tuple[Position, list[dict[str, Any]]]:
         """After the training of stage ``k``, and the history of that."""
@@ -186,11 +204,30 @@ class Course:
         return now.network.replace(variables=self.packed(k, now, task), rules=rules, states=states, training=None)
 
 
+def _inexact(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
+
+
+def _nearer(committed: Any, seen: Any, moved: Any, seen_moved: Any) -> Any:
+    """``committed``, unless the other one is seen as it, and it is not."""
+    if not _inexact(committed):
+        return committed
+    largest = lambda x: float(np.max(np.abs(np.asarray(x)), initial=0))
+    close = 1e-5 * largest(committed)
+    return moved if largest(seen_moved - committed) <= close < largest(seen - committed) else committed
+
+
 def cut(
-    change: Pass, network: Network, info: ModelInfo, task: Task, few: bool = False, place: Checkpoints | None = None
+    change: Pass,
+    network: Network,
+    info: ModelInfo,
+    task: Task,
+    few: bool = False,
+    how: Calibration | None = None,
+    place: Checkpoints | None = None,
 ) -> tuple[Network, Remap, ModelInfo]:
     """The network after a pass, what carries over to it, and what is known of it; ``place`` keeps the plan."""
-    known = _calibrated(change, network, info, task, few)
+    known = _calibrated(change, network, info, task, few, how)
     fresh = lambda: change.plan(network, known, *task.example)
     plan = fresh() if place is None else place.plan(fresh, task.example)
     small, remap = change.execute(change.mend(network, plan, known), plan)
@@ -198,10 +235,24 @@ def cut(
 
 
 def _calibrated(
-    method: Transform | Pass, network: Network, info: ModelInfo, task: Task, few: bool = False
+    method: Transform | Pass,
+    network: Network,
+    info: ModelInfo,
+    task: Task,
+    few: bool = False,
+    how: Calibration | None = None,
 ) -> ModelInfo:
-    """``info`` with what ``method`` must see of the model on inputs of the training data."""
+    """``info`` with what ``method`` must see of the model on inputs of the training data.
+
+    Raises:
+      ValueError: a way to see data for a method that sees none.
+    """
     if not method.traits.passes:
+        if how is not None:
+            raise ValueError(f"{method.traits.name}: looks at no data, so that a calibration does nothing; leave it out")
         return info
-    examples = task.batch_size if few else EXAMPLES
-    return calibrate(network, method, calibration_inputs(network, task, few), task=task, examples=examples)
+    how = how or Calibration()
+    return calibrate(
+        network, method, calibration_inputs(network, task, few), task=task, examples=task.batch_size if few else EXAMPLES,
+        weights=how.weights and how.weights(network), sequential=how.sequential,
+    )  # fmt: skip

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,36 @@ class Distill:
 
 
 @dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How a stage's method sees the network on data (``calibrate``), where the training data as it is does not do.
+
+    Attributes:
+      weights: ``network -> weights``, how much each example or token counts: called with the network as the stage finds it,
+        it gives what ``calibrate`` takes. ``attention_weights``, or ``partial(attention_weights, values="**/value/kernel")``.
+        None: all alike.
+      sequential: layer by layer, each on the inputs that the layers before it give once they are changed.
+
+    Raises:
+      TypeError: a field of another type.
+
+    Example:
+      >>> weighed = jn.Calibration(weights=jn.attention_weights, sequential=True)
+      >>> stage = jn.Stage("sparse", jn.sparsegpt(0.5), calibration=weighed)
+    """
+
+    weights: Callable[[Any], Callable[..., Any]] | None = None
+    sequential: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.weights is None or callable(self.weights)):
+            raise TypeError(
+                f"Calibration(weights={self.weights!r:.60}): pass a function of the network, e.g. attention_weights; only a "
+                "config takes its name"
+            )
+        require(self.sequential, bool, "Calibration: sequential", "True or False")
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage: a transform joins those of the earlier stages, or a pass changes the network; then it is trained.
 
@@ -83,6 +114,7 @@ class Stage:
         training, Frankle et al. 2020: make these a stage of their own, and rewind to the next). None: training goes on.
       training_rule: what the sites compute in training, e.g. ``fake_quant_activations(8)``, or ``identity_rule()`` for float;
         None: the twin of ``rule``, at the sites that ``rule`` takes.
+      calibration: how the method, or the pass, sees the network on data, if it does; None: all examples and layers alike.
       distill: trains towards the teacher's outputs; None: towards the labels alone.
       gradient_norms: keeps each leaf's gradient norm in the history.
 
@@ -111,6 +143,7 @@ class Stage:
     thaw: tuple[str, ...] = ()
     rewind: str | None = None
     training_rule: Rule | None = None
+    calibration: Calibration | None = None
     distill: Distill | None = None
     gradient_norms: bool = False
 
@@ -124,6 +157,7 @@ class Stage:
         for field, kind, hint in (
             ("rule", Rule, "a Rule, e.g. arithmetic('w4a8')"),
             ("training_rule", Rule, "a Rule, e.g. fake_quant_activations(8)"),
+            ("calibration", Calibration, "Calibration(sequential=True)"),
             ("distill", Distill, "Distill(temperature=4.0, hard_weight=0.1)"),
         ):
             if getattr(self, field) is not None:
@@ -258,8 +292,19 @@ def control(recipe: Recipe) -> tuple[Stage, ...]:
       >>> [(stage.name, stage.epochs, stage.rule) for stage in jn.control(recipe)]
       [('prune', 3, None), ('w4a8', 0, None)]
     """
-    plain = functools.partial(dataclasses.replace, transform=identity(), rule=None, training_rule=None, thaw=())
+    plain = functools.partial(
+        dataclasses.replace, transform=identity(), rule=None, training_rule=None, thaw=(), calibration=None
+    )
     return tuple(map(plain, check_recipe(recipe)))
+
+
+def _calibration(stage: Stage) -> dict[str, Any]:
+    """In words, where there is one."""
+    if stage.calibration is None:
+        return {}
+    weights = stage.calibration.weights
+    named = getattr(weights, "__name__", "") or re.sub(r" at 0x[0-9a-f]+", "", repr(weights))
+    return {"calibration": {"weights": None if weights is None else named, "sequential": stage.calibration.sequential}}
 
 
 def described(recipe: Recipe, methods: Sequence[Transform]) -> list[dict[str, Any]]:
@@ -276,6 +321,7 @@ def described(recipe: Recipe, methods: Sequence[Transform]) -> list[dict[str, An
             "rewind": stage.rewind,
             "rule": stage.rule.name if stage.rule else None,
             "training_rule": stage.training_rule.name if stage.training_rule else None,
+            **_calibration(stage),
             "distill": dataclasses.asdict(stage.distill) if stage.distill else None,
         }
         for stage, method in zip(recipe, methods, strict=True)

@@ -53,7 +53,8 @@ from jaxopt_nn.passes.allocations import across_layers, per_layer
 from jaxopt_nn.passes.cut_layers import cut_layers
 from jaxopt_nn.passes.cut_units import cut_units
 from jaxopt_nn.passes.masking import prune_neurons
-from jaxopt_nn.pipeline.recipe import Distill, Stage
+from jaxopt_nn.pipeline.attention import attention_weights
+from jaxopt_nn.pipeline.recipe import Calibration, Distill, Stage
 
 METHODS: dict[str, Callable[..., Transform]] = {
     "clip": clip.clip,
@@ -113,6 +114,8 @@ SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
     "polynomial": optax.polynomial_schedule,
     "staircase": schedules.staircase,
 }
+#: How much tokens count in a calibration, of the network.
+WEIGHTS: dict[str, Callable[..., Callable[..., Any]]] = {"attention": attention_weights}
 #: Where a rule's activation ranges come from, behind its name.
 RANGES: dict[str, Callable[[str], Rule]] = {"static": static_ranges, "moving": moving_ranges}
 #: Arguments of schedules that count steps; a config may give them as a share of the stage. 1.0 is the last step of a method's
@@ -129,7 +132,7 @@ WITHIN = {"start": "criterion", "by": "criterion"}
 MAPPINGS = ("widths",)
 STAGE_FIELDS = (
     "name", "method", "where", "cases", "epochs", "learning_rate", "weight_decay", "ema", "rule", "thaw", "every",
-    "training_rule", "distill", "gradient_norms", "rewind",
+    "training_rule", "calibration", "distill", "gradient_norms", "rewind",
 )  # fmt: skip
 
 
@@ -237,9 +240,9 @@ def stages(config: Sequence[Mapping[str, Any]], seed: int = 0) -> list[Stage]:
 
     Each has ``name``, ``method`` and the method's own arguments, and may have ``where`` (a pattern of paths), ``every``
     (steps between updates), and, as in ``Stage``, ``epochs``, ``learning_rate``, ``weight_decay``, ``ema``, ``rule``,
-    ``thaw``, ``rewind``, ``training_rule``, ``distill`` (a mapping) and ``gradient_norms``. In the place of ``method`` and its
-    arguments ``cases`` may stand, a list of mappings with ``where``, ``method`` and arguments: a leaf gets the first that
-    matches.
+    ``thaw``, ``rewind``, ``training_rule``, ``calibration`` and ``distill`` (mappings) and ``gradient_norms``. In the place of
+    ``method`` and its arguments ``cases`` may stand, a list of mappings with ``where``, ``method`` and arguments: a leaf gets
+    the first that matches.
 
     Args:
       seed: of what methods draw at random; each stage folds in its number.
@@ -304,8 +307,23 @@ def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
         kept["learning_rate"](100)  # errors show before the number of steps is known
     if own.get("distill"):
         kept["distill"] = called(Distill, "distill", own["distill"])
+    if own.get("calibration"):
+        kept["calibration"] = _calibration(own["calibration"])
     rules = {"rule": rule(own.get("rule")), "training_rule": training_rule(own.get("training_rule"))}
     return {**kept, **rules, "thaw": tuple(own.get("thaw", ()))}
+
+
+def _calibration(fields: Mapping[str, Any]) -> Calibration:
+    """``{"weights": "attention", "sequential": True}``; with arguments ``"weights": {"name": "attention", "values": "**"}``."""
+    fields = dict(fields)
+    if weights := fields.pop("weights", None):
+        own = {"name": weights} if isinstance(weights, str) else dict(weights)
+        if not isinstance(name := own.pop("name", None), str):
+            raise ValueError(f"calibration.weights: a mapping needs 'name', one of {', '.join(WEIGHTS)}")
+        make = lookup(name, WEIGHTS, "weights")
+        _check_arguments(make, f"weights {name!r}", own, first=1)  # the network comes first
+        fields["weights"] = functools.partial(make, **own) if own else make
+    return called(Calibration, "calibration", fields)
 
 
 def _argument(key: str, value: Any, last: int, random: Any = None) -> Any:
@@ -365,7 +383,13 @@ def called(factory: Callable[..., Any], what: str, arguments: Mapping[str, Any])
     Raises:
       ValueError: an argument that it does not have (near misses are named), or one that it needs and does not get.
     """
-    parameters = inspect.signature(factory).parameters.values()
+    _check_arguments(factory, what, arguments)
+    return factory(**arguments)
+
+
+def _check_arguments(factory: Callable[..., Any], what: str, arguments: Mapping[str, Any], first: int = 0) -> None:
+    """Raises as ``called``; ``first`` parameters are given by position."""
+    parameters = list(inspect.signature(factory).parameters.values())[first:]
     names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for key in arguments:
@@ -375,4 +399,3 @@ def called(factory: Callable[..., Any], what: str, arguments: Mapping[str, Any])
     missing = [p.name for p in parameters if p.name in names and p.default is p.empty and p.name not in arguments]
     if missing:
         raise ValueError(f"{what} needs {', '.join(missing)}")
-    return factory(**arguments)

@@ -16,8 +16,11 @@ from jaxopt_nn.methods.criteria.wanda import ria, wanda
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
+from jaxopt_nn.methods.structures.blocks import blocks
+from jaxopt_nn.methods.structures.n_of_m import along, n_of_m
 from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.tensors.base import densify
+from jaxopt_nn.tensors.n_of_m import NofM
 from tests.numerics.test_obs import authors, cost, layer
 
 
@@ -109,6 +112,32 @@ def test_wanda_and_ria_in_every_layout(case):
         np.testing.assert_array_equal(pruned(apply, {"w": w}, prune(ria, sparsity=0.3), [x])["w"], wanted)
 
 
+def test_a_pattern_in_every_layout_is_stored_as_values_and_places(case):
+    """Along the axis on which ``prune`` has it: the same solver on matrices whose inputs are laid out so; true bytes."""
+    w, read, x, split, _, rows = case
+    info = inspect(lambda v, x: read(v["w"], x), {"w": w}, x)
+    method, roles = sparsegpt(structure=n_of_m(2, 4), block=8), info.roles_of("w", w.ndim)
+    axis = along(None, roles)
+    if w.shape[axis] % 4:
+        assert "not a multiple of 4" in str(explain(method, {"w": w}, info))
+        return
+    net = Network(lambda v, x: read(v["w"], x), {"w": w})
+    state = method.init({"w": w}, calibrate(net, method, [x]))
+    tensor, seen = method.pack({"w": w}, state)["w"], np.asarray(method.view({"w": w}, state)["w"])
+    lines, kept = w.size // w.shape[axis], w.shape[axis] // 2
+    assert isinstance(tensor, NofM) and tensor.nbytes == lines * (kept * 4 + -(-kept * 2 // 8))
+    np.testing.assert_array_equal(tensor.densify(), seen)
+    kept = np.moveaxis(np.asarray(state.carried["w"].mask), axis, -1).reshape(-1, w.shape[axis] // 4, 4)
+    assert (kept.sum(-1) == 2).all()
+    order = np.arange(split(w).shape[1])
+    if roles.window:  # the channels of each place of the window stand together
+        order = order.reshape(w.shape[axis], -1).T.ravel()
+    for own, found, r in zip(np.asarray(split(w), np.float64), split(jnp.asarray(seen)), rows, strict=True):
+        r = np.asarray(r, np.float64)
+        gram = (r.T @ r)[order][:, order]
+        np.testing.assert_allclose(np.asarray(found)[order], authors(own[order], gram, None, (2, 4), 8, 0.01), atol=5e-3)
+
+
 def scanned(v, x):
     return lax.scan(jax.checkpoint(lambda c, w: (c + jnp.tanh(c @ w["up"]) @ w["down"], None)), x, v)[0]
 
@@ -118,7 +147,7 @@ def test_the_layers_of_a_scan_have_their_own_gram_matrices():
     v = {"up": f32(rng.standard_normal((3, 8, 16)) / 3), "down": f32(rng.standard_normal((3, 16, 8)) / 4)}
     x = f32(rng.standard_normal((64, 8)) @ rng.standard_normal((8, 8)))
     for method, solve in (
-        (sparsegpt(n_of_m=(2, 4)), lambda w, g: authors(w, g, None, (2, 4), 8, 0.01)),
+        (sparsegpt(structure=n_of_m(2, 4)), lambda w, g: authors(w, g, None, (2, 4), 8, 0.01)),
         (sparsegpt(0.5), lambda w, g: authors(w, g, 0.5, None, 128, 0.01)),
     ):
         once = pruned(scanned, v, method, [x[:32], x[32:]])
@@ -211,7 +240,7 @@ def test_chains_and_training():
     """Codes keep its zeros, a mask before it would be lost; training moves what is kept, and the mask stays."""
     w, x, _ = layer(64, 6)
     v, x = {"w": f32(w)}, f32(x)
-    method = chain(sparsegpt(n_of_m=(2, 4)), quantize(4))
+    method = chain(sparsegpt(structure=n_of_m(2, 4)), quantize(4))
     info = calibrate(Network(dense, v), method, [x])
     state = method.init(v, info)
     stored = method.pack(v, state)["w"]
@@ -232,15 +261,15 @@ def test_chains_and_training():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: sparsegpt(), "give one of them"),
-        (lambda: sparsegpt(0.5, n_of_m=(2, 4)), "give one of them"),
+        (lambda: sparsegpt(), "pass the share of zeros"),
+        (lambda: sparsegpt(0.9, structure=n_of_m(2, 4)), "makes 0.5 of zeros, and not 0.9; leave sparsity out"),
         (lambda: sparsegpt(50), r"sparsity=50\): allowed are shares of zeros, 0 to 1; for 50 % pass sparsity=0.5"),
         (lambda: sparsegpt(np.nan), "allowed are shares of zeros"),
-        (lambda: sparsegpt(n_of_m=(5, 4)), "whole numbers"),
-        (lambda: sparsegpt(n_of_m="2:4"), "whole numbers"),
+        (lambda: sparsegpt(0.5, structure=blocks(2, 2)), "input by input.*pass structure=single_weights or n_of_m"),
+        (lambda: sparsegpt(structure=n_of_m(2, 4, axis=1)), "input by input"),
         (lambda: sparsegpt(0.5, block=0), "from 1"),
         (lambda: sparsegpt(0.5, damping=-1), "0 or more"),
-        (lambda: obs(None), "give one of them"),
+        (lambda: obs(None), "pass the share of zeros"),
     ],
 )
 def test_arguments_that_are_not_allowed(make, match):
@@ -260,8 +289,9 @@ def test_bad_input_is_told():
         sparsegpt(0.5).init(v, inspect(dense, v, x))
     with pytest.raises(ValueError, match="wanda scores by the inputs"):
         wanda(v["w"], None, Known(Roles()))
-    with pytest.raises(ValueError, match="w: has 6 inputs, not a multiple of m=4"):
-        pruned(dense, v, sparsegpt(n_of_m=(2, 4)), [x])
+    method = sparsegpt(structure=n_of_m(2, 4))
+    np.testing.assert_array_equal(pruned(dense, v, method, [x])["w"], v["w"])
+    assert "w  has 6 entries along axis 0, not a multiple of 4" in str(explain(method, v, inspect(dense, v, x)))
     with pytest.raises(ValueError, match="NaN or Inf in the statistic 'gram'"):
         pruned(dense, v, sparsegpt(0.5), [x.at[3, 1].set(np.nan)])
     with pytest.raises(ValueError, match="no batch"):

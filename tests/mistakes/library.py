@@ -32,6 +32,11 @@ RECIPES = [
         'compress([jn.Stage("t", jn.identity(), epochs=2, learning_rate=1e30)])',
         FloatingPointError, "the loss is nan", "lower learning_rate=1e+30",
     ),
+    ('jn.Calibration(weights="attention")', TypeError, "weights='attention'", "pass a function of the network"),
+    (
+        'compress([jn.Stage("p", jn.prune(sparsity=0.5), calibration=jn.Calibration(sequential=True))])',
+        ValueError, "prune: looks at no data", "leave it out",
+    ),
     ("jn.Distill(temperature=0)", ValueError, "temperature=0", "a positive number, e.g. 4.0"),
 ]  # fmt: skip
 
@@ -69,10 +74,12 @@ TRANSFORMS = [
         ValueError, "head/kernel: the criterion gives", "must give each weight a score",
     ),
     ("jn.prune(jn.wanda, sparsity=0.5).init(variables)", ValueError, "wanda scores by the inputs", "pass info=calibrate("),
-    ("jn.sparsegpt()", ValueError, "sparsity=None, n_of_m=None", "give one of them"),
+    ("jn.sparsegpt()", ValueError, "sparsity=None", "pass the share of zeros"),
     ("jn.sparsegpt(50)", ValueError, "sparsity=50", "for 50 % pass sparsity=0.5"),
     ("jn.sparsegpt(jn.cubic(0.9, end=100))", TypeError, "sparsity is the function", "takes no schedule"),
-    ("jn.sparsegpt(n_of_m='2:4')", ValueError, "n_of_m='2:4'", "e.g. (2, 4)"),
+    ("jn.sparsegpt(structure='2:4')", TypeError, "structure is '2:4'", "n_of_m(2, 4)"),
+    ("jn.sparsegpt(0.5, structure=jn.blocks(4, 4))", ValueError, "blocks(4, 4)", "pass structure=single_weights"),
+    ("jn.sparsegpt(0.9, structure=jn.n_of_m(2, 4))", ValueError, "0.5 of zeros, and not 0.9", "leave sparsity out"),
     ("jn.sparsegpt(0.5).init(variables)", ValueError, "head/kernel: sparsegpt reads the inputs", "pass info=calibrate("),
     (
         "jn.chain(jn.prune(sparsity=0.5), jn.sparsegpt(0.5)).init(variables, info)",
@@ -87,6 +94,11 @@ TRANSFORMS = [
     ("jn.prune(sparsity=0.9, regrow=jn.rigl)", TypeError, "the function rigl itself", "call it, rigl(end=...)"),
     ("jn.prune(sparsity=jn.cubic(0.9, end=9), regrow=jn.rigl(end=9))", ValueError, "is constant", "pass sparsity=0.9"),
     ("jn.prune(threshold=0.1, regrow=jn.rigl(end=9))", ValueError, "is constant", "pass sparsity, not threshold"),
+    (
+        "jn.prune(sparsity=0.5, allocation=jn.per_output, regrow=jn.rigl(end=9))",
+        ValueError, "keep unequally many", "pass allocation=per_leaf",
+    ),
+    ("jn.prune(jn.movement, sparsity=0.9, regrow=jn.rigl(end=9))", ValueError, "needs gradients", "start=random_scores(0)"),
     ("jn.prune(jn.movement, sparsity=0.9)", ValueError, "movement needs gradients", "pass a schedule"),
     ("jn.prune(jn.saliency, sparsity=0.9)", ValueError, "saliency needs gradients", "pass a schedule"),
     (

@@ -1,5 +1,7 @@
 """Tokens weighed by attention, and weights by site, against sums by hand."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,13 @@ from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture
 from jaxopt_nn.methods import taps
 from jaxopt_nn.methods.sparsegpt import sparsegpt
+from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.attention import attention_weights
 from jaxopt_nn.pipeline.calibrate import calibrate
+from jaxopt_nn.pipeline.compress import Compressor
+from jaxopt_nn.pipeline.numbers import regression
+from jaxopt_nn.pipeline.recipe import Calibration, Stage
+from jaxopt_nn.tensors.base import densify
 
 HEADS = 2
 
@@ -75,6 +82,41 @@ def test_each_layer_of_a_scan_is_weighed_by_its_own(example):
     assert gap > 1 and not info.report.of("note")
     turn = calibrate(net, where("value", sparsegpt(0.5)), [x], weights=attention_weights(net, "value"), sequential=True)
     np.testing.assert_allclose(turn.stats[(0,), "value", "gram"][0], info.stats[(), "value", "gram"][0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_stage_and_a_config_weigh_tokens(example, sequential):
+    """As ``calibrate`` does by hand; a run of another calibration has another fingerprint."""
+    v, x, _, _ = example
+    net, method = Network(scanned, v), where("value", sparsegpt(0.5))
+    info = calibrate(net, method, [x], weights=attention_weights(net, "value"), sequential=sequential)
+    wanted = method.view(v, method.init(v, info))["value"]
+    how = {"weights": {"name": "attention", "values": "value"}, "sequential": sequential}
+    fields = {"name": "sparse", "method": "sparsegpt", "sparsity": 0.5, "where": "value"}
+    weighed, plain = (registry.stages([{**fields, **own}]) for own in ({"calibration": how}, {}))
+    by_hand = [Stage("sparse", method, calibration=Calibration(partial(attention_weights, values="value"), sequential))]
+    task = regression(train=(np.asarray(x), np.asarray(x)), test=(np.asarray(x), np.asarray(x)), batch_size=4)
+    results = [Compressor(made)(net, task, latency=False, sensitivity=False) for made in (weighed, by_hand, plain)]
+    seen = [np.asarray(densify(result.network.variables)["value"]) for result in results]
+    np.testing.assert_allclose(seen[0], wanted, atol=1e-5)
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert np.abs(seen[0] - seen[2]).max() > 1e-2
+    prints = [Compressor(made).fingerprint(net, task, None, 0) for made in (weighed, plain)]
+    assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"weights": "atention"}, "weights 'atention' is unknown; nearest: attention"),
+        ({"weights": {"values": "value"}}, "a mapping needs 'name', one of attention"),
+        ({"weights": {"name": "attention", "value": "value"}}, "weights 'attention' has no 'value'; nearest: values"),
+        ({"weighs": "attention"}, "calibration has no 'weighs'; nearest: weights"),
+    ],
+)
+def test_what_is_mistyped_in_a_calibration(how, said):
+    with pytest.raises(ValueError, match=said):
+        registry.stages([{"name": "sparse", "method": "sparsegpt", "sparsity": 0.5, "calibration": how}])
 
 
 def test_what_is_no_attention_is_told(example):

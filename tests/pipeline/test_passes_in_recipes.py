@@ -206,3 +206,25 @@ def test_the_plan_of_another_recipe_is_not_taken(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             jn.compress(NETWORK, recipe, TASK, workdir=tmp_path, latency=False, watch=interrupted("cut"))
         assert len(written(tmp_path).kept["up"]) == stay
+
+
+@pytest.mark.parametrize(
+    "method", [jn.sparsegpt(0.5), jn.learnt_threshold(0.3), jn.prune(sparsity=0.5), jn.quantize(4)], ids=lambda m: m.traits.name
+)
+@pytest.mark.parametrize("refit", [False, True])
+def test_the_units_that_stay_are_what_they_were(method, refit):
+    """A correction is not added twice, a threshold shrinks once; refitted weights are those that the pass gave."""
+    run = lambda *stages: jn.compress(NETWORK, list(stages), TASK, latency=False, sensitivity=False)
+    first, cut = jn.Stage("first", method), jn.cut_units(jn.scores.mean_activation, share=0.5, reconstruct=refit)
+    before, after = run(first), run(first, jn.Stage("cut", cut))
+    old, new = (jn.densify(result.network.variables) for result in (before, after))
+    kept = [int(np.argmin(np.abs(np.asarray(old["up"]) - np.asarray(new["up"])[:, j : j + 1]).max(0))) for j in range(6)]
+    np.testing.assert_allclose(new["up"], np.asarray(old["up"])[:, kept], atol=1e-6)
+    if not refit:
+        np.testing.assert_allclose(new["down"], np.asarray(old["down"])[kept], atol=1e-6)
+    elif method.traits.name == "learnt_threshold":
+        net = NETWORK.replace(variables=old)
+        info = jn.calibrate(net, cut, TASK)
+        plan = cut.plan(net, info, *TASK.example)
+        small, _ = cut.execute(cut.mend(net, plan, info), plan)
+        np.testing.assert_allclose(new["down"], small.variables["down"], atol=1e-5)

@@ -44,6 +44,7 @@ class Structure(NamedTuple):
       pack: ``(mask, leaf, roles) -> compressed tensor``; ``mask`` is that of the entries.
       select: ``(scores, roles, sparsity) -> mask`` where the pattern leaves no choice to an allocation; else None.
       share: the share of zeros where the pattern has only one; else None.
+      pattern: ``(n, m)`` where n of every m inputs in a row are kept, for methods that choose them in turn; else None.
       follows: ``(mask, cut, roles) -> mask | str`` for a leaf that a pass has cut; a str says why it is made anew.
 
     Example:
@@ -68,6 +69,7 @@ class Structure(NamedTuple):
     pack: Callable[[jax.Array, Any, Roles], Any] = _masked
     select: Callable[[jax.Array, Roles, Any], jax.Array] | None = None
     share: float | None = None
+    pattern: tuple[int, int] | None = None
     follows: Callable[[jax.Array, Cut, Roles], jax.Array | str] = _cut
 
 

@@ -41,7 +41,7 @@ def n_of_m(n: int, m: int, axis: int | None = None) -> Structure:
     """
     if not all(isinstance(x, int) and not isinstance(x, bool) for x in (n, m)) or not 1 <= n < m <= 256:
         raise ValueError(f"n_of_m(n={n!r}, m={m!r}): allowed are whole numbers with 1 <= n < m <= 256, e.g. n_of_m(2, 4)")
-    at = partial(_axis, axis)
+    at = partial(along, axis)
 
     def takes(shape: tuple[int, ...], roles: Roles) -> str | None:
         own = at(roles)
@@ -67,10 +67,14 @@ def n_of_m(n: int, m: int, axis: int | None = None) -> Structure:
             return f"groups of {m} along axis {own} are cut apart"
         return cut.leaf(mask)
 
-    return Structure(f"n_of_m({n}, {m})", takes, select=select, share=1 - n / m, pack=pack, follows=follows)
+    return Structure(
+        f"n_of_m({n}, {m})", takes, select=select, share=1 - n / m, pattern=(n, m) if axis is None else None, pack=pack,
+        follows=follows,
+    )  # fmt: skip
 
 
-def _axis(axis: int | None, roles: Roles) -> Any:
+def along(axis: int | None, roles: Roles) -> Any:
+    """The axis of a leaf along which the pattern runs, or None: that of the inputs where none is asked for."""
     if axis is not None:
         return axis
     plain = [a for a in roles.input if a not in roles.window]
