@@ -76,8 +76,7 @@ def cut_layers(
       ...     for layer in v["layers"]:
       ...         x = x + jnp.tanh(x @ layer["up"]) @ layer["down"]
       ...     return x @ v["head"]
-      >>> keys = jax.random.split(jax.random.key(0), 9)
-      >>> draw = lambda i, *shape: jax.random.normal(keys[i], shape)
+      >>> draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape)
       >>> layers = [{"up": draw(2 * i, 4, 8), "down": 0.1 * i * draw(2 * i + 1, 8, 4)} for i in range(4)]
       >>> net = jn.Network(apply, {"layers": layers, "head": draw(8, 4, 2)})
       >>> x, cut = draw(0, 16, 4), jn.cut_layers(layers=2)
@@ -100,19 +99,12 @@ def cut_layers(
 
     def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
         leaves = {path: densify(x) for path, x in leaves_of(network, info, NAME).items()}
-        own = named(stacks(network.apply, network.variables, *inputs, alone=branches))
-        if not own:
-            raise ValueError(
-                f"{NAME}: no layer can go: nowhere does it add to a value what weights of its own make of it, x + f(x), "
-                "twice in a row; use cut_units, which makes any network narrower"
-            )
+        own = _stacks(network, inputs, branches)
         kind, amount = budget if budget[0] != "layers" else ("share", _share(budget[1], own, protected, least))
         cost = COSTS[kind](network, inputs, batch) if kind in COSTS else None
         choice = Choice(NAME, score, (kind, amount), allocation, protected, 1, least)
-        made = choice.plan(own, leaves, inputs, dataclasses.replace(info, couplings=tuple(own.values())), network.still, cost)
-        whole = {m.path for layer in made.layers if layer.whole for m in layer.members}
-        dtypes = {path: str(leaves[path].dtype) for path in leaves if path in whole}
-        return dataclasses.replace(made, layers=tuple(map(_told, made.layers)), dtypes=dtypes)
+        known = dataclasses.replace(info, couplings=tuple(own.values()))
+        return _told(choice.plan(own, leaves, inputs, known, network.still, cost), leaves)
 
     def taps(info: ModelInfo) -> dict[StatKey, Statistic]:
         alone = lambda tap: tap._replace(alone=branches) if isinstance(tap, LayerTap) else tap
@@ -120,7 +112,23 @@ def cut_layers(
 
     sees = measures(score)
     needs = frozenset({"branches" if branches else "layers"} if sees else ())
-    return Pass(plan, execute, Traits(takes, leaf_local=False, needs=needs, taps=taps, passes=int(sees), name=NAME))
+    traits = Traits(takes, leaf_local=False, needs=needs, taps=taps, passes=int(sees), name=NAME, timed=budget[0] == "latency")
+    return Pass(plan, execute, traits)
+
+
+def _stacks(network: Network, inputs: tuple[PyTree, ...], branches: bool) -> dict[str, Coupling]:
+    """The stacks of a network by name.
+
+    Raises:
+      ValueError: it has none.
+    """
+    own = named(stacks(network.apply, network.variables, *inputs, alone=branches))
+    if not own:
+        raise ValueError(
+            f"{NAME}: no layer can go: nowhere does it add to a value what weights of its own make of it, x + f(x), "
+            "twice in a row; use cut_units, which makes any network narrower"
+        )
+    return own
 
 
 def _share(count: int, own: Mapping[str, Coupling], protected: Sequence[str], least: int) -> float:
@@ -138,7 +146,13 @@ def _share(count: int, own: Mapping[str, Coupling], protected: Sequence[str], le
     return count / max(sum(sizes), count)
 
 
-def _told(layer: Layer) -> Layer:
-    """With the numbers of the layers that go."""
+def _told(plan: Plan, leaves: Mapping[str, Any]) -> Plan:
+    """With the numbers of the layers that go, and the dtypes of leaves that may go whole."""
+    whole = {m.path for layer in plan.layers if layer.whole for m in layer.members}
+    dtypes = {path: str(leaves[path].dtype) for path in leaves if path in whole}
+    return dataclasses.replace(plan, layers=tuple(map(_numbered, plan.layers)), dtypes=dtypes)
+
+
+def _numbered(layer: Layer) -> Layer:
     gone = ", ".join(str(n) for n in range(layer.size) if layer.off[n])
     return dataclasses.replace(layer, note=f"without {gone}") if layer.cut and not layer.note else layer
