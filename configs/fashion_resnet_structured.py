@@ -13,8 +13,8 @@ Expected, JAX 0.10.2, 5 seeds, test data, means and standard deviations; differe
 
     network     MACs        bytes     accuracy, %     less dense      less control    time at a batch of 256
     dense       3,151,744   447,272   90.85 (0.04)                                    1
-    half        1,506,272   225,960   91.24 (0.22)    +0.39 (0.10)    -0.23 (0.12)    0.53 (0.41 to 0.60)
-    a quarter     702,192    90,088   90.52 (0.19)    -0.33 (0.07)    -0.94 (0.08)    0.29 (0.22 to 0.36)
+    half        1,506,272   225,960   91.24 (0.22)    +0.39 (0.10)    -0.23 (0.12)    0.52 (0.50 to 0.53)
+    a quarter     702,192    90,088   90.52 (0.19)    -0.33 (0.07)    -0.94 (0.08)    0.31 (0.30 to 0.33)
     control     3,151,744   447,272   91.48 (0.06)    +0.62 (0.01)                     1
 
 The control's figures are of seeds 0, 2, 3 and 4. The dense network has not learnt all that it can in 4 epochs: beside one that
@@ -22,8 +22,8 @@ is trained as long as the cut ones, half loses 0.23 points and a quarter 0.94.
 
 Channels that stay are multiples of 8: 32 of 48 and 48 of 64 of half, 24 and 24 of a quarter. Without that XLA's programs for
 CPUs lose what was won: at half of the multiply-accumulates another network (16, 32 and 64 channels, ``stride=2``) took 1.14
-of the dense one's time with 45 of 64 channels, 0.69 with 48. Times over the dense network's are of networks that take turns,
-medians with 95 % intervals, while other programs kept the machine busy.
+of the dense one's time with 45 of 64 channels, 0.69 with 48. Times over the dense network's are of networks that take turns
+(400 rounds on an idle machine), medians with 95 % intervals.
 
 Tried on validation data (``--config.data.validation=10000``, seed 0, 5 epochs before: 91.39 %), a quarter left: 3 epochs at
 1e-3 lose 1.47 points by ``norm_product`` and 1.88 by ``taylor``; 5 epochs at 3e-3 lose 0.71 by ``norm_product``.

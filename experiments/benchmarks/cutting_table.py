@@ -1,7 +1,7 @@
 """Claim: on each model of the zoo 90 % of the parameters in matrices lie in a group that may be cut, or at an input or output
 of the network; of the median model as third parties write them 80 %; and the cut network is the one with zeroed units.
 
-Command: ``python -m experiments.benchmarks.cutting_table --page=docs/results/cutting.md`` (10 minutes of two cores; needs the
+Command: ``python -m experiments.benchmarks.cutting_table --page=docs/results/cutting.md`` (7 minutes on two cores; needs the
 repository, for ``tests.zoo`` and ``tests.corpus``). ``--models=vit,gpt`` for some of them; ``--rows=FILE`` keeps each row as
 soon as it is made, and makes none again that is there: a run that was stopped goes on.
 
