@@ -15,6 +15,19 @@ from jaxopt_nn.core.report import Message, Report
 SAMPLE = 256
 
 
+class KeepsConstants:
+    """``__wrapped__``, and nothing else, with the mark."""
+
+    __wrapped__: Callable[..., Any]
+
+    def __init__(self, apply: Callable[..., Any]):
+        functools.update_wrapper(self, apply)
+        self.keeps_constants = True
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        return self.__wrapped__(*args, **keywords)
+
+
 def keep_constants(apply: Callable[..., Any]) -> Callable[..., Any]:
     """``apply``, whose constants are meant to be constants: tables, frozen random features, an embedding that is not touched.
 
@@ -28,13 +41,7 @@ def keep_constants(apply: Callable[..., Any]) -> Callable[..., Any]:
       >>> [site.name for site in jn.inspect(apply, v, jnp.ones((1, 64))).sites]  # the table's site has no path
       ['@#0', 'kernel']
     """
-
-    @functools.wraps(apply)
-    def kept(*args: Any, **kwargs: Any) -> Any:
-        return apply(*args, **kwargs)
-
-    kept.keeps_constants = True  # type: ignore[attr-defined]
-    return kept
+    return KeepsConstants(apply)
 
 
 def looks_trained(const: Any) -> bool:

@@ -69,19 +69,22 @@ def stage_prints(
     """The stages in words, each with a digest of what it does.
 
     A method written in Python has arguments that nobody can read off it; they show in the programs that it traces to, those of
-    a pass in its plan. Another version of JAX traces other programs.
+    a pass in its plan. Another version of JAX traces other programs. A plan of measured times is not told, nor programs at the
+    widths that it leaves.
 
     Args:
       tried: as ``Course.tried`` gives it.
     """
-    found = described(plan.stages, plan.added)
+    found, timed = described(plan.stages, plan.added), False
     for stage, said, (network, change, info) in zip(plan.stages, found, tried, strict=True):
         method = identity() if isinstance(change, Plan) else change
-        said["programs"] = _digest(method, stage, task.steps * stage.epochs, network, info)
+        if not timed:
+            said["programs"] = _digest(method, stage, task.steps * stage.epochs, network, info)
         rules = {"rule": stage.rule, "training_rule": stage.training_rule}
         said |= {name: rule and (rule_described(rule) or rule.name) for name, rule in rules.items()}
         said["thaw"] = list(stage.thaw)
-        if isinstance(change, Plan) and not (isinstance(stage.transform, Pass) and stage.transform.traits.timed):
+        timed = timed or (isinstance(stage.transform, Pass) and stage.transform.traits.timed)
+        if isinstance(change, Plan) and not timed:
             kept = {name: units.tolist() for name, units in change.kept.items()}
             said["plan"] = hashlib.sha256(repr((change.name, kept)).encode()).hexdigest()[:16]
     return found

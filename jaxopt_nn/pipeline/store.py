@@ -8,12 +8,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jaxopt_nn.coding.artifact import Artifact, load_artifact, read_files, save_artifact
 from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.rule import Rule, described, rule_of
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.export.imported import imported
 from jaxopt_nn.export.programs import Programs, as_files, of_files
+from jaxopt_nn.interpret.constants import KeepsConstants
 from jaxopt_nn.interpret.flow.shrunk import Shrunk
 from jaxopt_nn.interpret.network import Network, network_of
 
@@ -112,8 +115,10 @@ def network_from(tree: PyTree, manifest: Mapping[str, Any], apply: Callable[...,
 
 
 def _inner(apply: Any) -> Any:
-    """What ``functools.partial``, ``functools.wraps``, ``jit`` or ``keep_constants`` is around; None: it is around nothing."""
-    return apply.func if isinstance(apply, functools.partial) else getattr(apply, "__wrapped__", None)
+    """What ``functools.partial``, ``jit`` or ``keep_constants`` is around; None: of all else, which may do what it likes."""
+    if isinstance(apply, functools.partial):
+        return apply.func
+    return getattr(apply, "__wrapped__", None) if isinstance(apply, jax.stages.Wrapped | KeepsConstants) else None
 
 
 def _plans(apply: Callable[..., PyTree] | None) -> list[str]:

@@ -78,3 +78,28 @@ def test_partial_convolution():
     x = jnp.asarray(rng.standard_normal((2, 5, 5, 2)), jnp.float32)
     assert sorted(g.size for g in jn.axis_groups(apply, v, x) if g.pinned is None) == [4, 8, 16]
     probe(apply, v, (x,))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x, v: jax.nn.relu(x @ v["a"]).at[:, 3:5].set(0.0) @ v["b"],
+        lambda x, v: (x @ v["a"] + lax.dynamic_index_in_dim(v["c"], lax.axis_index("d"), 0, keepdims=False)[None]) @ v["b"],
+    ],
+    ids=["a window of zeros", "a place of the device's own"],
+)
+def test_what_is_computed_of_a_mesh_axis_is_not_known(body):
+    """It is no constant: the axis is bound in the shards alone."""
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    specs = (jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec())
+    apply = lambda v, x: jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=specs[0])(x, v)
+    v = {"a": A, "b": B, "c": C}
+    assert jn.axis_groups(apply, v, X)
+    net, cut = jn.Network(apply, v), jn.cut_units(jn.scores.random(0), share=0.0)
+    plan = cut.plan(net, jn.ModelInfo(), X)
+    plan = plan.replace({layer.name: range(1, layer.size) for layer in plan.layers if layer.pinned is None})
+    off = lambda path, w: w * np.prod([
+        np.expand_dims(own, [a for a in range(w.ndim) if a != axis]) for axis, own in plan.masks.get(path, {}).items()
+    ] or 1, axis=0)  # fmt: skip
+    small, _ = cut.execute(net, plan)
+    np.testing.assert_allclose(small(X), apply({path: off(path, w) for path, w in v.items()}, X), atol=1e-5)

@@ -70,6 +70,18 @@ def test_a_function_around_that_of_a_cut_network_keeps_its_plans(around, tmp_pat
             np.testing.assert_allclose(jn.load(tmp_path / "small", code)(X), shipped(X), atol=1e-5)
 
 
+def test_a_function_of_ones_own_around_a_cut_one_is_taken_as_it_is(tmp_path):
+    net, cut = jn.Network(apply, WEIGHTS), jn.cut_units(share=0.5)
+    small, _ = cut.execute(net, cut.plan(net, jn.ModelInfo(), X))
+
+    @functools.wraps(small.apply)
+    def doubled(v, x):
+        return 2 * small.apply(v, x)
+
+    jn.save(tmp_path / "small", small.replace(apply=doubled))
+    np.testing.assert_allclose(jn.load(tmp_path / "small", doubled)(X), 2 * small(X), atol=1e-5)
+
+
 def narrow(v, x):
     """Holds its widths, 12, in its code."""
     h = (x @ v["up"]).reshape(-1, 3, 4)

@@ -31,10 +31,13 @@ def results(eqn: Any, operands: Sequence[Known | None]) -> list[Known]:
     @functools.cache
     def made() -> list[Any] | None:
         values = [None if known is None else known() for known in operands]
-        if any(x is None for x in values):
+        if any(x is None for x in values) or eqn.effects:
             return None
-        with jax.ensure_compile_time_eval():
-            return jaxprs.bind(eqn, values)
+        try:
+            with jax.ensure_compile_time_eval():
+                return jaxprs.bind(eqn, values)
+        except Exception:  # a mesh axis, say, is not bound here; the model itself will tell what is wrong
+            return None
 
     def result(i: int) -> Any:
         return None if (own := made()) is None else own[i]
