@@ -103,6 +103,38 @@ def test_a_layer_that_goes_adds_nothing(form):
     assert "without 1, 2" not in str(plan) and remap.plan is plan
 
 
+@pytest.mark.parametrize("form", ["plain", "reverse", "a row at a time"])
+def test_constants_that_a_loop_goes_along_go_with_its_layers(form):
+    """Rates, the number of the layer, a pattern of windows; and what one loop makes of them for the next."""
+    v, x = drawn()
+    rates, gates = np.linspace(0.5, 1, LAYERS, dtype=np.float32), np.arange(LAYERS * WIDTH).reshape(LAYERS, WIDTH) % 5 / 4
+
+    def apply(v, x):
+        def step(x, xs):
+            w, rate, i, gate = xs
+            return x + rate * branch(w, x * gate[None]) / (1 + i), 2 * rate
+
+        x, twice = jax.lax.scan(step, x, (v["layers"], rates, jnp.arange(LAYERS), gates), reverse=form == "reverse")
+        x, _ = jax.lax.scan(lambda x, xs: (x + xs[1] * jnp.sin(x * xs[0]), None), x, (v["layers"]["gain"], twice))
+        return x @ v["head"]
+
+    net = Network(apply, stacked(v))
+    if form == "a row at a time":
+        net = net.replace(apply=lambda v, x: jax.vmap(lambda row: apply(v, row[None])[0])(x))
+    small, _, plan = cut(net, x, [1, 3])
+    assert plan.layers[0].size == LAYERS and {leaf.shape[0] for leaf in jax.tree.leaves(small.variables["layers"])} == {2}
+
+    def alone(x):
+        for i in (3, 1) if form == "reverse" else (1, 3):
+            x = x + rates[i] * branch(v["layers"][i], x * gates[i][None]) / (1 + i)
+        for i in (1, 3):
+            x = x + 2 * rates[i] * jnp.sin(x * v["layers"][i]["gain"])
+        return x @ v["head"]
+
+    for rows in (1, 5):
+        close(small(x[:rows]), alone(x[:rows]))
+
+
 def gpt(layers, scan, tokens):
     module = GPT(32, 8, layers, 2, 1, 12, scan=scan)
     return linen(module, draw(jax.eval_shape(module.init, jax.random.key(0), tokens), 0))
