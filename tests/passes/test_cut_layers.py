@@ -15,6 +15,8 @@ from jaxopt_nn.core.combine import chain
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.transform import State
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
@@ -346,6 +348,40 @@ def test_what_is_beside_the_leaves_goes_with_them():
             close(mean, 0.1 * wanted[path])
         assert leaves_by_path(method.view(small.variables, carried)).keys() == leaves_by_path(small.variables).keys()
         tx.update(remap.params(grads), moments)
+
+
+@pytest.mark.parametrize("form", ["written out", "looped"])
+def test_the_states_of_rules_go_with_layers(form):
+    """Each use of a leaf has a factor of its own, also of one that all layers share, whose uses are counted by name."""
+    v, x = drawn()
+    v["shared"] = v["layers"][0]["down"].T
+    factors = np.linspace(0.5, 2, 2 * LAYERS).reshape(LAYERS, 2).astype(np.float32)
+
+    def layer(w, shared, x, factor=(1.0, 1.0)):
+        return x + jnp.sin(jnp.tanh(factor[0] * (x @ w["up"])) @ shared.T * factor[1])
+
+    def looped(v, x):
+        return jax.lax.scan(lambda x, w: (layer(w, v["shared"], x), None), x, v["layers"])[0]
+
+    def written_out(v, x):
+        return functools.reduce(lambda x, w: layer(w, v["shared"], x), v["layers"], x)
+
+    scaling = Rule(
+        lambda site, state, lhs, rhs: state.carried * site.run(lhs, rhs),
+        lambda site, stats=None: State((), jnp.ones(())),
+    )
+    if form == "looped":
+        net, sites = Network(looped, stacked(v), rules=scaling), {"layers/up": factors[:, 0], "shared": factors[0, 1]}
+    else:
+        net, numbers = Network(written_out, v, rules=scaling), ["", "#1", "#2", "#3"]
+        sites = {f"layers/{i}/up": factors[i, 0] for i in range(LAYERS)}
+        sites |= {f"shared{n}": factors[i, 1] for i, n in enumerate(numbers)}
+    net = net.replace(states={site: State((), jnp.asarray(own)) for site, own in sites.items()})
+    small, _, _ = cut(net, x, [1, 3])
+    y = x
+    for i in (1, 3):
+        y = layer(v["layers"][i], v["shared"], y, (factors[i, 0], factors[0, 1] if form == "looped" else factors[i, 1]))
+    close(small(x), y)
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
