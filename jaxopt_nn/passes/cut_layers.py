@@ -15,7 +15,7 @@ from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.passes.activity import named
 from jaxopt_nn.passes.allocations import Allocation, across_layers
 from jaxopt_nn.passes.budgets import check_parts, one_budget
-from jaxopt_nn.passes.choice import Choice, matched
+from jaxopt_nn.passes.choice import Choice
 from jaxopt_nn.passes.costs import COSTS
 from jaxopt_nn.passes.cutting import execute, leaves_of, takes
 from jaxopt_nn.passes.scores import Score, block_influence
@@ -53,7 +53,7 @@ def cut_layers(
       score: what a layer is worth: ``jn.scores.block_influence``, ``angular_distance(n)``, ``removal_loss``, ``taylor``,
         ``l2_norm``, ``random``, or any callable of that signature. One that must see data needs
         ``info=calibrate(network, the pass, batches)``, one of the loss ``calibrate(network, the pass, task)``.
-      layers: how many go, of all stacks together.
+      layers: how many go, of all stacks together; where the allocation makes no difference, of the last stack first.
       share: of the layers that may go, how many do, to the nearest.
       params, macs, nbytes, latency, threshold: as in ``cut_units``.
       allocation: how scores of different stacks are compared, as in ``cut_units``.
@@ -100,9 +100,8 @@ def cut_layers(
     def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
         leaves = {path: densify(x) for path, x in leaves_of(network, info, NAME).items()}
         own = _stacks(network, inputs, branches)
-        kind, amount = budget if budget[0] != "layers" else ("share", _share(budget[1], own, protected, least))
-        cost = COSTS[kind](network, inputs, batch) if kind in COSTS else None
-        choice = Choice(NAME, score, (kind, amount), allocation, protected, 1, least)
+        cost = COSTS[budget[0]](network, inputs, batch) if budget[0] in COSTS else None
+        choice = Choice(NAME, score, budget, allocation, protected, 1, least)
         known = dataclasses.replace(info, couplings=tuple(own.values()))
         return _told(choice.plan(own, leaves, inputs, known, network.still, cost), leaves)
 
@@ -129,21 +128,6 @@ def _stacks(network: Network, inputs: tuple[PyTree, ...], branches: bool) -> dic
             "twice in a row; use cut_units, which makes any network narrower"
         )
     return own
-
-
-def _share(count: int, own: Mapping[str, Coupling], protected: Sequence[str], least: int) -> float:
-    """The share of the layers that may go that ``count`` of them are.
-
-    Raises:
-      ValueError: so many can't go.
-    """
-    sizes = [c.group.size for name, c in own.items() if c.group.pinned is None and name not in matched(own, protected)]
-    most = sum(max(size - least, 0) for size in sizes)
-    if count > most and most:
-        raise ValueError(
-            f"{NAME}: layers={count} can't go; at most {most} of {sum(sizes)} can, since each stack keeps its least ({least})"
-        )
-    return count / max(sum(sizes), count)
 
 
 def _told(plan: Plan, leaves: Mapping[str, Any]) -> Plan:

@@ -24,7 +24,7 @@ from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.passes import scores
-from jaxopt_nn.passes.allocations import per_layer
+from jaxopt_nn.passes.allocations import across_layers, per_layer
 from jaxopt_nn.passes.cut_layers import cut_layers
 from jaxopt_nn.passes.cut_units import cut_units
 from jaxopt_nn.passes.cutting import planned
@@ -480,6 +480,29 @@ def test_scores_of_weights_see_all_of_a_layer():
 
 
 # -- budgets, recipes, errors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("allocation", [per_layer, across_layers])
+def test_as_many_layers_go_as_are_asked_for(allocation):
+    """Also where stacks tie: all have the same weights, and a share of one is a share of all."""
+    v, x = drawn(layers=3)
+    v = {name: v["layers"] for name in "abc"}
+
+    def apply(v, x):
+        for name in "abc":
+            for w in v[name]:
+                x = x + branch(w, x)
+            x = x[1:]
+        return x
+
+    def stay(count):
+        change = cut_layers(scores.l2_norm, layers=count, allocation=allocation)
+        return {name[0]: len(kept) for name, kept in change.plan(Network(apply, v), ModelInfo(), x).kept.items()}
+
+    assert [9 - sum(stay(count).values()) for count in range(1, 7)] == [*range(1, 7)]
+    assert stay(3) == {"a": 2, "b": 2, "c": 2} and stay(4) == {"a": 2, "b": 2, "c": 1}
+    with pytest.raises(ValueError, match="layers=7 can't go; at most 6 of 9 can"):
+        stay(7)
 
 
 @pytest.mark.parametrize("form", ["written out", "looped"])
