@@ -14,7 +14,7 @@ from experiments.models.resnet import ResNet
 from jaxopt_nn.core.combine import chain
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Plan
-from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.frameworks.linen import linen
@@ -348,6 +348,25 @@ def test_what_is_beside_the_leaves_goes_with_them():
             close(mean, 0.1 * wanted[path])
         assert leaves_by_path(method.view(small.variables, carried)).keys() == leaves_by_path(small.variables).keys()
         tx.update(remap.params(grads), moments)
+
+
+@pytest.mark.parametrize("wide", [(), ("bias", "gain")])
+def test_a_network_without_layers_is_cast(wide):
+    """All of it, or all but vectors: layers that are gone go through no cast, and must be traced as if they had."""
+    v, x = drawn()
+
+    def apply(v, x, only=range(LAYERS)):
+        for i in only:
+            x = x + branch(v["layers"][i], x).astype(x.dtype)
+        return x @ v["head"]
+
+    small, _, _ = cut(Network(apply, v), x, [1, 2])
+    half = lambda path, leaf: leaf if path.split("/")[-1] in wide else leaf.astype(jnp.bfloat16)
+    cast = small.replace(variables=map_with_path(half, small.variables))
+    y = cast(x.astype(jnp.bfloat16))
+    wanted = apply(map_with_path(half, v), x.astype(jnp.bfloat16), only=(1, 2))
+    assert y.dtype == wanted.dtype == jnp.bfloat16
+    close(y.astype(jnp.float32), wanted.astype(jnp.float32), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("form", ["written out", "looped"])
