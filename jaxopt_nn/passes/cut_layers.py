@@ -15,7 +15,7 @@ from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.passes.activity import named
 from jaxopt_nn.passes.allocations import Allocation, across_layers
 from jaxopt_nn.passes.budgets import check_parts, one_budget
-from jaxopt_nn.passes.choice import Choice
+from jaxopt_nn.passes.choice import Choice, matched
 from jaxopt_nn.passes.costs import COSTS
 from jaxopt_nn.passes.cutting import execute, leaves_of, takes
 from jaxopt_nn.passes.scores import Score, block_influence
@@ -57,7 +57,7 @@ def cut_layers(
       share: of the layers that may go, how many do, to the nearest.
       params, macs, nbytes, latency, threshold: as in ``cut_units``.
       allocation: how scores of different stacks are compared, as in ``cut_units``.
-      protect: a pattern, or several, over the names of stacks; these stay whole.
+      protect: a pattern, or several, over the names of stacks; these stay whole, and are not measured.
       least: layers that stay in each stack at least.
       batch: examples in a call whose latency is measured; as many as the inputs of ``plan`` have if None.
       branches: whether each addition is a layer of its own, so that attention and MLP go apart. An iteration of a ``scan`` is
@@ -107,7 +107,10 @@ def cut_layers(
 
     def taps(info: ModelInfo) -> dict[StatKey, Statistic]:
         alone = lambda tap: tap._replace(alone=branches) if isinstance(tap, LayerTap) else tap
-        return {key: alone(tap) for key, tap in lacking(score)(info).items()}
+        own = named(info.couplings or ())
+        spared = matched(own, protected) if own else {}
+        known = dataclasses.replace(info, couplings=tuple(c for name, c in own.items() if name not in spared))
+        return {key: alone(tap) for key, tap in lacking(score)(known).items()}
 
     sees = measures(score)
     needs = frozenset({"branches" if branches else "layers"} if sees else ())

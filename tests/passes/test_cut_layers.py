@@ -469,6 +469,26 @@ def test_removal_loss_is_the_loss_without_the_layer(form):
     assert set(np.flatnonzero(plan.layers[0].off)) == set(np.argsort(wanted)[:2])
 
 
+def test_a_stack_that_is_protected_is_not_measured():
+    """A loop in a loop, which nobody can look into; the other stack is measured all the same."""
+    v, x = drawn()
+    both = {**v, "nested": jnp.full((2, 2, WIDTH), 0.1)}
+
+    def apply(v, x):
+        within = lambda x, rows: jax.lax.scan(lambda x, row: (x + jnp.sin(x * row[None]), None), x, rows)
+        return jax.lax.scan(lambda x, rows: (within(x, rows)[0], None), written_out(v, x), v["nested"])[0]
+
+    net, change = Network(apply, {**both, "head": jnp.eye(WIDTH)}), cut_layers(layers=1)
+    with pytest.raises(ValueError, match=r"nested#1: its loop over layers lies in another .* protect it \(protect='nested#1'\)"):
+        calibrate(net, change, [x])
+    change = cut_layers(layers=1, protect="nested*")
+    plan = change.plan(net, calibrate(net, change, [x]), x)
+    plain = Network(written_out, v)
+    change = cut_layers(layers=1)
+    np.testing.assert_array_equal(plan.kept["layers/*"], change.plan(plain, calibrate(plain, change, [x]), x).kept["layers/*"])
+    assert {name: len(kept) for name, kept in plan.kept.items()} == {"nested": 2, "nested#1": 2, "layers/*": 3}
+
+
 @pytest.mark.parametrize("form", ["written out", "looped"])
 def test_taylor_is_the_slope_along_a_layer(form):
     v, x = drawn()
