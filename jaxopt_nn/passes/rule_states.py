@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,7 +52,7 @@ def _pairs(
     """
     stays = [site for key, site in before.sites.items() if not any(key[:n] in dead for n in range(1, len(key) + 1))]
     olds, news = _by_leaf(stays), _by_leaf(after.sites.values())
-    pairs = []
+    pairs: list[tuple[Site, Site]] = []
     for place, own in olds.items():
         others = news.get(place, [])
         if len(own) == len(others):
@@ -62,7 +62,7 @@ def _pairs(
     return pairs
 
 
-def _by_leaf(sites: Any) -> dict[str, list[Site]]:
+def _by_leaf(sites: Iterable[Site]) -> dict[str, list[Site]]:
     found: dict[str, list[Site]] = {}
     for site in sites:
         found.setdefault(site.name.partition("#")[0], []).append(site)
