@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
@@ -117,7 +118,7 @@ class Remap:
                 stay = map_with_path(lambda path, x: None if self._gone(path) else x, old["params"])
                 params = map_with_path(part, stay, new["params"])
                 learnt = self._learnt(old["learnt"], new["learnt"], method, state, recorder)
-                rules = jax.tree.map(partial(self._ruled, place, recorder), old["rules"], new["rules"])
+                rules = self._rules(place, old["rules"], new["rules"], recorder)
                 made.append({"params": params, "learnt": learnt, "rules": rules})
             else:
                 made.append(self._part(place, old, new, recorder))
@@ -147,6 +148,22 @@ class Remap:
             return new
         cuts = Cuts(self.plan.cuts, (), ModelInfo(), recorder, moments=new)
         return followed(method, State(old, state.carried), cuts).learnt
+
+    def _rules(self, place: str, old: PyTree, new: PyTree, recorder: Recorder) -> PyTree:
+        """An optimizer's moments of what rules learn, by site; of layers that are gone there are none."""
+        ruled = partial(self._ruled, place, recorder)
+        if not isinstance(new, dict) or old.keys() == new.keys():
+            return jax.tree.map(ruled, old, new)
+        leaf = lambda site: site.partition("#")[0]
+        before, after = (Counter(map(leaf, sites)) for sites in (old, new))  # uses of a leaf are counted anew when some go
+        made = {}
+        for site, own in new.items():
+            if site in old and before[leaf(site)] == after[leaf(site)]:
+                own = jax.tree.map(ruled, old[site], own)
+            elif jax.tree.leaves(own):
+                recorder.add("anew", place, f"the optimizer's moment of what the rule at {site} learns: made anew")
+            made[site] = own
+        return made
 
     def _ruled(self, place: str, recorder: Recorder, old: Any, new: Any) -> Any:
         """An optimizer's moment of what a rule learns: along no leaf."""

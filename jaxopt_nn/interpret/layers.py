@@ -182,7 +182,10 @@ def layer_values(
     found = {stack.group.name: stack for stack in stacks_of(Flow(program, tuple(leaves_by_path(variables))), alone)}
     for name in wanted:
         if not (found[name].ends or found[name].loop):
-            raise ValueError(f"{name}: its loop over layers lies in another loop, and what it adds to can't be measured there")
+            raise ValueError(
+                f"{name}: its loop over layers lies in another loop, and what it adds to can't be measured there; protect it "
+                f"(protect={name!r}), or pass a score that looks at weights or the loss"
+            )
     return _Values(program, [found[name] for name in wanted])(jax.tree.leaves((variables, *inputs)))
 
 

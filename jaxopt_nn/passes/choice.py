@@ -34,8 +34,8 @@ class Choice:
     Attributes:
       name: of the pass or method.
       score: what each unit is worth.
-      budget: ``(kind, amount)``: ``("share", 0.5)``; ``("threshold", 0.0)``; or of a cost, ``("params", 0.5)``, how much of it
-        goes.
+      budget: ``(kind, amount)``: ``("share", 0.5)``; ``("layers", 2)``, so many units in all; ``("threshold", 0.0)``; or of a
+        cost, ``("params", 0.5)``, how much of it goes.
       allocation: how scores of different layers are compared.
       protect: patterns of layers that stay whole.
       multiple, least: what the number of units that stay must be a multiple of, and at least.
@@ -116,8 +116,10 @@ class Choice:
             raise ValueError(
                 f"{self.name}: no unit can go ({reasons}); protect less, or read axis_groups(apply, variables, *inputs)"
             )
-        levels = Levels(scores, self.allocation, step, self.least)
+        levels = Levels(scores, self.allocation, step, self.least, one_by_one=kind == "layers")
         at = lambda level: with_units(whole, levels.kept(level))
+        if kind == "layers":
+            return at(_count(self.name, levels, int(amount), self.least))
         return at(_share(self.name, levels, amount) if cost is None else _spent(self, at, levels.last, cost))
 
 
@@ -192,6 +194,20 @@ def _share(name: str, levels: Levels, share: float) -> int:
     level = _first(lambda n: levels.gone(n) >= share * total, levels.last)
     near = [n for n in (level - 1, level) if n >= 0]
     return min(near, key=lambda n: abs(levels.gone(n) - share * total))
+
+
+def _count(name: str, levels: Levels, count: int, least: int) -> int:
+    """The level at which so many layers go.
+
+    Raises:
+      ValueError: so many can't go.
+    """
+    if count > (most := levels.gone(levels.last)):
+        raise ValueError(
+            f"{name}: layers={count} can't go; at most {most} of {sum(levels.sizes.values())} can, since each stack keeps its "
+            f"least ({least})"
+        )
+    return _first(lambda n: levels.gone(n) >= count, levels.last)
 
 
 def _spent(choice: Choice, at: Callable[[int], Plan], last: int, cost: Cost) -> int:

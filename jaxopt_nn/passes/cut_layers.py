@@ -53,11 +53,11 @@ def cut_layers(
       score: what a layer is worth: ``jn.scores.block_influence``, ``angular_distance(n)``, ``removal_loss``, ``taylor``,
         ``l2_norm``, ``random``, or any callable of that signature. One that must see data needs
         ``info=calibrate(network, the pass, batches)``, one of the loss ``calibrate(network, the pass, task)``.
-      layers: how many go, of all stacks together.
+      layers: how many go, of all stacks together; where the allocation makes no difference, of the last stack first.
       share: of the layers that may go, how many do, to the nearest.
       params, macs, nbytes, latency, threshold: as in ``cut_units``.
       allocation: how scores of different stacks are compared, as in ``cut_units``.
-      protect: a pattern, or several, over the names of stacks; these stay whole.
+      protect: a pattern, or several, over the names of stacks; these stay whole, and are not measured.
       least: layers that stay in each stack at least.
       batch: examples in a call whose latency is measured; as many as the inputs of ``plan`` have if None.
       branches: whether each addition is a layer of its own, so that attention and MLP go apart. An iteration of a ``scan`` is
@@ -100,15 +100,17 @@ def cut_layers(
     def plan(network: Network, info: ModelInfo, *inputs: PyTree) -> Plan:
         leaves = {path: densify(x) for path, x in leaves_of(network, info, NAME).items()}
         own = _stacks(network, inputs, branches)
-        kind, amount = budget if budget[0] != "layers" else ("share", _share(budget[1], own, protected, least))
-        cost = COSTS[kind](network, inputs, batch) if kind in COSTS else None
-        choice = Choice(NAME, score, (kind, amount), allocation, protected, 1, least)
+        cost = COSTS[budget[0]](network, inputs, batch) if budget[0] in COSTS else None
+        choice = Choice(NAME, score, budget, allocation, protected, 1, least)
         known = dataclasses.replace(info, couplings=tuple(own.values()))
         return _told(choice.plan(own, leaves, inputs, known, network.still, cost), leaves)
 
     def taps(info: ModelInfo) -> dict[StatKey, Statistic]:
         alone = lambda tap: tap._replace(alone=branches) if isinstance(tap, LayerTap) else tap
-        return {key: alone(tap) for key, tap in lacking(score)(info).items()}
+        own = named(info.couplings or ())
+        spared = matched(own, protected) if own else {}
+        known = dataclasses.replace(info, couplings=tuple(c for name, c in own.items() if name not in spared))
+        return {key: alone(tap) for key, tap in lacking(score)(known).items()}
 
     sees = measures(score)
     needs = frozenset({"branches" if branches else "layers"} if sees else ())
@@ -129,21 +131,6 @@ def _stacks(network: Network, inputs: tuple[PyTree, ...], branches: bool) -> dic
             "twice in a row; use cut_units, which makes any network narrower"
         )
     return own
-
-
-def _share(count: int, own: Mapping[str, Coupling], protected: Sequence[str], least: int) -> float:
-    """The share of the layers that may go that ``count`` of them are.
-
-    Raises:
-      ValueError: so many can't go.
-    """
-    sizes = [c.group.size for name, c in own.items() if c.group.pinned is None and name not in matched(own, protected)]
-    most = sum(max(size - least, 0) for size in sizes)
-    if count > most and most:
-        raise ValueError(
-            f"{NAME}: layers={count} can't go; at most {most} of {sum(sizes)} can, since each stack keeps its least ({least})"
-        )
-    return count / max(sum(sizes), count)
 
 
 def _told(plan: Plan, leaves: Mapping[str, Any]) -> Plan:

@@ -18,6 +18,7 @@ from jaxopt_nn.interpret.groups import couplings
 from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
 from jaxopt_nn.interpret.program import complaint, dense_like, trace_model
 from jaxopt_nn.passes.activity import named
+from jaxopt_nn.passes.rule_states import carried
 
 PyTree = Any
 
@@ -103,8 +104,7 @@ def execute(network: Network, plan: Plan) -> tuple[Network, Remap]:
     still = network.still - {path for path, cut in plan.cuts.items() if cut.gone}
     small = network.replace(apply=Shrunk(network.apply, plan), training=training, variables=variables, still=still)
     _check_runs(network, small, plan)
-    _check_states(network, small, plan)
-    return small, remap
+    return small.replace(states=carried(network, small, plan)), remap
 
 
 def _check_pins(network: Network, plan: Plan) -> None:
@@ -132,22 +132,3 @@ def _check_runs(network: Network, small: Network, plan: Plan) -> None:
         outputs, wanted = (outputs, wanted) if not key else (outputs[0], wanted[0])
         if outputs != wanted:
             raise ValueError(f"{plan.name}: on the cut variables {what} gives {outputs}, not {wanted}; {advice}")
-
-
-def _check_states(network: Network, small: Network, plan: Plan) -> None:
-    """Raises ValueError where a rule's state has more than a number for each entry of a site that is cut."""
-    if not network.states:
-        return
-    sites, others = (
-        {site.name: site for site in n.run.program(n.variables, plan.inputs).sites.values()} for n in (network, small)
-    )
-    for name, state in network.states.items():
-        old, new = sites.get(name), others.get(name)
-        if old is None or new is None or (old.shapes == new.shapes and old.stack == new.stack):
-            continue
-        slots = old.stack[: len(old.slots)]
-        if any(x.shape != slots for x in jax.tree.leaves(state)):
-            raise ValueError(
-                f"{plan.name}: the rule at {name} has a state of more than a number, and the units that it is of may go; take "
-                "the rules off (network.replace(rules=(), states={})), cut, and calibrate them again"
-            )

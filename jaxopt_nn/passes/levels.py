@@ -17,14 +17,25 @@ class Levels:
     Attributes:
       sizes: of each layer. steps: what the number of units that stay is a multiple of, unless all do.
       last: the highest level.
+
+    Args:
+      one_by_one: units of the same value and rank go apart, those of the last layer first.
     """
 
-    def __init__(self, scores: Mapping[str, np.ndarray], allocation: Allocation, steps: Mapping[str, int], least: int):
+    def __init__(
+        self,
+        scores: Mapping[str, np.ndarray],
+        allocation: Allocation,
+        steps: Mapping[str, int],
+        least: int,
+        one_by_one: bool = False,
+    ):
         self.sizes = {name: len(own) for name, own in scores.items()}
         self.steps, self._least = steps, least
         values = _checked(allocation(scores), self.sizes)
-        pairs = [np.stack([values[name], quantiles(values[name])], 1) for name in scores]
-        levels, place = np.unique(np.concatenate([np.zeros((0, 2)), *pairs]), axis=0, return_inverse=True)
+        number = lambda name, i: np.full(len(values[name]), -i * one_by_one)
+        rows = [np.stack([values[name], quantiles(values[name]), number(name, i)], 1) for i, name in enumerate(scores)]
+        levels, place = np.unique(np.concatenate([np.zeros((0, 3)), *rows]), axis=0, return_inverse=True)
         cuts = np.cumsum([0, *self.sizes.values()])
         own = {name: place.reshape(-1)[a:b] for name, a, b in zip(scores, cuts, cuts[1:], strict=False)}
         self._order = {name: np.argsort(x, kind="stable") for name, x in own.items()}

@@ -146,7 +146,8 @@ def _draw(
 
     wide, high = _side(tile, tile.columns), _side(tile, tile.rows)
     left, top = corner[0] + EDGE, corner[1] - EDGE
-    small = plan.cuts[tile.path].small if plan is not None and tile.path in plan.cuts else tile.shape
+    cut = None if plan is None else plan.cuts.get(tile.path)
+    small = tile.shape if cut is None else (0,) * len(tile.shape) if cut.gone else cut.small
     share = lambda axis: 1.0 if axis is None else small[axis] / tile.shape[axis]
     box = lambda x, y, w, h, colour, **how: axes.add_patch(Rectangle((x, y), w, h, facecolor=colour, **how))
     box(left, top - high, wide, high, GONE, edgecolor="#c8c8c8", linewidth=0.6, linestyle=":")
@@ -162,7 +163,8 @@ def _draw(
             else:
                 box(left - EDGE + at, top - length, 0.9 * thick, length, colours[i], linewidth=0)
     axes.text(left, corner[1] + 0.95, _plain(_title(tile.path)), fontsize=7, va="bottom", color="0.15")
-    axes.text(left, corner[1] + 0.2, " x ".join(map(str, small)), fontsize=6, va="bottom", color="0.45")
+    size = "gone" if cut is not None and cut.gone else " x ".join(map(str, small))
+    axes.text(left, corner[1] + 0.2, size, fontsize=6, va="bottom", color="0.45")
 
 
 def _legend(axes: Axes, groups: Sequence[AxisGroup], colours: Sequence[str], plan: Plan | None, left_out: int) -> None:

@@ -14,7 +14,9 @@ from experiments.models.resnet import ResNet
 from jaxopt_nn.core.combine import chain
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Plan
-from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path
+from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.core.transform import State
 from jaxopt_nn.frameworks.linen import linen
 from jaxopt_nn.interpret.groups import axis_groups
 from jaxopt_nn.interpret.inspect import inspect
@@ -22,7 +24,7 @@ from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.passes import scores
-from jaxopt_nn.passes.allocations import per_layer
+from jaxopt_nn.passes.allocations import across_layers, per_layer
 from jaxopt_nn.passes.cut_layers import cut_layers
 from jaxopt_nn.passes.cut_units import cut_units
 from jaxopt_nn.passes.cutting import planned
@@ -101,6 +103,38 @@ def test_a_layer_that_goes_adds_nothing(form):
     else:
         assert {leaf.shape[0] for leaf in jax.tree.leaves(small.variables["layers"])} == {2}
     assert "without 1, 2" not in str(plan) and remap.plan is plan
+
+
+@pytest.mark.parametrize("form", ["plain", "reverse", "a row at a time"])
+def test_constants_that_a_loop_goes_along_go_with_its_layers(form):
+    """Rates, the number of the layer, a pattern of windows; and what one loop makes of them for the next."""
+    v, x = drawn()
+    rates, gates = np.linspace(0.5, 1, LAYERS, dtype=np.float32), np.arange(LAYERS * WIDTH).reshape(LAYERS, WIDTH) % 5 / 4
+
+    def apply(v, x):
+        def step(x, xs):
+            w, rate, i, gate = xs
+            return x + rate * branch(w, x * gate[None]) / (1 + i), 2 * rate
+
+        x, twice = jax.lax.scan(step, x, (v["layers"], rates, jnp.arange(LAYERS), gates), reverse=form == "reverse")
+        x, _ = jax.lax.scan(lambda x, xs: (x + xs[1] * jnp.sin(x * xs[0]), None), x, (v["layers"]["gain"], twice))
+        return x @ v["head"]
+
+    net = Network(apply, stacked(v))
+    if form == "a row at a time":
+        net = net.replace(apply=lambda v, x: jax.vmap(lambda row: apply(v, row[None])[0])(x))
+    small, _, plan = cut(net, x, [1, 3])
+    assert plan.layers[0].size == LAYERS and {leaf.shape[0] for leaf in jax.tree.leaves(small.variables["layers"])} == {2}
+
+    @jax.jit
+    def alone(x):
+        for i in (3, 1) if form == "reverse" else (1, 3):
+            x = x + rates[i] * branch(v["layers"][i], x * gates[i][None]) / (1 + i)
+        for i in (1, 3):
+            x = x + 2 * rates[i] * jnp.sin(x * v["layers"][i]["gain"])
+        return x @ v["head"]
+
+    close(small(x[:3]), alone(x[:3]))
 
 
 def gpt(layers, scan, tokens):
@@ -316,6 +350,77 @@ def test_what_is_beside_the_leaves_goes_with_them():
         tx.update(remap.params(grads), moments)
 
 
+def test_moments_of_what_rules_learn_go_with_layers():
+    """By site; those of a leaf that all layers share are counted anew, so that none can be told from another."""
+    v, x = drawn()
+    _, remap, _ = cut(Network(written_out, v), x, [0, 3])
+    sites = lambda layers, *shared: [*(f"layers/{i}/up" for i in layers), *shared]
+    all_of = lambda variables, names: {
+        "params": variables, "learnt": (), "rules": {site: jnp.float32(i + 1) for i, site in enumerate(names)},
+    }  # fmt: skip
+    old = {"mean": all_of(v, sites(range(4), "shared", "shared#1"))}
+    fresh = {"mean": all_of(remap.params(v), sites((0, 3), "shared"))}
+    fresh["mean"]["rules"] = dict.fromkeys(fresh["mean"]["rules"], jnp.float32(0))
+    new, report = remap.opt(old, fresh)
+    assert {site: float(own) for site, own in new["mean"]["rules"].items()} == {
+        "layers/0/up": 1.0, "layers/3/up": 4.0, "shared": 0.0,
+    }  # fmt: skip
+    assert [message.kind for message in report] == ["anew"] and "the rule at shared" in str(report)
+
+
+@pytest.mark.parametrize("wide", [(), ("bias", "gain")])
+def test_a_network_without_layers_is_cast(wide):
+    """All of it, or all but vectors: layers that are gone go through no cast, and must be traced as if they had."""
+    v, x = drawn()
+
+    def apply(v, x, only=range(LAYERS)):
+        for i in only:
+            x = x + branch(v["layers"][i], x).astype(x.dtype)
+        return x @ v["head"]
+
+    small, _, _ = cut(Network(apply, v), x, [1, 2])
+    half = lambda path, leaf: leaf if path.split("/")[-1] in wide else leaf.astype(jnp.bfloat16)
+    cast = small.replace(variables=map_with_path(half, small.variables))
+    y = cast(x.astype(jnp.bfloat16))
+    wanted = apply(map_with_path(half, v), x.astype(jnp.bfloat16), only=(1, 2))
+    assert y.dtype == wanted.dtype == jnp.bfloat16
+    close(y.astype(jnp.float32), wanted.astype(jnp.float32), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("form", ["written out", "looped"])
+def test_the_states_of_rules_go_with_layers(form):
+    """Each use of a leaf has a factor of its own, also of one that all layers share, whose uses are counted by name."""
+    v, x = drawn()
+    v["shared"] = v["layers"][0]["down"].T
+    factors = np.linspace(0.5, 2, 2 * LAYERS).reshape(LAYERS, 2).astype(np.float32)
+
+    def layer(w, shared, x, factor=(1.0, 1.0)):
+        return x + jnp.sin(jnp.tanh(factor[0] * (x @ w["up"])) @ shared.T * factor[1])
+
+    def looped(v, x):
+        return jax.lax.scan(lambda x, w: (layer(w, v["shared"], x), None), x, v["layers"])[0]
+
+    def written_out(v, x):
+        return functools.reduce(lambda x, w: layer(w, v["shared"], x), v["layers"], x)
+
+    scaling = Rule(
+        lambda site, state, lhs, rhs: state.carried * site.run(lhs, rhs),
+        lambda site, stats=None: State((), jnp.ones(())),
+    )
+    if form == "looped":
+        net, sites = Network(looped, stacked(v), rules=scaling), {"layers/up": factors[:, 0], "shared": factors[0, 1]}
+    else:
+        net, numbers = Network(written_out, v, rules=scaling), ["", "#1", "#2", "#3"]
+        sites = {f"layers/{i}/up": factors[i, 0] for i in range(LAYERS)}
+        sites |= {f"shared{n}": factors[i, 1] for i, n in enumerate(numbers)}
+    net = net.replace(states={site: State((), jnp.asarray(own)) for site, own in sites.items()})
+    small, _, _ = cut(net, x, [1, 3])
+    y = x
+    for i in (1, 3):
+        y = layer(v["layers"][i], v["shared"], y, (factors[i, 0], factors[0, 1] if form == "looped" else factors[i, 1]))
+    close(small(x), y)
+
+
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +487,26 @@ def test_removal_loss_is_the_loss_without_the_layer(form):
     assert set(np.flatnonzero(plan.layers[0].off)) == set(np.argsort(wanted)[:2])
 
 
+def test_a_stack_that_is_protected_is_not_measured():
+    """A loop in a loop, which nobody can look into; the other stack is measured all the same."""
+    v, x = drawn()
+    both = {**v, "nested": jnp.full((2, 2, WIDTH), 0.1)}
+
+    def apply(v, x):
+        within = lambda x, rows: jax.lax.scan(lambda x, row: (x + jnp.sin(x * row[None]), None), x, rows)
+        return jax.lax.scan(lambda x, rows: (within(x, rows)[0], None), written_out(v, x), v["nested"])[0]
+
+    net, change = Network(apply, {**both, "head": jnp.eye(WIDTH)}), cut_layers(layers=1)
+    with pytest.raises(ValueError, match=r"nested#1: its loop over layers lies in another .*\(protect='nested#1'\)"):
+        calibrate(net, change, [x])
+    change = cut_layers(layers=1, protect="nested*")
+    plan = change.plan(net, calibrate(net, change, [x]), x)
+    plain = Network(written_out, v)
+    change = cut_layers(layers=1)
+    np.testing.assert_array_equal(plan.kept["layers/*"], change.plan(plain, calibrate(plain, change, [x]), x).kept["layers/*"])
+    assert {name: len(kept) for name, kept in plan.kept.items()} == {"nested": 2, "nested#1": 2, "layers/*": 3}
+
+
 @pytest.mark.parametrize("form", ["written out", "looped"])
 def test_taylor_is_the_slope_along_a_layer(form):
     v, x = drawn()
@@ -412,6 +537,29 @@ def test_scores_of_weights_see_all_of_a_layer():
 
 
 # -- budgets, recipes, errors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("allocation", [per_layer, across_layers])
+def test_as_many_layers_go_as_are_asked_for(allocation):
+    """Also where stacks tie: all have the same weights, and a share of one is a share of all."""
+    v, x = drawn(layers=3)
+    v = {name: v["layers"] for name in "abc"}
+
+    def apply(v, x):
+        for name in "abc":
+            for w in v[name]:
+                x = x + branch(w, x)
+            x = x[1:]
+        return x
+
+    def stay(count):
+        change = cut_layers(scores.l2_norm, layers=count, allocation=allocation)
+        return {name[0]: len(kept) for name, kept in change.plan(Network(apply, v), ModelInfo(), x).kept.items()}
+
+    assert [9 - sum(stay(count).values()) for count in range(1, 7)] == [*range(1, 7)]
+    assert stay(3) == {"a": 2, "b": 2, "c": 2} and stay(4) == {"a": 2, "b": 2, "c": 1}
+    with pytest.raises(ValueError, match="layers=7 can't go; at most 6 of 9 can"):
+        stay(7)
 
 
 @pytest.mark.parametrize("form", ["written out", "looped"])

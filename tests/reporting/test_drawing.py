@@ -48,6 +48,21 @@ def test_what_stays_is_filled():
     assert "16 x 16" in {text.get_text() for text in axes.texts}
 
 
+def test_leaves_that_go_are_empty():
+    def residual(v, x):
+        for w in v["layers"]:
+            x = x + jnp.tanh(x @ w["up"]) @ w["down"]
+        return x
+
+    v = {"layers": [{"up": jnp.ones((4, 8)), "down": jnp.ones((8, 4))} for _ in range(3)]}
+    x = jnp.ones((1, 4))
+    plan = jn.cut_layers(jn.scores.l2_norm, layers=1).plan(jn.Network(residual, v), jn.ModelInfo(), x)
+    axes = jn.draw_groups(Figure().add_subplot(), jn.axis_groups(residual, v, x), v, plan)
+    stays = [patch.get_width() * patch.get_height() for patch in axes.patches if to_hex(patch.get_facecolor()) == TILE]
+    assert [bool(area) for area in stays] == [True] * 4 + [False] * 2
+    assert [text.get_text() for text in axes.texts].count("gone") == 2
+
+
 def test_many_leaves_and_odd_names():
     class Deep(nn.Module):
         @nn.compact

@@ -156,8 +156,10 @@ class Graph:
     def _enter(self, eqn: Any, place: int, ins: Sequence[int], args: Sequence[int]) -> None:
         """What a body gets of the leaves and numbers outside, where its operands are one to one."""
         places: Sequence[int] = ()
+        first = len(ins)  # of those that a loop slices
         if eqn.primitive.name == "scan":
             n, m = jaxprs.scan_counts(eqn)
+            first = n + m
             places = [i for i in range(len(ins)) if not n <= i < n + m]
         elif eqn.primitive.name == "cond":
             places = range(1, len(ins))
@@ -166,8 +168,10 @@ class Graph:
             if (path := self.leaf(outer)) is not None:
                 self.leaves[inner] = path
                 self.passed.add((place, i))
+            if outer in self.whole:
+                self.whole[inner] = self.whole[outer][1:] if i >= first else self.whole[outer]
             if outer in self.numbers:
-                self.numbers[inner], self.whole[inner] = self.numbers[outer], self.whole[outer]
+                self.numbers[inner] = self.numbers[outer]
 
     def _varies(self, eqn: Any, ins: Sequence[int]) -> list[Sequence[bool]]:
         """The axes of the results of an equation on constants along which their entries may differ."""

@@ -134,6 +134,11 @@ class _Shrinking:
             for v, axes in zip(operands, ins, strict=True)
         ]
 
+    def turns(self, key: Key) -> tuple[np.ndarray | None, int]:
+        """The iterations of a ``scan`` that stay, None where all do; and how many there are."""
+        axis = self._flow.loops[key]
+        return extent.entries(axis, self._kept), extent.size(axis, self._kept)
+
     def derivative(self, key: Key) -> Derivative | None:
         return self._flow.derivatives.get(key)
 
@@ -240,14 +245,16 @@ def _scan(s: _Shrinking, eqn: Any, operands: list[_Value], key: Key) -> list[_Va
     n, m = jaxprs.scan_counts(eqn)
     values = s.entering(operands, key)
     run = _Traced(s, body, (*key, 0), values)
-    consts, carry, xs = (_arrays(part) for part in (values[:n], values[n : n + m], values[n + m :]))
+    consts, carry = _arrays(values[:n]), _arrays(values[n : n + m])
+    turns, length = s.turns(key)
+    xs = [jnp.take(v.array, turns, axis=0) if v.whole and turns is not None else v.array for v in values[n + m :]]
 
     def step(carry: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
         outs = run([*consts, *carry, *xs])
         return _as_before(outs[:m], carry), outs[m:]
 
     own = {name: eqn.params[name] for name in ("reverse", "unroll")}
-    carry, ys = lax.scan(step, carry, xs, None if xs else eqn.params["length"], **own)
+    carry, ys = lax.scan(step, carry, xs, length, **own)
     return run.values([*carry, *ys])
 
 

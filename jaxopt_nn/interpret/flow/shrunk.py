@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -91,16 +92,25 @@ class Shrunk:
 
     def _whole(self, variables: PyTree) -> PyTree:
         """The leaves as ``whole`` takes them, abstract; those that are gone are in the tree again."""
+        leaves = leaves_by_path(variables)
 
         def one(keys: Any, x: Any) -> Any:
             path = path_of(keys)
             if x is None and path not in self._gone:
                 return None
-            shape, dtype = self.plan.leaves[path], self.plan.dtypes[path] if x is None else x.dtype
+            shape, dtype = self.plan.leaves[path], self._dtype(path, leaves) if x is None else x.dtype
             return jax.ShapeDtypeStruct(shape, dtype, weak_type=getattr(x, "weak_type", False))
 
         leaf = lambda x: x is None or is_compressed(x)
         return jax.tree_util.tree_map_with_path(one, variables, is_leaf=leaf)
+
+    def _dtype(self, path: str, leaves: Mapping[str, Any]) -> Any:
+        """The dtype of a leaf that is gone: the one that a leaf like it has by now, of another layer best of all."""
+        dtypes, shapes, pattern = self.plan.dtypes, self.plan.leaves, lambda p: re.sub(r"\d+", "*", p)
+        alike = [p for p in dtypes if p in leaves and dtypes[p] == dtypes[path]]
+        nearness = lambda p: (pattern(p) == pattern(path), shapes[p] == shapes[path])
+        nearest = max(alike, key=nearness, default=None)
+        return dtypes[path] if nearest is None else leaves[nearest].dtype
 
 
 def _run(function: Callable[..., PyTree], variables: PyTree, keywords: dict[str, Any], *inputs: PyTree) -> PyTree:

@@ -228,11 +228,12 @@ class Ties:
         first = n_consts + n_carry
         whole = [v.axes is None for v in operands]
         carried = _fixed(lambda c: _wholes(body.jaxpr, [*whole[:n_consts], *c, *whole[first:]]), whole[n_consts:first])
-        ends = _wholes(body.jaxpr, [*whole[:n_consts], *carried, *whole[first:]])
+        shorter = passing_carry(eqn) is not None
+        ends = _ys_stay(eqn, _wholes(body.jaxpr, [*whole[:n_consts], *carried, *whole[first:]])[n_carry:])
         stay = [*([True] * n_consts), *carried, *([True] * (len(operands) - first))]
         values = self._cut(operands, eqn.invars, stay)
         self._note(key, eqn, values)
-        (length,) = dims.fresh([eqn.params["length"]], None if (shorter := passing_carry(eqn) is not None) else LOOPED)
+        (length,) = dims.fresh([eqn.params["length"]], None if shorter else LOOPED)
         for x in values[first:]:
             if x.axes is not None:
                 dims.tie(length, x.axes[0], LOOPED)
@@ -240,7 +241,7 @@ class Ties:
         if shorter:
             self.layers.append(length)
         args = [*values[:n_consts], *map(_carry, values[n_consts:first]), *map(_sliced, values[first:])]
-        outs = self._body(body, args, (*key, 0), [*carried, *ends[n_carry:]])
+        outs = self._body(body, args, (*key, 0), [*carried, *ends])
         for old, new in zip(values[n_consts:first], outs[:n_carry], strict=True):
             _tie_all(old.axes, new.axes, "`scan` carries it on as another axis")
         ys = [WHOLE if y.axes is None else y._replace(axes=(length, *y.axes)) for y in outs[n_carry:]]
@@ -342,7 +343,7 @@ def _whole_results(eqn: Any, own: list[bool]) -> list[bool]:
         n, m = jaxprs.scan_counts(eqn)
         turn = lambda carry: _wholes(bodies[0].jaxpr, [*own[:n], *carry, *own[n + m :]])
         carry = _fixed(turn, own[n : n + m])
-        return [*carry, *turn(carry)[m:]]
+        return [*carry, *_ys_stay(eqn, turn(carry)[m:])]
     if name == "while":
         n = eqn.params["cond_nconsts"]
         m = n + eqn.params["body_nconsts"]
@@ -351,6 +352,11 @@ def _whole_results(eqn: Any, own: list[bool]) -> list[bool]:
         each = [_wholes(b.jaxpr, own[1:]) for b in bodies]
         return [own[0] and all(outs) for outs in zip(*each, strict=True)]
     return _wholes(bodies[0].jaxpr, own)
+
+
+def _ys_stay(eqn: Any, whole: list[bool]) -> list[bool]:
+    """Which stacked results of a ``scan`` stay whole: none of a loop over layers, whose iterations may go."""
+    return [own and passing_carry(eqn) is None for own in whole]
 
 
 def _fixed(step: Callable[[list[bool]], list[bool]], carry: Sequence[bool]) -> list[bool]:
