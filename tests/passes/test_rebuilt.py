@@ -124,6 +124,14 @@ def scanned(v, x):
     return h @ v["head"]
 
 
+def embedded(v, x):
+    return v["in"][jnp.argmax(x, 1)] * v["in"].shape[1] ** 0.5
+
+
+def unit(h):
+    return h / jnp.linalg.norm(h, axis=-1, keepdims=True)
+
+
 STREAM = {"in": (5, 32), "head": (32, 3)} | {
     name: shape for i in (0, 1) for name, shape in {f"scale{i}": (32,), f"up{i}": (32, 12), f"down{i}": (12, 32)}.items()
 }
@@ -142,6 +150,36 @@ PLAIN = {
     "plus one": (
         lambda v, x: (rms({"s": 1 + v["s"]}, x @ v["in"], "s") @ v["head"]), {"in": (5, 32), "s": (32,), "head": (32, 3)},
         ("in",), {"head": -0.5},
+    ),
+    "embedding": (
+        lambda v, x: jnp.tanh(embedded(v, x) + v["s"][None]) @ v["head"], {"in": (5, 32), "s": (32,), "head": (32, 3)},
+        ("in",), {"in": -0.5},
+    ),
+    "embedding before a product": (
+        lambda v, x: embedded(v, x) @ v["head"], {"in": (5, 32), "head": (32, 3)}, ("in",), {"head": -0.5},
+    ),
+    "an embedding that is the head": (
+        lambda v, x: jnp.tanh(embedded(v, x) + 1) @ v["in"].T, {"in": (5, 32)}, ("in axis 1",), "`add` of a multiple is none",
+    ),
+    "by the fan-in": (
+        lambda v, x: jax.nn.silu(x @ v["in"]) @ v["head"] / jnp.sqrt(len(v["head"])), {"in": (5, 32), "head": (32, 3)},
+        ("in",), {"head": 0.5},
+    ),
+    "weights by the fan-in": (
+        lambda v, x: jax.nn.silu(x @ v["in"]) @ (v["head"] * len(v["head"]) ** -0.5), {"in": (5, 32), "head": (32, 3)},
+        ("in",), {"head": 0.5},
+    ),
+    "unit length times a root": (
+        lambda v, x: unit(x @ v["in"]) * v["in"].shape[1] ** 0.5 @ v["head"], {"in": (5, 32), "head": (32, 3)},
+        ("in",), {"head": -0.5},
+    ),
+    "unbiased variance": (
+        lambda v, x: (lambda h: h / jnp.sqrt(jnp.square(h).sum(-1, keepdims=True) / (h.shape[1] - 1)))(x @ v["in"]) @ v["head"],
+        {"in": (5, 32), "head": (32, 3)}, ("in",), "it is one of the width less one",
+    ),
+    "a mean over as many places": (
+        lambda v, x: jnp.tanh(jnp.repeat(x, 8, 0) @ v["in"]).mean(0, keepdims=True) @ v["head"],
+        {"in": (5, 32), "head": (32, 3)}, ("in",), {},
     ),
     "mean of units": (lambda v, x: jnp.tanh(x @ v["in"]).mean(-1), {"in": (5, 32)}, ("in",), "a multiple reaches an output"),
     "softmax over units": (
@@ -180,6 +218,13 @@ def test_a_function_that_reads_its_widths_off_its_weights(name):
         others = {**width.factors, path: 1.0}
         wrong = map_with_path(lambda p, leaf, others=others: leaf * others.get(p, 1.0), small.variables)
         assert far(apply(wrong, x), small(x)) > 1e-3, path
+
+
+def test_a_two_is_told_to_be_no_power_nor_one():
+    """The scale of an adapter of rank 4, that is 2 for its own reasons: not equal, and no factor is stated."""
+    apply = lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"] * 2
+    group, _ = jn.axis_groups(apply, {"a": jnp.ones((5, 4)), "b": jnp.ones((4, 3))}, jnp.ones((2, 5)))
+    assert "it may be none" in group.rebuild.reason and not group.rebuild.powers
 
 
 def test_it_is_written_down_and_printed():
