@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,10 +36,10 @@ def reconstructed(network: Network, plan: Plan, info: ModelInfo, layers: Mapping
     which the rows of the units are zero: ``w_K + (G_KK + d I)^-1 G_KD w_D`` with ``G = x^T x``, ``K`` what stays, ``D`` what
     goes and ``d`` 1 % of the mean of G's diagonal. That is the joint optimal update of OBS for a set of weights (Hassibi &
     Stork 1993; for structures Kurtic et al. 2023, ZipLM). Where a leaf is added to the site's output and to nothing else, it is
-    refitted too, as the intercept: then ``G`` is that of ``x`` less its mean ``m``, and the bias gains ``m (w - w')``. A weight
-    that several sites read alike is fitted to all of them at once, without an intercept. Each site is refitted on the inputs
-    that it has in the whole network. Weights that sites read in different ways (an embedding that is the head too), or that are
-    computed before use, stay as they are.
+    refitted too, as the intercept, if its entries are the site's outputs in their order: then ``G`` is that of ``x`` less its
+    mean ``m``, and the bias gains ``m (w - w')``. A weight that several sites read alike is fitted to all of them at once,
+    without an intercept. Each site is refitted on the inputs that it has in the whole network. Weights that sites read in
+    different ways (an embedding that is the head too), or that are computed before use, stay as they are.
 
     Raises:
       ValueError: ``info`` lacks the statistics.
@@ -55,7 +54,7 @@ def reconstructed(network: Network, plan: Plan, info: ModelInfo, layers: Mapping
         grams = [_statistic(plan, info, site, GRAM) for site in sites]
         site, w, bias = sites[0], leaves[path], added.get(sites[0].name)
         own = site.matrix(w)
-        if len(sites) > 1 or bias is None or leaves[bias].size != math.prod(own.shape[:-2]) * own.shape[-1]:
+        if len(sites) > 1 or bias is None:
             fitted = refitted(np.asarray(own), sum(grams), gone)
         else:
             mean, weight = (np.asarray(_statistic(plan, info, site, MOMENTS)[name]) for name in ("mean", "weight"))

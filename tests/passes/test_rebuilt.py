@@ -124,6 +124,14 @@ def scanned(v, x):
     return h @ v["head"]
 
 
+def embedded(v, x):
+    return v["in"][jnp.argmax(x, 1)] * v["in"].shape[1] ** 0.5
+
+
+def unit(h):
+    return h / jnp.linalg.norm(h, axis=-1, keepdims=True)
+
+
 STREAM = {"in": (5, 32), "head": (32, 3)} | {
     name: shape for i in (0, 1) for name, shape in {f"scale{i}": (32,), f"up{i}": (32, 12), f"down{i}": (12, 32)}.items()
 }
@@ -142,6 +150,36 @@ PLAIN = {
     "plus one": (
         lambda v, x: (rms({"s": 1 + v["s"]}, x @ v["in"], "s") @ v["head"]), {"in": (5, 32), "s": (32,), "head": (32, 3)},
         ("in",), {"head": -0.5},
+    ),
+    "embedding": (
+        lambda v, x: jnp.tanh(embedded(v, x) + v["s"][None]) @ v["head"], {"in": (5, 32), "s": (32,), "head": (32, 3)},
+        ("in",), {"in": -0.5},
+    ),
+    "embedding before a product": (
+        lambda v, x: embedded(v, x) @ v["head"], {"in": (5, 32), "head": (32, 3)}, ("in",), {"head": -0.5},
+    ),
+    "an embedding that is the head": (
+        lambda v, x: jnp.tanh(embedded(v, x) + 1) @ v["in"].T, {"in": (5, 32)}, ("in axis 1",), "`add` of a multiple is none",
+    ),
+    "by the fan-in": (
+        lambda v, x: jax.nn.silu(x @ v["in"]) @ v["head"] / jnp.sqrt(len(v["head"])), {"in": (5, 32), "head": (32, 3)},
+        ("in",), {"head": 0.5},
+    ),
+    "weights by the fan-in": (
+        lambda v, x: jax.nn.silu(x @ v["in"]) @ (v["head"] * len(v["head"]) ** -0.5), {"in": (5, 32), "head": (32, 3)},
+        ("in",), {"head": 0.5},
+    ),
+    "unit length times a root": (
+        lambda v, x: unit(x @ v["in"]) * v["in"].shape[1] ** 0.5 @ v["head"], {"in": (5, 32), "head": (32, 3)},
+        ("in",), {"head": -0.5},
+    ),
+    "unbiased variance": (
+        lambda v, x: (lambda h: h / jnp.sqrt(jnp.square(h).sum(-1, keepdims=True) / (h.shape[1] - 1)))(x @ v["in"]) @ v["head"],
+        {"in": (5, 32), "head": (32, 3)}, ("in",), "it is one of the width less one",
+    ),
+    "a mean over as many places": (
+        lambda v, x: jnp.tanh(jnp.repeat(x, 8, 0) @ v["in"]).mean(0, keepdims=True) @ v["head"],
+        {"in": (5, 32), "head": (32, 3)}, ("in",), {},
     ),
     "mean of units": (lambda v, x: jnp.tanh(x @ v["in"]).mean(-1), {"in": (5, 32)}, ("in",), "a multiple reaches an output"),
     "softmax over units": (
@@ -182,6 +220,13 @@ def test_a_function_that_reads_its_widths_off_its_weights(name):
         assert far(apply(wrong, x), small(x)) > 1e-3, path
 
 
+def test_a_two_is_told_to_be_no_power_nor_one():
+    """The scale of an adapter of rank 4, that is 2 for its own reasons: not equal, and no factor is stated."""
+    apply = lambda v, x: jnp.tanh(x @ v["a"]) @ v["b"] * 2
+    group, _ = jn.axis_groups(apply, {"a": jnp.ones((5, 4)), "b": jnp.ones((4, 3))}, jnp.ones((2, 5)))
+    assert "it may be none" in group.rebuild.reason and not group.rebuild.powers
+
+
 def test_it_is_written_down_and_printed():
     apply, shapes, _, _ = PLAIN["queries"]
     rng = np.random.default_rng(0)
@@ -192,3 +237,60 @@ def test_it_is_written_down_and_printed():
     assert str(plan).splitlines()[1].split()[:4] == ["q", "64", "16", "rescaled"]
     assert str(plan.widths()["q"]) == "16 of 64, rescaled: q times 0.5, bias times 0.5"
     assert plan.replace({"q": None}).widths()["q"] == (whole := type(plan.widths()["q"])(64, 64, {}, None)), whole
+
+
+def _table(v):
+    return jnp.cos(0.3 * jnp.arange(v["in"].shape[1]))[None]
+
+
+def _over_constants(v, x):
+    table = _table(v)
+    return jax.lax.scan(lambda h, w: (jnp.tanh((h * table) @ w), None), x @ v["in"], v["w"])[0]
+
+
+def _over_slices(v, x):
+    tables = jnp.arange(1.0, 4.0)[:, None, None] * _table(v)[None]
+    return jax.lax.scan(lambda h, own: (jnp.tanh((h * own[1]) @ own[0]), None), x @ v["in"], (v["w"], tables))[0]
+
+
+def _over_a_carry(v, x):
+    step = lambda own, w: ((jnp.tanh((own[0] * own[1]) @ w), 2 * own[1]), None)
+    return jax.lax.scan(step, (x @ v["in"], _table(v)), v["w"])[0][0]
+
+
+def _over_results(v, x):
+    step = lambda own, w: ((jnp.tanh(own[0] @ w), own[1]), jnp.sin(own[1]))
+    (h, _), tables = jax.lax.scan(step, (x @ v["in"], _table(v)), v["w"])
+    return h * tables[1]
+
+
+def _while(v, x):
+    table = _table(v)
+    return jax.lax.fori_loop(0, 3, lambda i, h: jnp.tanh((h * table) @ v["w"][0]), x @ v["in"])
+
+
+def _sharded(v, x):
+    table, mesh = _table(v), jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    run = lambda h, w, table: jnp.tanh((h * jnp.exp(table)) @ w)
+    own = jax.sharding.PartitionSpec
+    run = jax.shard_map(run, mesh=mesh, in_specs=(own("d"), own(), own()), out_specs=own("d"))
+    return run(x @ v["in"], v["w"][0], table)
+
+
+@pytest.mark.parametrize("run", [_over_constants, _over_slices, _over_a_carry, _over_results, _while, _sharded])
+def test_a_table_of_constants_within_a_body(run):
+    """The module that is built anew has a table of its own, whichever way the table gets into a loop."""
+    rng = np.random.default_rng(0)
+    shapes = {"in": (5, 12), "w": (3, 12, 12), "head": (12, 3)}
+    v = {path: jnp.asarray(rng.standard_normal(s), jnp.float32) for path, s in shapes.items()}
+    x = jnp.asarray(rng.standard_normal((4, 5)), jnp.float32)
+    apply = lambda v, x: run(v, x).reshape(-1, v["head"].shape[0]) @ v["head"]
+    plan, small, _ = cut(jn.Network(apply, v), x, HALF)
+    assert "a table of constants" in plan.widths()["in"].reason
+    assert far(apply(small.variables, x), small(x)) > 0.02
+
+
+def test_a_number_that_is_complex_stays_unknown():
+    apply = lambda v, x: jnp.nan_to_num(jax.nn.relu(x @ v["in"]) @ v["head"] * jnp.power(jnp.float32(-8), jnp.float32(0.5)))
+    variables = {"in": jnp.ones((5, 8)), "head": jnp.ones((8, 3))}
+    assert [group.size for group in jn.axis_groups(apply, variables, jnp.ones((4, 5))) if group.pinned is None] == [8]

@@ -110,6 +110,38 @@ def test_layers_of_a_scan_have_biases_of_their_own():
         h, _ = block(h, w)
 
 
+_ROWS = 8
+ADDED = {
+    "in order": (lambda v, y: y + v["b"].reshape(1, -1), (4, 4), True),
+    "split": (lambda v, y: (y.reshape(-1, 4, 4) + v["b"][None]).reshape(_ROWS, -1), (4, 4), True),
+    "after rows move": (lambda v, y: (y.T + v["b"].reshape(-1, 1)).T, (4, 4), True),
+    "heads turned": (lambda v, y: (y.reshape(-1, 4, 4).transpose(0, 2, 1) + v["b"][None]).reshape(_ROWS, -1), (4, 4), False),
+    "leaf turned": (lambda v, y: y + v["b"].T.reshape(1, -1), (4, 4), False),
+    "backwards": (lambda v, y: y[:, ::-1] + v["b"].reshape(1, -1), (4, 4), False),
+    "leaf backwards": (lambda v, y: y + v["b"].reshape(1, -1)[:, ::-1], (4, 4), False),
+    "along the rows": (lambda v, y: y + v["b"], (_ROWS, 1), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_bias_is_refitted_only_where_its_entries_are_the_outputs(name):
+    """What the reader and the bias become, against least squares: with an intercept, or without and the bias as it was."""
+    add, shape, intercept = ADDED[name]
+    rng, width = np.random.default_rng(0), _ROWS if shape == (_ROWS, 1) else 16
+    shapes = {"a": (5, 6), "w": (6, width), "b": shape, "z": (width, 3)}
+    v = {path: jnp.asarray(rng.standard_normal(s), jnp.float32) for path, s in shapes.items()}
+    x = jnp.asarray(rng.standard_normal((_ROWS, 5)), jnp.float32)
+    net = jn.Network(lambda v, x: jnp.tanh(add(v, (jax.nn.relu(x @ v["a"]) + 1) @ v["w"])) @ v["z"], v)
+    cut = jn.cut_units(widths={"a": 3}, reconstruct=True)
+    info = jn.calibrate(net, cut, [x])
+    plan = cut.plan(net, info, x)
+    fitted, off = cut.mend(net, plan, info).variables, plan.layers[0].off
+    inputs = jax.nn.relu(x @ v["a"]) + 1
+    rows, gain = with_bias(inputs, v["w"], off) if intercept else (ridge(inputs, v["w"], off), np.zeros(()))
+    np.testing.assert_allclose(fitted["w"][~off], rows, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(fitted["b"], v["b"] + gain.reshape(shape if intercept else ()), rtol=2e-3, atol=2e-3)
+
+
 def test_the_removal_error_is_that_of_the_refit():
     """Each unit goes alone, and the reader is fitted without it; the penalty on the change counts as error."""
     apply, variables, x = mlp()

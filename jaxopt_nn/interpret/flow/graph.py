@@ -145,31 +145,43 @@ class Graph:
         for v in ins:
             self.users[v].append(len(self.nodes))
         self.makers |= dict.fromkeys(outs, len(self.nodes))
-        place = len(self.nodes)
-        self.nodes.append(Node(key, call, self._flow.sources.get(key, ()), tuple(ins), tuple(outs)))
+        node = Node(key, call, self._flow.sources.get(key, ()), tuple(ins), tuple(outs))
+        self.nodes.append(node)
+        if not bodies and all(v in self.whole for v in ins):  # within a body that keeps axes of constants
+            self.whole |= {v: tuple(own) for v, own in zip(outs, self._varies(eqn, ins), strict=True)}
+        place = len(self.nodes) - 1
         for i, body in enumerate(bodies):
             args = [self._new() for _ in body.jaxpr.invars]
-            self._enter(eqn, place, ins, args)
-            self.results.update(self._run(body.jaxpr, body.consts, args, (*key, i)))
+            self._enter(node, place, i, args)
+            ends = self._run(body.jaxpr, body.consts, args, (*key, i))
+            self.results.update(ends)
+        if node.name in ("scan", "while"):
+            self._leave(node, outs, ends)
         return outs
 
-    def _enter(self, eqn: Any, place: int, ins: Sequence[int], args: Sequence[int]) -> None:
-        """What a body gets of the leaves and numbers outside, where its operands are one to one."""
-        places: Sequence[int] = ()
-        first = len(ins)  # of those that a loop slices
-        if eqn.primitive.name == "scan":
-            n, m = jaxprs.scan_counts(eqn)
-            first = n + m
-            places = [i for i in range(len(ins)) if not n <= i < n + m]
-        elif eqn.primitive.name == "cond":
-            places = range(1, len(ins))
-        for i in places:
-            outer, inner = ins[i], args[i - len(ins)]
-            if (path := self.leaf(outer)) is not None:
+    def _leave(self, node: Node, outs: Sequence[int], ends: Sequence[int]) -> None:
+        """A loop's results that constants alone tell."""
+        carried = [i for i, own in _arguments(node.call.eqn, 1) if own]
+        for place, (out, end, v) in enumerate(zip(outs, ends, node.call.eqn.outvars, strict=True)):
+            stays = node.call.ins[carried[place]] is None if place < len(carried) else end in self.whole
+            if stays:
+                self.whole[out] = tuple(n != 1 for n in v.aval.shape)
+
+    def _enter(self, node: Node, place: int, body: int, args: Sequence[int]) -> None:
+        """What a body gets of the leaves, numbers and constants outside."""
+        eqn = node.call.eqn
+        for (i, loops), inner in zip(_arguments(eqn, body), args, strict=True):
+            outer = node.ins[i]
+            if loops:
+                if node.call.ins[i] is None:  # it stays one of constants alone, and is another in each iteration
+                    self.whole[inner] = tuple(n != 1 for n in eqn.invars[i].aval.shape)
+                continue
+            if node.name in ("scan", "cond") and (path := self.leaf(outer)) is not None:
                 self.leaves[inner] = path
                 self.passed.add((place, i))
             if outer in self.whole:
-                self.whole[inner] = self.whole[outer][1:] if i >= first else self.whole[outer]
+                sliced = node.name == "scan" and i >= sum(jaxprs.scan_counts(eqn))
+                self.whole[inner] = self.whole[outer][1:] if sliced else self.whole[outer]
             if outer in self.numbers:
                 self.numbers[inner] = self.numbers[outer]
 
@@ -205,7 +217,7 @@ class Graph:
             fold = lambda a: a ** eqn.params["y"]
         try:
             return [float(fold(*own))] if fold is not None else [None] * len(eqn.outvars)
-        except (ArithmeticError, ValueError):
+        except (ArithmeticError, TypeError, ValueError):  # an even root of a negative number is complex
             return [None]
 
 
@@ -213,6 +225,19 @@ def moves(node: Node) -> bool:
     """Whether a node only moves entries of its first operand, or casts them."""
     entry = PRIMITIVES.get(node.name)
     return entry is not None and entry.moves is not None and entry.moves(node.call.eqn) is not None
+
+
+def _arguments(eqn: Any, body: int) -> list[tuple[int, bool]]:
+    """Of a body's arguments the operand that each is at first, and whether a loop carries it on."""
+    own = range(len(eqn.invars))
+    if eqn.primitive.name == "scan":
+        n, m = jaxprs.scan_counts(eqn)
+        return [(i, n <= i < n + m) for i in own]
+    if eqn.primitive.name == "while":
+        n = eqn.params["cond_nconsts"]
+        m = n + eqn.params["body_nconsts"]
+        return [(i, False) for i in (own[n:m] if body else own[:n])] + [(i, True) for i in own[m:]]
+    return [(i, False) for i in (own[1:] if eqn.primitive.name == "cond" else own)]
 
 
 def _single(const: Any) -> float | None:

@@ -5,13 +5,17 @@ is another: the divisor of a mean, ``1/sqrt(d)``. What lies behind it then is a 
 make up for; or it meets something that is no multiple of it (``exp``, the other half of a variance), and the module computes
 something else. So it does where the cut network adds what cut units leave in a reduction (``rest``), or cuts a table of
 constants by value, of which a smaller module would have another.
+
+Such a number stands beside a sum over units (as a divisor also of their number less one, of an unbiased variance), or scales
+what has units. A program doesn't say where its numbers come from: one that is such a power by chance is taken for it.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -20,12 +24,16 @@ from jaxopt_nn.interpret.flow import dims
 from jaxopt_nn.interpret.flow.dims import Axis, Dim
 from jaxopt_nn.interpret.flow.flow import Flow
 from jaxopt_nn.interpret.flow.graph import Graph, Node, moves
-from jaxopt_nn.interpret.flow.products import dot_axes
+from jaxopt_nn.interpret.flow.products import conv_axes, dot_axes
 
 #: Powers of a width that stand in programs.
-POWERS = [Fraction(p) for p in (1, -1)] + [Fraction(p, 2) for p in (1, -1)] + [Fraction(p, 4) for p in (1, -1)]
+POWERS = (Fraction(1), Fraction(-1), Fraction(1, 2), Fraction(-1, 2))
+#: Beside products of two activations, each of which may be scaled.
+QUARTERS = (Fraction(1, 4), Fraction(-1, 4))
 #: Numbers up to this that are added to a multiple of a value: epsilons.
 EPSILON = 1e-3
+#: How far a number may be from a power, of that: as a float of 16 bits is.
+TOLERANCE = 4e-3
 #: Of a multiple of their first operand, by a positive number, the same multiple.
 _LINEAR = frozenset(
     "abs cumsum dynamic_slice gather neg real reduce_max reduce_min reduce_sum reduce_window_max reduce_window_min "
@@ -36,6 +44,9 @@ _TESTS = frozenset("eq ge gt le lt ne".split())
 _PRODUCTS = frozenset("conv_general_dilated dot_general mul".split())
 _ROOTS = {"sqrt": Fraction(1, 2), "rsqrt": Fraction(-1, 2), "square": Fraction(2)}
 
+#: Numbers that stand in programs for other reasons too: where no two activations are summed they may be no power.
+COMMON = (0.5, 2)
+
 Powers = dict[str, Fraction]
 
 
@@ -44,11 +55,15 @@ class _Stop(Exception):
 
 
 class _Number(NamedTuple):
-    """A number that is a power of a width: the node that multiplies by it, which of its operands it scales, and the power."""
+    """A number that is a power of a width: the node that multiplies by it, which of its operands it scales, and the power.
+
+    ``doubt``: why no leaf can make up for it, or None.
+    """
 
     node: int
     operand: int
     power: Fraction
+    doubt: str | None = None
 
 
 def rebuilds(flow: Flow) -> dict[Dim, Rebuild]:
@@ -59,17 +74,18 @@ def rebuilds(flow: Flow) -> dict[Dim, Rebuild]:
     reasons: dict[Dim, str] = {}
     for atom, reason in _others(flow, graph):
         reasons.setdefault(atom, reason)
-    for node in range(len(graph.nodes)):
-        for number, own in search.numbers(node):
-            try:
-                taken = search.settled(number)
-            except _Stop as stop:
-                for atom in own:
-                    reasons.setdefault(atom, f"a number that is a power of its width would be another, and {stop}")
-            else:
-                for atom in own:
-                    for path, power in taken.items():
-                        powers[atom][path] += power
+    for number, own in search.numbers():
+        try:
+            taken = search.settled(number)
+            if number.doubt and any(taken.values()):
+                raise _Stop(number.doubt)
+        except _Stop as stop:
+            for atom in own:
+                reasons.setdefault(atom, f"a number that is a power of its width would be another, and {stop}")
+        else:
+            for atom in own:
+                for path, power in taken.items():
+                    powers[atom][path] += power
     atoms = {**powers, **reasons}
     as_data = lambda own: tuple((path, float(power)) for path, power in own.items() if power)
     return {a: Rebuild((), reasons[a]) if a in reasons else Rebuild(as_data(powers[a])) for a in atoms}
@@ -100,24 +116,74 @@ class _Search:
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
-    def numbers(self, at: int) -> Iterator[tuple[_Number, list[Dim]]]:
-        """The numbers beside the node ``at``, if it sums over units, and the atoms of whose lengths they are powers."""
+    def numbers(self) -> list[tuple[_Number, list[Dim]]]:
+        """The numbers that are powers of widths, each once, and the atoms of whose lengths they are powers.
+
+        A number beside a sum over units is a power of how many these are; else of the units of what it scales.
+        """
+        found: dict[tuple[int, int], tuple[_Number, list[Dim]]] = {}
+        means = {pair for at in range(len(self._graph.nodes)) for pair in self._of_means(at)}
+        for starts in (self._beside_sum, self._of_units):
+            for at in range(len(self._graph.nodes)):
+                for number, own in starts(at):
+                    if starts == self._beside_sum or number[:2] not in means:
+                        found.setdefault(number[:2], (number, own))
+        return list(found.values())
+
+    def _of_means(self, at: int) -> Iterator[tuple[int, int]]:
+        """What divides a sum over axes by their length."""
+        node = self._graph.nodes[at]
+        if node.name == "reduce_sum":
+            count = math.prod(node.call.eqn.invars[0].aval.shape[i] for i in node.call.eqn.params["axes"])
+        elif node.name == "reduce_window_sum":
+            count = math.prod(node.call.eqn.params["window_dimensions"])
+        else:
+            return
+        if not isinstance(count, int) or not count:  # it may be symbolic
+            return
+        for place, operand in self._after(node.outs[0]):
+            user = self._graph.nodes[place]
+            power = count if user.name == "div" else 1 / count
+            if _error(self._graph.numbers[user.ins[1 - operand]], power) <= TOLERANCE:
+                yield place, operand
+
+    def _beside_sum(self, at: int) -> Iterator[tuple[_Number, list[Dim]]]:
+        """The numbers beside the node ``at``, if it sums over units."""
         node = self._graph.nodes[at]
         summed = _summed(node)
         if not any(map(_free, summed)):
             return
-        scaled = list(self._after(node.outs[0]))
-        if node.name == "dot_general":
+        scaled, activations = list(self._after(node.outs[0])), all(value.dynamic for value in node.values[:2])
+        if node.name == "dot_general" and activations:
             scaled += [pair for value in node.ins[:2] for pair in self._before(value)]
+        powers = (*POWERS, *QUARTERS) if node.name == "dot_general" and activations else POWERS
         for place, operand in dict.fromkeys(scaled):
-            user = self._graph.nodes[place]
-            number = self._graph.numbers[user.ins[1 - operand]]
-            for length, own in _lengths(summed):
-                known = own and isinstance(length, int)  # it may be symbolic
-                power = next((p for p in POWERS if known and _equal(number, length**p)), None)
-                if power is not None:
-                    yield _Number(place, operand, -power if user.name == "div" else power), own
-                    break
+            yield from self._matches(place, operand, _lengths(summed), powers, less=activations)
+
+    def _of_units(self, at: int) -> Iterator[tuple[_Number, list[Dim]]]:
+        """The number by which the node ``at`` scales a value that has units."""
+        node = self._graph.nodes[at]
+        operand = self._scaled(node)
+        if operand is not None:
+            lengths = (pair for axis in node.call.ins[operand] or () for pair in _lengths([axis]))
+            yield from self._matches(at, operand, lengths, POWERS, less=False)
+
+    def _matches(
+        self, place: int, operand: int, lengths: Iterable[tuple[int, list[Dim]]], powers: Sequence[Fraction], less: bool
+    ) -> Iterator[tuple[_Number, list[Dim]]]:
+        """The number beside an operand as a power of the first length that fits."""
+        user = self._graph.nodes[place]
+        number = self._graph.numbers[user.ins[1 - operand]]
+        for length, own in lengths:
+            if not own or not isinstance(length, int) or length < 2:  # it may be symbolic
+                continue
+            bases = [(length, False)] + [(length - 1, True)] * (less and length > 2)
+            near = [(_error(number, base**p), p, one) for base, one in bases for p in powers]
+            error, power, one = min(near, key=lambda x: (x[0], x[2]))
+            if error <= TOLERANCE and number != 1:
+                doubt = "it is one of the width less one" if one else None if less or number not in COMMON else "it may be none"
+                yield _Number(place, operand, -power if user.name == "div" else power, doubt), own
+                return
 
     def _after(self, value: int) -> Iterator[tuple[int, int]]:
         """``(node, operand)`` that multiply a value by a number, or what has been made of it by moves and powers."""
@@ -225,14 +291,15 @@ class _Search:
         graph = self._graph
         if value in graph.results or graph.users[value] != [user]:
             raise _Stop("something else reads it")
-        if (path := self._leaf_of(value, user)) is not None:
+        path = self._leaf_of(value, user) or self._leaf_alone(value)
+        if path is not None:
             taken[path] += power
             return
         at = graph.makers.get(value)
         if at is None or len(graph.nodes[at].outs) > 1:
             raise _Stop("no leaf takes it")
         node = graph.nodes[at]
-        if moves(node) or node.name in ("neg", "reduce_sum"):
+        if moves(node) or node.name in ("gather", "neg", "reduce_sum"):
             self._backward(node.ins[0], power, taken, at)
         elif node.name in ("add", "sub", "concatenate"):
             for own in node.ins:
@@ -255,6 +322,11 @@ class _Search:
             return
         raise _Stop("no leaf takes it")
 
+    def _leaf_alone(self, value: int) -> str | None:
+        """The leaf that a value is as it stands, if no body gets it."""
+        path = self._graph.leaves.get(value)
+        return path if list(self._graph.leaves.values()).count(path or "") == 1 else None
+
     def _leaf_of(self, value: int, user: int) -> str | None:
         """The leaf that a value is, if activations meet it nowhere but at this node."""
         path = self._graph.leaf(value)
@@ -262,11 +334,14 @@ class _Search:
 
 
 def _summed(node: Node) -> list[Axis]:
-    """The axes over which a node sums activations, or products of two."""
+    """The axes over which a node sums."""
     if node.name == "reduce_sum":
         return [node.call.ins[0][i] for i in node.call.eqn.params["axes"]]
-    if node.name == "dot_general" and all(value.dynamic for value in node.values[:2]):
+    if node.name == "dot_general":
         return [pair[0] for pair in dot_axes(node.call)[0]]
+    if node.name == "conv_general_dilated":
+        own = conv_axes(node.call)
+        return [own.inputs, *own.taps]
     return []
 
 
@@ -282,6 +357,5 @@ def _lengths(axes: Sequence[Axis]) -> Iterator[tuple[int, list[Dim]]]:
             yield from ((atom.size, [atom]) for atom in _free(axis))
 
 
-def _equal(number: float, power: Any) -> bool:
-    """As equal as a float of 16 bits can be."""
-    return abs(number - power) <= 4e-3 * abs(power) and number != 1
+def _error(number: float, power: Any) -> float:
+    return abs(number - power) / abs(power)
