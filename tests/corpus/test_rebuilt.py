@@ -16,8 +16,10 @@ from tests.zoo import ZOO
 
 MODELS = {**ZOO, **CORPUS}
 FAST = ("rmsnorm_mlp", "tuple_list")
-#: The code holds how many heads or groups there are.
-COUNTED = ("qkv_reshape", "unet")
+#: The code holds how many heads or groups there are, or how wide a head is.
+COUNTED = ("qkv_reshape", "retnet", "unet")
+#: Random numbers for fewer units are others, which verdicts don't say.
+DRAWN = ("dropout_on",)
 
 
 @pytest.fixture
@@ -61,6 +63,6 @@ def test_a_module_built_anew(unchecked, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(MODELS.keys() - {*COUNTED, *FAST}))
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - {*COUNTED, *DRAWN, *FAST}))
 def test_every_module_built_anew(unchecked, name):
     check(name)
