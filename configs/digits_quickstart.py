@@ -1,24 +1,24 @@
-"""LeNet-300-100 on handwritten digits: 40 times smaller, twice as fast and more at a batch of 1024, half a point lost at most.
+"""LeNet-300-100 on handwritten digits: 40 times smaller, twice as fast at a batch of 1024, half a point lost at most.
 
     jaxopt compress --config=digits_quickstart --workdir=runs/digits_quickstart
 
 80 % global magnitude pruning; the units that matter least are cut, 60 % of each layer; 4-bit weights. Each stage is trained
 after, and a control trains the float network as long. On scikit-learn's 1797 images, in 5 folds: every image is tested once by
 a network that was not trained on it. A tenth of each fold's training part is validation data, by which stages are compared.
-85 s to 104 s of CPU time on 2 busy cores; each fold cuts other units and compiles its own small networks.
+85 s to 104 s of CPU time on 2 cores; each fold cuts other units and compiles its own small networks.
 
 Expected, seed 0, JAX 0.10.2, means over folds of the test data and half of the 95 % interval: baseline 97.89 % (0.58), final
 97.83 % (0.96), difference -0.06 points (0.57), control 98.27 % (0.75); 4,944 bytes for 202,440 (40.9x, 0.78 bits a weight with
-masks, scales and biases); 12,880 multiply-accumulates for 50,200. By stage, of fold 1, on an AMD EPYC whose 2 cores had ten
-other programs to run; times over the baseline's with their 95 % intervals, all networks taking turns:
+masks, scales and biases); 12,880 multiply-accumulates for 50,200. By stage, of fold 1, on an idle AMD EPYC of 2 cores; times
+over the baseline's with their 95 % intervals, all networks taking turns (beside ten other programs 0.35 at 1024):
 
     stage      bytes     MACs     batch 1               batch 32              batch 1024
-    prune     48,075   50,200     0.99 (0.98 to 0.99)   0.99 (0.97 to 1.01)   1.02 (1.00 to 1.04)
-    cut       18,082   12,880     0.93 (0.90 to 0.95)   0.81 (0.68 to 0.99)   0.35 (0.34 to 0.35)
-    quantize   4,944   12,880     0.94 (0.93 to 0.94)   0.62 (0.57 to 0.71)   0.35 (0.34 to 0.35)
+    prune     48,075   50,200     1.00 (0.98 to 1.03)   1.00 (0.99 to 1.00)   1.02 (1.00 to 1.04)
+    cut       18,082   12,880     0.97 (0.96 to 0.98)   0.70 (0.64 to 0.70)   0.48 (0.48 to 0.49)
+    quantize   4,944   12,880     1.04 (1.01 to 1.05)   0.72 (0.71 to 0.72)   0.50 (0.48 to 0.51)
 
 The zeros of pruning buy bytes and no time: XLA multiplies them like other numbers. Cutting buys both; 4 bits buy bytes, and no
-time either at this size. A call of one image takes 0.05 ms, nearly all of it for starting the program.
+time either at this size. A call of one image takes 0.02 to 0.05 ms, nearly all of it for starting the program.
 
 Recipes were compared on validation data, three tenths of the training part (``--config.data.valid=0.3``, 431 images a fold,
 seed 0), of which the test data of other folds are part; accuracy less the baseline's in points, its standard error over folds:
