@@ -57,20 +57,20 @@ def stacks(apply: Callable[..., PyTree], variables: PyTree, *inputs: PyTree, alo
 def stacks_of(flow: Flow, alone: bool) -> list[Stack]:
     """The stacks of a program, in order of evaluation, loops first."""
     graph = Graph(flow.program.jaxpr, flow.weights)
-    found = [*_loops(flow, graph), *_unrolled(flow, graph, alone)]
+    every = [*_loops(flow, graph), *_unrolled(flow, graph, alone)]
     names: dict[str, int] = {}
-    made = []
-    for stack in found:
+    distinct = []
+    for stack in every:
         names[stack.group.name] = n = names.get(stack.group.name, -1) + 1
         group = stack.group
         again = dataclasses.replace(group, name=f"{group.name}#{n}")
-        made.append(stack if n == 0 else stack._replace(group=again))
-    return made
+        distinct.append(stack if n == 0 else stack._replace(group=again))
+    return distinct
 
 
 def _loops(flow: Flow, graph: Graph) -> list[Stack]:
     """A stack for each kind of entry that loops go along, pinned where an iteration does more than add."""
-    made = []
+    loops = []
     for atom in dict.fromkeys(a for axis in flow.loops.values() for a in dims.atoms(axis)):
         members = tuple(
             Member(path, i, "layer", extent.units(axis, atom))
@@ -79,8 +79,8 @@ def _loops(flow: Flow, graph: Graph) -> list[Stack]:
         if members and atom.size > 1:
             name = "/".join(_common([m.path for m in members]))
             group = AxisGroup(atom.size, members, atom.cut, atom.shard, name=name)
-            made.append(Stack(group, loop=_loop_of(flow, graph, atom)))
-    return made
+            loops.append(Stack(group, loop=_loop_of(flow, graph, atom)))
+    return loops
 
 
 def _loop_of(flow: Flow, graph: Graph, atom: Dim) -> Key | None:
@@ -92,7 +92,7 @@ def _unrolled(flow: Flow, graph: Graph, alone: bool) -> list[Stack]:
     paths = tuple(flow.leaves)
     shapes = [(v.aval.shape, str(v.aval.dtype)) for v in flow.program.jaxpr.invars[: len(paths)]]
     listed: set[int] = set()  # branches of stacks that are listed, inside of which there are no others
-    made = []
+    written_out = []
     for own in _sequences(graph, branches(graph, len(paths), flow.results[0])):
         kinds = [tuple(sorted(shapes[i] for i in branch.weights)) for branch in own]
         layers = [[branch] for branch in own] if alone else _grouped(own, kinds)
@@ -104,23 +104,23 @@ def _unrolled(flow: Flow, graph: Graph, alone: bool) -> list[Stack]:
             Member(paths[i], None, "layer", np.asarray(n)) for n, each in enumerate(weights) for i in each
         )  # fmt: skip
         name = _pattern(_main([[paths[i] for i in each] for each in weights], dict(zip(paths, shapes, strict=True))))
-        made.append(Stack(AxisGroup(len(layers), members, name=name), tuple((each[0], each[-1]) for each in layers)))
-    return made
+        written_out.append(Stack(AxisGroup(len(layers), members, name=name), tuple((each[0], each[-1]) for each in layers)))
+    return written_out
 
 
-def _sequences(graph: Graph, found: Sequence[Branch]) -> list[list[Branch]]:
+def _sequences(graph: Graph, candidates: Sequence[Branch]) -> list[list[Branch]]:
     """Branches that add to values of one shape, each to what the one before it gives or what is computed from that; those
     outside of others first."""
     open_: dict[Any, list[Branch]] = {}
-    made: list[list[Branch]] = []
-    for branch in found:
+    sequences: list[list[Branch]] = []
+    for branch in candidates:
         place = branch.outer[:1], branch.addition.kind
         own = open_.get(place)
         if own is None or not graph.before[branch.addition.skip] & 1 << own[-1].addition.node:
             own = open_[place] = []
-            made.append(own)
+            sequences.append(own)
         own.append(branch)
-    return sorted(made, key=lambda own: len(own[0].outer))
+    return sorted(sequences, key=lambda own: len(own[0].outer))
 
 
 def _grouped(own: list[Branch], kinds: Sequence[Any]) -> list[list[Branch]]:
@@ -179,14 +179,14 @@ def layer_values(
       ValueError: a stack that nobody can look into.
     """
     program = trace_model(apply, variables, inputs)
-    found = {stack.group.name: stack for stack in stacks_of(Flow(program, tuple(leaves_by_path(variables))), alone)}
+    by_name = {stack.group.name: stack for stack in stacks_of(Flow(program, tuple(leaves_by_path(variables))), alone)}
     for name in wanted:
-        if not (found[name].ends or found[name].loop):
+        if not (by_name[name].ends or by_name[name].loop):
             raise ValueError(
                 f"{name}: its loop over layers lies in another loop, and what it adds to can't be measured there; protect it "
                 f"(protect={name!r}), or pass a score that looks at weights or the loss"
             )
-    return _Values(program, [found[name] for name in wanted])(jax.tree.leaves((variables, *inputs)))
+    return _Values(program, [by_name[name] for name in wanted])(jax.tree.leaves((variables, *inputs)))
 
 
 class _Values:
