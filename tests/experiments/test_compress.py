@@ -311,7 +311,7 @@ TAUGHT = {
     ("changes", "said"),
     [
         ({"float": {"epochs": 6, "learning_rate": 0.05, "distill": {"temperature": 2.0, "hard_weight": 0.2}}}, ""),
-        ({"start": {"how": "slices", "widths": 0.25}}, "12     3  up axis 1: 12 -> 3"),
+        ({"start": {"how": "slices", "widths": 0.25}}, "up       12     3  equal    up axis 1: 12 -> 3"),
         ({"start": {"how": "weights", "rename": [("up", "up")]}, "model_args": {"width": 12}}, "up"),
     ],
 )
