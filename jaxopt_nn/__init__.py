@@ -50,6 +50,7 @@ from jaxopt_nn.methods.learnt_threshold import learnt_threshold
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.methods.rate import rate_quantize
 from jaxopt_nn.methods.regrowth import Regrowth, rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
@@ -223,6 +224,7 @@ __all__ = [
     "prune_neurons",
     "quantize",
     "random_scores",
+    "rate_quantize",
     "reconstruction",
     "regression",
     "rewrite",

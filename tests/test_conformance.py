@@ -35,6 +35,7 @@ from jaxopt_nn.methods.criteria.wanda import ria, wanda
 from jaxopt_nn.methods.learnt_threshold import learnt_threshold
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
+from jaxopt_nn.methods.rate import rate_quantize
 from jaxopt_nn.methods.regrowth import rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
@@ -93,6 +94,9 @@ LEARNT = {
     "learnt gain of some": by_path([("**/a/kernel", learnt_gain()), ("**/kernel", quantize(4))]),
     "learnt gain, every other step": every(2, learnt_gain()),
     "learnt step": learnt_step(),
+    "rate_quantize": rate_quantize(1e-4),
+    "rate_quantize, at a rising price": every(2, rate_quantize(optax.linear_schedule(0.0, 1e-3, 4), step=0.3, bits=5)),
+    "prune, then rate_quantize": chain(prune(sparsity=0.5), rate_quantize(1e-4, step=0.2)),
     "learnt steps of some, masked": chain(by_path([("**/a/*", learnt_step()), ("**", learnt_gain())]), prune(sparsity=0.5)),
 }
 #: What reads statistics of the layers' inputs.

@@ -246,12 +246,8 @@ def identity() -> Transform:
     )  # fmt: skip
 
 
-def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
-    """Why a method for weight matrices leaves ``leaf`` alone, or None: it takes float leaves that some site contracts.
-
-    Looking up counts: it contracts over the vocabulary. A dot need not contract anything: ``einsum("bi,i->bi")`` scales.
-    Without knowledge of the model every float leaf of two or more axes is taken.
-    """
+def why_not_float(leaf: Any) -> str | None:
+    """Why a method for real numbers leaves ``leaf`` alone, or None."""
     if is_compressed(leaf):
         return "is a compressed tensor already"
     if not hasattr(leaf, "dtype"):
@@ -262,6 +258,17 @@ def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
         return f"dtype {leaf.dtype} is not real floating point"
     if 0 in leaf.shape:
         return f"shape {tuple(leaf.shape)} holds no entry"
+    return None
+
+
+def why_not_matrix(path: str, leaf: Any, info: ModelInfo) -> str | None:
+    """Why a method for weight matrices leaves ``leaf`` alone, or None: it takes float leaves that some site contracts.
+
+    Looking up counts: it contracts over the vocabulary. A dot need not contract anything: ``einsum("bi,i->bi")`` scales.
+    Without knowledge of the model every float leaf of two or more axes is taken.
+    """
+    if reason := why_not_float(leaf):
+        return reason
     if not info.leaves and not info.roles:
         return None if leaf.ndim >= 2 else f"has {leaf.ndim} axes; nothing is contracted over it"
     roles = info.roles.get(path)

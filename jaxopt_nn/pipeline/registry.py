@@ -43,6 +43,7 @@ from jaxopt_nn.methods.learnt_threshold import learnt_threshold
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
+from jaxopt_nn.methods.rate import rate_quantize
 from jaxopt_nn.methods.regrowth import rigl, sparse_evolution
 from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
 from jaxopt_nn.methods.structures.base import Structure, single_weights
@@ -66,6 +67,7 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "prune": prune,
     "prune_neurons": prune_neurons,
     "quantize": quantize,
+    "rate_quantize": rate_quantize,
     "sparsegpt": sparsegpt,
 }
 PASSES: dict[str, Callable[..., Pass]] = {"cut_layers": cut_layers, "cut_units": cut_units}

@@ -1,0 +1,263 @@
+"""Quantization for the fewest bytes of a coded file: a learnt step, and a price for every bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.core.cuts import Cut
+from jaxopt_nn.core.leafwise import leafwise
+from jaxopt_nn.core.matrix import Matrix
+from jaxopt_nn.core.model import Known, ModelInfo, Roles, Site
+from jaxopt_nn.core.tap import Tap
+from jaxopt_nn.core.transform import LeafTraits, Transform, no_taps, why_not_float, why_not_matrix
+from jaxopt_nn.methods.quantize import check_finite
+from jaxopt_nn.methods.taps import square_sum
+from jaxopt_nn.numerics import rate
+from jaxopt_nn.tensors.qtensor import QTensor
+
+#: Codes and statistics are chosen in turn so often before training.
+ROUNDS = 5
+#: The first step of a leaf without a matrix: so many steps up to its largest entry.
+FINE = 32
+TINY = 1e-30
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["costs", "penalty", "importance"],
+    meta_fields=["roles", "matrix", "most"],
+)
+@dataclasses.dataclass(frozen=True)
+class Priced:
+    """State of one leaf.
+
+    Attributes:
+      costs: statistics of its codes, as ``[S..., I, O]``.
+      penalty: float32 scalar, what a bit adds to the loss.
+      importance: None, or float32 ``[S..., I, 1]``: mean squares of the inputs over the largest of them.
+      roles, matrix: of its axes, and how its site reads it; without a matrix what is no output is a row.
+      most: the largest magnitude of a code.
+    """
+
+    costs: rate.Prices
+    penalty: Any
+    importance: Any
+    roles: Roles
+    matrix: Matrix | None
+    most: int
+
+    def rows(self, x: Any) -> Any:
+        """An array of the leaf's shape as ``[S..., I, O]``."""
+        if self.matrix is not None:
+            return self.matrix(x)
+        order = self._order(x.ndim)
+        lead, columns = [x.shape[a] for a in self.roles.stack], math.prod(x.shape[a] for a in self.roles.output)
+        return x.transpose(order).reshape(*lead, -1, columns)
+
+    def put(self, like: Any, rows: Any) -> Any:
+        """The way back; entries of the leaf that its site does not read get those of ``like``."""
+        if self.matrix is not None:
+            return self.matrix.put(like, rows)
+        order = self._order(like.ndim)
+        return rows.reshape([like.shape[a] for a in order]).transpose(sorted(range(like.ndim), key=order.__getitem__))
+
+    def _order(self, ndim: int) -> list[int]:
+        first, last = self.roles.stack, self.roles.output
+        return [*first, *(a for a in range(ndim) if a not in (*first, *last)), *last]
+
+
+def rate_quantize(
+    penalty: Any,
+    *,
+    step: float = 1.0,
+    bits: int = 8,
+    importance: str | None = None,
+    vectors: bool = False,
+) -> Transform:
+    """Integer codes with a learnt step, and a price for each bit that an entropy coder takes for them.
+
+    The loss that is trained is ``task loss + penalty * bits``: entropy-penalised training (Oktay et al. 2020, eq. 6).
+    Weights are ``step * round(w / step)``, straight through; the step is ``learnt``, by its logarithm, with the gradient of
+    LSQ (Esser et al. 2020, eq. 3). The length of a code is that of ``numerics.rate``: zero or not by the density of its row
+    and its column, a sign, a geometric magnitude. Between two codes it is taken to be linear, so its slope pushes each weight
+    towards zero: hard where few of its row and column are left, so that these empty as a whole, and lightly where many are.
+
+    Departures from Oktay et al.: rounding with a straight-through gradient and no noise, a step a layer and no learnt linear
+    decoder, and statistics that are counted at each ``update`` (put ``every(25, ...)`` around it) and not learnt. The step
+    gets no gradient from the rate: it would grow until all codes are zero.
+
+    Without training, ``importance="inputs"`` makes it rate-distortion quantization (DeepCABAC, Wiedemann et al. 2020, eq. 6):
+    the code of least ``(w - step q)^2 x^2 + penalty * bits``, with the mean square ``x^2`` of the weight's input over that of
+    the largest; codes and statistics are chosen in turn, five times at ``init``.
+
+    Args:
+      penalty: what a bit adds to the loss; a number, or a schedule of the step. About 1e-6 to 1e-5 for a mean cross-entropy.
+      step: the first step, in root mean squares of the layer's weights.
+      bits: codes are within ``+-(2^(bits - 1) - 1)``, 2 to 8.
+      importance: None: codes are rounded to nearest. ``"inputs"``: chosen as above, by calibration.
+      vectors: takes biases, norms and all other float leaves besides matrices: at 98 % zeros they are a sixth of the file.
+        Leave out running statistics by ``where``: the step of a leaf that the training does not read is not trained.
+
+    Returns:
+      A ``Transform`` that packs into ``QTensor`` of the fewest bits that hold its codes; the file's entropy coder does the rest.
+
+    Raises:
+      ValueError: a value outside the above; at ``pack``, NaN or Inf.
+
+    Example:
+      >>> v = {"kernel": jnp.array([[2.0, -1.1], [0.1, 0.7]]), "bias": jnp.array([0.5, 0.25])}
+      >>> method = jn.rate_quantize(1e-6, vectors=True)
+      >>> state = method.init(v)
+      >>> method.view(v, state)["kernel"]  # multiples of the root mean square
+      Array([[ 2.3895607, -1.1947803],
+             [ 0.       ,  1.1947803]], dtype=float32)
+      >>> method.pack(v, state)["kernel"].bits
+      3
+      >>> slope = jax.grad(lambda v: method.view(v, state)["kernel"].sum())(v)["kernel"]
+      >>> slope > 1  # besides the 1 of the sum, a push towards zero
+      Array([[ True, False],
+             [ True,  True]], dtype=bool)
+    """
+    if not callable(penalty) and not 0 <= penalty < math.inf:
+        raise ValueError(
+            f"rate_quantize(penalty={penalty}): what a bit adds to the loss, a number from 0, e.g. 3e-6, or a schedule"
+        )
+    if not 0 < step < math.inf:
+        raise ValueError(f"rate_quantize(step={step}): the first step in root mean squares, above 0, e.g. 1.0")
+    if isinstance(bits, bool) or bits not in range(2, 9):
+        raise ValueError(f"rate_quantize(bits={bits!r}): allowed are the whole numbers 2 to 8")
+    if importance not in (None, "inputs"):
+        raise ValueError(f"rate_quantize(importance={importance!r}): allowed are None and 'inputs'")
+
+    def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+        reason = why_not_matrix(path, leaf, info)
+        if reason is not None and vectors:
+            reason = why_not_float(leaf)
+        if reason is None and leaf.size < 2:
+            reason = "is a single number"
+        return LeafTraits("codes") if reason is None else reason
+
+    def taps(site: Site) -> Mapping[str, Tap]:
+        return {"squares": square_sum()}
+
+    def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
+        start = jnp.float32(penalty(0) if callable(penalty) else penalty)
+        begin = partial(_started, known=known, step=step, penalty=start, most=2 ** (bits - 1) - 1)
+        return jax.eval_shape(begin, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else begin(leaf)
+
+    def update(leaf: Any, learnt: Any, carried: Priced, at: Any, grad: Any) -> Priced:
+        price = jnp.float32(penalty(at)) if callable(penalty) else carried.penalty
+        new = dataclasses.replace(carried, penalty=price)
+        return dataclasses.replace(new, costs=rate.prices(_codes(leaf.astype(jnp.float32), learnt, new)))
+
+    needs = frozenset({"roles"})
+    return leafwise(
+        takes, init, _view, update=update, pack=_pack, taps=taps if importance else no_taps, follows=_followed, needs=needs,
+        name="rate_quantize",
+    )  # fmt: skip
+
+
+def _started(leaf: Any, known: Known, step: float, penalty: Any, most: int) -> tuple[Any, Priced]:
+    """The first step, float32 with the leaf's rank, and the statistics of the codes that go with it."""
+    wide, stack = leaf.astype(jnp.float32), known.roles.stack
+    axes = tuple(a for a in range(leaf.ndim) if a not in stack)
+    if known.matrix is None and len(axes) < 2:
+        width = jnp.max(jnp.abs(wide), axis=axes, keepdims=True) / FINE
+    else:
+        width = step * jnp.sqrt(jnp.mean(jnp.square(wide), axis=axes, keepdims=True))
+    learnt = jnp.log(jnp.where(width > 0, width, 1.0))
+    squares = known.stats.get("squares")
+    importance = None if squares is None else squares[..., None] / jnp.maximum(jnp.max(squares), TINY)
+    half = jnp.full((), 0.5, jnp.float32)
+    carried = Priced(rate.Prices(half, half, half), penalty, importance, known.roles, known.matrix, most)
+    free = dataclasses.replace(carried, importance=None)
+    carried = dataclasses.replace(carried, costs=rate.prices(_codes(wide, learnt, free)))
+    for _ in range(ROUNDS if importance is not None else 0):
+        carried = dataclasses.replace(carried, costs=rate.prices(_codes(wide, learnt, carried)))
+    return learnt, carried
+
+
+def _codes(wide: Any, learnt: Any, carried: Priced) -> Any:
+    """The codes of a leaf, float32 ``[S..., R, C]``."""
+    width = jnp.exp(learnt)
+    values = carried.rows(wide / width)
+    if carried.importance is None:
+        return jnp.clip(jnp.round(values), -carried.most, carried.most)
+    squared = jnp.square(carried.rows(jnp.broadcast_to(width, wide.shape)))
+    exchange = carried.penalty / jnp.maximum(carried.importance * squared, TINY)
+    return rate.choose(values, carried.costs, exchange, carried.most)
+
+
+def _laid(wide: Any, learnt: Any, carried: Priced) -> Any:
+    """The codes in the leaf's shape, float32; entries that the site does not read are rounded to nearest."""
+    nearest = jnp.clip(jnp.round(wide / jnp.exp(learnt)), -carried.most, carried.most)
+    return nearest if carried.importance is None else carried.put(nearest, _codes(wide, learnt, carried))
+
+
+@jax.jit
+def _view(leaf: Any, learnt: Any, carried: Priced) -> Any:
+    wide = leaf.astype(jnp.float32)
+    free = jax.lax.stop_gradient(wide)
+    codes = _laid(free, jax.lax.stop_gradient(learnt), carried)
+    first, more = rate.entry(carried.costs), rate.further(carried.costs)
+    bits = jnp.where(jnp.abs(carried.rows(free / jnp.exp(learnt))) < 1, first, more)
+    slope = carried.penalty * carried.put(jnp.zeros_like(wide), bits)
+    return _decoded(wide, learnt, codes, slope, carried.most).astype(leaf.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _decoded(wide: Any, learnt: Any, codes: Any, slope: Any, most: int) -> Any:
+    """``step * codes``; gradients are straight through, and ``slope``, bits' price for a step of magnitude, is added."""
+    return codes * _width(learnt)
+
+
+def _width(learnt: Any) -> Any:
+    """The step: its bits must not depend on what it is fused with, since view and pack need equal ones."""
+    return jax.lax.optimization_barrier(jnp.exp(jax.lax.optimization_barrier(learnt)))
+
+
+def _forward(wide: Any, learnt: Any, codes: Any, slope: Any, most: int) -> tuple[Any, Any]:
+    return _decoded(wide, learnt, codes, slope, most), (wide, learnt, codes, slope)
+
+
+def _backward(most: int, kept: Any, grad: Any) -> tuple[Any, ...]:
+    wide, learnt, codes, slope = kept
+    width = jnp.exp(learnt)
+    values = wide / width
+    inside = jnp.abs(values) <= most
+    axes = tuple(a for a, n in enumerate(learnt.shape) if n != wide.shape[a])
+    # d(step * code) / d(log step) = step * (code - value) inside the range, step * code where the range cuts
+    size = math.prod(wide.shape[a] for a in axes)
+    own = jnp.sum(grad * width * jnp.where(inside, codes - values, codes), axis=axes, keepdims=True) / math.sqrt(size)
+    return jnp.where(inside, grad, 0.0) + jnp.sign(wide) * slope / width, own, jnp.zeros_like(codes), jnp.zeros_like(slope)
+
+
+_decoded.defvjp(_forward, _backward)
+
+
+@jax.jit
+def _stored(leaf: Any, learnt: Any, carried: Priced) -> tuple[Any, Any, Any]:
+    """Codes in int8, the step, and the largest magnitude of a weight."""
+    wide = leaf.astype(jnp.float32)
+    return _laid(wide, learnt, carried).astype(jnp.int8), _width(learnt), jnp.max(jnp.abs(wide))
+
+
+def _pack(path: str, leaf: Any, learnt: Any, carried: Priced) -> QTensor:
+    codes, width, extent = _stored(leaf, learnt, carried)
+    check_finite(path, extent)
+    codes = np.asarray(codes)
+    bits = max(2, 1 + int(np.abs(codes.astype(np.int16)).max()).bit_length())
+    dtype = np.dtype(leaf.dtype).name
+    return QTensor.from_codes(jnp.asarray(codes), width, bits=bits, dtype=dtype, stack=carried.roles.stack, name=path)
+
+
+def _followed(learnt: Any, carried: Priced, cut: Cut) -> tuple[Any, Any] | str:
+    return "the statistics of its codes are of other rows and columns"

@@ -1,0 +1,147 @@
+"""Entropy-penalised training: gradients against finite differences and loops, the pack law, and that bits do go down."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxopt_nn.core.train import init_train_state, make_step
+from jaxopt_nn.core.transform import State
+from jaxopt_nn.interpret.inspect import inspect
+from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.methods.rate import rate_quantize
+from jaxopt_nn.numerics import rate
+from jaxopt_nn.pipeline.calibrate import calibrate
+from jaxopt_nn.pipeline.numbers import regression
+from jaxopt_nn.tensors.base import densify
+
+
+def weights(seed=0, rows=24, columns=16):
+    rng = np.random.default_rng(seed)
+    return {"kernel": jnp.asarray(rng.standard_normal((rows, columns)) * rng.exponential(size=(rows, 1)), jnp.float32)}
+
+
+def bits_of(view, state):
+    """Of a kernel's codes, in bits."""
+    codes = jnp.round(view["kernel"] / jnp.exp(state.learnt["kernel"]))
+    return float(rate.code_bits(codes, rate.prices(codes)).sum())
+
+
+def test_the_push_is_the_price_of_a_bit():
+    """Beside the task's gradient each weight gets penalty * d bits / d w, of lengths that are linear between two codes."""
+    v, penalty = weights(), 1e-2
+    method = rate_quantize(penalty)
+    state = method.init(v)
+    step, costs = float(jnp.exp(state.learnt["kernel"]).squeeze()), state.carried["kernel"].costs
+    upstream = np.random.default_rng(1).standard_normal((24, 16)).astype(np.float32)
+    slope = jax.grad(lambda v: (method.view(v, state)["kernel"] * upstream).sum())(v)["kernel"]
+    w = np.asarray(v["kernel"], np.float64)
+    low = np.floor(np.abs(w) / step)
+    length = lambda size: np.asarray(rate.code_bits(size.astype(np.float32), costs), np.float64)
+    per_bit = np.clip(length(low + 1) - length(low), np.where(low == 0, rate.CHEAPEST, 0), np.where(low == 0, rate.DEAREST, 99))
+    np.testing.assert_allclose(slope, upstream + penalty * per_bit * np.sign(w) / step, rtol=1e-3, atol=1e-5)
+
+
+def test_the_gradient_of_the_step_is_that_of_lsq():
+    v = weights(2)
+    method = rate_quantize(1e-3)
+    state = method.init(v)
+    upstream = np.random.default_rng(3).standard_normal((24, 16)).astype(np.float32)
+    loss = lambda learnt: (method.view(v, State(learnt, state.carried))["kernel"] * upstream).sum()
+    slope = float(jax.grad(loss)(state.learnt)["kernel"].squeeze())
+    step, w = float(jnp.exp(state.learnt["kernel"]).squeeze()), np.asarray(v["kernel"], np.float64)
+    by_loop = sum(g * (round(x / step) - x / step) for g, x in zip(upstream.ravel(), w.ravel(), strict=True))
+    np.testing.assert_allclose(slope, step * by_loop / np.sqrt(w.size), rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("step", [0.05, 3.0])
+def test_it_packs_what_it_shows_in_the_fewest_bits(dtype, step):
+    v = {"kernel": weights(4)["kernel"].astype(dtype), "bias": jnp.linspace(-1, 1, 16, dtype=dtype)}
+    method = rate_quantize(1e-3, step=step, vectors=True)
+    state = method.init(v)
+    stored = method.pack(v, state)
+    for path, view in method.view(v, state).items():
+        np.testing.assert_array_equal(densify(stored[path]), view)
+        assert view.dtype == dtype
+    tensor = stored["kernel"]
+    size = int(jnp.abs(jnp.round(method.view(v, state)["kernel"].astype(jnp.float32) / tensor.scale)).max())
+    assert 2 ** (tensor.bits - 2) <= size < 2 ** (tensor.bits - 1)
+
+
+@pytest.mark.slow
+def test_a_higher_price_gives_fewer_bits_and_more_loss():
+    """On a loss that wants the weights as they are, the bits of their codes go down as the price goes up."""
+    target, bits, losses = weights(5)["kernel"], [], []
+    square = lambda v: jnp.square(v["kernel"] - target).sum()
+    optimizer = optax.adam(3e-3)
+    for penalty in (0.0, 0.1, 1.0):
+        method = rate_quantize(penalty, step=0.5)
+        train = make_step(lambda v, batch, key: (square(v), ({}, {})), method, optimizer)
+        state = init_train_state({"kernel": target}, method, optimizer, jax.random.key(0))
+        for _ in range(300):
+            state, _ = train(state, None)
+        view = method.view(state.params, state.state)
+        bits.append(bits_of(view, state.state))
+        losses.append(float(square(view)))
+    assert bits[0] > 1.1 * bits[1] > 1.2 * bits[2]
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_a_schedule_sets_the_price_at_each_update():
+    v = weights(6)
+    method = rate_quantize(lambda step: 1e-3 * step)
+    state = method.init(v)
+    assert float(state.carried["kernel"].penalty) == 0
+    moved = {"kernel": 3 * v["kernel"]}
+    new = method.update(moved, state, step=jnp.int32(4))
+    assert float(new.carried["kernel"].penalty) == pytest.approx(4e-3)
+    codes = jnp.round(moved["kernel"] / jnp.exp(state.learnt["kernel"]))
+    np.testing.assert_allclose(new.carried["kernel"].costs.row, rate.prices(codes).row, rtol=1e-6)
+
+
+def test_codes_chosen_by_the_inputs_keep_the_outputs():
+    """At about as many bits the output's error is less than that of codes that know nothing of the inputs."""
+    rng = np.random.default_rng(7)
+    v = {"kernel": jnp.asarray(rng.standard_normal((64, 32)), jnp.float32)}
+    x = (rng.standard_normal((256, 64)) * np.geomspace(0.03, 3, 64)).astype(np.float32)
+    network = Network(lambda v, x: x @ v["kernel"], v)
+    task = regression(test=(x, np.zeros((256, 32), np.float32)))
+
+    def tried(method, info):
+        state = method.init(v, info)
+        view = method.view(v, state)
+        error = lambda a: float(np.square(a).sum())
+        off = np.asarray(view["kernel"] - v["kernel"])
+        return bits_of(view, state), error(off), error(x @ off)
+
+    knowing = rate_quantize(2e-3, step=0.4, importance="inputs")
+    bits, weight_error, output_error = tried(knowing, calibrate(network, knowing, task))
+    blind = rate_quantize(0.0, step=0.9)
+    other_bits, other_weight_error, other_output_error = tried(blind, inspect(network.apply, v, x))
+    assert bits < other_bits
+    assert weight_error > other_weight_error and output_error < 0.7 * other_output_error
+
+
+def test_a_step_of_zeros_and_one_that_trains():
+    """A bias of zeros has a step all the same, which is trained as soon as the bias is not zero."""
+    v = {"bias": jnp.zeros(5), "kernel": jnp.zeros((4, 5))}
+    method = rate_quantize(1e-3, vectors=True)
+    state = method.init(v)
+    for path, view in method.view(v, state).items():
+        np.testing.assert_array_equal(view, v[path])
+    np.testing.assert_array_equal(densify(method.pack(v, state))["kernel"], 0)
+
+
+def test_nan_and_wrong_arguments_are_errors():
+    v = weights(8)
+    method = rate_quantize(1e-3)
+    with pytest.raises(ValueError, match="kernel: NaN or Inf among the weights"):
+        method.pack({"kernel": v["kernel"].at[0, 0].set(jnp.nan)}, method.init(v))
+    for arguments, said in (
+        ({"penalty": -1.0}, "a number from 0"), ({"penalty": 1e-6, "bits": 1}, "2 to 8"),
+        ({"penalty": 1e-6, "step": 0.0}, "above 0"), ({"penalty": 1e-6, "importance": "fisher"}, "None and 'inputs'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            rate_quantize(**arguments)
