@@ -107,7 +107,8 @@ def rate_quantize(
         Leave out running statistics by ``where``: the step of a leaf that the training does not read is not trained.
 
     Returns:
-      A ``Transform`` that packs into ``QTensor`` of the fewest bits that hold its codes; the file's entropy coder does the rest.
+      A ``Transform`` that packs into ``QTensor`` of the fewest bits that hold its codes. The file's entropy coder does the
+      rest.
 
     Raises:
       ValueError: a value outside the above; at ``pack``, NaN or Inf.
