@@ -19,7 +19,7 @@ from jaxopt_nn.interpret.network import Network, Rules, Training
 from jaxopt_nn.interpret.rewrite import rewrite
 from jaxopt_nn.pipeline import metrics
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, nothing
-from jaxopt_nn.pipeline.data import Source, Stretch
+from jaxopt_nn.pipeline.data import Arrays, Source, Stretch
 from jaxopt_nn.pipeline.recipe import Stage
 from jaxopt_nn.pipeline.task import Objective, mean_loss, takes_teacher
 from jaxopt_nn.reporting.progress import Watch
@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 PyTree = Any
 #: Points of a stage's validation curve, at most.
 POINTS = 20
+#: Bytes of a teacher's outputs that are kept, so that it runs once and not in each epoch; and rows that it gets at a time.
+KEPT_BYTES = 1e9
+ROWS = 512
+
+
+class Taught(NamedTuple):
+    """A batch with the teacher's outputs for it."""
+
+    batch: PyTree
+    outputs: PyTree
 
 
 class Trained(NamedTuple):
@@ -55,7 +65,8 @@ def make_stretch(
 
     It takes the first ``n`` of the minibatches, one after the other; ``n`` is traced, so that a shorter stretch compiles
     nothing. The state is donated. With ``stage.distill`` the loss is mixed with the distance to the outputs of the network
-    ``teacher``, which gets no gradient. ``rules`` stand at the sites, their states in the train state.
+    ``teacher``, which gets no gradient, or to those that come with the minibatches (``Taught``). ``rules`` stand at the
+    sites, their states in the train state.
 
     A stretch is one program that loops over its minibatches; but where a CPU convolves, each step is called by itself: XLA
     gives the derivatives of convolutions their fast programs outside of loops alone, and a residual network took 15 to 30
@@ -97,6 +108,7 @@ def _losses(training: Training, stage: Stage, objective: Objective, rules: Rules
 
     def loss(variables: PyTree, given: Any, key: jax.Array, states: Any = None) -> Any:
         batch, real, teacher = given
+        batch, goal = batch if isinstance(batch, Taught) else (batch, None)
         inputs = objective.inputs_of(batch)
         measured = []
         if states is None:
@@ -104,12 +116,14 @@ def _losses(training: Training, stage: Stage, objective: Objective, rules: Rules
         else:
             (outputs, changed), found = run.measure(variables, *inputs, key, states=states, weights=real)
             measured = [found]
-        value, counts = _objective(objective, stage, outputs, batch, real, teacher and teacher(*inputs))
+        goal = teacher(*inputs) if teacher and goal is None else goal
+        value, counts = _objective(objective, stage, outputs, batch, real, goal)
         sums = {name: metric.measure(outputs, batch, real) for name, metric in counted.items()}
         return value, (jax.lax.stop_gradient({"metrics": sums, "counted": counts}), changed, *measured)
 
     def update(variables: PyTree, given: Any, states: Any, measured: Any, step: Any) -> Any:
-        inputs = (*objective.inputs_of(given[0]), jax.random.key(0))
+        batch = given[0].batch if isinstance(given[0], Taught) else given[0]
+        inputs = (*objective.inputs_of(batch), jax.random.key(0))
         return run.update(variables, *inputs, states=states, measured=measured, step=step)
 
     return loss, update
@@ -229,6 +243,8 @@ class Trainer:
     ) -> tuple[TrainState, list[dict[str, Any]]]:
         waiting: tuple[Stretch, Any, dict[str, float]] | None = None
         taught = teacher if self._stage.distill else None
+        if taught and isinstance(data, Arrays) and (known := self._known(taught, data)):
+            data, taught = known, None
         parts = data.stretches(self._batch_size, self._stage.epochs, key, start=done)
         while True:
             try:
@@ -252,6 +268,20 @@ class Trainer:
         if waiting:
             history.append(clock.entry(*waiting))
         return ts, history
+
+    def _known(self, teacher: Network, data: Arrays) -> Arrays | None:
+        """The examples with the teacher's outputs for each; None where they would not pay, or take too much memory."""
+        run = jax.jit(lambda teacher, rows: teacher(*self._objective.inputs_of(rows)))
+        size = min(ROWS, data.size)
+        form = jax.eval_shape(run, teacher, data.rows(slice(0, size)))
+        each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(form)) / size
+        by_row = all(x.ndim and x.shape[0] == size for x in jax.tree.leaves(form))
+        if self._stage.epochs < 2 or not by_row or each * data.size > KEPT_BYTES:
+            return None
+        parts = [jax.device_get(run(teacher, rows)) for rows, _ in data.batches(size)]
+        outputs = jax.tree.map(lambda *x: np.concatenate(x)[: data.size], *parts)
+        finite = all(np.isfinite(x).all() for x in jax.tree.leaves(outputs))  # a class may be at -inf, which data may not
+        return Arrays(Taught(data.tree, outputs), data.name) if finite else None
 
     def _on_curve(self, done: int) -> bool:
         """Whether the validation curve has a point after so many steps."""

@@ -17,7 +17,7 @@ from jaxopt_nn.methods.clip import clip
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.pipeline import data as sources
-from jaxopt_nn.pipeline import grade
+from jaxopt_nn.pipeline import fit, grade
 from jaxopt_nn.pipeline.checkpoints import Checkpoints, claim
 from jaxopt_nn.pipeline.classes import classification
 from jaxopt_nn.pipeline.data import order_of
@@ -288,6 +288,29 @@ def test_a_distilled_step_follows_the_formula():
     ).mean()
     expected = PARAMS["w"] - 0.5 * jax.grad(loss)(PARAMS["w"])
     np.testing.assert_allclose(done.variables["w"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_teacher_answers_each_example_once(monkeypatch):
+    """Its outputs are kept where they fit; what is trained is the same as with a teacher that runs in each epoch."""
+    rows = []
+
+    def watched(variables, x):
+        jax.debug.callback(lambda n: rows.append(int(n)), x.shape[0], ordered=False)
+        return apply(variables, x)
+
+    teacher = Network(watched, {**PARAMS, "w": -PARAMS["w"]})
+    fields = {"teacher": teacher, "distill": Distill(temperature=2.0, hard_weight=0.5), "epochs": 4}
+    kept = trained(identity(), **fields)
+    jax.effects_barrier()
+    assert sum(rows) == len(X)
+    rows.clear()
+    monkeypatch.setattr(fit, "KEPT_BYTES", 50 * 3 * 4 - 1)
+    again = trained(identity(), **fields)
+    jax.effects_barrier()
+    assert sum(rows) == 4 * 48
+    chex.assert_trees_all_close(kept.variables, again.variables, rtol=1e-6)
+    masked = Network(lambda v, x: jnp.where(jnp.arange(3) == 2, -jnp.inf, apply(v, x)), PARAMS)
+    assert np.isfinite(trained(identity(), **{**fields, "teacher": masked}).variables["w"]).all()
 
 
 def test_a_loss_that_takes_the_teacher_mixes_as_it_likes():
