@@ -14,7 +14,7 @@ from jaxopt_nn.coding.entropy import compiled, decode, decode_array, encode, enc
 
 DTYPES = ["bool", "int8", "uint8", "int16", "uint32", "int64", "float16", "float32", "float64", "complex64", "bfloat16"]
 DTYPES += ["int4", "uint4", "float8_e4m3fn", ">f4"]
-FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite
@@ -56,11 +56,11 @@ def test_damage_raises_or_stays_inside_the_alphabet(case, mode, draw):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(), (1,), (7, 0), (3, 5), (2, 30, 20)])
+@pytest.mark.parametrize("shape", [(), (1,), (7, 0), (2, 9, 20)])
 def test_numbers_come_back_to_the_bit(dtype, shape):
     dtype = np.dtype(getattr(ml_dtypes, dtype, dtype) if not dtype.startswith(">") else dtype)
     rng = np.random.default_rng(0)
-    for scale in (0, 1, 300):
+    for scale in (0, 100):
         array = np.array(rng.normal(size=shape) * scale).astype(np.int64 if dtype.kind in "iu" else np.float64).astype(dtype)
         back = decode_array(encode_array(array), array.shape, dtype)
         assert back.dtype == dtype and back.shape == array.shape and back.tobytes() == array.tobytes()
@@ -77,7 +77,7 @@ def test_chunks_come_back_from_any_number_of_threads(share):
 
 
 def test_many_symbols_with_long_frequencies_come_back():
-    symbols = (np.random.default_rng(0).zipf(1.2, (300, 200)) % 65536).astype(np.uint16)
+    symbols = (np.random.default_rng(0).zipf(1.2, (100, 200)) % 65536).astype(np.uint16)
     for mode in ("rans", "huffman", "adaptive"):
         data = encode(symbols, 65536, mode=mode, contexts=False)
         np.testing.assert_array_equal(decode(data, symbols.shape, 65536), symbols)
@@ -90,10 +90,10 @@ def test_few_bytes_for_a_large_shape_are_told_or_read_without_more_memory(mode):
     for rest in (b"", b"\0", b"\xff" * 9, b"\x10\x03\x02\x02\xff\xff"):
         for flags in (0, 8, 0x48, 0x58):
             try:
-                back = decode(bytes([mode | flags]) + rest, (300, 400), 16)
+                back = decode(bytes([mode | flags]) + rest, (100, 300), 16)
             except ValueError:
                 continue
-            assert back.shape == (300, 400) and int(back.max()) < 16
+            assert back.shape == (100, 300) and int(back.max()) < 16
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20
