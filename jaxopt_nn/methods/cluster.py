@@ -86,8 +86,8 @@ def cluster(
 ) -> Transform:
     """Gives the weights of a leaf ``k`` shared values, by k-means, and trains these (Han et al. 2016, section 3).
 
-    The values are ``learnt``, float32: the gradient of one is the sum of its members' gradients (eq. 3). Which value a weight has
-    is ``carried``, and stays, unless ``reassign``.
+    The values are ``learnt``, float32: the gradient of one is the sum of its members' gradients (eq. 3). Which value a weight
+    has is ``carried``, and stays, unless ``reassign``.
 
     Where no more than ``k`` weights of a table differ, nothing changes. Of two equally near values a weight gets the smaller.
 
@@ -99,9 +99,10 @@ def cluster(
       start: of k-means: ``"linear"`` (the paper's best), ``"density"``, ``"random"`` or ``"kmeans++"``.
       weights: what an error counts: ``"inputs"``, the summed squares of the weight's input, ``"fisher"``, the diagonal of the
         empirical Fisher information (both from ``calibrate``), or None, each alike.
-      zero: 0.0 is one of the values and stays it; weights that are exactly zero have it, and no other counts them. So what is
-        pruned stays pruned, and under a mask is stored once.
-      exact: the best values of all, by dynamic programming on the host: ``k n log n`` for ``n`` different weights, so for small k.
+      zero: 0.0 is one of the values and stays it; weights that are exactly zero have it, and count for no other. So what is
+        pruned stays pruned, and a mask packs around the codes.
+      exact: the best values of all, by dynamic programming on the host: ``k n log n`` for ``n`` different weights, so for
+        small k.
       iterations: of k-means, at most.
       reassign: each ``update`` gives every weight the nearest value; with ``every(n, ...)`` at each n-th step.
       ste: the derivative for the weights behind: ``"none"`` (0: values alone are trained, as in the paper) or ``"pass"`` (1,
@@ -113,7 +114,8 @@ def cluster(
       A ``Transform`` that packs into ``Codebook``; it takes leaves whose codes and table weigh less than they do.
 
     Raises:
-      ValueError: a value outside the above; at ``init``, NaN or Inf, missing statistics, outputs that ``group`` does not divide.
+      ValueError: a value outside the above; at ``init``, NaN or Inf, missing statistics, outputs that ``group`` does not
+        divide.
 
     Example:
       >>> v = {"kernel": jnp.tile(jnp.array([[0.75, -0.5, 0.0, 1.25]]), (16, 4))}
@@ -169,8 +171,8 @@ def _check(scope: Any, group: Any, start: Any, exact: Any, iterations: Any, ste:
     clusters.check_whole("cluster", "iterations", iterations, 1)
     if (group is not None) != (scope == "group"):
         raise ValueError(
-            f"cluster(scope={scope!r}, group={group!r}): pass group, the outputs that share a table, with scope='group', and with "
-            "no other"
+            f"cluster(scope={scope!r}, group={group!r}): pass group, the outputs that share a table, with scope='group', and "
+            "with no other"
         )
     if group is not None:
         clusters.check_whole("cluster", "group", group, 1)
@@ -287,8 +289,8 @@ def _check_group(path: str, shape: tuple[int, ...], roles: Roles, group: int | N
     axis = roles.output[-1]
     if shape[axis] % min(group, shape[axis]):
         raise ValueError(
-            f"{path}: axis {axis} has {shape[axis]} entries, not a multiple of group={group}; pass another group, or scope='leaf', "
-            "or give this path another case in by_path"
+            f"{path}: axis {axis} has {shape[axis]} entries, not a multiple of group={group}; pass another group, or "
+            "scope='leaf', or give this path another case in by_path"
         )
 
 
@@ -335,7 +337,7 @@ def _exact(rows: Any, mass: Any = None, **options: Any) -> Any:
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _shared(leaf: Any, table: Any, codes: Any, form: Form) -> Any:
     """The shared values in the leaf's dtype; zero where the leaf is, under ``origin``."""
-    wide = Codebook(codes, codebook.width(form.k), False, "float32", table=table, origin=form.origin).densify()
+    wide = Codebook.plain(codes, table, origin=form.origin).densify()
     return (jnp.where(leaf == 0, 0.0, wide) if form.origin else wide).astype(leaf.dtype)
 
 
@@ -354,8 +356,9 @@ def _shared_jvp(form: Form, primals: Any, tangents: Any) -> Any:
 def _members(form: Form, leaf: Any, codes: Any, table: Any) -> Any:
     """What each weight gets of the table's tangent; turned round, what a value gets of its members: their sum."""
     k = table.shape[-1]
-    rows = clusters.rows_of(codes, form.groups).astype(jnp.int32) + k * np.arange(np.prod(form.groups), dtype=np.int32)[:, None]
-    wide = clusters.of_rows(jnp.take(table.reshape(-1), rows, mode="clip"), form.groups, leaf.shape)
+    first = k * np.arange(np.prod(form.groups), dtype=np.int32)[:, None]
+    places = clusters.rows_of(codes, form.groups).astype(jnp.int32) + first
+    wide = clusters.of_rows(jnp.take(table.reshape(-1), places, mode="clip"), form.groups, leaf.shape)
     return jnp.where(leaf == 0, 0.0, wide) if form.origin else wide
 
 

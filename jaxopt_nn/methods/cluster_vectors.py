@@ -1,7 +1,7 @@
 """Shared vectors: runs of a layer's inputs share an entry of a table, or sums of entries of several.
 
-Product quantization (Gong et al. 2014), residual (Chen et al. 2010) and additive quantization (Babenko & Lempitsky 2014): codes of
-8 bits for runs of 8 weights are one bit a weight. Tables are trained as shared values are (``cluster``).
+Product quantization (Gong et al. 2014), residual (Chen et al. 2010) and additive quantization (Babenko & Lempitsky 2014):
+codes of 8 bits for runs of 8 weights are one bit a weight. Tables are trained as shared values are (``cluster``).
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ def cluster_vectors(
 ) -> Transform:
     """Gives runs of ``dim`` inputs ``k`` shared vectors, or sums of ``stages`` of them, by k-means, and trains these.
 
-    A weight takes ``stages * log2(k) / dim`` bits, and each leaf (and layer of a stack) its tables. Runs lie along the last input
-    axis of the leaf, of one output each. The vectors are ``learnt``, float32; which of them a run has is ``carried`` and stays.
-    Zeros don't: no chain prunes before it.
+    A weight takes ``stages * log2(k) / dim`` bits, and each leaf (and layer of a stack) its tables. Runs lie along the last
+    input axis of the leaf, of one output each. The vectors are ``learnt``, float32; which of them a run has is ``carried`` and
+    stays. Zeros don't: no chain prunes before it.
 
     Args:
       k: vectors of a table, 2 to 256.
       dim: inputs of a run, 1 or more; a leaf whose last input axis it does not divide is left alone, and named by ``explain``.
-      stages: tables. With more than one each clusters what those before leave (residual), and then, in each of
-      sweeps: each in turn is fitted to what all others leave (additive).
+      stages: tables, of which each clusters what those before leave (residual).
+      sweeps: how often after that each stage in turn is fitted to what all others leave (additive).
       weights: what an error counts, as in ``cluster``: None, ``"inputs"`` or ``"fisher"``.
       iterations: of k-means, at most, a stage.
       ste: the derivative for the weights behind: ``"none"`` (0) or ``"pass"`` (1, straight through).

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.arguments import as_key
-from jaxopt_nn.core.leafwise import known_of, leaf_taps
+from jaxopt_nn.core.leafwise import known_of
 from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
 from jaxopt_nn.core.tap import Statistic, Tap
 from jaxopt_nn.core.transform import LeafTraits, Traits, no_taps, why_not_matrix
@@ -70,10 +70,14 @@ def known_with(path: str, ndim: int, info: ModelInfo, weights: str | None) -> Kn
     known = known_of(path, ndim, info, site_taps(weights))
     if weights == "fisher":
         if ((), path, "fisher") not in info.stats:
-            raise ValueError(f"{path}: the statistic 'fisher' of the loss is missing; pass info=calibrate(network, method, task)")
+            raise ValueError(
+                f"{path}: the statistic 'fisher' of the loss is missing; pass info=calibrate(network, method, task)"
+            )
         known = Known(known.roles, known.matrix, {"fisher": info.stats[((), path, "fisher")]})
     if weights == "inputs" and (known.matrix is None or "square_sum" not in known.stats):
-        raise ValueError(f"{path}: weights='inputs' reads the inputs of the layer; pass info=calibrate(network, method, batches)")
+        raise ValueError(
+            f"{path}: weights='inputs' reads the inputs of the layer; pass info=calibrate(network, method, batches)"
+        )
     return known
 
 
@@ -122,7 +126,7 @@ def root_key(key: Any, what: str, drawn: bool, how: str) -> jax.Array | None:
       ValueError: a start that is drawn without a key, or a key for another. TypeError: no key.
     """
     if drawn == (key is None):
-        raise ValueError(f"{what}({how}, key={key}): a start that is drawn needs a key, e.g. key=0, and no other has one; pass or leave it")
+        raise ValueError(f"{what}({how}, key={key}): a start that is drawn needs a key, e.g. key=0, and no other has one")
     return None if key is None else as_key(key, what)
 
 

@@ -1,8 +1,8 @@
 """Exact k-means in one dimension by dynamic programming, on the host in float64.
 
 In an optimal clustering cells are intervals of sorted values, so the least cost of the first ``j`` values in ``q`` cells is
-``D_q(j) = min_i D_(q-1)(i) + cost(i, j)`` (Wang & Song 2011). The best ``i`` never falls as ``j`` grows, so a layer is solved by
-halving, ``n log n`` costs each (Grønlund et al. 2017); all halves of one depth are solved together, in NumPy.
+``D_q(j) = min_i D_(q-1)(i) + cost(i, j)`` (Wang & Song 2011). The best ``i`` never falls as ``j`` grows, so a layer is solved
+by halving, ``n log n`` costs each (Grønlund et al. 2017); all halves of one depth are solved together, in NumPy.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Cells of sorted values are intervals, whose sums are differences of prefix sums:
 A prefix sum is held as that of runs of ``RUN`` values, in two floats (Dekker 1971), and of what follows in its own run, so that
 a cell of few values keeps its digits beside ten million others.
 
-Defined for every input: of values that lie halfway the smaller centre is the nearest; a cell without mass keeps its centre; where
-no more than ``k`` values differ each is a centre of its own. Under ``origin`` 0.0 is one of the centres, which stays where it is,
-takes every value that is exactly zero, and these have no mass.
+Defined for every input: to a value that lies halfway the smaller centre is the nearest; a cell without mass keeps its centre;
+where no more than ``k`` values differ each is a centre of its own. Under ``origin`` 0.0 is one of the centres: it stays where
+it is and takes every value that is exactly zero, and these have no mass.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def fit(
     origin: bool = False,
     iterations: int = 100,
 ) -> Array:
-    """The centres that Lloyd's iterations (1982) end at, sorted: float32 ``[k]``, or ``[k - 1]``, without 0.0, under ``origin``.
+    """The centres that Lloyd's iterations (1982) end at, sorted: float32 ``[k]``, under ``origin`` ``[k - 1]``, without 0.0.
 
     ``sum_n mass_n (value_n - nearest centre)^2`` never rises from one iteration to the next.
 
@@ -59,8 +59,8 @@ def fit(
       mass: ``[n]``, at least 0; None: 1 each.
       k: number of centres, 1 or more (2 under ``origin``).
       start: ``"linear"`` (evenly from the least to the largest value), ``"density"`` (at quantiles of the mass), ``"random"``
-        (values drawn by mass) or ``"kmeans++"`` (drawn by mass times squared distance, Arthur & Vassilvitskii 2007; of more than
-        ``POINTS`` values the means of ``RUN`` neighbours).
+        (values drawn by mass) or ``"kmeans++"`` (drawn by mass times squared distance, Arthur & Vassilvitskii 2007; of more
+        than ``POINTS`` values the means of ``RUN`` neighbours).
       key: PRNG key of the last two.
       origin: 0.0 is one of the centres.
       iterations: at most so many; it stops where none moves.

@@ -25,8 +25,8 @@ def fit(
 ) -> tuple[Array, Array]:
     """Codebooks, one a stage, whose chosen vectors add up to the rows.
 
-    Each stage clusters what the ones before leave (residual quantization, Chen et al. 2010). In each of ``sweeps`` every stage in
-    turn is fitted anew to what all others leave, codes and centres (coordinate descent on the cost of additive quantization,
+    Each stage clusters what the ones before leave (residual quantization, Chen et al. 2010). In each of ``sweeps`` every stage
+    in turn is fitted anew to what all others leave, codes and centres (coordinate descent on the cost of additive quantization,
     Babenko & Lempitsky 2014); the cost never rises.
 
     Args:
@@ -84,7 +84,7 @@ def lloyd(rows: Array, mass: Array, begin: Array, iterations: int) -> tuple[Arra
 def nearest(rows: Array, mass: Array, centres: Array) -> Array:
     """The centre of least ``sum_d mass_d (row_d - centre_d)^2`` of each row: int32 ``[n]``."""
     pieces, n = _pieces(rows, mass)
-    return lax.map(lambda part: _choice(*part, centres), pieces).reshape(-1)[:n]
+    return lax.map(lambda part: _choice(part[0], part[1], centres), pieces).reshape(-1)[:n]
 
 
 def _choice(rows: Array, mass: Array, centres: Array) -> Array:

@@ -83,7 +83,9 @@ class Codebook(Coded):
         shape, table, dtype = tuple(codes.shape), jnp.asarray(table), jnp.dtype(dtype)
         values = table.shape[-1] + origin if table.ndim else 0
         if not 1 <= values <= 256:
-            raise ValueError(f"{name}: a table of shape {table.shape} has {values} values; allowed are 1 to 256, along its last axis")
+            raise ValueError(
+                f"{name}: a table of shape {table.shape} has {values} values; allowed are 1 to 256, along its last axis"
+            )
         largest = jnp.max(codes, initial=0)
         if not isinstance(largest, jax.core.Tracer) and int(largest) >= values:
             raise ValueError(f"{name}: the code {int(largest)} has no value in a table of {values}; give each code one")
@@ -94,7 +96,15 @@ class Codebook(Coded):
         narrow = dtype if dtype.itemsize < 4 else jnp.float32
         place = (None, None) if axis is None else (axis - len(shape), shape[axis])
         packed = encode.stored(codes, bits, False, axis)
-        return cls(packed, bits, False, dtype.name, *place, table=table.astype(narrow), origin=origin)
+        return dataclasses.replace(
+            cls.plain(packed, table.astype(narrow), origin=origin, dtype=dtype), axis=place[0], length=place[1]
+        )
+
+    @classmethod
+    def plain(cls, codes: Array, table: Array, *, origin: bool = False, dtype: DTypeLike = jnp.float32) -> Codebook:
+        """Of codes that are an entry each, as they are: uint8 of the weight's shape; a table ``[groups..., K]``."""
+        own = {"bits": width(table.shape[-1] + origin), "signed": False, "float_dtype": jnp.dtype(dtype).name}
+        return cls(codes=codes, table=table, origin=origin, **own)  # type: ignore[arg-type]
 
     @property
     def groups(self) -> tuple[int, ...]:

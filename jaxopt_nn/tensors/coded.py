@@ -189,7 +189,7 @@ class Coded(Tensor):
         """The axis that is packed or split, of which no part can be taken as the codes lie."""
         return self.split_axis if self.axis is None else self._place()
 
-    def _params(self, fn: Callable[[Array], Array]) -> dict[str, Array]:
+    def _params(self, fn: Callable[[Array], Array]) -> dict[str, Any]:
         """``fn`` of each parameter as an array of the weight's axes: what ``fn`` does to them is done to each entry behind."""
         ndim, made = len(self.groups), {}
         for name, param in self._given():
@@ -236,7 +236,7 @@ class Coded(Tensor):
         if None in groups.values():
             return NotImplemented
         behind = len(self.groups)
-        params = {name: param.reshape((*groups[name], *param.shape[behind:])) for name, param in self._given()}  # type: ignore[misc]
+        params = {name: param.reshape((*(groups[name] or ()), *param.shape[behind:])) for name, param in self._given()}
         place = self._place()
         if layout.without_units(old) == layout.without_units(shape) and (place is None or old[place] > 1):
             # Only unit axes come or go: codes stay packed, split and in their order.
@@ -344,7 +344,7 @@ class Coded(Tensor):
             return NotImplemented
         wide = self.expand() if self._whole() == axis else self
         pick = lambda x, entries, a: jnp.take(x, np.asarray(entries), axis=a)
-        params = {name: pick(param, kept[name], axis) for name, param in self._given()}
+        params: dict[str, Any] = {name: pick(param, kept[name], axis) for name, param in self._given()}
         at = wide.physical.index(axis)
         codes, length = pick(wide.codes, keep, at), self.length
         if self._place() == axis:
@@ -386,7 +386,8 @@ class Coded(Tensor):
         first, axis = wide[0], axis % self.ndim
         if len({t._alike() for t in wide}) != 1:
             return NotImplemented
-        params = {name: _joined([(getattr(t, name), t.shape) for t in wide], axis) for name, _ in first._given()}
+        named = {name: [(getattr(t, name), t.shape) for t in wide] for name, _ in first._given()}
+        params: dict[str, Any] = {name: _joined(parts, axis) for name, parts in named.items()}
         if any(param is None for param in params.values()):
             return NotImplemented
         return dataclasses.replace(first, codes=lax.concatenate([t.codes for t in wide], axis), **params)

@@ -87,8 +87,8 @@ class VectorCodebook(Tensor):
         if 0 in shape or not fits or along in stack or table.shape[-3] != codes.shape[-1] or not 1 <= table.shape[-2] <= 256:
             raise ValueError(
                 f"{name}: codes of shape {tuple(codes.shape)} and a table of shape {tuple(table.shape)} for runs along axis "
-                f"{along}; needed are codes [..., M], M tables [groups..., M, K, d] with 1 to 256 vectors, 1 or all groups along "
-                "each axis, and an axis of runs that is no stack axis"
+                f"{along}; needed are codes [..., M], M tables [groups..., M, K, d] with 1 to 256 vectors, 1 or all groups "
+                "along each axis, and an axis of runs that is no stack axis"
             )
         full = [n if a in stack else d for a, (d, n) in enumerate(zip(groups, shape))]
         bits, dtype = width(table.shape[-2]), jnp.dtype(dtype)
@@ -184,7 +184,7 @@ class VectorCodebook(Tensor):
         if any(entry is not None and a in whole for a, entry in enumerate(entries)):
             return NotImplemented
         tables = PartitionSpec(*(entry if d > 1 else None for entry, d in zip(entries, self.groups)))
-        return dataclasses.replace(self, codes=PartitionSpec(*entries), table=tables)
+        return dataclasses.replace(self, codes=PartitionSpec(*entries), table=tables)  # type: ignore[arg-type]
 
     def cut(self, axis: int, keep: Any) -> Any:
         """With the entries ``keep`` of an axis; NotImplemented where runs are cut apart. Host code.
