@@ -61,7 +61,11 @@ def test_the_gradient_of_a_value_is_the_sum_of_its_members(options):
     method = jn.cluster(4, **options)
     state = method.init(v)
     slopes = jax.tree.map(lambda x: normal(*x.shape), v)
-    total = lambda learnt: sum(jnp.sum(a * b) for a, b in zip(*map(jax.tree.leaves, (method.view(v, jn.State(learnt, state.carried)), slopes))))  # fmt: skip # noqa: E501
+
+    def total(learnt):
+        seen = method.view(v, jn.State(learnt, state.carried))
+        return sum(jnp.sum(seen[path] * slopes[path]) for path in v)
+
     found = jax.jit(jax.grad(total))(state.learnt)
     origin = options.get("zero", True)
     wanted = {name: np.zeros(np.shape(x)) for name, x in state.learnt.items()}
@@ -70,8 +74,8 @@ def test_the_gradient_of_a_value_is_the_sum_of_its_members(options):
             code = int(state.carried[path].codes[at]) - origin
             if code < 0:
                 continue
-            where = ("shared", (code,)) if "all" in options.values() else (path, (0, at[1] // 3 if "group" in options else 0, code))
-            wanted[where[0]][where[1]] += float(slopes[path][at])
+            place = (code,) if "all" in options.values() else (0, at[1] // 3 if "group" in options else 0, code)
+            wanted["shared" if "all" in options.values() else path][place] += float(slopes[path][at])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
 
 
@@ -182,11 +186,12 @@ def test_inputs_weigh_errors_by_what_they_do_to_the_output():
     scale = np.r_[np.full(4, 10.0), np.full(28, 0.1)]
     x = jnp.asarray(RNG.standard_normal((256, 32)) * scale, jnp.float32)
     net = jn.Network(lambda v, x: x @ v["w"], {"w": normal(32, 24).at[:4].multiply(0.3)})
-    plain, weighed = jn.cluster(4), jn.cluster(4, weights="inputs")
+    methods = {"plain": jn.cluster(4), "weighed": jn.cluster(4, weights="inputs")}
+    weighed = methods["weighed"]
     info = jn.calibrate(net, weighed, [x[:128], x[128:]])
     found = {}
-    for name, method in (("plain", plain), ("weighed", weighed)):
-        seen, state = viewed(method, net.variables, info)
+    for name, method in methods.items():
+        seen, _ = viewed(method, net.variables, info)
         output = float(jnp.sum((x @ (seen["w"] - net.variables["w"])) ** 2))
         found[name] = output, float(jnp.sum((seen["w"] - net.variables["w"]) ** 2))
     assert found["weighed"][0] < 0.8 * found["plain"][0] and found["weighed"][1] > found["plain"][1], found

@@ -1,4 +1,4 @@
-"""K-means: the exact one against all partitions, Lloyd's against it and scikit-learn's, defined results where data are degenerate."""
+"""K-means: the exact one against all partitions, Lloyd's against scikit-learn's; what is defined where values are few."""
 
 import itertools
 
@@ -89,10 +89,8 @@ def test_the_cost_never_rises_and_ends_near_the_best(origin, rng):
         costs.append(kmeans.cost(values, whole(centres, origin)))
     assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(costs)) and costs[-1] < 0.8 * costs[0]
     best = kmeans.cost(values, whole(exact_kmeans.exact(values, k=8, origin=origin), origin))
-    found = [
-        kmeans.cost(values, whole(kmeans.fit(jnp.asarray(values), k=8, start=start, key=jax.random.key(1), origin=origin), origin))
-        for start in kmeans.STARTS
-    ]
+    fit = lambda start: kmeans.fit(jnp.asarray(values), k=8, start=start, key=jax.random.key(1), origin=origin)
+    found = [kmeans.cost(values, whole(fit(start), origin)) for start in kmeans.STARTS]
     assert best * (1 - 1e-6) <= min(found) < 1.2 * best
 
 
@@ -118,7 +116,10 @@ def test_random_starts_are_values_and_zeros_count_for_nothing():
     values = jnp.asarray([0.0] * 90 + [1.0, 2.0, 3.0, -7.0])
     for origin in (False, True):
         for start in ("random", "kmeans++", "density"):
-            made = lambda x, key, start=start, origin=origin: kmeans._start(kmeans._runs(x, None, origin), 3, start, key, origin)
+
+            def made(x, key, start=start, origin=origin):
+                return kmeans._start(kmeans._runs(x, None, origin), 3, start, key, origin)
+
             begin = np.asarray(jax.jit(made)(values, jax.random.key(3)))
             assert set(begin.tolist()) <= ({1.0, 2.0, 3.0, -7.0} if origin else {0.0, 1.0, 2.0, 3.0, -7.0})
 

@@ -28,7 +28,8 @@ def drawn(shape=(6, 8), groups=(1, 1), values=5, origin=False, seed=0, **options
 
 
 SHAPES = [
-    ((6, 8), (1, 1)), ((6, 8), (1, 8)), ((6, 8), (1, 4)), ((6, 8), (3, 2)), ((2, 6, 5), (2, 1, 1)), ((9,), (1,)), ((3, 3, 4, 5), (1,) * 4),
+    ((6, 8), (1, 1)), ((6, 8), (1, 8)), ((6, 8), (1, 4)), ((6, 8), (3, 2)), ((2, 6, 5), (2, 1, 1)), ((9,), (1,)),
+    ((3, 3, 4, 5), (1, 1, 1, 1)),
 ]  # fmt: skip
 
 
@@ -192,7 +193,8 @@ DOTS = [
 def test_dots_are_the_dense_ones(left, right, dims, platform):
     x = jnp.asarray(np.random.default_rng(2).standard_normal(left), jnp.float32)
     stack = (0,) if len(right) == 3 else ()
-    for groups in ([3, 1, 1][-len(right) :] if stack else (1, 1), [1] * (len(right) - 1) + [8], [1] * (len(right) - 2) + [4, 1]):
+    lead = (1,) * (len(right) - 2)
+    for groups in ((3, 1, 1) if stack else (1, 1), (*lead, 1, 8), (*lead, 4, 1)):
         shared, dense = drawn(right, groups, 6, True, stack=stack)
         held = shared if platform is None else jn.prepare(shared, platform)
         run = jax.jit(lambda x, w: products.dot(x, w, dims))
@@ -299,9 +301,9 @@ def test_a_vector_codebook_says_what_it_is():
         jn.VectorCodebook.from_codes(jnp.zeros((6, 4, 1), int), jnp.ones((1, 2, 5, 2)), along=1)
 
 
-@pytest.mark.parametrize("make", [lambda: drawn((6, 8), (1, 4), 5, True)[0], lambda: vectors(stages=2)[0]], ids=["values", "vectors"])
-def test_comes_back_from_an_artifact(make, tmp_path):
-    tree = {"w": make()}
+@pytest.mark.parametrize("made", [lambda: drawn((6, 8), (1, 4), 5, True), lambda: vectors(stages=2)], ids=["values", "vectors"])
+def test_comes_back_from_an_artifact(made, tmp_path):
+    tree = {"w": made()[0]}
     jn.save_artifact(tmp_path / "a", tree)
     back, _ = jn.load_artifact(tmp_path / "a")
     assert jax.tree.structure(back) == jax.tree.structure(tree)
