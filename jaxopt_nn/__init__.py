@@ -13,6 +13,7 @@ from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Rebuild, R
 from jaxopt_nn.core.passes import Pass, Plan, Width
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
+from jaxopt_nn.core.residual import residual
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
 from jaxopt_nn.core.tap import LayerTap, Probe, Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
@@ -47,6 +48,7 @@ from jaxopt_nn.methods.criteria.snip import grasp, snip
 from jaxopt_nn.methods.criteria.synflow import synflow
 from jaxopt_nn.methods.criteria.wanda import ria, wanda
 from jaxopt_nn.methods.learnt_threshold import learnt_threshold
+from jaxopt_nn.methods.low_rank import low_rank
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
@@ -86,9 +88,11 @@ from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting.drawing import draw_groups
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
+from jaxopt_nn.tensors.low_rank import LowRank
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.n_of_m import NofM
 from jaxopt_nn.tensors.qtensor import QTensor
+from jaxopt_nn.tensors.sum import Sum
 
 __version__ = "0.1.0"
 
@@ -104,6 +108,7 @@ __all__ = [
     "Known",
     "LayerTap",
     "LeafTraits",
+    "LowRank",
     "Masked",
     "Matrix",
     "Member",
@@ -130,6 +135,7 @@ __all__ = [
     "State",
     "Stream",
     "Structure",
+    "Sum",
     "Tap",
     "Task",
     "TrainState",
@@ -199,6 +205,7 @@ __all__ = [
     "linen",
     "load",
     "load_artifact",
+    "low_rank",
     "magnitude",
     "make_step",
     "mask_units",
@@ -225,6 +232,7 @@ __all__ = [
     "random_scores",
     "reconstruction",
     "regression",
+    "residual",
     "rewrite",
     "ria",
     "rigl",
