@@ -147,6 +147,7 @@ def low_rank(
         said = ", ".join(f"{name}={x!r}" for name, x in given.items()) or "nothing"
         raise ValueError(f"low_rank: how much stays? pass one of {', '.join(amounts)}; got {said}")
     ((kind, amount),) = given.items()
+    amount = tuple(amount) if isinstance(amount, list) else amount  # as a config has it
     _check(kind, amount, whiten, form, multiple, damping)
     inner = identity() if factors is None else as_transform(factors, "low_rank: factors")
     own = _LowRank(_Options(kind, amount, whiten, form, multiple, float(damping)), inner)
@@ -414,8 +415,8 @@ def _masked(form: Form, parts: Mapping[str, Any], ranks: Any) -> dict[str, Any]:
     made, n = [parts[name] for name in form.names], len(form.stack)
     for k in range(len(made) - 1):
         on = jnp.arange(made[k].shape[-1]) < ranks[k]
-        made[k] = jnp.where(on, made[k], 0.0)
-        made[k + 1] = jnp.where(on.reshape([-1 if a == n else 1 for a in range(made[k + 1].ndim)]), made[k + 1], 0.0)
+        for j, axis in ((k, made[k].ndim - 1), (k + 1, n)):
+            made[j] = jnp.where(on.reshape([-1 if a == axis else 1 for a in range(made[j].ndim)]), made[j], 0.0)
     return dict(zip(form.names, made, strict=True))
 
 

@@ -45,14 +45,14 @@ def factored(w: Array, gram: Array | None = None, damping: float = 0.0) -> tuple
     """
     if gram is None:
         u, s, vt = jnp.linalg.svd(w, full_matrices=False)
-        return u * jnp.sqrt(s), jnp.sqrt(s)[:, None] * vt, jnp.square(s)
+        return u * jnp.sqrt(s)[None], jnp.sqrt(s)[:, None] * vt, jnp.square(s)
     r = root(gram, damping)
     seen = r[:, None] * w if r.ndim == 1 else _dot(r, w)
     _, s, vt = jnp.linalg.svd(seen, full_matrices=False)
     left = _dot(w, vt.T)  # the projection R^-1 u s: no inverse of R is needed
     size = jnp.linalg.norm(left, axis=0)
     even = jnp.sqrt(jnp.where(size > 0, size, 1.0))
-    return left / even, even[:, None] * vt, jnp.square(s)
+    return left / even[None], even[:, None] * vt, jnp.square(s)
 
 
 def modes(w: Array) -> tuple[Array, Array]:
@@ -102,7 +102,7 @@ def _unfolded(w: Array) -> Array:
 def _leading(gram: Array, mask: Array) -> Array:
     """The eigenvectors of the largest eigenvalues, as columns; zero where the mask is."""
     _, vectors = jnp.linalg.eigh(gram)
-    return vectors[:, ::-1][:, : len(mask)] * mask
+    return vectors[:, ::-1][:, : len(mask)] * mask[None]
 
 
 def output_error(gram: Array, change: Array) -> Array:
