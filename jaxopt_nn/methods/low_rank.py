@@ -224,6 +224,8 @@ class _LowRank:
         if kind == "share":
             found = [ranks for ranks in found if form.entries(ranks) <= amount * size]
         if kind == "rank":
+            if max(np.atleast_1d(amount)) > max(form.full):
+                return f"its rank is at most {max(form.full)}, and factors of rank={amount} take no fewer bytes"
             level = amount if isinstance(amount, tuple) and len(form.full) == 2 else min(np.atleast_1d(amount))
             ranks = tuple(level) if isinstance(level, tuple) else form._replace(multiple=1).ranks(int(level))
             fits = form.entries(ranks) < size and all(r <= n for r, n in zip(ranks, form.full))
