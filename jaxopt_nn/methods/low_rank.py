@@ -248,7 +248,7 @@ class _LowRank:
             return jax.eval_shape(made, *values)
         learnt, carried = made(*values)
         _check_finite(path, learnt)
-        return learnt, carried
+        return _placed(form, leaf, learnt), carried
 
     def form(self, path: str, leaf: Any, known: Known) -> Form:
         form = form_of(leaf, known.roles, ModelInfo(), path, self.options.form, self.options.multiple)
@@ -308,7 +308,7 @@ class _LowRank:
         state = State(*made(taken, own))
         for path, learnt in state.learnt.items():
             _check_finite(path, learnt)
-        return state
+        return State({p: _placed(forms[p], taken[p], learnt) for p, learnt in state.learnt.items()}, state.carried)
 
     def costs(self, forms: Mapping[str, Form], info: ModelInfo) -> tuple[dict[str, list[float]], float]:
         """Of each leaf's options, and of the leaf as it is; and the budget.
@@ -398,6 +398,17 @@ class _LowRank:
             cells.append((path, told, " and ".join(map(str, form.full)), after, before))
         note = "The rank of each leaf, the rank that it could have, and bytes of its factors before what their own method does."
         return (Facts("Ranks", note, ("path", "rank", "full", "bytes", "of"), tuple(cells)),) if cells else ()
+
+
+def _placed(form: Form, leaf: Any, learnt: dict[str, Any]) -> dict[str, Any]:
+    """The factors on the devices of the leaf, each sharded along the axes that it has of it; under ``jit`` as they are."""
+    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return learnt
+    parts = learnt["factors"]
+    specs = form.tensor([parts[name] for name in form.names]).spec(sharding.spec, sharding.mesh).factors
+    place = lambda x, spec: jax.device_put(x, jax.sharding.NamedSharding(sharding.mesh, spec))
+    return {**learnt, "factors": {name: place(parts[name], spec) for name, spec in zip(form.names, specs, strict=True)}}
 
 
 def _info(form: Form) -> ModelInfo:
