@@ -166,7 +166,8 @@ TABLE = {
 }
 #: No gradient passes: by the derivative of rounding, because nothing is left, or because factors are what is trained.
 STILL = {
-    "quantize(4, none)", "prune to nothing", "low rank", "low rank by energy", "low rank of codes", "Tucker", "whitened low rank",
+    "quantize(4, none)", "prune to nothing", "low rank", "low rank by energy", "low rank of codes", "Tucker",
+    "whitened low rank",
 }  # fmt: skip
 #: Packed into factors: the view to a tolerance, 1e-6 of the largest entry, and of bfloat16 one rounding.
 FACTORS = {name for name in LEARNT if "low rank" in name or name == "Tucker"}

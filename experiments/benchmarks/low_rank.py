@@ -1,11 +1,12 @@
 """Claim: of every rank the whitened factors keep a layer's outputs better than those of plain SVD, on real inputs.
 
-Command: ``python -m experiments.benchmarks.low_rank`` (10 minutes on 2 cores, most of it two trainings; ``... low_rank LM RESNET``
-begins with trained weights: an artifact of the byte LM, and the ``float`` folder of a run of ``fashion_resnet_svd``)
+Command: ``python -m experiments.benchmarks.low_rank`` (10 minutes on 2 cores, most of it two trainings; ``... low_rank LM
+RESNET`` begins with trained weights: an artifact of the byte LM, and the ``float`` folder of a run of ``fashion_resnet_svd``)
 
-Every matrix and convolution of the byte LM of ``configs/bytes_lm_ptq.py`` and of the ResNet of ``configs/fashion_resnet_svd.py``, in
-channel form, at every rank below the full one. The error is that of the layer's outputs, over the outputs, by Gram matrices of the
-inputs: of the examples that the factors were made of, and of as many others. Layers of a stack count each for itself.
+Every matrix and convolution of the byte LM of ``configs/bytes_lm_ptq.py`` and of the ResNet of
+``configs/fashion_resnet_svd.py``, in channel form, at every rank below the full one. The error is that of the layer's outputs,
+over the outputs, by Gram matrices of the inputs: of the examples that the factors were made of, and of as many others. Layers
+of a stack count each for itself.
 """
 
 from __future__ import annotations

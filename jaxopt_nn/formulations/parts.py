@@ -37,15 +37,15 @@ def dot(weight: Any, other: Array, dims: Any, side: int, precision: Any, dtype: 
         pair = (x, part) if own is not None or side else (part, x)
         kind = dtype if last else jnp.promote_types(other.dtype, jnp.float32)
         summed = dims[0][1 - side] if own is None else own[0][0]
-        return _counted(spent, lambda: multiply(*pair, own or dims, dtype=kind), x, summed, other.dtype, last)
+        return _counted(spent, lambda: multiply(pair[0], pair[1], own or dims, kind), x, summed, other.dtype, last)
 
     kept = set(range(other.ndim)) - {a for pair in dims for a in pair[1 - side]}
     rows = counted(math.prod(other.shape[a] for a in kept))
     out = weight.dot_general(other, dims, side, product)
     if out is NotImplemented:
         table.tell(weight, WRITTEN, rows)
-        pair = (other, weight.densify()) if side else (weight.densify(), other)
-        return multiply(*pair, dims, dtype=dtype)
+        left, right = (other, weight.densify()) if side else (weight.densify(), other)
+        return multiply(left, right, dims, dtype)
     _tell(weight, rows, sum(spent), out, math.prod(other.shape[a] for a in dims[0][1 - side]))
     return out
 
@@ -91,7 +91,7 @@ def _tell(weight: Any, rows: int, spent: int, out: Array, summed: Any) -> None:
 
 
 def _multiplied(
-    left: Any, right: Any, dims: Any, *, of_codes: Callable[..., Any], precision: Any, dtype: Any
+    left: Any, right: Any, dims: Any, dtype: Any, *, of_codes: Callable[..., Any], precision: Any
 ) -> Array:
     """A dot of two operands, of which one may be compressed."""
     kind = next(x.dtype for x in (left, right) if not is_compressed(x))

@@ -27,8 +27,8 @@ def dot(
       scale: float32 scalar, that of all activations of 2 to 8 bits, in the place of one a row; larger ones saturate.
 
     Returns:
-      an array, or NotImplemented: the tensor has no codes and is not made of parts, or is and the activations should be rounded;
-      or the array is no real float.
+      an array, or NotImplemented: the tensor has no codes and is not made of parts, or it is and the activations should be
+      rounded; or the array is no real float.
     """
     side = 1 if is_compressed(rhs) else 0
     weight, other = (rhs, lhs) if side else (lhs, rhs)
@@ -56,8 +56,8 @@ def conv(
     ``scale``: as for ``dot``, that of all examples.
 
     Returns:
-      an array, or NotImplemented: the kernel has no codes and is not made of parts, its scale varies along another axis than the
-      output features, or the asked arithmetic has no program (see ``integer.conv``).
+      an array, or NotImplemented: the kernel has no codes and is not made of parts, its scale varies along another axis than
+      the output features, or the asked arithmetic has no program (see ``integer.conv``).
     """
     if not is_compressed(rhs) or is_compressed(lhs) or lhs.dtype not in weight_only.FLOATS:
         return NotImplemented

@@ -1,10 +1,11 @@
-"""How a leaf falls into factors: which axes each has, which ranks there are, and what they cost."""
+"""How a leaf falls into factors: which axes each has, which ranks there are, what they cost, and the factors themselves."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,10 @@ import numpy as np
 
 from jaxopt_nn.core.matrix import Matrix
 from jaxopt_nn.core.model import ModelInfo, Roles, Site
+from jaxopt_nn.numerics import low_rank as numerics
+from jaxopt_nn.numerics import shares
 from jaxopt_nn.tensors import layout
+from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.low_rank import LowRank
 
 FORMS = ("channel", "spatial", "tucker")
@@ -167,3 +171,73 @@ def laid(matrix: Matrix, form: Form) -> tuple[tuple[int, ...], tuple[int, ...]] 
     if sorted(layers) != list(range(stack)) or sorted(rows) != list(range(inputs)):
         return None
     return tuple(np.argsort(layers).tolist()), tuple(np.argsort(rows).tolist())
+
+
+def placed(form: Form, leaf: Any, learnt: dict[str, Any]) -> dict[str, Any]:
+    """The factors on the devices of the leaf, each sharded along the axes that it has of it; under ``jit`` as they are."""
+    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return learnt
+    parts = learnt["factors"]
+    specs = form.tensor([parts[name] for name in form.names]).spec(sharding.spec, sharding.mesh).factors
+    place = lambda x, spec: jax.device_put(x, jax.sharding.NamedSharding(sharding.mesh, spec))
+    return {**learnt, "factors": {name: place(parts[name], spec) for name, spec in zip(form.names, specs, strict=True)}}
+
+
+def info(form: Form) -> ModelInfo:
+    """What is known of the factors."""
+    return ModelInfo(roles=dict(zip(form.names, form.roles(), strict=True)))
+
+
+def stored(x: Any, form: Form) -> Any:
+    """A factor that no method has packed, in the leaf's dtype."""
+    return x if is_compressed(x) else x.astype(form.dtype)
+
+
+def masked(form: Form, parts: Mapping[str, Any], ranks: Any) -> dict[str, Any]:
+    """The factors with zeros beyond the ranks."""
+    if ranks is None:
+        return dict(parts)
+    made, n = [parts[name] for name in form.names], len(form.stack)
+    for k in range(len(made) - 1):
+        on = jnp.arange(made[k].shape[-1]) < ranks[k]
+        for j, axis in ((k, made[k].ndim - 1), (k + 1, n)):
+            made[j] = jnp.where(on.reshape([-1 if a == axis else 1 for a in range(made[j].ndim)]), made[j], 0.0)
+    return dict(zip(form.names, made, strict=True))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 4, 5))
+def solved(form: Form, matrix: Any, leaf: Any, own: Any, damping: float, chosen: bool) -> tuple[Any, Any]:
+    """What factors of any rank are made of, and of each layer the share of the energy that each option loses."""
+    w = leaf.astype(jnp.float32).transpose(form.places).reshape(form.layers, *form.lengths)
+    if len(form.groups) == 3:
+        if not chosen:
+            return w, None
+        first, last = (numerics.kept(x) for x in jax.vmap(numerics.modes)(w))
+        at = np.asarray(form.options()) - 1
+        return w, 2.0 - first[:, at[:, 0]] - last[:, at[:, 1]]
+    if own is not None:
+        place = laid(matrix, form)
+        assert place is not None
+        layers, inputs = map(np.asarray, place)
+        own = jnp.real(own).reshape(form.layers, *own.shape[len(matrix.stack) :])[layers]
+        own = own[:, inputs] if own.ndim == 2 else own[:, inputs][:, :, inputs]
+    left, right, energies = jax.vmap(lambda w, g: numerics.factored(w, g, damping))(w, own)
+    at = np.asarray(form.options()).reshape(-1) - 1
+    return (left, right), 1.0 - numerics.kept(energies)[:, at] if chosen else None
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def factors(form: Form, width: tuple[int, ...], basis: Any, ranks: Any) -> list[Any]:
+    """Float32 factors of ranks ``width``, of which ``ranks`` count."""
+    if len(form.groups) == 3:
+        widths = width[0], width[1]
+        made: tuple[Any, ...] = jax.vmap(lambda w: numerics.tucker(w, widths, ranks))(basis)
+    else:
+        made = basis[0][:, :, : width[0]], basis[1][:, : width[0]]
+    return [x.reshape(shape) for x, shape in zip(made, form.shapes(width), strict=True)]
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def shared(costs: tuple[tuple[float, ...], ...], budget: float, losses: list[Any]) -> Any:
+    return shares.shared(losses, [np.asarray(own) for own in costs], budget)

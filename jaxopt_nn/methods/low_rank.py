@@ -32,12 +32,10 @@ from jaxopt_nn.core.transform import (
     no_taps,
     why_not_matrix,
 )
+from jaxopt_nn.methods import factoring
 from jaxopt_nn.methods.factoring import FORMS, Form, form_of, laid, sites_of
 from jaxopt_nn.methods.taps import gram, square_sum
-from jaxopt_nn.numerics import low_rank as numerics
-from jaxopt_nn.numerics import shares
 from jaxopt_nn.tensors import operations
-from jaxopt_nn.tensors.base import is_compressed
 
 #: What a statistic of the inputs is called, and its tap.
 STATISTICS = {"inputs": ("gram", gram()), "diagonal": ("square_sum", square_sum())}
@@ -98,9 +96,9 @@ def low_rank(
 ) -> Transform:
     """Weight matrices as products of two factors of low rank, kernels of two or three; the factors are what is trained.
 
-    One of the first five arguments says how much stays. ``rank`` and ``share`` are the same for each leaf; ``energy``, ``nbytes``
-    and ``macs`` look at the weights: factors are then as wide as pays, and their columns beyond the rank are zero. All layers of
-    a stack have one rank.
+    One of the first five arguments says how much stays. ``rank`` and ``share`` are the same for each leaf; ``energy``,
+    ``nbytes`` and ``macs`` look at the weights: factors are then as wide as pays, and their columns beyond the rank are zero.
+    All layers of a stack have one rank.
 
     The factors of the least error come from a truncated SVD (Eckart & Young 1936): of the weights, or, with ``whiten``, of the
     layer's outputs on calibration data, the root of the Gram matrix times the weights (SVD-LLM, Wang et al. 2024, section 3.2:
@@ -115,16 +113,16 @@ def low_rank(
       nbytes: bytes (int), or the share of their bytes (float), that all leaves which are taken have together, at most.
       macs: share of their multiply-accumulates, likewise. Both are shared out where a leaf's relative error falls most.
       whiten: None, ``"inputs"`` or ``"diagonal"``; these need ``calibrate``, and go with ``form="channel"``.
-      form: of convolutions: ``"channel"`` (the whole window to the rank, then 1 x 1; Zhang et al. 2016), ``"spatial"`` (k x 1, then
-        1 x k; Jaderberg et al. 2014) or ``"tucker"`` (1 x 1, the window between two ranks, 1 x 1; Kim et al. 2016, with ranks by
-        these arguments and not by VBMF). Windows of one place have the channel form.
+      form: of convolutions: ``"channel"`` (the whole window to the rank, then 1 x 1; Zhang et al. 2016), ``"spatial"`` (k x 1,
+        then 1 x k; Jaderberg et al. 2014) or ``"tucker"`` (1 x 1, the window between two ranks, 1 x 1; Kim et al. 2016, with
+        ranks by these arguments and not by VBMF). Windows of one place have the channel form.
       factors: a transform of the factors ``left``, ``right`` and ``core`` in their turn, such as ``quantize(8)``.
       multiple: ranks are multiples of this, of ``nbytes`` and ``share`` the largest that fit; 8 for convolutions on a CPU.
       damping: 0 or more, over the mean of the Gram matrix' diagonal: what weights count of inputs that were never seen.
 
     Returns:
-      A ``Transform`` that packs into ``LowRank``, whose products run factor by factor; ``densify`` of that is the view to 1e-6 of
-      its largest entry. It takes float leaves that some site contracts and whose factors are smaller. Gradients reach the
+      A ``Transform`` that packs into ``LowRank``, whose products run factor by factor; ``densify`` of that is the view to 1e-6
+      of its largest entry. It takes float leaves that some site contracts and whose factors are smaller. Gradients reach the
       factors; the leaf itself is read at ``init`` alone, and where it stays as it is.
 
     Raises:
@@ -248,7 +246,7 @@ class _LowRank:
             return jax.eval_shape(made, *values)
         learnt, carried = made(*values)
         _check_finite(path, learnt)
-        return _placed(form, leaf, learnt), carried
+        return factoring.placed(form, leaf, learnt), carried
 
     def form(self, path: str, leaf: Any, known: Known) -> Form:
         form = form_of(leaf, known.roles, ModelInfo(), path, self.options.form, self.options.multiple)
@@ -264,7 +262,7 @@ class _LowRank:
         return known.stats[name]
 
     def _made(self, form: Form, width: Any, matrix: Any, leaf: Any, own: Any) -> tuple[Any, Any]:
-        basis, losses = self._solved(form, matrix, leaf, own)
+        basis, losses = self.solved(form, matrix, leaf, own)
         if not self.options.chosen:
             return self.state(form, width, basis, None)
         worst = jnp.max(losses, 0)
@@ -272,13 +270,13 @@ class _LowRank:
         table = jnp.asarray([*form.options(), (0,) * len(width)], jnp.int32)
         return self.state(form, width, basis, table[jnp.where(jnp.any(fits), jnp.argmax(fits), len(fits))])
 
-    def _solved(self, form: Form, matrix: Any, leaf: Any, own: Any) -> tuple[Any, Any]:
-        return _solved(form, None if own is None else matrix, leaf, own, self.options.damping, self.options.chosen)
+    def solved(self, form: Form, matrix: Any, leaf: Any, own: Any) -> tuple[Any, Any]:
+        return factoring.solved(form, None if own is None else matrix, leaf, own, self.options.damping, self.options.chosen)
 
     def state(self, form: Form, width: Any, basis: Any, ranks: Any) -> tuple[Any, Any]:
         """Learnt factors and what is carried."""
-        parts = dict(zip(form.names, _factors(form, width, basis, ranks), strict=True))
-        inside = self.inner.init(_masked(form, parts, ranks), _info(form))
+        parts = dict(zip(form.names, factoring.factors(form, width, basis, ranks), strict=True))
+        inside = self.inner.init(factoring.masked(form, parts, ranks), factoring.info(form))
         return {"factors": parts, "inside": inside.learnt}, Factored(ranks, inside.carried, form)
 
     def init_together(self, takes: Callable[..., Any], params: PyTree, info: ModelInfo = ModelInfo()) -> State:
@@ -293,9 +291,9 @@ class _LowRank:
         costs, budget = self.costs(forms, info)
 
         def made(leaves: dict[str, Any], own: dict[str, Any]) -> tuple[Any, Any]:
-            solved = {p: self._solved(forms[p], known[p].matrix, x, own[p]) for p, x in leaves.items()}
+            solved = {p: self.solved(forms[p], known[p].matrix, x, own[p]) for p, x in leaves.items()}
             losses = [jnp.append(jnp.mean(loss, 0), 0.0) for _, loss in solved.values()]
-            choice = _shared(tuple(tuple(c) for c in costs.values()), budget, losses)
+            choice = factoring.shared(tuple(tuple(c) for c in costs.values()), budget, losses)
             states = {}
             for k, (p, (basis, _)) in enumerate(solved.items()):
                 found = forms[p].options()
@@ -308,7 +306,7 @@ class _LowRank:
         state = State(*made(taken, own))
         for path, learnt in state.learnt.items():
             _check_finite(path, learnt)
-        return State({p: _placed(forms[p], taken[p], learnt) for p, learnt in state.learnt.items()}, state.carried)
+        return State({p: factoring.placed(forms[p], taken[p], learnt) for p, learnt in state.learnt.items()}, state.carried)
 
     def costs(self, forms: Mapping[str, Form], info: ModelInfo) -> tuple[dict[str, list[float]], float]:
         """Of each leaf's options, and of the leaf as it is; and the budget.
@@ -317,14 +315,17 @@ class _LowRank:
           ValueError: the sites are not known, or the budget is below the cheapest.
         """
         kind, amount = self.options.kind, self.options.amount
-        costs = {}
+        costs: dict[str, list[float]] = {}
         for path, form in forms.items():
             if kind == "nbytes":
-                costs[path] = [*map(form.nbytes, form.options()), math.prod(form.shape) * jnp.dtype(form.dtype).itemsize]
+                sizes = [*map(form.nbytes, form.options()), math.prod(form.shape) * jnp.dtype(form.dtype).itemsize]
+                costs[path] = list(map(float, sizes))
                 continue
             sites = list(sites_of(info, path))
             if not info.sites:
-                raise ValueError(f"{path}: low_rank(macs=) counts what the layers do; pass info=inspect(apply, variables, *inputs)")
+                raise ValueError(
+                    f"{path}: low_rank(macs=) counts what the layers do; pass info=inspect(apply, variables, *inputs)"
+                )
             strides = [tuple(site.params["window_strides"]) if site.kind == "conv" else () for site in sites]
             costs[path] = [
                 float(sum(site.macs * (1.0 if ranks is None else form.macs(ranks, s)) for site, s in zip(sites, strides)))
@@ -334,8 +335,8 @@ class _LowRank:
         budget, least = amount if isinstance(amount, int) else amount * whole, sum(min(own) for own in costs.values())
         if least > budget:
             raise ValueError(
-                f"low_rank({kind}={amount}): the least ranks of the {len(costs)} leaves take {least:.0f} of {whole:.0f}, more than "
-                f"{budget:.0f}; pass more, or cut units first"
+                f"low_rank({kind}={amount}): the least ranks of the {len(costs)} leaves take {least:.0f} of {whole:.0f}, more "
+                f"than {budget:.0f}; pass more, or cut units first"
             )
         return costs, float(budget)
 
@@ -343,11 +344,11 @@ class _LowRank:
 
     def inside(self, learnt: Any, carried: Factored) -> tuple[dict[str, Any], State]:
         """The factors as their method sees them, and its state."""
-        return _masked(carried.form, learnt["factors"], carried.ranks), State(learnt["inside"], carried.inside)
+        return factoring.masked(carried.form, learnt["factors"], carried.ranks), State(learnt["inside"], carried.inside)
 
     def view(self, leaf: Any, learnt: Any, carried: Factored) -> Any:
         made = self.inner.view(*self.inside(learnt, carried))
-        seen = carried.form.tensor([_stored(made[name], carried.form) for name in carried.form.names]).densify()
+        seen = carried.form.tensor([factoring.stored(made[name], carried.form) for name in carried.form.names]).densify()
         return seen if carried.ranks is None else jnp.where(carried.ranks[0] > 0, seen, leaf)
 
     def pack(self, path: str, leaf: Any, learnt: Any, carried: Factored) -> Any:
@@ -356,7 +357,7 @@ class _LowRank:
         if ranks is not None and not ranks[0]:
             return leaf
         made = self.inner.pack(*self.inside(learnt, carried))
-        parts = [_stored(made[name], form) for name in form.names]
+        parts = [factoring.stored(made[name], form) for name in form.names]
         for k, r in enumerate(() if ranks is None else ranks):
             parts[k] = operations.on(parts[k], "cut", parts[k].ndim - 1, np.arange(r))
             parts[k + 1] = operations.on(parts[k + 1], "cut", len(form.stack), np.arange(r))
@@ -382,8 +383,8 @@ class _LowRank:
             parts[name] = cuts[name].leaf(x)
         if jax.tree.leaves(learnt["inside"]):
             return "what is learnt of its factors does not say how it follows them"
-        own = Cuts(cuts, parts, _info(small), Recorder())
-        new = followed(self.inner, State(learnt["inside"], carried.inside), own)
+        inner = Cuts(cuts, parts, factoring.info(small), Recorder())
+        new = followed(self.inner, State(learnt["inside"], carried.inside), inner)
         return {"factors": parts, "inside": new.learnt}, Factored(carried.ranks, new.carried, small)
 
     def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:
@@ -400,75 +401,6 @@ class _LowRank:
         return (Facts("Ranks", note, ("path", "rank", "full", "bytes", "of"), tuple(cells)),) if cells else ()
 
 
-def _placed(form: Form, leaf: Any, learnt: dict[str, Any]) -> dict[str, Any]:
-    """The factors on the devices of the leaf, each sharded along the axes that it has of it; under ``jit`` as they are."""
-    sharding = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        return learnt
-    parts = learnt["factors"]
-    specs = form.tensor([parts[name] for name in form.names]).spec(sharding.spec, sharding.mesh).factors
-    place = lambda x, spec: jax.device_put(x, jax.sharding.NamedSharding(sharding.mesh, spec))
-    return {**learnt, "factors": {name: place(parts[name], spec) for name, spec in zip(form.names, specs, strict=True)}}
-
-
-def _info(form: Form) -> ModelInfo:
-    """What is known of the factors."""
-    return ModelInfo(roles=dict(zip(form.names, form.roles(), strict=True)))
-
-
-def _stored(x: Any, form: Form) -> Any:
-    """A factor that no method has packed, in the leaf's dtype."""
-    return x if is_compressed(x) else x.astype(form.dtype)
-
-
-def _masked(form: Form, parts: Mapping[str, Any], ranks: Any) -> dict[str, Any]:
-    """The factors with zeros beyond the ranks."""
-    if ranks is None:
-        return dict(parts)
-    made, n = [parts[name] for name in form.names], len(form.stack)
-    for k in range(len(made) - 1):
-        on = jnp.arange(made[k].shape[-1]) < ranks[k]
-        for j, axis in ((k, made[k].ndim - 1), (k + 1, n)):
-            made[j] = jnp.where(on.reshape([-1 if a == axis else 1 for a in range(made[j].ndim)]), made[j], 0.0)
-    return dict(zip(form.names, made, strict=True))
-
-
-@partial(jax.jit, static_argnums=(0, 1, 4, 5))
-def _solved(form: Form, matrix: Any, leaf: Any, own: Any, damping: float, chosen: bool) -> tuple[Any, Any]:
-    """What factors of any rank are made of, and of each layer the share of the energy that each option loses."""
-    w = leaf.astype(jnp.float32).transpose(form.places).reshape(form.layers, *form.lengths)
-    if len(form.groups) == 3:
-        if not chosen:
-            return w, None
-        first, last = (numerics.kept(x) for x in jax.vmap(numerics.modes)(w))
-        at = np.asarray(form.options()) - 1
-        return w, 2.0 - first[:, at[:, 0]] - last[:, at[:, 1]]
-    if own is not None:
-        place = laid(matrix, form)
-        assert place is not None
-        layers, inputs = map(np.asarray, place)
-        own = jnp.real(own).reshape(form.layers, *own.shape[len(matrix.stack) :])[layers]
-        own = own[:, inputs] if own.ndim == 2 else own[:, inputs][:, :, inputs]
-    left, right, energies = jax.vmap(lambda w, g: numerics.factored(w, g, damping))(w, own)
-    at = np.asarray(form.options()).reshape(-1) - 1
-    return (left, right), 1.0 - numerics.kept(energies)[:, at] if chosen else None
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _factors(form: Form, width: tuple[int, ...], basis: Any, ranks: Any) -> list[Any]:
-    """Float32 factors of ranks ``width``, of which ``ranks`` count."""
-    if len(form.groups) == 3:
-        made = jax.vmap(lambda w: numerics.tucker(w, width, ranks))(basis)
-    else:
-        made = basis[0][:, :, : width[0]], basis[1][:, : width[0]]
-    return [x.reshape(shape) for x, shape in zip(made, form.shapes(width), strict=True)]
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _shared(costs: tuple[tuple[float, ...], ...], budget: float, losses: list[Any]) -> Any:
-    return shares.shared(losses, [np.asarray(own) for own in costs], budget)
-
-
 @jax.jit
 def _finite(tree: Any) -> Any:
     return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]).all()
@@ -479,6 +411,6 @@ def _check_finite(path: str, learnt: Any) -> None:
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(learnt)) or bool(_finite(learnt["factors"])):
         return
     raise ValueError(
-        f"{path}: NaN or Inf among the weights, or in what is known of its inputs; find the step that diverged, or clean the leaf "
-        "first"
+        f"{path}: NaN or Inf among the weights, or in what is known of its inputs; find the step that diverged, or clean the "
+        "leaf first"
     )

@@ -1,9 +1,9 @@
 """Matrices and kernels as products of smaller ones, with the least error of a rank.
 
-Of a layer ``y = x @ w``, ``w [I, O]``, whose inputs have the Gram matrix ``G = sum_n x_n^T x_n [I, I]``, an approximation ``v`` of
-``w`` changes the outputs by ``|x (w - v)|^2 = |R (w - v)|^2``, Frobenius norms, for any ``R`` with ``R^T R = G``. So the best ``v``
-of a rank is ``w`` seen through the truncated SVD of ``R w`` (Eckart & Young 1936), and what is lost are the squares of the
-singular values that go. Arrays are float32.
+Of a layer ``y = x @ w``, ``w [I, O]``, whose inputs have the Gram matrix ``G = sum_n x_n^T x_n [I, I]``, an approximation
+``v`` of ``w`` changes the outputs by ``|x (w - v)|^2 = |R (w - v)|^2``, Frobenius norms, for any ``R`` with ``R^T R = G``. So
+the best ``v`` of a rank is ``w`` seen through the truncated SVD of ``R w`` (Eckart & Young 1936), and what is lost are the
+squares of the singular values that go. Arrays are float32.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def factored(w: Array, gram: Array | None = None, damping: float = 0.0) -> tuple
       damping: 0 or more, over the mean of the Gram matrix' diagonal: what weights count of inputs that were never seen.
 
     Returns:
-      ``left [I, K]``, ``right [K, O]`` with ``K = min(I, O)`` and columns and rows of equal norms, and the energies ``[K]``, what
-      each adds to ``|x w|^2`` (without a Gram matrix to ``|w|^2``).
+      ``left [I, K]``, ``right [K, O]`` with ``K = min(I, O)`` and columns and rows of equal norms, and the energies ``[K]``,
+      what each adds to ``|x w|^2`` (without a Gram matrix to ``|w|^2``).
     """
     if gram is None:
         u, s, vt = jnp.linalg.svd(w, full_matrices=False)

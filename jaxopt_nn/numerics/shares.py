@@ -15,8 +15,8 @@ HALVINGS = 64
 def shared(losses: Sequence[Array], costs: Sequence[np.ndarray], budget: float) -> Array:
     """Which option each part takes, so that all costs together keep to the budget and the loss is least.
 
-    Each takes the option of least ``loss + price * cost``; the price is the lowest that keeps to the budget (Everett 1963, which
-    is greedy by loss over cost on the options that lie on a convex curve). What is left goes where it saves most.
+    Each takes the option of least ``loss + price * cost``; the price is the lowest that keeps to the budget (Everett 1963,
+    which is greedy by loss over cost on the options that lie on a convex curve). What is left goes where it saves most.
 
     Args:
       losses: of each part, float32 ``[options]``; of equal ones the first is taken.

@@ -180,7 +180,8 @@ def transform(
 
     An argument ``{"schedule": "cubic", "final": 0.9, "end": 0.7}`` becomes that schedule; a float among its steps is a share
     of ``steps``. A part of a pruning with arguments is ``{"name": "rigl", "end": 0.75}``; ``"2:4"`` and ``"8x128"`` are short
-    for such structures. ``{"method": "quantize", "bits": 8}`` is a method inside another. What draws at random, stochastic rounding too, gets the ``key``.
+    for such structures. ``{"method": "quantize", "bits": 8}`` is a method inside another. What draws at random, stochastic
+    rounding too, gets the ``key``.
 
     Args:
       steps: of the training ahead.
@@ -337,7 +338,7 @@ def _argument(key: str, value: Any, last: int, random: Any = None) -> Any:
     if not isinstance(value, Mapping) or key in MAPPINGS:
         return value
     if isinstance(value.get("method"), str):  # a method inside another: the factors' own, a part of a residual
-        own = {{"where": "pattern", "every": "interval"}.get(name, name): x for name, x in value.items()}
+        own = {{"where": "pattern", "every": "interval"}.get(str(name), str(name)): x for name, x in value.items()}
         return transform(**own, steps=last + 1, key=random)
     if key in NAMED:
         fields = dict(value)

@@ -104,8 +104,10 @@ class Tensor(abc.ABC):
         return None if wide is self or not is_compressed(wide) else wide.coded()
 
     def map_parts(self, fn: Any) -> Any:
-        """The tensor with ``fn(part)`` in the place of each array or tensor whose products or sums it stands for; NotImplemented
-        where it is one by itself."""
+        """The tensor with ``fn(part)`` in the place of each array or tensor whose products or sums it stands for.
+
+        NotImplemented where it is not made of parts.
+        """
         return NotImplemented
 
     def dot_general(self, other: Any, dims: Any, side: int, product: Any) -> Any:

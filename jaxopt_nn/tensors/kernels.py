@@ -43,11 +43,13 @@ def kernel(tensor: LowRank, k: int, params: Mapping[str, Any], back: bool) -> An
     spec = params["dimension_numbers"].rhs_spec
     factor, names = tensor.named[k]
     reads, gives = (f"r{k}", f"r{k - 1}") if back else (f"r{k - 1}", f"r{k}")
-    places = [spec[1] if name == reads else spec[0] if name == gives else name for name in names]
+    ends = {reads: spec[1], gives: spec[0]}
+    places = [name if isinstance(name, int) else ends[str(name)] for name in names]
     order = sorted(range(len(places)), key=places.__getitem__)
-    lengths = {a: n for a, n in zip(places, factor.shape)}
+    lengths = dict(zip(places, factor.shape))
     turned = operations.on(factor, "transpose", order)
-    return turned if turned is NotImplemented else operations.on(turned, "reshape", [lengths.get(a, 1) for a in range(len(spec))])
+    whole = [lengths.get(a, 1) for a in range(len(spec))]
+    return turned if turned is NotImplemented else operations.on(turned, "reshape", whole)
 
 
 def costs(tensor: LowRank, lhs: Sequence[Any], chain: Sequence[tuple[int, Step]], params: Mapping[str, Any]) -> tuple[int, int]:

@@ -264,10 +264,12 @@ class _Dot:
 
 def _reshaped(tensor: LowRank, shape: tuple[int, ...]) -> Any:
     """The tensor with its weight reshaped; NotImplemented where that joins axes of different factors."""
-    old, n = tensor.shape, tensor.stacked
+    old = tensor.shape
     longer = [a for a, length in enumerate(old) if length > 1]
-    target, units = [a for a, length in enumerate(shape) if length > 1], [a for a, length in enumerate(shape) if length == 1]
-    owners = {a: -1 if p < n else next(k for k, (_, ns) in enumerate(tensor.named) if a in ns) for p, a in enumerate(tensor.places)}
+    target = [a for a, length in enumerate(shape) if length > 1]
+    units = [a for a, length in enumerate(shape) if length == 1]
+    stack = tensor.places[: tensor.stacked]
+    owners = {a: k for k, (_, names) in enumerate(tensor.named) for a in names} | dict.fromkeys(stack, -1)
     made: dict[int, list[int]] = {k: [] for k in range(-1, len(tensor.factors))}
     for left, right in layout.blocks([old[a] for a in longer], [shape[a] for a in target]):
         behind = {owners[longer[i]] for i in left}
@@ -277,10 +279,10 @@ def _reshaped(tensor: LowRank, shape: tuple[int, ...]) -> Any:
     made[0] = [*units, *made[0]]
     factors = []
     for k, (factor, names) in enumerate(tensor.named):
-        stack, own = (sorted(a for a in names if a in longer and owners[a] == owner) for owner in (-1, k))
+        lead, own = (sorted(a for a in names if a in longer and owners[a] == owner) for owner in (-1, k))
         ranks = [name for name in names if isinstance(name, str)]
         before, after = ranks[: int(k > 0)], ranks[int(k > 0) :]
-        order = [*stack, *before, *own, *after]
+        order = [*lead, *before, *own, *after]
         order += [name for name in names if name not in order]
         turned = operations.on(factor, "transpose", [names.index(name) for name in order])
         lengths = lambda names: [tensor.lengths[name] for name in names]

@@ -38,7 +38,7 @@ def test_factors_are_numpys_truncated_svd(shape):
 
 
 def reduced_rank_regression(x, w, r):
-    """The matrix of rank r whose outputs are nearest to ``x w`` (Izenman 1975): by the fitted values' directions, in float64."""
+    """The matrix of rank r whose outputs are nearest to ``x w`` (Izenman 1975), by the directions of the fitted values."""
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
     _, _, vt = np.linalg.svd(x @ w, full_matrices=False)
     fit, *_ = np.linalg.lstsq(x, x @ w, rcond=None)
@@ -81,7 +81,7 @@ def test_whitened_beats_plain_in_outputs_and_loses_in_weights():
 def test_a_diagonal_scales_the_inputs():
     """Equal to the whole Gram matrix where inputs are not correlated; and to the SVD of scaled weights, scaled back."""
     size, w = jnp.asarray(np.geomspace(1, 9, 6), jnp.float32), f32(6, 7)
-    left, right, energies = factored(w, size)
+    left, right, _ = factored(w, size)
     full = factored(w, jnp.diag(size))
     np.testing.assert_allclose(left[:, :3] @ right[:3], full[0][:, :3] @ full[1][:3], atol=1e-4)
     u, s, vt = np.linalg.svd(np.sqrt(size)[:, None] * np.asarray(w), full_matrices=False)
@@ -127,7 +127,7 @@ def test_tucker_against_numpy():
     assert max(first[3:].sum(), last[4:].sum()) * (1 - 1e-4) <= error(made(30))
     assert error(made(30)) <= error(made(1)) * (1 + 1e-5) <= error(wanted) * (1 + 1e-4)
     assert error(wanted) <= (first[3:].sum() + last[4:].sum()) * (1 + 1e-4)
-    a, core, b = tucker(w, (3, 4), sweeps=30)
+    a, _, b = tucker(w, (3, 4), sweeps=30)
     np.testing.assert_allclose(a.T @ a, np.eye(3), atol=1e-4)
     unfolded = np.einsum("ipo,qo->ipq", w, b).reshape(6, -1)
     best = np.linalg.svd(unfolded)[0][:, :3]

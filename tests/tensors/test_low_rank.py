@@ -20,6 +20,7 @@ from jaxopt_nn.tensors.qtensor import QTensor
 from jaxopt_nn.tensors.sum import Sum
 
 RNG = np.random.default_rng(0)
+IDS = [[1, 0], [1, 1]]
 
 
 def f32(*shape):
@@ -87,9 +88,8 @@ def operations(t):
     for a in range(n):
         starts, sizes = [int(b == a) for b in range(n)], [1 if b == a else x for b, x in enumerate(shape)]
         one = lambda x, a=a: np.take(x, [1], a)
-        ids = [[1, 0], [1, 1]]
         yield lambda t, a=a: t.index(1, a), lambda x, a=a: np.take(x, 1, a)
-        yield lambda t, a=a: t.take(jnp.array(ids), a), lambda x, a=a: np.take(x, ids, a)
+        yield lambda t, a=a: t.take(jnp.array(IDS), a), lambda x, a=a: np.take(x, IDS, a)
         yield lambda t, a=a: t.rev((a,)), lambda x, a=a: np.flip(x, a)
         yield lambda t, a=a: t.split((1, shape[a] - 1), a)[1], lambda x, a=a: np.split(x, [1], a)[1]
         yield lambda t, b=starts, s=sizes: t.dynamic_slice(b, s), one
@@ -294,7 +294,8 @@ def test_sums(case):
     tensor, dense = list(sums())[case]
     near(tensor, dense)
     ours, theirs = zip(*list(operations(tensor))[:10])
-    for got, fn in zip(jax.jit(lambda t: [fn(t).densify() for fn in ours])(tensor), theirs, strict=True):
+    made = jax.jit(lambda t: [fn(t).densify() for fn in ours])(tensor)
+    for got, fn in zip(made, theirs, strict=True):
         near(got, fn(dense))
     near(tensor.cut(1, [0, 4]), dense[:, [0, 4]])
     assert tensor.cast(jnp.bfloat16).dtype == jnp.bfloat16 and tensor.cast(jnp.int8) is NotImplemented
