@@ -269,9 +269,7 @@ class Compressor:
         self.check(network, task, teacher)  # what is wrong with a recipe shows before any training
         run = Run(task, teacher or network, jax.random.key(seed), checkpoints, watch)
         forms, now, history = self._stages(self._course, network, run)
-        rows, sums = self._judged(forms, task)
-        reports = [f.ready.run.explain(f.ready.variables, *task.example, states=f.ready.states) for f in forms[1:]]
-        rows = [rows[0], *(entry.counted(row, report) for row, report in zip(rows[1:], reports, strict=True))]
+        rows, sums, reports = self._judged(forms, task)
         against, sums = self._controlled(network, run, sums)
         rows, untimed = _timed(rows, forms, task, latency)
         rows, unmeasured = self._sensitive(rows, forms, now, task, sensitivity)
@@ -367,8 +365,9 @@ class Compressor:
             history += entries
         return forms, now, history
 
-    def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Sums]:
-        """The report's entry of each form; accumulators on the test data of the first and the last."""
+    def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Sums, list[Report]]:
+        """The report's entry of each form; accumulators on the test data of the first and the last; of each after the first what
+        its program does."""
         judged = [accumulated(form.ready, task, task.judged) for form in forms]
         ends = Sums(judged[0], judged[-1])
         if task.valid is not None:
@@ -377,9 +376,11 @@ class Compressor:
         for form, sums in zip(forms, judged, strict=True):
             row = entry.row(form.name, form.stored, form.ready, forms[0].stored.variables, form.info, form.facts)
             rows.append({**row, "metrics": task.result(sums)})
+        reports = [f.ready.run.explain(f.ready.variables, *task.example, states=f.ready.states) for f in forms[1:]]
+        rows[1:] = [entry.counted(row, report) for row, report in zip(rows[1:], reports, strict=True)]
         if task.valid is not None:
             rows[0]["test"], rows[-1]["test"] = task.result(ends.baseline), task.result(ends.final)
-        return told_stages(rows), ends
+        return told_stages(rows), ends, reports
 
     def _controlled(self, network: Network, run: Run, sums: Sums) -> tuple[dict[str, Any] | None, Sums]:
         """The report's entry of the control and its accumulators; None where it was not asked for, or nothing is trained."""
