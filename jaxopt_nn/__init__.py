@@ -14,6 +14,7 @@ from jaxopt_nn.core.model import AxisGroup, Known, Member, ModelInfo, Rebuild, R
 from jaxopt_nn.core.passes import Pass, Plan, Width
 from jaxopt_nn.core.remap import Remap
 from jaxopt_nn.core.report import Message, Report
+from jaxopt_nn.core.residual import residual
 from jaxopt_nn.core.rule import Rule, identity_rule, rule_factory
 from jaxopt_nn.core.tap import LayerTap, Probe, Tap
 from jaxopt_nn.core.train import TrainState, init_train_state, make_step
@@ -50,6 +51,7 @@ from jaxopt_nn.methods.criteria.snip import grasp, snip
 from jaxopt_nn.methods.criteria.synflow import synflow
 from jaxopt_nn.methods.criteria.wanda import ria, wanda
 from jaxopt_nn.methods.learnt_threshold import learnt_threshold
+from jaxopt_nn.methods.low_rank import low_rank
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
@@ -91,9 +93,11 @@ from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting.drawing import draw_groups
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
 from jaxopt_nn.tensors.codebook import Codebook
+from jaxopt_nn.tensors.low_rank import LowRank
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.n_of_m import NofM
 from jaxopt_nn.tensors.qtensor import QTensor
+from jaxopt_nn.tensors.sum import Sum
 from jaxopt_nn.tensors.vector_codebook import VectorCodebook
 
 __version__ = "0.1.0"
@@ -111,6 +115,7 @@ __all__ = [
     "Known",
     "LayerTap",
     "LeafTraits",
+    "LowRank",
     "Masked",
     "Matrix",
     "Member",
@@ -137,6 +142,7 @@ __all__ = [
     "State",
     "Stream",
     "Structure",
+    "Sum",
     "Tap",
     "Task",
     "TrainState",
@@ -210,6 +216,7 @@ __all__ = [
     "linen",
     "load",
     "load_artifact",
+    "low_rank",
     "magnitude",
     "make_step",
     "mask_units",
@@ -237,6 +244,7 @@ __all__ = [
     "rate_quantize",
     "reconstruction",
     "regression",
+    "residual",
     "rewrite",
     "ria",
     "rigl",

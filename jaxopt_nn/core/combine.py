@@ -59,7 +59,7 @@ def chain(*members: Transform) -> Transform:
         return members[0]
 
     own = _Chain(members)
-    traits = _traits(own.takes, members)._replace(
+    traits = traits_of(own.takes, members)._replace(
         taps=own.taps, seen=own.seen, passes=sum(m.traits.passes for m in members), facts=own.facts, follows=own.follows
     )
     return Transform(own.init, own.update, own.view, own.project, own.pack, traits)
@@ -73,7 +73,7 @@ class _Chain:
 
     def views(self, params: PyTree, state: State) -> list[PyTree]:
         seen = [params]
-        for member, own in zip(self.members, _apart(state, self.members), strict=True):
+        for member, own in zip(self.members, apart(state, self.members), strict=True):
             seen.append(member.view(seen[-1], own))
         return seen
 
@@ -87,13 +87,13 @@ class _Chain:
         for i, member in enumerate(self.members):
             states.append(member.init(params, info.of_member(i)))
             if i + 1 < len(self.members):
-                params = _like(member.view, params, states[-1])
-        return _together(states)
+                params = like(member.view, params, states[-1])
+        return together(states)
 
     def update(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         pulled = _gradients_at_views(self.members, self.views(params, state), state, grads)
         carried = []
-        for member, own, slope in zip(self.members, _apart(state, self.members), pulled, strict=True):
+        for member, own, slope in zip(self.members, apart(state, self.members), pulled, strict=True):
             new = member.update(params, own, step=step, grads=slope)
             carried.append(new.carried)
             params = member.view(params, new)
@@ -101,14 +101,14 @@ class _Chain:
 
     def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
         learnt = []
-        for member, own in zip(self.members, _apart(state, self.members), strict=True):
+        for member, own in zip(self.members, apart(state, self.members), strict=True):
             params, new = member.project(params, own)
             learnt.append(new)
         return params, tuple(learnt)
 
     def pack(self, params: PyTree, state: State) -> PyTree:
         packed = None
-        for member, own in zip(self.members, _apart(state, self.members), strict=True):
+        for member, own in zip(self.members, apart(state, self.members), strict=True):
             inner = member.pack(params, own)
             packed = inner if packed is None else map_with_path(_nested, packed, params, inner)
             params = member.view(params, own)
@@ -120,7 +120,7 @@ class _Chain:
         if not taken:
             return "; ".join(dict.fromkeys(v for v in verdicts if isinstance(v, str)))
         packs = [v.packs for v in taken if v.packs]
-        passed = [f"{_called(self.members, i)}: {v}" for i, v in enumerate(verdicts) if isinstance(v, str) and v != IDLE]
+        passed = [f"{called(self.members, i)}: {v}" for i, v in enumerate(verdicts) if isinstance(v, str) and v != IDLE]
         return LeafTraits(
             packs[-1] if packs else None,
             keeps_zeros=all(v.keeps_zeros for v in taken),
@@ -146,21 +146,21 @@ class _Chain:
         return self.members[last].traits.seen(params, info.of_member(last)) if last < len(self.members) else params
 
     def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:
-        parts = zip(self.members, self.views(params, state), _apart(state, self.members))
+        parts = zip(self.members, self.views(params, state), apart(state, self.members))
         return tuple(fact for member, seen, own in parts for fact in member.traits.facts(seen, own))
 
     def follows(self, state: State, cuts: Cuts) -> State:
         made, params = [], cuts.params
-        for i, (member, own) in enumerate(zip(self.members, _apart(state, self.members), strict=True)):
+        for i, (member, own) in enumerate(zip(self.members, apart(state, self.members), strict=True)):
             made.append(followed(member, own, cuts.of_member(i, params)))
             if cuts.moments is None and i + 1 < len(self.members):
-                params = _like(member.view, params, made[-1])
-        return _together(made)
+                params = like(member.view, params, made[-1])
+        return together(made)
 
 
-def _called(members: Sequence[Transform], i: int) -> str:
+def called(members: Sequence[Transform], i: int, whole: str = "chain") -> str:
     """What messages call a member of a chain."""
-    return f"member {i} of the chain ({members[i].traits.name})"
+    return f"member {i} of the {whole} ({members[i].traits.name})"
 
 
 def _pending(members: Sequence[Transform]) -> Callable[[int], str | None]:
@@ -168,7 +168,7 @@ def _pending(members: Sequence[Transform]) -> Callable[[int], str | None]:
     return lambda step: "; ".join(filter(None, (m.traits.pending(step) for m in members))) or None
 
 
-def _like(view: Callable[..., PyTree], params: PyTree, state: State) -> PyTree:
+def like(view: Callable[..., PyTree], params: PyTree, state: State) -> PyTree:
     """``view(params, state)``, also where the leaves are abstract."""
     abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves((params, state)))
     return jax.eval_shape(view, params, state) if abstract else view(params, state)
@@ -182,7 +182,7 @@ def _gradients_at_views(
         return [grads] * len(members)
     pulled = [grads]
     for i in range(len(members) - 1, 0, -1):
-        own = _apart(state, members)[i]
+        own = apart(state, members)[i]
         _, pull = jax.vjp(lambda p, i=i, own=own: members[i].view(p, own), seen[i])
         pulled.insert(0, pull(pulled[0])[0])
     return pulled
@@ -203,12 +203,12 @@ def check_order(members: Sequence[Transform], params: PyTree, info: ModelInfo) -
                 continue
             if packed == "codes":
                 raise ValueError(
-                    f"{path}: {_called(members, i)} changes values that an earlier member has packed into codes; "
+                    f"{path}: {called(members, i)} changes values that an earlier member has packed into codes; "
                     "put the member that packs last"
                 )
             if packed == "mask" and not verdict.keeps_zeros:
                 raise ValueError(
-                    f"{path}: {_called(members, i)} does not keep zeros, after a member that prunes; "
+                    f"{path}: {called(members, i)} does not keep zeros, after a member that prunes; "
                     "put it before the pruning, or use a form that represents zero exactly"
                 )
             packed = verdict.packs or packed
@@ -241,7 +241,7 @@ def by_path(cases: Sequence[tuple[str, Transform]]) -> Transform:
         raise ValueError("by_path() needs at least one (pattern, transform)")
     patterns, methods = zip(*cases)
     own = _Cases(patterns, methods, first_match(patterns))
-    traits = _traits(own.takes, methods)._replace(
+    traits = traits_of(own.takes, methods)._replace(
         taps=own.taps, seen=own.seen, passes=max(t.traits.passes for t in methods), facts=own.facts, follows=own.follows
     )
     return Transform(own.init, own.update, own.view, own.project, own.pack, traits)
@@ -290,7 +290,7 @@ class _Cases:
             if i not in taken:  # it may match leaves that earlier cases took
                 require_match(pattern, known)
         parts = enumerate(zip(self.methods, self.split(params), strict=True))
-        return _together([t.init(part, info.of_member(i)) for i, (t, part) in parts])
+        return together([t.init(part, info.of_member(i)) for i, (t, part) in parts])
 
     def infos(self, info: ModelInfo) -> list[ModelInfo]:
         """The info of each case, with its own leaves."""
@@ -313,20 +313,20 @@ class _Cases:
 
     def update(self, params: PyTree, state: State, *, step: Any = 0, grads: PyTree | None = None) -> State:
         slopes = [None] * len(self.methods) if grads is None else self.split(grads)
-        parts = zip(self.methods, self.split(params), _apart(state, self.methods), slopes, strict=True)
+        parts = zip(self.methods, self.split(params), apart(state, self.methods), slopes, strict=True)
         carried = tuple(t.update(part, own, step=step, grads=slope).carried for t, part, own, slope in parts)
         return State(state.learnt, carried)
 
     def view(self, params: PyTree, state: State) -> PyTree:
-        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
+        parts = zip(self.methods, self.split(params), apart(state, self.methods), strict=True)
         return self.merged(params, (t.view(part, own) for t, part, own in parts))
 
     def pack(self, params: PyTree, state: State) -> PyTree:
-        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
+        parts = zip(self.methods, self.split(params), apart(state, self.methods), strict=True)
         return self.merged(params, (t.pack(part, own) for t, part, own in parts))
 
     def project(self, params: PyTree, state: State) -> tuple[PyTree, PyTree]:
-        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
+        parts = zip(self.methods, self.split(params), apart(state, self.methods), strict=True)
         made = [t.project(part, own) for t, part, own in parts]
         return self.merged(params, (part for part, _ in made)), tuple(learnt for _, learnt in made)
 
@@ -335,15 +335,15 @@ class _Cases:
         return "matches no pattern of the recipe" if i is None else self.methods[i].traits.takes(path, leaf, info)
 
     def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:
-        parts = zip(self.methods, self.split(params), _apart(state, self.methods), strict=True)
+        parts = zip(self.methods, self.split(params), apart(state, self.methods), strict=True)
         return tuple(fact for t, part, own in parts for fact in t.traits.facts(part, own))
 
     def follows(self, state: State, cuts: Cuts) -> State:
-        parts = enumerate(zip(self.methods, self.split(cuts.params), _apart(state, self.methods), strict=True))
-        return _together([followed(t, own, cuts.of_member(i, part)) for i, (t, part, own) in parts])
+        parts = enumerate(zip(self.methods, self.split(cuts.params), apart(state, self.methods), strict=True))
+        return together([followed(t, own, cuts.of_member(i, part)) for i, (t, part, own) in parts])
 
 
-def _traits(takes: Callable[[str, Any, ModelInfo], LeafTraits | str], members: Sequence[Transform]) -> Traits:
+def traits_of(takes: Callable[[str, Any, ModelInfo], LeafTraits | str], members: Sequence[Transform]) -> Traits:
     """The traits of several transforms as one; ``takes`` is how they share the leaves."""
     return Traits(
         takes,
@@ -359,12 +359,12 @@ def _names(members: Sequence[Transform]) -> str:
     return " | ".join(dict.fromkeys(m.traits.name for m in members))
 
 
-def _together(states: Sequence[State]) -> State:
+def together(states: Sequence[State]) -> State:
     """The states of members as one."""
     return State(tuple(s.learnt for s in states), tuple(s.carried for s in states))
 
 
-def _apart(state: State, members: Sequence[Transform]) -> list[State]:
+def apart(state: State, members: Sequence[Transform]) -> list[State]:
     """The states of the members.
 
     Raises:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxopt_nn.numerics import affine
+from jaxopt_nn.numerics import affine, named
 from jaxopt_nn.tensors.coded import Coded
 
 Names = tuple[str, ...]
@@ -135,14 +136,9 @@ def contract(
     left: tuple[Array, Names], right: tuple[Array, Names], out: Sequence[str], dtype: Any, precision: Any = None
 ) -> Array:
     """The einsum of two named arrays: names in ``out`` stay, the others are summed over; accumulated in ``dtype``."""
-    (x, xs), (y, ys) = left, right
-    batch = [name for name in xs if name in ys and name in out]
-    summed = [name for name in xs if name in ys and name not in out]
-    place = lambda names, wanted: [names.index(name) for name in wanted]
-    dims = ((place(xs, summed), place(ys, summed)), (place(xs, batch), place(ys, batch)))
-    result = lax.dot_general(x, y, dims, precision=precision, preferred_element_type=dtype)
-    made = [*batch, *(n for n in xs if n not in batch + summed), *(n for n in ys if n not in batch + summed)]
-    return result.transpose(place(made, out))
+    product = partial(lax.dot_general, precision=precision, preferred_element_type=dtype)
+    result, made = named.contract(left, right, out, product)
+    return result.transpose([made.index(name) for name in out])
 
 
 def along(param: tuple[Array, Names], out: Sequence[str]) -> Array:

@@ -64,6 +64,8 @@ def prepare(
     def ready(x: Any) -> Any:
         if not is_compressed(x):
             return x
+        if (made := x.map_parts(ready)) is not NotImplemented:
+            return made
         abstract = any(isinstance(child, jax.ShapeDtypeStruct) for child in jax.tree.leaves(x))
         form = _form(x, platform, batch, activations, small, tune and not abstract)
         made = partial(_prepared, platform=platform, form=form, small=small)

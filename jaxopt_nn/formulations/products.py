@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxopt_nn.formulations import integer, table, tpu, weight_only
+from jaxopt_nn.formulations import integer, parts, table, tpu, weight_only
 from jaxopt_nn.formulations.labels import Call, counted
 from jaxopt_nn.tensors.base import is_compressed
 from jaxopt_nn.tensors.coded import Coded
@@ -27,15 +27,20 @@ def dot(
       scale: float32 scalar, that of all activations of 2 to 8 bits, in the place of one a row; larger ones saturate.
 
     Returns:
-      an array, or NotImplemented: the tensor has no codes, or the array is no real float.
+      an array, or NotImplemented: the tensor has no codes and is not made of parts, or it is and the activations should be
+      rounded; or the array is no real float.
     """
     side = 1 if is_compressed(rhs) else 0
     weight, other = (rhs, lhs) if side else (lhs, rhs)
-    weight = weight.coded()
-    if weight is None or is_compressed(other) or other.dtype not in weight_only.FLOATS:
+    if is_compressed(other) or other.dtype not in weight_only.FLOATS:
         return NotImplemented
     dims = tuple(tuple(tuple(map(int, axes)) for axes in pair) for pair in dims)
     kind = jnp.dtype(dtype or jnp.result_type(other.dtype, weight.dtype)).name
+    if parts.are_in(weight):
+        return parts.dot(weight, other, dims, side, precision, kind, dot) if activations == 32 else NotImplemented
+    weight = weight.coded()
+    if weight is None:
+        return NotImplemented
     call = Call(dims, side, precision, kind if scale is None else "float32", activations)
     if scale is None:
         return table.choose(weight, other, call).run(weight, other, call)
@@ -51,13 +56,17 @@ def conv(
     ``scale``: as for ``dot``, that of all examples.
 
     Returns:
-      an array, or NotImplemented: the kernel has no codes, its scale varies along another axis than the output features,
-      or the asked arithmetic has no program (see ``integer.conv``).
+      an array, or NotImplemented: the kernel has no codes and is not made of parts, its scale varies along another axis than
+      the output features, or the asked arithmetic has no program (see ``integer.conv``).
     """
-    kernel = rhs.coded() if is_compressed(rhs) else None
-    if kernel is None or is_compressed(lhs) or lhs.dtype not in weight_only.FLOATS:
+    if not is_compressed(rhs) or is_compressed(lhs) or lhs.dtype not in weight_only.FLOATS:
         return NotImplemented
-    dtype = dtype or params.get("preferred_element_type") or jnp.result_type(lhs.dtype, kernel.dtype)
+    dtype = dtype or params.get("preferred_element_type") or jnp.result_type(lhs.dtype, rhs.dtype)
+    if parts.are_in(rhs):
+        return parts.conv(lhs, rhs, params, dtype, conv) if activations == 32 else NotImplemented
+    kernel = rhs.coded()
+    if kernel is None:
+        return NotImplemented
     numbers = lax.conv_dimension_numbers(lhs.shape, kernel.shape, params.get("dimension_numbers"))
     batch = counted(lhs.shape[numbers.lhs_spec[0]])
     if activations <= 8:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ class Choice:
       form: the weight's, such as ``QTensor int4, [groups, out, entries]``. program: its name.
       rows: of activations; ``labels.MANY`` where the trace leaves their number open. activations: their width.
       over_float: time over the float product's, as measured once; None where it was not.
+      macs: multiply-accumulates over those of one dense product; None: as many.
     """
 
     form: str
@@ -40,6 +41,7 @@ class Choice:
     rows: int
     activations: int
     over_float: float | None
+    macs: float | None = None
 
     def __str__(self) -> str:
         told = "not measured" if self.over_float is None else f"{self.over_float:.2g} of float's time"
@@ -82,6 +84,18 @@ def note(weight: Coded, program: str, rows: int, activations: int) -> None:
     if (heard := _watched.get()) is not None:
         over = PLATFORMS[platform_of(weight)].over_float(program, rows)
         heard.append(Choice(form_of(weight), program, rows, activations, over))
+
+
+def tell(weight: Any, program: str, rows: int, macs: float | None = None) -> None:
+    """As ``note``, of a tensor without codes."""
+    if (heard := _watched.get()) is not None:
+        heard.append(Choice(f"{weight.format}, {list(weight.shape)}", program, rows, 32, None, macs))
+
+
+def spread(chosen: Iterable[Choice]) -> None:
+    """Tells what was collected inside to whoever listens outside."""
+    if (heard := _watched.get()) is not None:
+        heard.extend(chosen)
 
 
 def platform_of(weight: Coded) -> str:

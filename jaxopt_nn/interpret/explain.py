@@ -13,7 +13,7 @@ from jax.extend import core
 
 from jaxopt_nn.core.leaf_rows import Operation, Run
 from jaxopt_nn.core.model import Site
-from jaxopt_nn.formulations import table
+from jaxopt_nn.formulations import parts, table
 from jaxopt_nn.formulations.table import Choice
 from jaxopt_nn.interpret import jaxprs
 from jaxopt_nn.interpret.evaluate import Evaluator, Indices, Totals
@@ -26,6 +26,8 @@ WRITTEN = {
     "float, scaled weight": "the weight is written in float at each call: there are more rows than entries in a group",
     "float, decoded": "the weight is held as floats: no program on codes is faster",
     "float on rounded activations": "the weight is held as floats: no program on codes is faster",
+    parts.WRITTEN: "its parts are multiplied at each call: products with one after the other would take more",
+    parts.EXPANDED: "a part of it is held as floats: no program runs on it as it is stored",
     "float, decoded convolution": "the weight is held as floats: no program on codes is faster",
 }
 
@@ -78,7 +80,8 @@ def _run(site: Site, found: Sequence[tuple[int, Operation]], chosen: Sequence[Ch
     slow = max((choice.over_float or 0 for choice in chosen), default=0)
     if slow > 1.05:
         reasons.append(f"slower than float: {slow:.2g} of its time, as measured once")
-    return Run(site.name, tuple(operations), ", ".join(programs), "; ".join(reasons), site.macs)
+    share = next((choice.macs for choice in reversed(chosen) if choice.macs is not None), 1.0)
+    return Run(site.name, tuple(operations), ", ".join(programs), "; ".join(reasons), round(site.macs * share))
 
 
 def _walk(jaxpr: Any, key: Key | None, found: dict[Key, list[tuple[int, Operation]]], rest: Counter[Operation]) -> None:

@@ -20,6 +20,7 @@ from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.files import open_workdir
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Pass
+from jaxopt_nn.core.report import Report
 from jaxopt_nn.core.transform import Facts, State, Transform, explain
 from jaxopt_nn.cost.latency import devices, latencies
 from jaxopt_nn.export.exported import check_platforms, exported
@@ -227,10 +228,9 @@ def _check_call(task: Any, seed: Any, latency: Any, config: Any) -> None:
 
 def _remarks(
     method: Transform, forms: Sequence[_Form], rows: Sequence[dict[str, Any]], now: Position, task: Task,
-    others: Sequence[dict[str, str]],
+    reports: Sequence[Report], others: Sequence[dict[str, str]],
 ) -> dict[str, Any]:  # fmt: skip
     """``skipped``, of leaves: left alone, assumed of, made anew, or not used as they are packed; ``warnings``: said first."""
-    reports = [f.ready.run.explain(f.ready.variables, *task.example, states=f.ready.states) for f in forms[1:]]
     messages = sum(reports, explain(method, now.network.variables, now.info) + now.info.report + now.anew)
     said = [(m.path, m.reason if m.kind == "skipped" else f"{m.kind}: {m.reason}") for m in messages]
     skipped = [{"path": path, "reason": reason} for path, reason in dict.fromkeys(said)]
@@ -269,7 +269,7 @@ class Compressor:
         self.check(network, task, teacher)  # what is wrong with a recipe shows before any training
         run = Run(task, teacher or network, jax.random.key(seed), checkpoints, watch)
         forms, now, history = self._stages(self._course, network, run)
-        rows, sums = self._judged(forms, task)
+        rows, sums, reports = self._judged(forms, task)
         against, sums = self._controlled(network, run, sums)
         rows, untimed = _timed(rows, forms, task, latency)
         rows, unmeasured = self._sensitive(rows, forms, now, task, sensitivity)
@@ -287,7 +287,7 @@ class Compressor:
             "stages": rows[1:],
             "control": against,
             "artifact": None,
-            **_remarks(plan.methods[-1], forms, rows, now, task, [*untimed, *unmeasured]),
+            **_remarks(plan.methods[-1], forms, rows, now, task, reports, [*untimed, *unmeasured]),
             "history": history,
             "histograms": self._histograms(network, now, task),
             **task.compared(sums.baseline, sums.final),
@@ -365,8 +365,9 @@ class Compressor:
             history += entries
         return forms, now, history
 
-    def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Sums]:
-        """The report's entry of each form; accumulators on the test data of the first and the last."""
+    def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Sums, list[Report]]:
+        """The report's entry of each form; accumulators on the test data of the first and the last; what the
+        program of each after the first does."""
         judged = [accumulated(form.ready, task, task.judged) for form in forms]
         ends = Sums(judged[0], judged[-1])
         if task.valid is not None:
@@ -375,9 +376,11 @@ class Compressor:
         for form, sums in zip(forms, judged, strict=True):
             row = entry.row(form.name, form.stored, form.ready, forms[0].stored.variables, form.info, form.facts)
             rows.append({**row, "metrics": task.result(sums)})
+        reports = [f.ready.run.explain(f.ready.variables, *task.example, states=f.ready.states) for f in forms[1:]]
+        rows[1:] = [entry.counted(row, report) for row, report in zip(rows[1:], reports, strict=True)]
         if task.valid is not None:
             rows[0]["test"], rows[-1]["test"] = task.result(ends.baseline), task.result(ends.final)
-        return told_stages(rows), ends
+        return told_stages(rows), ends, reports
 
     def _controlled(self, network: Network, run: Run, sums: Sums) -> tuple[dict[str, Any] | None, Sums]:
         """The report's entry of the control and its accumulators; None where it was not asked for, or nothing is trained."""

@@ -19,6 +19,7 @@ from jaxopt_nn.core.combine import by_path, where
 from jaxopt_nn.core.gates import every
 from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.paths import near_misses
+from jaxopt_nn.core.residual import residual
 from jaxopt_nn.core.rule import Rule, identity_rule
 from jaxopt_nn.core.transform import Transform, identity
 from jaxopt_nn.methods import clip, schedules
@@ -42,6 +43,7 @@ from jaxopt_nn.methods.criteria.snip import grasp, snip
 from jaxopt_nn.methods.criteria.synflow import synflow
 from jaxopt_nn.methods.criteria.wanda import ria, wanda
 from jaxopt_nn.methods.learnt_threshold import learnt_threshold
+from jaxopt_nn.methods.low_rank import low_rank
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
@@ -68,10 +70,12 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "identity": identity,
     "obs": obs,
     "learnt_threshold": learnt_threshold,
+    "low_rank": low_rank,
     "prune": prune,
     "prune_neurons": prune_neurons,
     "quantize": quantize,
     "rate_quantize": rate_quantize,
+    "residual": residual,
     "sparsegpt": sparsegpt,
 }
 PASSES: dict[str, Callable[..., Pass]] = {"cut_layers": cut_layers, "cut_units": cut_units}
@@ -184,7 +188,8 @@ def transform(
 
     An argument ``{"schedule": "cubic", "final": 0.9, "end": 0.7}`` becomes that schedule; a float among its steps is a share
     of ``steps``. A part of a pruning with arguments is ``{"name": "rigl", "end": 0.75}``; ``"2:4"`` and ``"8x128"`` are short
-    for such structures. What draws at random, stochastic rounding too, gets the ``key``.
+    for such structures. ``{"method": "quantize", "bits": 8}`` is a method inside another. What draws at random, stochastic
+    rounding too, gets the ``key``.
 
     Args:
       steps: of the training ahead.
@@ -347,6 +352,9 @@ def _argument(key: str, value: Any, last: int, random: Any = None) -> Any:
         return _part(key, value, {}, last, random)
     if not isinstance(value, Mapping) or key in MAPPINGS:
         return value
+    if isinstance(value.get("method"), str):  # a method inside another: the factors' own, a part of a residual
+        own = {{"where": "pattern", "every": "interval"}.get(str(name), str(name)): x for name, x in value.items()}
+        return transform(**own, steps=last + 1, key=random)
     if key in NAMED:
         fields = dict(value)
         if not isinstance(name := fields.pop("name", None), str):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_nn.core.model import ModelInfo
+from jaxopt_nn.core.report import Report
 from jaxopt_nn.core.transform import Facts
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.reporting.leaf_table import leaf_table
@@ -54,6 +55,18 @@ def row(
 def _macs_by_leaf(info: ModelInfo) -> dict[str, int]:
     """Of the sites that read a leaf, by its path."""
     return {row.path: sum(run.macs for run in row.runs) for row in info.report.rows if row.runs}
+
+
+def counted(entry: dict[str, Any], report: Report) -> dict[str, Any]:
+    """A stage's entry with the multiply-accumulates of what runs: fewer where a weight is multiplied by its factors.
+
+    Args:
+      report: of the prepared network on one example.
+    """
+    runs = {run.site: run.macs for row in report.rows for run in row.runs}
+    own = {row.path: sum(run.macs for run in row.runs) for row in report.rows if row.runs}
+    leaves = [{**leaf, "macs": own.get(leaf["path"])} for leaf in entry["leaves"]]
+    return {**entry, "macs": sum(runs.values()) + sum(run.macs for run in report.activations), "leaves": leaves}
 
 
 def float32_bytes(variables: PyTree) -> int:

@@ -103,6 +103,30 @@ class Tensor(abc.ABC):
         wide = self.expand()
         return None if wide is self or not is_compressed(wide) else wide.coded()
 
+    def map_parts(self, fn: Any) -> Any:
+        """The tensor with ``fn(part)`` in the place of each array or tensor whose products or sums it stands for.
+
+        NotImplemented where it is not made of parts.
+        """
+        return NotImplemented
+
+    def dot_general(self, other: Any, dims: Any, side: int, product: Any) -> Any:
+        """``lax.dot_general`` with an array, of what is made of parts; NotImplemented: multiply with what ``densify`` gives.
+
+        Args:
+          other: the array. dims: as ``lax.dot_general``. side: which operand the tensor is, 0 or 1.
+          product: ``(array, part, dims, last) -> array`` of one of its parts; the result of the last is that of the dot.
+        """
+        return NotImplemented
+
+    def conv(self, lhs: Any, params: Any, product: Any) -> Any:
+        """``lax.conv_general_dilated`` of an array, with the tensor as kernel, as ``dot_general``.
+
+        Args:
+          params: of the equation. product: ``(array, kernel, params that differ, last) -> array``.
+        """
+        return NotImplemented
+
     def nest(self, inner: Any) -> Any:
         """What packing this first and then ``inner``, made from this one's view, gives.
 

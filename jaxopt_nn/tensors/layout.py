@@ -18,7 +18,7 @@ def reshaped_groups(groups: Sequence[int], old: Sequence[int], new: Sequence[int
     if 0 in old:
         return None
     result = [1] * len(new)
-    for left, right in _blocks(old, new):
+    for left, right in blocks(old, new):
         runs = _runs([groups[i] for i in left], [old[i] for i in left])
         for j in right:
             if runs is None:
@@ -34,7 +34,7 @@ def reshaped_groups(groups: Sequence[int], old: Sequence[int], new: Sequence[int
     return tuple(result)
 
 
-def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
+def blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
     """The shortest stretches of old and new axes that hold equally many entries."""
     i = j = 0
     while i < len(old) or j < len(new):
