@@ -7,34 +7,14 @@ import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+from jaxopt_nn.coding.dictionary import DICTIONARY
+
 MAGIC = b"\x8fjnn"
 VERSION = 1
 #: Bytes of the header as JSON, at most: a header is small, and what it makes of memory is a multiple of its text.
 HEADER_BYTES = 16 * 2**20
 #: What to do with a damaged file.
 AGAIN = "copy the file again, or write it anew"
-
-#: What the deflate stream of a header may refer back to. Part of version 1: it never changes.
-DICTIONARY = b"".join([
-    b'"config":{"name":"model":"experiments.models.","model_args":{"data":"data_args":{"float":{"epochs":"batch_size":128,',
-    b'"learning_rate":0.001,"weight_decay":"optimizer":"adamw","sgd","schedule":"cosine","warmup":"seed":0,"stages":[{"method":',
-    b'"name":"prune","sparsity":0.9,"structure":"allocation":"criterion":"magnitude","global_budget","start":"stop":"steps":',
-    b'"name":"cluster","name":"low_rank","rank":"codebook","chain","where","by_path","schedule":"cubic","every":"rule":"w4a8",',
-    b'"weight_only","distill":"temperature":"export":["cpu","gpu","tpu"],"note":null,true,false,"metrics":{"accuracy":0.',
-    b'["key","threefry2x32","uint32 2"],["list",["tuple",["dict",[[0,"learnt":{},"carried":{},"cases":["batch_stats":{"mean":"var":',
-    b'"block_sparse":"NofM",{"n":2,"m":4,"axis":-2,"length":"places":"uint8 /2 1 "Codebook","table":"LowRank","left":"right":',
-    b'"Sum","first":"second":"Decoded","platform":"cpu","order":[-1,-2],"rounding":"bfloat16","float16 float32 int8 int32 uint32 bool ',
-    b'"params/layers/blocks/block_attention/query/key/value/output/mlp/up/down/norm/scale/embedding/head/kernel","params":{"Conv_0":{"',
-    b'BatchNorm_0":{"scale":"float32 ","embedding":"experiments":["programs/cpu.prepare",["programs/cpu.run",',
-    b'"files":["recipe":[{"name":"quantize","bits":4,"group":64,"symmetric":true,"method":[["**/kernel",{"name":"extra":{"config":{',
-    b'"inner_shape":[784,300],"count":"block":"order":"kept":"uint8 100/8 0 ","frame":["QTensor",{"bits":5,"signed":true,"float_dtype":',
-    b'"bfloat16"},{"scale":"bfloat16 ["QTensor",{"bits":4,"signed":true,"float_dtype":"float32","axis":-1,"length":300},',
-    b'{"codes":"uint8 784 150/4 1 300:8","scale":"float32 1 300"}],"bias":"float32 300"},"Dense_1":{"bias":"float32 100","kernel":["Masked",',
-    b'{"inner_shape":[300,100],"count":600},{"mask":"uint8 3750/1 0 300 100:0","kept":"uint8 300/4 0 600:8","frame":["QTensor",',
-    b'{"bits":4,"signed":true,"float_dtype":"float32"},{"scale":"float32 1 1"}]}]},"Dense_2":{"bias":"float32 10","kernel":',
-    b'{"tree":{"variables":{"params":{"Dense_0":{"bias":"float32 300","kernel":["states":{}},"extra":{"rules":[],"plans":[],"still":[]},',
-    b'"rules":[{"pattern":"**","name":"w4a8","made":["arithmetic","versions":{"jaxopt_nn":"0.","jax":"0.10.2"}}',
-])  # fmt: skip
 
 
 def written(head: dict[str, Any]) -> bytes:
@@ -46,7 +26,7 @@ def written(head: dict[str, Any]) -> bytes:
     try:
         text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
-        raise TypeError(f"recipe and extra are kept as JSON: {error}") from error
+        raise TypeError(f"recipe and extra are kept as JSON: {error}; pass dicts, lists, numbers and strings") from error
     if len(text) > HEADER_BYTES:
         raise ValueError(f"the header has {len(text):,} bytes, most may be {HEADER_BYTES:,}; put less into recipe and extra")
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zlib.Z_DEFAULT_STRATEGY, DICTIONARY)
@@ -63,7 +43,7 @@ def read(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     """
     start = stream.read(len(MAGIC) + 1)
     if start[: len(MAGIC)] != MAGIC:
-        raise ValueError("no file of jaxopt_nn.save: its first bytes are others, or damaged")
+        raise ValueError("its first bytes are others than those that jaxopt_nn.save writes; pass such a file, or copy it again")
     if start[len(MAGIC) :] != bytes([VERSION]):
         raise ValueError(f"version {list(start[len(MAGIC):])} of the format, this library reads {VERSION}; use a newer one")
     length, prefix = read_varint(stream, size)

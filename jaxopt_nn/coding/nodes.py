@@ -22,7 +22,7 @@ DTYPES = {
     "float8_e8m0fnu", "float4_e2m1fn", "float16", "bfloat16", "float32", "float64", "complex64", "complex128",
 }  # fmt: skip
 _NUMBER = r"(?:0|[1-9]\d{0,14})"
-_ARRAY = re.compile(rf"([a-z][a-z0-9_]*)((?: {_NUMBER})*)(?:/([1-8]) ({_NUMBER})((?: {_NUMBER})+)(?::({_NUMBER}))?)?")
+_ARRAY = re.compile(rf"([a-z][a-z0-9_]*)((?: {_NUMBER})*)(?:/([1-8]) ({_NUMBER})((?: {_NUMBER})+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +50,11 @@ class Entry:
 
     @property
     def text(self) -> str:
-        """``float32 784 300``; of packed codes ``uint8 392 300/4 0 784:8``."""
+        """``float32 784 300``; of packed codes ``uint8 392 300/4 0 784``."""
         text = " ".join([self.dtype.name, *map(str, self.shape)])
         if self.packed is None:
             return text
-        bits, axis, lengths, zero = self.packed
-        return f"{text}/{bits} {axis} {' '.join(map(str, lengths))}" + ("" if zero is None else f":{zero}")
+        return f"{text}/{self.packed.bits} {self.packed.axis} {' '.join(map(str, self.packed.lengths))}"
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -193,10 +192,9 @@ def _added(node: Any, path: str, leaf: str | None, entries: list[Entry]) -> int:
         raise Malformed(f"{path}: an array of {len(shape)} axes; at most 32")
     packed = None
     if found[3]:
-        zero = None if found[6] is None else int(found[6])
-        packed = Packed(int(found[3]), int(found[4]), tuple(map(int, found[5].split())), zero)
+        packed = Packed(int(found[3]), int(found[4]), tuple(map(int, found[5].split())))
         fits = found[1] == "uint8" and packed.axis < len(shape) and len(shape) + len(packed.lengths) <= 32
-        if not fits or (zero or 0) >= 2**packed.bits or not _holds(packed, shape):
+        if not fits or not _holds(packed, shape):
             raise Malformed(f"{path}: {node!r}: the codes don't fit the array")
     entries.append(Entry(path, own, jnp.dtype(found[1]), shape, packed))
     return len(entries) - 1

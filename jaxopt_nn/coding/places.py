@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.paths import leaves_by_path, near_misses, path_of
 from jaxopt_nn.tensors.base import PyTree, is_compressed
 
@@ -31,8 +32,8 @@ class Source:
         if isinstance(array, jax.Array):
             if not array.is_fully_addressable:
                 raise ValueError(
-                    f"{path}: its shards lie on several hosts, and one file is written by one; write jaxopt_nn.to_orbax, or gather "
-                    "it first"
+                    f"{path}: its shards lie on several hosts, and one file is written by one; write jaxopt_nn.to_orbax, or "
+                    "gather it first"
                 )
             shards = [(_whole(shard.index, self._shape), shard.data) for shard in array.addressable_shards]
             self._parts = list({_key(at): (at, data) for at, data in shards}.values())
@@ -136,7 +137,8 @@ def named_shardings(sharding: Any, tree: PyTree) -> Callable[[str, str], Shardin
         for inner, one in _by_path(own).items():
             name = f"{path}/{inner}" if inner else path
             if not isinstance(one, Sharding):
-                raise TypeError(f"sharding of {name} is a {type(one).__name__}; pass a jax.sharding.Sharding, or None")
+                of = f" of {name}" if name else ""
+                raise TypeError(f"sharding{of} is {in_words(one)}; pass a jax.sharding.Sharding, or None")
             found[name] = one
     for path, leaf in leaves.items():
         own = found.get(path)

@@ -29,7 +29,7 @@ def read_artifact(path: str | os.PathLike[str], **options: Any) -> tuple[PyTree,
         return tree, {**manifest, "digest": manifest["sha"]}
     asked = sorted(name for name, value in options.items() if value is not None and name != "root")
     if asked:
-        raise ValueError(f"{source}: is a folder, and {', '.join(asked)} is for one file; load it without, or save it as a file")
+        raise ValueError(f"{source}: is a folder, and {', '.join(asked)} is for one file; leave it out, or save a file")
     tree, manifest = load_artifact(source)
     return tree, {**manifest, "digest": manifest["sha256"][:12]}
 

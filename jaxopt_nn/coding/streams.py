@@ -17,6 +17,8 @@ from jaxopt_nn.tensors.packed import Packed
 CHUNK = 2**22
 #: An array of numbers with at most so many shares a stream with its like, and the stream ends once it has ``POOLED``.
 SMALL, POOLED = 4096, 2**16
+#: Numbers, at most, on which contexts are tried unasked: the lower bits of floats are noise to them.
+NUMBERS = 2**14
 #: Widths of the integers that are symbols as they are; other dtypes of one byte are symbols by their bytes.
 _WIDTHS = {"bool": 1, "int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8}
 
@@ -104,16 +106,17 @@ def padding_is_zero(array: np.ndarray, packed: Packed) -> bool:
     return not (last >> np.uint8(used)).any()
 
 
-def encoded(part: np.ndarray, packed: Packed | None, symbols: Sequence[int]) -> bytes:
+def encoded(part: np.ndarray, packed: Packed | None, symbols: Sequence[int], contexts: bool | None = None) -> bytes:
     """A part of an array as a frame holds it."""
     if packed is not None:
-        axis, n = _axis_of(part, packed, symbols)
-        codes = packing.unpack_bits_on_host(part, packed.bits, n, axis).reshape(symbols)
-        return entropy.encode(codes, 2**packed.bits, zero=packed.zero)
+        codes = packing.unpack_bits_on_host(part, packed.bits, _codes_along(part.shape, packed, symbols), packed.axis)
+        return entropy.encode(codes.reshape(symbols), 2**packed.bits, zero=packed.zero or 0, contexts=contexts, threads=1)
     if part.dtype.itemsize == 1:
-        codes, alphabet, zero = _symbols(part)
-        return entropy.encode(codes.reshape(symbols), alphabet, zero=zero)
-    return entropy.encode_array(_plain(part).reshape(*symbols, -1) if part.dtype.kind == "c" else part.reshape(symbols))
+        width, half = _width(part.dtype)
+        codes = np.ascontiguousarray(part).view(np.uint8) if half is None else (part.astype(np.int16) + half).astype(np.uint8)
+        return entropy.encode(codes.reshape(symbols), 2**width, zero=int(half or 0), contexts=contexts, threads=1)
+    contexts = False if contexts is None and part.size > NUMBERS else contexts
+    return entropy.encode_array(part.reshape(symbols), contexts=contexts, threads=1)
 
 
 def decoded(data: bytes, shape: Sequence[int], dtype: np.dtype, packed: Packed | None, symbols: Sequence[int]) -> np.ndarray:
@@ -123,46 +126,25 @@ def decoded(data: bytes, shape: Sequence[int], dtype: np.dtype, packed: Packed |
       ValueError: the data don't hold it.
     """
     if packed is not None:
-        codes = entropy.decode(data, tuple(symbols), 2**packed.bits, zero=packed.zero)
-        axis = packed.axis
-        n = math.prod(symbols) // max(1, math.prod(shape[:axis]) * math.prod(shape[axis + 1 :]))
-        flat = codes.reshape(*shape[:axis], n, *shape[axis + 1 :])
-        return packing.pack_bits_on_host(flat, packed.bits, axis)
+        n = _codes_along(shape, packed, symbols)
+        codes = entropy.decode(data, tuple(symbols), 2**packed.bits, threads=1)
+        flat = codes.reshape(*shape[: packed.axis], n, *shape[packed.axis + 1 :])
+        return packing.pack_bits_on_host(flat, packed.bits, packed.axis)
     if dtype.itemsize == 1:
-        return _of_symbols(data, dtype, tuple(symbols)).reshape(shape)
-    kind = np.dtype(f"float{4 * dtype.itemsize}") if dtype.kind == "c" else dtype
-    like = (*symbols, 2) if dtype.kind == "c" else tuple(symbols)
-    return np.ascontiguousarray(entropy.decode_array(data, like, kind)).view(dtype).reshape(shape)
+        width, half = _width(dtype)
+        codes = entropy.decode(data, tuple(symbols), 2**width, threads=1).reshape(shape)
+        return codes.view(dtype) if half is None else (codes.astype(np.int16) - half).astype(dtype)
+    return entropy.decode_array(data, tuple(symbols), dtype, threads=1).reshape(shape)
 
 
-def _axis_of(part: np.ndarray, packed: Packed, symbols: Sequence[int]) -> tuple[int, int]:
-    """The packed axis of a part, and how many codes it holds along it."""
-    others = math.prod(part.shape[: packed.axis]) * math.prod(part.shape[packed.axis + 1 :])
-    return packed.axis, math.prod(symbols) // max(1, others)
+def _codes_along(shape: Sequence[int], packed: Packed, symbols: Sequence[int]) -> int:
+    """How many codes a part holds along the packed axis."""
+    return math.prod(symbols) // math.prod(n for a, n in enumerate(shape) if a != packed.axis)
 
 
-def _plain(part: np.ndarray) -> np.ndarray:
-    """Complex numbers as pairs of floats."""
-    return np.ascontiguousarray(part).view(f"float{4 * part.dtype.itemsize}")
-
-
-def _symbols(part: np.ndarray) -> tuple[np.ndarray, int, int | None]:
-    """Entries of one byte as symbols from 0, how many there may be, and which stands for 0."""
-    name, plain = part.dtype.name, np.ascontiguousarray(part)
-    width = _WIDTHS.get(name)
-    if width is None:
-        return plain.view(np.uint8), 256, None
-    if not name.startswith("int"):
-        return plain.astype(np.uint8), 2**width, 0
-    half = 2 ** (width - 1)
-    return (plain.astype(np.int16) + np.int16(half)).astype(np.uint8), 2**width, half
-
-
-def _of_symbols(data: bytes, dtype: np.dtype, symbols: tuple[int, ...]) -> np.ndarray:
-    width = _WIDTHS.get(dtype.name)
-    half = 2 ** ((width or 1) - 1) if dtype.name.startswith("int") else 0
-    zero = None if width is None else half
-    codes = entropy.decode(data, symbols, 2 ** (width or 8), zero=zero)
-    if width is None:
-        return np.ascontiguousarray(codes).view(dtype)
-    return (codes.astype(np.int16) - np.int16(half)).astype(dtype) if half else codes.astype(dtype)
+def _width(dtype: np.dtype) -> tuple[int, np.int16 | None]:
+    """Bits of a symbol, and what is added to a number to make it one; None: its byte is the symbol."""
+    width = _WIDTHS.get(dtype.name, 8)
+    if not dtype.name.startswith(("int", "bool", "uint")):
+        return width, None
+    return width, np.int16(2 ** (width - 1) if dtype.name.startswith("int") else 0)

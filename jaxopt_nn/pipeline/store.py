@@ -11,7 +11,6 @@ from typing import Any
 import jax
 
 from jaxopt_nn.coding.artifact import Artifact
-from jaxopt_nn.coding.loader import read_tree
 from jaxopt_nn.coding.shipped import artifact_files, read_artifact
 from jaxopt_nn.coding.writer import save_file
 from jaxopt_nn.core.passes import Plan
@@ -85,8 +84,8 @@ def load(
         None: the program that the file holds for the platform that JAX runs on here.
       rules: in the place of those that the file names: for rules that no ``rule_factory`` made.
       target: variables that it must fit, leaf by leaf, arrays or abstract: the network gets their containers and shardings.
-      sharding: where the variables are to lie, as for ``load_file``: ``jn.shardings(...).named``, say. They are decoded straight
-        into the shards.
+      sharding: where the variables are to lie, as for ``load_file``: ``jn.shardings(...).named``, say. They are decoded
+        straight into the shards.
       only: a pattern over the variables' paths: other leaves are not read, abstract ones stand there. Needs ``apply``.
       max_bytes: most memory that the arrays may take, as for ``load_file``.
 
@@ -111,7 +110,7 @@ def load(
     tree, manifest = read_network(path, **options)
     if apply is None:
         if only is not None:
-            raise ValueError(f"{path}: only={only!r} leaves weights out, which its program takes; pass apply=, its model's function")
+            raise ValueError(f"{path}: only={only!r} leaves weights out that its program takes; pass apply=, the model's code")
         programs = of_files(artifact_files(path, manifest))
         if not programs:
             raise ValueError(

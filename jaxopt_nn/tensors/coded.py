@@ -165,7 +165,7 @@ class Coded(Tensor):
         require(self.rounding is None or is_float(self.rounding), self, f"rounding={self.rounding}")
         require(is_order(self.order, ndim) and len(self.order or ()) <= codes.ndim, self, f"order={self.order}")
         split = codes.ndim - ndim
-        require(0 <= split <= 1 and set(self.physical) == set(range(ndim)), self, f"codes of {codes.ndim} axes, scale of {ndim}")
+        require(0 <= split <= 1 and set(self.physical) == set(range(ndim)), self, f"{codes.ndim} axes, scale of {ndim}")
         require(not (packed and split) and packed == (self.length is not None), self, "packed and split")
         if packed:
             require(type(self.axis) is int and -ndim <= self.axis < 0 and is_count(self.length, 1), self, f"axis={self.axis}")

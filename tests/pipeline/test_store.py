@@ -1,6 +1,7 @@
 """From an artifact to answers, with the model's code and without it."""
 
 import functools
+import itertools
 import subprocess
 import sys
 
@@ -131,10 +132,11 @@ def test_what_no_optimizer_moves_is_kept_and_platforms_are_checked_first(tmp_pat
 
 
 def test_what_is_no_network_or_needs_code_is_named(tmp_path):
-    jn.save_artifact(tmp_path / "tree", WEIGHTS)
-    for code in (apply, None):
-        with pytest.raises(ValueError, match=r"tree: holds a tree of arrays and no network; read it with jaxopt_nn.load_art"):
-            jn.load(tmp_path / "tree", code)
+    jn.save_artifact(tmp_path / "folder", WEIGHTS)
+    jn.save_file(tmp_path / "file", WEIGHTS)
+    for code, name in itertools.product((apply, None), ("folder", "file")):
+        with pytest.raises(ValueError, match=rf"{name}: holds a tree of arrays and no network; read it with jaxopt_nn.load_fi"):
+            jn.load(tmp_path / name, code)
     by_hand = jn.Rule(lambda site, state, lhs, rhs: site.run(lhs, rhs), name="mine")
     network = jn.Network(apply, WEIGHTS, by_hand)
     jn.save(tmp_path / "mine", network)
