@@ -163,7 +163,7 @@ def run(code: str, **environment: str) -> str:
 def test_importing_the_package_imports_nothing_heavy():
     """Flax, Orbax and Matplotlib cost 0.15 s to 0.4 s each: they are imported where they are used."""
     heavy = {"flax", "haiku", "equinox", "libtpu", "matplotlib", "ml_collections", "orbax", "pandas", "qwix"}
-    heavy |= {"rich", "sklearn", "tensorflow", "tensorstore", "torch"}
+    heavy |= {"numba", "rich", "sklearn", "tensorflow", "tensorstore", "torch"}
     assert run(f"import sys, jaxopt_nn; print(sorted({heavy} & set(sys.modules)))").strip() == "[]"
 
 

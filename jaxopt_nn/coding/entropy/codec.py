@@ -64,7 +64,7 @@ def encode(
     array = _checked(symbols, alphabet, zero, mode)
     if array.size == 0:
         return b""
-    from jaxopt_nn.coding.entropy import frequencies, model, packed, static
+    from jaxopt_nn.coding.entropy import frequencies, huffman, model, packed, static
 
     flat = np.ascontiguousarray(array).reshape(-1)
     counts = np.zeros(alphabet, np.int64)
@@ -75,6 +75,8 @@ def encode(
     if mode == "constant":
         raise ValueError(f"mode='constant': the array has {np.count_nonzero(counts)} symbols; pass mode=None")
     width, size, best = (alphabet - 1).bit_length(), array.size, b""
+    if mode == "huffman":
+        return huffman.encode(flat, counts, HUFFMAN)
     if mode in (None, "rans"):
         plan = static.plan(counts)
         if mode == "rans" or plan.size < size * width / 8:
@@ -87,8 +89,8 @@ def encode(
         room = len(best) if best else 4 * size + 64
         best = model.encode(array, alphabet, zero, ADAPTIVE, room, model.Options()) or best
     if contexts or (contexts is None and size <= MIXED and mode in (None, "adaptive")):
-        room = len(best) if contexts else int(len(best) * (1 - WORTH))
-        best = model.search(array, alphabet, zero, ADAPTIVE, room) or best
+        worth = 0.0 if contexts else WORTH
+        best = model.search(array, alphabet, zero, ADAPTIVE, int(len(best) * (1 - worth)), worth) or best
     return best
 
 
@@ -117,7 +119,7 @@ def decode(
     if size == 0:
         reader.finish()
         return out
-    from jaxopt_nn.coding.entropy import model, packed, static
+    from jaxopt_nn.coding.entropy import huffman, model, packed, static
 
     head = reader.byte()
     if head == CONSTANT:
@@ -129,6 +131,8 @@ def decode(
         reader.finish()
         if not packed.unpack(bits, width, alphabet, out.reshape(-1)):
             raise ValueError("coded data: damaged: packed bits hold a symbol outside the alphabet")
+    elif head == HUFFMAN:
+        huffman.decode(reader, alphabet, out.reshape(-1))
     elif head & 7 == RANS:
         static.decode(reader, head, size, alphabet, out.reshape(-1), threads)
     elif head & 7 == ADAPTIVE:

@@ -11,6 +11,10 @@ from jaxopt_nn.coding.entropy import adaptive, contexts
 from jaxopt_nn.coding.entropy.reader import Reader, varint
 
 
+#: Symbols of the sample that stands for an array of more than four times as many.
+SAMPLE = 1 << 17
+
+
 class Options(NamedTuple):
     """How cells are looked at: mixed contexts or one counter a decision; columns first; each matrix of a stack anew;
     how many rows above a row lies the one that it resembles (0: none)."""
@@ -32,10 +36,7 @@ def encode(symbols: NDArray[Any], alphabet: int, zero: int, mode: int, room: int
     if room <= len(head):
         return None
     data = np.empty(room - len(head), np.uint8)
-    flat = np.ascontiguousarray(cells, dtype=np.uint16).reshape(-1)
-    if flat is symbols or flat.base is symbols:
-        flat = flat.copy()
-    length = _run(flat, cells.shape, alphabet, zero, options, data, False)
+    length = _run(np.ascontiguousarray(cells, dtype=np.uint16), alphabet, zero, options, data, False)
     return None if length < 0 else head + data[:length].tobytes()
 
 
@@ -49,12 +50,12 @@ def decode(reader: Reader, head: int, out: NDArray[Any], alphabet: int) -> None:
     options = Options(mixed, bool(head & 16), bool(head & 32), reader.varint(1 << 32) if mixed else 0)
     view = _matrices(out)
     target = np.swapaxes(view, 1, 2) if options.turned else view
-    flat = np.zeros(out.size, np.uint16)
+    cells = np.zeros(target.shape, np.uint16)
     data = np.frombuffer(reader.rest(), np.uint8).copy()
-    length = _run(flat, target.shape, alphabet, zero, options, data, True)
+    length = _run(cells, alphabet, zero, options, data, True)
     if length < len(data):
         raise ValueError("coded data: damaged: the adaptive model's decisions do not end where its bytes do")
-    target[...] = flat.reshape(target.shape)
+    target[...] = cells
 
 
 def _matrices(array: NDArray[Any]) -> NDArray[Any]:
@@ -62,37 +63,63 @@ def _matrices(array: NDArray[Any]) -> NDArray[Any]:
     return array.reshape(-1, rows, columns)
 
 
-def _run(
-    flat: NDArray[np.uint16], shape: tuple[int, ...], alphabet: int, zero: int, options: Options, data: Any, decoding: bool
-) -> int:
-    period = min(options.period, shape[1])
+def _run(cells: NDArray[np.uint16], alphabet: int, zero: int, options: Options, data: Any, decoding: bool) -> int:
+    period = min(options.period, cells.shape[1])
     return int(
         contexts.code_cells(
-            flat, *shape, zero, alphabet, period, options.restart, options.mixed, data, decoding, *adaptive.logistic()
+            cells, zero, alphabet, period, options.restart, options.mixed, data, decoding, *adaptive.logistic()
         )
     )
 
 
-def search(symbols: NDArray[Any], alphabet: int, zero: int, mode: int, room: int) -> bytes | None:
-    """The smallest of several ways to look at ``symbols`` with mixed contexts, below ``room`` bytes; None if none is."""
+def search(symbols: NDArray[Any], alphabet: int, zero: int, mode: int, room: int, worth: float) -> bytes | None:
+    """The smallest of several ways to look at ``symbols`` with mixed contexts, below ``room`` bytes; None if none is.
+
+    For long arrays a sample chooses the way, and whether it saves the share ``worth`` of the sample's entropy.
+    """
+    sample = _sample(symbols)
+    if sample is None:
+        return _best(symbols, alphabet, zero, mode, room - 1)[0]
+    counts = np.bincount(sample.reshape(-1))
+    counts = counts[counts > 0]
+    entropy = float((counts * np.log2(sample.size / counts)).sum()) / 8
+    data, options = _best(sample, alphabet, zero, mode, int(entropy * (1 - worth)))
+    return None if data is None else encode(symbols, alphabet, zero, mode, room - 1, options)
+
+
+def _best(symbols: NDArray[Any], alphabet: int, zero: int, mode: int, room: int) -> tuple[bytes | None, Options]:
+    """The smallest stream of at most ``room`` bytes, None if there is none, and its options."""
     best, options = None, Options(mixed=True)
 
-    def better(tried: Options) -> bool:
+    def attempt(tried: Options) -> None:
         nonlocal best, options
-        data = encode(symbols, alphabet, zero, mode, (len(best) if best else room) - 1, tried)
+        data = encode(symbols, alphabet, zero, mode, len(best) - 1 if best else room, tried)
         if data is not None:
             best, options = data, tried
-        return data is not None
 
     stack, rows, columns = _matrices(symbols).shape
-    better(options)
+    attempt(options)
     if min(rows, columns) > 1:
-        better(options._replace(turned=True))
+        attempt(options._replace(turned=True))
     if stack > 1:
-        better(options._replace(restart=True))
+        attempt(options._replace(restart=True))
     for period in periods(symbols, zero, options.turned):
-        better(options._replace(period=period))
-    return best
+        attempt(options._replace(period=period))
+    return best, options
+
+
+def _sample(symbols: NDArray[Any]) -> NDArray[Any] | None:
+    """Some rows from the middle of a long array; None for one that is short enough to try it all."""
+    cells = _matrices(symbols)
+    _, rows, columns = cells.shape
+    if cells.size <= 4 * SAMPLE:
+        return None
+    middle = len(cells) // 2
+    if rows * columns <= SAMPLE:
+        return cells[middle : middle + SAMPLE // (rows * columns)]
+    number = min(rows, max(SAMPLE // columns, 1))
+    start = (rows - number) // 2
+    return cells[middle, start : start + number, : max(SAMPLE // number, 1)]
 
 
 def periods(symbols: NDArray[Any], zero: int, turned: bool) -> list[int]:

@@ -34,7 +34,8 @@ def unpack(data, width, alphabet, out):
             bits += 8
             at += 1
         symbol = held & mask
-        outside += symbol >= np.uint64(alphabet)
+        if symbol >= np.uint64(alphabet):
+            outside = 1
         out[i] = symbol
         held >>= np.uint64(width)
         bits -= width
