@@ -27,6 +27,8 @@ def read_artifact(path: str | os.PathLike[str], **options: Any) -> tuple[PyTree,
     if not source.is_dir():
         tree, manifest = read_tree(source, **options)
         return tree, {**manifest, "digest": manifest["sha"]}
+    if not (source / "manifest.json").is_file():
+        raise ValueError(f"{source}: is a folder without manifest.json, no artifact; pass the file, e.g. RUN/network.jn")
     asked = sorted(name for name, value in options.items() if value is not None and name != "root")
     if asked:
         raise ValueError(f"{source}: is a folder, and {', '.join(asked)} is for one file; leave it out, or save a file")

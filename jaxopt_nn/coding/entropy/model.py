@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from jaxopt_nn.coding.entropy import adaptive, contexts
 from jaxopt_nn.coding.entropy.reader import Reader, varint
 
-
 #: Symbols of the sample that stands for an array of more than four times as many.
 SAMPLE = 1 << 17
 
