@@ -135,7 +135,7 @@ def code_learnt(coder, data, counters, slot, bit, decoding, reciprocals):
     """Codes a decision with one counter alone, and lets it learn."""
     bit = code_bit(coder, data, chance_of(counters, slot), bit, decoding)
     if bit >= 0:
-        learn(counters, slot, bit, 1023, reciprocals)
+        learn(counters, slot, bit, 512, reciprocals)
     return bit
 
 

@@ -132,9 +132,9 @@ def filled(sheet, row, column, zero):
 def distances(period):
     """How far above a cell those lie that it resembles, and how much each of them weighs."""
     out = np.zeros((11, 2), np.int64)
-    n = 0
-    for d in (1, 2, 3, period - 2, period - 1, period, period + 1, period + 2, 2 * period - 1, 2 * period, 2 * period + 1):
-        if d > 0 and (period > 0 or d < 4):
+    n, p = 0, period
+    for i, d in enumerate((1, 2, 3, p - 2, p - 1, p, p + 1, p + 2, 2 * p - 1, 2 * p, 2 * p + 1)):
+        if d > 0 and (period > 0 or i < 3):
             out[n, 0] = d
             out[n, 1] = 3 if d == 1 or d == period else (2 if d == 2 or abs(d - period) == 1 else 1)
             n += 1

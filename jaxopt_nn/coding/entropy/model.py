@@ -14,47 +14,66 @@ from jaxopt_nn.coding.entropy.reader import Reader, varint
 SAMPLE = 1 << 17
 
 
+#: What becomes of a stack: its matrices follow each other, each knows nothing of the others, all rows are those of one matrix
+#: (matrix after matrix, or row after row).
+FOLLOW, ALONE, BY_MATRIX, BY_ROW = range(4)
+
+
 class Options(NamedTuple):
-    """How cells are looked at: mixed contexts or one counter a decision; columns first; each matrix of a stack anew;
-    how many rows above a row lies the one that it resembles (0: none)."""
+    """How cells are looked at: mixed contexts or one counter a decision; columns first; the stack's arrangement; how many
+    rows above a row lies the one that it resembles (0: none)."""
 
     mixed: bool = False
     turned: bool = False
-    restart: bool = False
+    arrangement: int = FOLLOW
     period: int = 0
 
 
 def encode(symbols: NDArray[Any], alphabet: int, zero: int, mode: int, room: int, options: Options) -> bytes | None:
     """``symbols`` in at most ``room`` bytes; None where they don't fit."""
-    cells = _matrices(symbols)
-    if options.turned:
-        cells = np.swapaxes(cells, 1, 2)
     centre = 0 if zero == 0 else 1 if zero == alphabet // 2 else 2
-    flags = options.mixed << 3 | options.turned << 4 | options.restart << 5 | centre << 6
-    head = bytes([mode | flags]) + (varint(zero) if centre == 2 else b"") + (varint(options.period) if options.mixed else b"")
+    head = bytes([mode | options.mixed << 3 | options.turned << 4 | centre << 6]) + (varint(zero) if centre == 2 else b"")
+    if options.mixed:
+        head += varint(options.period * 4 + options.arrangement)
     if room <= len(head):
         return None
     data = np.empty(room - len(head), np.uint8)
-    length = _run(np.ascontiguousarray(cells, dtype=np.uint16), alphabet, zero, options, data, False)
+    cells = np.ascontiguousarray(_arranged(_matrices(symbols), options), dtype=np.uint16)
+    length = _run(cells, alphabet, zero, options, data, False)
     return None if length < 0 else head + data[:length].tobytes()
 
 
 def decode(reader: Reader, head: int, out: NDArray[Any], alphabet: int) -> None:
     """Fills ``out``."""
     centre = head >> 6
-    if alphabet < 2 or centre == 3:
-        raise ValueError("coded data: damaged: the adaptive model has an unknown option")
+    if alphabet < 2 or centre == 3 or head & 32:
+        raise ValueError("coded data: damaged, or of a newer version: the adaptive model has an unknown option")
     zero = (0, alphabet // 2)[centre] if centre < 2 else reader.varint(alphabet)
     mixed = bool(head & 8)
-    options = Options(mixed, bool(head & 16), bool(head & 32), reader.varint(1 << 32) if mixed else 0)
-    view = _matrices(out)
-    target = np.swapaxes(view, 1, 2) if options.turned else view
-    cells = np.zeros(target.shape, np.uint16)
+    period, arrangement = divmod(reader.varint(1 << 32) if mixed else 0, 4)
+    options = Options(mixed, bool(head & 16), arrangement, period)
+    places = _arranged(_matrices(out), options)
+    cells = np.zeros(places.shape, np.uint16)
     data = np.frombuffer(reader.rest(), np.uint8).copy()
     length = _run(cells, alphabet, zero, options, data, True)
     if length < len(data):
         raise ValueError("coded data: damaged: the adaptive model's decisions do not end where its bytes do")
-    target[...] = cells
+    stack, rows, columns = _matrices(out).shape
+    if options.turned:
+        rows, columns = columns, rows
+    if arrangement == BY_ROW:
+        cells = cells.reshape(rows, stack, columns).swapaxes(0, 1)
+    cells = cells.reshape(stack, rows, columns)
+    _matrices(out)[...] = cells.swapaxes(1, 2) if options.turned else cells
+
+
+def _arranged(cells: NDArray[Any], options: Options) -> NDArray[Any]:
+    """Matrices ``[stack, rows, columns]`` as the options look at them."""
+    if options.turned:
+        cells = cells.swapaxes(1, 2)
+    if options.arrangement == BY_ROW:
+        cells = cells.swapaxes(0, 1)
+    return cells if options.arrangement in (FOLLOW, ALONE) else cells.reshape(1, -1, cells.shape[2])
 
 
 def _matrices(array: NDArray[Any]) -> NDArray[Any]:
@@ -63,10 +82,10 @@ def _matrices(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _run(cells: NDArray[np.uint16], alphabet: int, zero: int, options: Options, data: Any, decoding: bool) -> int:
-    period = min(options.period, cells.shape[1])
+    period = options.period if 2 <= options.period < cells.shape[1] else 0
     return int(
         contexts.code_cells(
-            cells, zero, alphabet, period, options.restart, options.mixed, data, decoding, *adaptive.logistic()
+            cells, zero, alphabet, period, options.arrangement == ALONE, options.mixed, data, decoding, *adaptive.logistic()
         )
     )
 
@@ -101,9 +120,12 @@ def _best(symbols: NDArray[Any], alphabet: int, zero: int, mode: int, room: int)
     if min(rows, columns) > 1:
         attempt(options._replace(turned=True))
     if stack > 1:
-        attempt(options._replace(restart=True))
-    for period in periods(symbols, zero, options.turned):
+        for arrangement in (ALONE, BY_MATRIX, BY_ROW):
+            attempt(options._replace(arrangement=arrangement))
+    for period in periods(_arranged(_matrices(symbols), options), zero):
         attempt(options._replace(period=period))
+    if options.arrangement == BY_ROW:
+        attempt(options._replace(period=symbols.shape[-3]))
     return best, options
 
 
@@ -121,10 +143,9 @@ def _sample(symbols: NDArray[Any]) -> NDArray[Any] | None:
     return cells[middle, start : start + number, : max(SAMPLE // number, 1)]
 
 
-def periods(symbols: NDArray[Any], zero: int, turned: bool) -> list[int]:
-    """Distances of rows whose densities resemble each other most, best first, at most two."""
-    cells = _matrices(symbols)
-    density = (cells != zero).mean(axis=(1 if turned else 2), dtype=np.float32)
+def periods(cells: NDArray[Any], zero: int) -> list[int]:
+    """Distances of rows of ``[stack, rows, columns]`` whose densities resemble each other most, best first, at most two."""
+    density = (cells != zero).mean(axis=2, dtype=np.float32)
     rows = density.shape[1]
     if rows < 16:
         return []
