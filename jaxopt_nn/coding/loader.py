@@ -136,6 +136,31 @@ def _wanted(entries: Sequence[nodes.Entry], only: str | None, inside: str) -> se
     return {i for i in range(len(entries)) if i not in leaves or matches(only, leaves[i])}
 
 
+def read_sizes(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any], dict[str, int]]:
+    """The tree and the manifest of one file, and where its bytes are.
+
+    Returns:
+      of each leaf's path the bytes that its arrays take in the file, with their lengths and checksums: a stream that several
+      share is split by their entries, and an array that equals an earlier one takes none; ``""`` is the header, and the name of
+      each further file its own. They add up to the file.
+    """
+    with opened(path) as file:
+        entries = file.contents.entries
+        given = file.arrays(set(range(len(entries))), lambda path, leaf: None)
+        tree = nodes.put_together(file.contents.structure, given)
+        sizes = {"": file.contents.manifest["header_bytes"], **dict.fromkeys((entry.leaf for entry in entries), 0)}
+        for stream, size in zip(streams.streams(entries, file.contents.chunk), file.sizes):
+            left, rest = size, sum(math.prod(entries[i].shape) for i in stream.entries)
+            for i in stream.entries:
+                n = math.prod(entries[i].shape)
+                own = left * n // rest
+                sizes[entries[i].leaf] += own
+                left, rest = left - own, rest - n
+        for name, length in file.contents.manifest["files"].items():
+            sizes[name] = len(header.varint(length)) + length + 4
+    return tree, file.contents.manifest, sizes
+
+
 def read_file(path: str | os.PathLike[str], names: Callable[[str], bool] = lambda name: True) -> dict[str, bytes]:
     """The further files of one file, as ``save_file`` got them, of the names that are asked for."""
     with opened(path) as file:

@@ -19,8 +19,8 @@ from jaxopt_nn.coding.places import Source
 from jaxopt_nn.core.files import check_free, place_of, replacing
 from jaxopt_nn.tensors.base import PyTree
 
-#: Codes and numbers of a tree, at most, for which contexts are tried unasked: they take a second for a few million.
-CONTEXTS = 2**22
+#: Codes and numbers of a tree, at most, on which contexts are tried unasked: trying them takes seconds for so many.
+CONTEXTS = 2**20
 #: Frames that are being coded at once: each holds a chunk.
 THREADS = min(8, os.cpu_count() or 1)
 
@@ -48,7 +48,8 @@ def save_file(
       files: further ones, by name, such as ``"programs/cpu.run"``; as ``load_file`` gives them.
       overwrite: replaces a file that stands there.
       contexts: whether codes are also coded by their neighbours, which is some percent smaller (more where zeros lie in rows)
-        and reads some 5 million codes a second. None: where the tree has at most 4 million entries, and saves 1 % or more.
+        and takes a second to read some 5 million codes, to write a tenth of that. None: where the tree has at most a million
+        entries and 1 % is saved.
       chunk: symbols that are coded as one, about; a larger array is coded in several chunks, at the same time.
 
     Raises:

@@ -304,7 +304,7 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch, erro
 
 def test_contexts_are_tried_on_small_trees_only():
     entry = lambda *shape: nodes.Entry("w", "w", np.dtype(np.uint8), shape)
-    assert writer._contexts([entry(1000, 1000)], None) is None and writer._contexts([entry(3000, 3000)], None) is False
+    assert writer._contexts([entry(900, 1000)], None) is None and writer._contexts([entry(900, 3000)], None) is False
     assert writer._contexts([entry(3000, 3000)], True) is True
 
 
