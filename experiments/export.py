@@ -20,10 +20,10 @@ from absl import flags
 
 from jaxopt_nn.coding.artifact import Artifact
 from jaxopt_nn.coding.compressed_tensors import from_compressed_tensors, to_compressed_tensors
+from jaxopt_nn.coding.forms import artifact_files, read_artifact
 from jaxopt_nn.coding.msgpack import from_msgpack, to_msgpack
 from jaxopt_nn.coding.orbax import from_orbax, to_orbax
 from jaxopt_nn.coding.safetensors import from_safetensors, to_safetensors
-from jaxopt_nn.coding.shipped import artifact_files, read_artifact
 from jaxopt_nn.coding.writer import save_file
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.export.exported import check_platforms, exported

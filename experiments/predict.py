@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxopt_nn.coding.shipped import artifact_bytes, read_artifact
+from jaxopt_nn.coding.forms import artifact_bytes, read_artifact
 from jaxopt_nn.core.files import write_file
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.cost.latency import devices as named_devices

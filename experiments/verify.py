@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from jaxopt_nn.coding.shipped import artifact_bytes, artifact_files, read_artifact
+from jaxopt_nn.coding.forms import artifact_bytes, artifact_files, read_artifact
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.export.imported import Imported, fitted, imported

@@ -4,10 +4,11 @@ Command: ``python -m experiments.benchmarks.artifact_file [--small] [--layers=24
 
 The tree is a stack of layers of 4-bit codes of normally distributed weights, with float32 scales in groups of 64 and biases.
 Each step runs in a process of its own: ``save``; ``load`` whole; ``load, 8 devices``, on eight host devices, each array split
-along its last axis from the start; ``load, 1 layer`` of it, by a pattern; and the same tree in the folder of ``save_artifact``.
-``seconds`` are of the call alone, after a small tree was saved and loaded, so that nothing is imported or compiled in it.
-``CPU`` are the seconds of all threads: where others use the machine too, they tell more. ``peak`` is what the resident memory rose by while it ran, at its highest, sampled each 5 ms; ``arrays`` are the bytes of the
-tree as it lies in memory, which a load must take and a save has before it starts.
+along its last axis from the start; ``load, 1 layer`` of it, by a pattern; and the same tree in the folder of
+``save_artifact``. ``seconds`` are of the call alone, after a small tree was saved and loaded, so that nothing is imported or
+compiled in it. ``CPU`` are the seconds of all threads: where others use the machine too, they tell more. ``peak`` is what the
+resident memory rose by while it ran, at its highest, sampled each 5 ms; ``arrays`` are the bytes of the tree as it lies in
+memory, which a load must take and a save has before it starts.
 """
 
 from __future__ import annotations

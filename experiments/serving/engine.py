@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.coding.shipped import artifact_bytes, read_artifact
+from jaxopt_nn.coding.forms import artifact_bytes, read_artifact
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.export.imported import Imported
 from jaxopt_nn.interpret.network import Network, abstract_outputs, like

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxopt_nn.coding.artifact import Artifact
-from jaxopt_nn.coding.shipped import artifact_files, read_artifact
+from jaxopt_nn.coding.forms import artifact_files, read_artifact
 from jaxopt_nn.coding.writer import save_file
 from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.rule import Rule, described, rule_of
