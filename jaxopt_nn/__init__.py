@@ -1,5 +1,6 @@
 """jaxopt_nn: makes trained JAX networks smaller and faster, and says what it cost."""
 
+from jaxopt_nn.coding import entropy
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
 from jaxopt_nn.coding.compressed_tensors import from_compressed_tensors, to_compressed_tensors
 from jaxopt_nn.coding.loader import load_file
@@ -170,6 +171,7 @@ __all__ = [
     "distillation_loss",
     "draw_groups",
     "energy",
+    "entropy",
     "erk",
     "evaluate",
     "every",

@@ -136,7 +136,7 @@ def test_extras_are_those_of_the_package(page):
 def test_each_public_name_has_one_entry_in_the_reference():
     text = "\n".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
     entries = re.findall(r"^\.\. auto(?:function|class|data):: (\w+)$", text, re.MULTILINE)
-    assert sorted([*entries, "metrics", "scores"]) == jaxopt_nn.__all__
+    assert sorted([*entries, "entropy", "metrics", "scores"]) == jaxopt_nn.__all__
 
 
 def test_the_public_list_is_sorted_and_true():

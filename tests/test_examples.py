@@ -23,6 +23,7 @@ SCORES = [name for name in jn.scores.__all__ if name != "Score"]
 NAMES = {name: getattr(jn, name) for name in jn.__all__}
 NAMES |= {f"metrics.{name}": getattr(jn.metrics, name) for name in METRICS}
 NAMES |= {f"scores.{name}": getattr(jn.scores, name) for name in SCORES}
+NAMES |= {f"entropy.{name}": getattr(jn.entropy, name) for name in jn.entropy.__all__}
 
 
 def sections(value) -> str:
@@ -34,7 +35,14 @@ def test_no_public_name_is_without_an_example():
     assert not without, f"public names without an example: {', '.join(without)}"
 
 
-@pytest.mark.parametrize("module, page, names", [("metrics", "metrics.md", METRICS), ("scores", "passes.md", SCORES)])
+@pytest.mark.parametrize(
+    "module, page, names",
+    [
+        ("entropy", "deployment.md", jn.entropy.__all__),
+        ("metrics", "metrics.md", METRICS),
+        ("scores", "passes.md", SCORES),
+    ],
+)
 def test_the_reference_has_all_names_of_a_module(module, page, names):
     text = (pathlib.Path(__file__).parent.parent / "docs" / "reference" / page).read_text()
     entries = re.findall(rf":: jaxopt_nn::{module}\.(\w+)$", text, re.MULTILINE)

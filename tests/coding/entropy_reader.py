@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
 import math
 
 
@@ -124,7 +127,7 @@ def rans(source: Bytes, head: int, n: int) -> list[int]:
     bits, length = second & 31, 1 << 16 + (second >> 5)
     first, size, table = source.varint(), source.varint() + 1, source.varint()
     table = frequencies(read_counts(source.take(table), size, precision), bits)
-    slots = [(symbol, start, f) for symbol, start, f in zip(range(size), _starts(table), table) for _ in range(f)]
+    starts = [0, *itertools.accumulate(table)]
     parts = -(-n // length)
     sizes = [source.varint() for _ in range(parts - 1)]
     word, low = (32, 1 << 31) if bits > 16 else (16, 1 << 16)
@@ -136,8 +139,8 @@ def rans(source: Bytes, head: int, n: int) -> list[int]:
         for i in range(min(length, n - len(out))):
             state = states[i % lanes]
             slot = state & ((1 << bits) - 1)
-            symbol, start, frequency = slots[slot]
-            state = frequency * (state >> bits) + slot - start
+            symbol = bisect.bisect_right(starts, slot) - 1
+            state = table[symbol] * (state >> bits) + slot - starts[symbol]
             if state < low:
                 state = state << word | int.from_bytes(data[at : at + word // 8], "little")
                 at += word // 8
@@ -145,10 +148,6 @@ def rans(source: Bytes, head: int, n: int) -> list[int]:
             out.append(first + symbol)
         assert states == [low] * lanes and at == len(data)
     return out
-
-
-def _starts(table: list[int]) -> list[int]:
-    return [sum(table[:i]) for i in range(len(table))]
 
 
 def huffman(source: Bytes, n: int) -> list[int]:
@@ -170,6 +169,7 @@ def huffman(source: Bytes, n: int) -> list[int]:
     return out
 
 
+@functools.cache
 def logistic() -> tuple[list[int], list[int]]:
     """``squash`` of -3072 to 3072 (at an offset of 3072), and ``stretch`` of 0 to 65535."""
     one = 1 << 64
@@ -202,8 +202,8 @@ def clip(x: int, low: int, high: int) -> int:
 class Mixer:
     """Counters by context, weights by set, and the range decoder."""
 
-    ZERO = (16, -48, 0, 120, -40, 0, -7, 0, 0, 0, 0, 64, 40)
-    VALUE = (126, 26, 0, 48, 20, 12, 0, 0)
+    ZERO = (16, -24, 0, 112, -24, 0, 0, 0, 0, 16, 0, 56, 40)
+    VALUE = (112, 16, 16, 16, 16, 8, 32, 32)
 
     def __init__(self, data: bytes) -> None:
         self.coder, (self.squash, self.stretch) = Range(data), logistic()
@@ -259,7 +259,7 @@ class Cells:
                 self.row = [0, -1, 0, 0, 0]
                 for c in range(self.columns):
                     self.sheet[r][c] = self.cell(r, c, expected)
-                density[r] = ((self.row[0] << 16) + 8 * expected[3]) // (self.columns + 8)
+                density[r] = ((self.row[0] << 16) + 40 * expected[3]) // (self.columns + 40)
             out.append([[v + self.zero for v in row] for row in self.sheet])
         return out
 

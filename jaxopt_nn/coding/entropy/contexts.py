@@ -22,14 +22,14 @@ VALUE_SETS = 512
 #: Magnitudes up to this are told one by one, larger ones by their length in bits and the bits.
 UNARY = 24
 #: How many cells an expected density weighs in a row's, a column's and a whole row's density.
-ROW_PRIOR, COLUMN_PRIOR, DENSITY_PRIOR = 24, 24, 8
+ROW_PRIOR, COLUMN_PRIOR, DENSITY_PRIOR = 24, 24, 40
 #: The count that fresh counters begin with, and the largest.
 ZERO_PRIOR, ZERO_LIMIT, VALUE_PRIOR, VALUE_LIMIT = 3, 1023, 1, 255
 #: Rates of learning: at first this much above 1, half of it after so many decisions.
 ZERO_RATE, ZERO_HALF, VALUE_RATE, VALUE_HALF = 4, 512, 24, 512
 #: First weights in 1/256, densities first.
-ZERO_WEIGHTS = (16, -48, 0, 120, -40, 0, -7, 0, 0, 0, 0, 64, 40)
-VALUE_WEIGHTS = (126, 26, 0, 48, 20, 12, 0, 0)
+ZERO_WEIGHTS = (16, -24, 0, 112, -24, 0, 0, 0, 0, 16, 0, 56, 40)
+VALUE_WEIGHTS = (112, 16, 16, 16, 16, 8, 32, 32)
 #: Statistics of a row or a column so far: cells that are not zero, the last one's place and value, sums of values and sizes.
 COUNT, LAST, VALUE, SUM, SIZE = range(5)
 #: What ``code_value`` returns where ``data`` is full, and for a value outside the alphabet.
