@@ -1,6 +1,6 @@
 """A reader of the one file, written from ``coding/FORMAT.md``: plain Python and NumPy, no word of the package's own reader.
 
-Coded arrays are decoded by ``coding.entropy``, whose page and tests are its own.
+Symbols are decoded by ``entropy_reader.py``, written from ``coding/entropy/FORMAT.md``; numbers here, from its section 4.
 """
 
 import json
@@ -11,9 +11,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from jaxopt_nn.coding import entropy
+from tests.coding import entropy_reader
 
-PAGE = Path(entropy.__file__).parent.parent / "FORMAT.md"
+PAGE = Path(__file__).parent.parent.parent / "jaxopt_nn" / "coding" / "FORMAT.md"
 SYMBOLS = {
     "bool": (2, 0), "uint2": (4, 0), "uint4": (16, 0), "uint8": (256, 0), "int2": (4, 2), "int4": (16, 8), "int8": (256, 128),
 }  # fmt: skip
@@ -53,6 +53,36 @@ def pieces(data):
     return json.loads(text), frames
 
 
+def decode(data, shape, alphabet):
+    return np.array(entropy_reader.decode(data, shape, alphabet), np.int64).reshape(shape)
+
+
+def decode_array(data, shape, dtype):
+    """Numbers of more than a byte, from their turned bits."""
+    real = np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
+    cells = (*shape, 2) if dtype.kind == "c" else tuple(shape)
+    w, unsigned = 8 * real.itemsize, np.dtype(f"<u{real.itemsize}")
+    head, at = data[0], 1
+    if head == 0:
+        return np.frombuffer(data[1:], unsigned).view(dtype).reshape(shape)
+    if head == 1:
+        turned = np.zeros(cells, np.uint64)
+        for plane in range(real.itemsize - 1, -1, -1):
+            length, at = varint(data, at) if plane else (len(data) - at, at)
+            turned |= decode(data[at : at + length], cells, 256).astype(np.uint64) << np.uint64(8 * plane)
+            at += length
+    else:
+        assert head == 2
+        values = np.frombuffer(data[2 : 2 + (data[1] + 1) * real.itemsize], unsigned).astype(np.uint64)
+        turned = values[decode(data[2 + len(values) * real.itemsize :], cells, len(values))]
+    numbers = [int(x) for x in turned.ravel()]
+    if real.kind == "i":
+        numbers = [x >> 1 ^ (2**w - 1 if x & 1 else 0) for x in numbers]
+    elif real.kind != "u":
+        numbers = [x >> 1 | (x & 1) << w - 1 for x in numbers]
+    return np.array(numbers, np.uint64).astype(unsigned).view(dtype).reshape(shape)
+
+
 class Array:
     """One array: what its string says, and its values once they are read."""
 
@@ -82,10 +112,10 @@ class Array:
 
     def read(self, data, shape):
         if self.numbers:
-            self.parts.append(entropy.decode_array(data, shape, self.dtype).ravel())
+            self.parts.append(decode_array(data, shape, self.dtype).ravel())
         else:
             alphabet = 2**self.bits if self.bits else SYMBOLS.get(self.name, (256, 0))[0]
-            self.parts.append(entropy.decode(data, shape, alphabet).ravel())
+            self.parts.append(decode(data, shape, alphabet).ravel())
 
     def values(self):
         flat = np.concatenate(self.parts) if self.parts else np.zeros(0)
@@ -142,7 +172,7 @@ def read(path):
     def pour(name):
         pool = pools.pop(name)
         n = [math.prod(a.shape) for a in pool]
-        flat = entropy.decode_array(next(queue), (sum(n),), pool[0].dtype)
+        flat = decode_array(next(queue), (sum(n),), pool[0].dtype)
         for array, part in zip(pool, np.split(flat, np.cumsum(n)[:-1])):
             array.parts.append(part)
 
