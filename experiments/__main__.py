@@ -12,7 +12,7 @@ import jaxopt_nn
 from jaxopt_nn.core.paths import near_misses
 
 #: Modules of this package with ``define_flags()`` and ``main(argv)``; each is imported only when it is called.
-COMMANDS = ("compress", "predict", "inspect", "sweep", "compare", "index", "verify", "export", "gradients", "serve")
+COMMANDS = ("compress", "predict", "inspect", "sweep", "compare", "index", "list", "verify", "export", "gradients", "serve")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import jaxopt_nn
 from jaxopt_nn.core.text_table import aligned
 from jaxopt_nn.pipeline import registry
 from jaxopt_nn.pipeline.task import Task
-from jaxopt_nn.reporting import plots
+from jaxopt_nn.reporting import plots, write
 
 from .config import imported
 
@@ -85,8 +85,9 @@ def picture(draw: Callable[[Figure], None], width: float, height: float) -> byte
 
 def check_no_run(artifact: str | os.PathLike[str]) -> None:
     """Raises ValueError where the folder of a run stands in the place of its artifact's."""
-    if (Path(artifact) / "artifact" / "manifest.json").is_file():
-        raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / 'artifact'}")
+    for name in (write.NETWORK, "artifact"):
+        if (Path(artifact) / name).exists():
+            raise ValueError(f"{artifact}: is a run's folder; its artifact is {Path(artifact) / name}")
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def run(
     floats: Path | None = None,
     name: str | None = None,
 ) -> dict[str, Any]:
-    """Carries out a config and writes the report, its plots, ``artifact/``, ``float/`` and ``checkpoints/``.
+    """Carries out a config and writes the report, its plots, ``network.jn``, ``float/`` and ``checkpoints/``.
 
     The stages in the report are those of fold 0, of seed ``config.seed``. With ``config.data.cross_validate`` the other folds
     take the same recipe, each with a seed of its own (``seed_of``), and the report gets ``summary``, means over the folds,

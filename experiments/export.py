@@ -1,6 +1,6 @@
 """Takes an artifact to where networks run: programs without its code, or weights in the format of another tool.
 
-    jaxopt export --artifact=runs/digits_quickstart/artifact --to=jax,safetensors --out=exported
+    jaxopt export --artifact=runs/digits_quickstart/network.jn --to=jax,safetensors --out=exported
 
 ``jax``: an artifact with ``jax.export`` programs for ``--platforms``, weights as stored, for a batch of any size.
 ``safetensors``, ``msgpack``, ``orbax``: the variables, compressed as they are. ``compressed-tensors``: integer weights as vLLM
@@ -18,11 +18,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from jaxopt_nn.coding.artifact import Artifact, load_artifact, read_files, save_artifact
+from jaxopt_nn.coding.artifact import Artifact
 from jaxopt_nn.coding.compressed_tensors import from_compressed_tensors, to_compressed_tensors
+from jaxopt_nn.coding.forms import artifact_files, read_artifact
 from jaxopt_nn.coding.msgpack import from_msgpack, to_msgpack
 from jaxopt_nn.coding.orbax import from_orbax, to_orbax
 from jaxopt_nn.coding.safetensors import from_safetensors, to_safetensors
+from jaxopt_nn.coding.writer import save_file
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.export.exported import check_platforms, exported
 from jaxopt_nn.export.programs import as_files, of_files
@@ -56,7 +58,7 @@ def run(
     """Writes an artifact in each of the formats, reads it back and compares.
 
     Args:
-      artifact: the directory that ``experiments.compress``, ``jaxopt_nn.save`` or ``save_artifact`` wrote.
+      artifact: what ``experiments.compress``, ``jaxopt_nn.save``, ``save_file`` or ``save_artifact`` wrote.
       to: some of ``FORMATS``.
       out: a folder for all that is written; made where it is missing.
       platforms: of the programs. others, overwrite: as for ``jaxopt_nn.to_compressed_tensors``.
@@ -73,14 +75,14 @@ def run(
         raise ValueError(f"--to={','.join(to)}: allowed are {', '.join(FORMATS)}, joined by commas")
     check_platforms(list(platforms))
     common.check_no_run(artifact)
-    tree, manifest = load_artifact(artifact)
+    tree, manifest = read_artifact(artifact)
     variables, states = parts(tree, manifest)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for name in to:
         if name == "jax":
-            written, notes = _programs(artifact, tree, manifest, folder / "jax", platforms, overwrite)
+            written, notes = _programs(artifact, tree, manifest, folder / "network.jn", platforms, overwrite)
         else:
             written, notes = _container(name, variables, folder, others, overwrite)
             notes += ["the ranges that its rules know are not part of it"] if states else []
@@ -101,18 +103,18 @@ def _programs(
     overwrite: bool,
 ) -> tuple[Artifact, list[str]]:
     """An artifact with a program for each platform: its own, and for other platforms those of the model's code."""
-    programs = of_files(read_files(artifact, manifest))
+    programs = of_files(artifact_files(artifact, manifest))
     missing = [platform for platform in platforms if platform not in programs]
     if missing:
         network, task = of_config(artifact)
         programs |= exported(network, task.example, missing)
     programs = {platform: programs[platform] for platform in platforms}
-    written = save_artifact(
+    written = save_file(
         target, tree, recipe=manifest["recipe"], extra=manifest["extra"], files=as_files(programs), overwrite=overwrite
     )
-    back, again = load_artifact(written)
+    back, again = read_artifact(written)
     check_equal(back, tree, "jax")
-    _, said = checked_programs(of_files(read_files(written, again)), *parts(back, again))
+    _, said = checked_programs(of_files(artifact_files(written, again)), *parts(back, again))
     return written, [f"program for {platform}: {text}" for platform, text in said.items()]
 
 
@@ -137,7 +139,7 @@ def check_equal(got: PyTree, wanted: PyTree, name: str) -> None:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("artifact", None, "The directory of the artifact.")
+    flags.DEFINE_string("artifact", None, "The artifact: a file, or a folder.")
     flags.DEFINE_list("to", None, f"Some of {', '.join(FORMATS)}.")
     flags.DEFINE_string("out", None, "A folder for all that is written.")
     flags.DEFINE_list("platforms", ["cpu", "tpu", "gpu"], "Of the programs: some of cpu, tpu, gpu.")

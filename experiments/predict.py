@@ -1,6 +1,6 @@
 """Runs a compressed network from its artifact, on all devices, and times it.
 
-    jaxopt predict --artifact=runs/digits_quickstart/artifact [--data=...] [--batch_size=128]
+    jaxopt predict --artifact=runs/digits_quickstart/network.jn [--data=...] [--batch_size=128]
 
 Data: the test part of the task that the artifact's config names; or ``--data=package.module:load``, a function that returns a
 ``Task`` (its test part is taken), a batch such as ``(x, y)``, or ``x``; or ``--data=file.npz`` with ``x`` and, where known,
@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxopt_nn.coding.artifact import directory_bytes, load_artifact
+from jaxopt_nn.coding.forms import artifact_bytes, read_artifact
 from jaxopt_nn.core.files import write_file
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.cost.latency import devices as named_devices
@@ -73,7 +73,7 @@ def run(
     holds the compilation, is told apart. The throughput is that of a pass over the whole data.
 
     Args:
-      artifact: the directory that ``experiments.compress`` wrote.
+      artifact: the file that ``experiments.compress`` wrote.
       data: as in the module's docstring; empty takes the test part of the config's data.
       batch_size: rows on all devices together; no more than there are examples.
       repeats: batches whose latency is measured.
@@ -87,7 +87,7 @@ def run(
       (``p50``, ``p99``, ``first``, ``batches``), ``note`` (None: nothing to note).
 
     Raises:
-      ValueError: the directory holds no artifact, or one without its config; the data is empty, or does not fit the model or
+      ValueError: it is no artifact, or one without its config; the data is empty, or does not fit the model or
         the task; a number below its least value.
       OSError: no such directory or file, or ``output`` can't be written.
     """
@@ -107,7 +107,7 @@ def run(
         save(Path(output), outputs, task)
     return {
         "artifact": str(artifact),
-        "bytes": directory_bytes(artifact),
+        "bytes": artifact_bytes(artifact),
         "rule": rule,
         "devices": named(predict),
         "batch_size": predict.batch_size,
@@ -126,7 +126,7 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
 
     Raises:
       ValueError: it is none, or does not say of which model it is.
-      FileNotFoundError: no such directory.
+      FileNotFoundError: no such file.
     """
     stored, task = of_config(artifact)
     rule = next((rule.name for _, rule in stored.rules), None)
@@ -140,16 +140,16 @@ def of_config(artifact: str | os.PathLike[str]) -> tuple[Network, Task]:
 
     Raises:
       ValueError: it is none, or does not say of which model it is.
-      FileNotFoundError: no such directory.
+      FileNotFoundError: no such file.
     """
     common.check_no_run(artifact)
-    tree, manifest = load_artifact(artifact)
+    tree, manifest = read_artifact(artifact)
     extra = manifest.get("extra")
     extra = extra if isinstance(extra, Mapping) else {}
     config = extra.get("config")
     if not isinstance(config, Mapping) or "model" not in config:
         raise ValueError(
-            f"{artifact}: the manifest does not name the model (extra.config.model); artifacts of `jaxopt compress` do. "
+            f"{artifact}: its header does not name the model (extra.config.model); artifacts of `jaxopt compress` do. "
             "Load another one in Python: jaxopt_nn.load, jaxopt_nn.predictor"
         )
     config = checked(config)
@@ -317,7 +317,7 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("artifact", None, "The directory of the artifact.")
+    flags.DEFINE_string("artifact", None, "The artifact: a file, or a folder.")
     flags.DEFINE_string("data", "", "package.module:load or an .npz; empty: the test part of the config's data.")
     flags.DEFINE_integer("batch_size", 128, "Rows on all devices together.")
     flags.DEFINE_integer("repeats", 100, "Batches whose latency is measured.")

@@ -1,6 +1,6 @@
 """Serves a compressed network over HTTP, from its artifact.
 
-    jaxopt serve --artifact=runs/digits_quickstart/artifact [--port=8000] [--max_batch=256]
+    jaxopt serve --artifact=runs/digits_quickstart/network.jn [--port=8000] [--max_batch=256]
 
 Requests are batched: they wait in a bounded queue, for ``--max_delay_ms`` at most, and run together in one call of a program
 that was compiled at the start. There is no authentication and no encryption: the server listens on the loopback interface; put
@@ -39,7 +39,7 @@ def run(
     """Serves until SIGTERM or SIGINT.
 
     Args:
-      artifact: the directory that ``experiments.compress`` or ``jaxopt_nn.save`` wrote.
+      artifact: the file that ``experiments.compress`` or ``jaxopt_nn.save`` wrote.
       port: 0 takes a free one; it is printed.
       max_batch: examples that run together, and examples of a request, at most.
       max_delay_ms: for which a request waits for others while the network is idle.
@@ -80,7 +80,7 @@ def run(
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("artifact", None, "The directory of the artifact.")
+    flags.DEFINE_string("artifact", None, "The artifact: a file, or a folder.")
     flags.DEFINE_string("host", "127.0.0.1", "The address to listen on.")
     flags.DEFINE_integer("port", 8000, "0 takes a free one and prints it.")
     flags.DEFINE_integer("max_batch", 256, "Examples that run together, and examples of a request, at most.")

@@ -1,16 +1,17 @@
 """Reads an artifact back whole and checks everything about it that can be checked here.
 
-    jaxopt verify runs/digits_quickstart/artifact
+    jaxopt verify runs/digits_quickstart/network.jn
 
-Checked are the manifest's own checksum, each file's size and checksum, every array against the structure, and for each
-exported program that it can be read and takes the stored weights. The program for this platform is run: the weights that it
-prepares equal those that ``jaxopt_nn.prepare`` makes of the stored ones, to the bit, and its outputs on random inputs are
-finite. With ``--code`` they are compared with those of the model's code, which the artifact's config names: it is imported and
-called, so only for an artifact whose author you trust. The exit status is 1 where something is wrong.
+Checked are all checksums, every array against the structure, and for each exported program that it can be read and takes the
+stored weights. The program for this platform is run: the weights that it prepares equal those that ``jaxopt_nn.prepare`` makes
+of the stored ones, to the bit, and its outputs on random inputs are finite. With ``--code`` they are compared with those of the
+model's code, which the artifact's config names: it is imported and called, so only for an artifact whose author you trust. The
+exit status is 1 where something is wrong.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from jaxopt_nn.coding.artifact import directory_bytes, load_artifact, read_files
+from jaxopt_nn.coding.forms import artifact_bytes, artifact_files, read_artifact
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.export.imported import Imported, fitted, imported
@@ -45,7 +46,7 @@ def run(artifact: str, code: bool = False) -> dict[str, Any]:
     """Verifies an artifact.
 
     Args:
-      artifact: the directory that ``jaxopt_nn.save``, ``save_artifact`` or ``compress`` wrote.
+      artifact: the file that ``jaxopt_nn.save``, ``save_file`` or ``compress`` wrote, or the folder of ``save_artifact``.
       code: whether the program for this platform is compared with the model's code.
 
     Returns:
@@ -54,17 +55,17 @@ def run(artifact: str, code: bool = False) -> dict[str, Any]:
 
     Raises:
       ValueError: something is wrong; says what.
-      FileNotFoundError: no such directory.
+      FileNotFoundError: no such file.
     """
     common.check_no_run(artifact)
-    tree, manifest = load_artifact(artifact)
+    tree, manifest = read_artifact(artifact)
     variables, states = parts(tree, manifest)
-    programs = of_files(read_files(artifact, manifest))
+    programs = of_files(artifact_files(artifact, manifest))
     network, said = checked_programs(programs, variables, states)
     return {
         "artifact": artifact,
-        "bytes": directory_bytes(artifact),
-        "files": len(manifest["files"]) + 1,
+        "bytes": artifact_bytes(artifact),
+        "files": len(manifest["files"]) + 1 if os.path.isdir(artifact) else 1,
         "leaves": [
             {"path": path, "shape": list(leaf.shape), "format": format_of(leaf), "bytes": nbytes(leaf)}
             for path, leaf in leaves_by_path(variables).items()
@@ -161,7 +162,8 @@ def compared(artifact: str, network: Network | None) -> str:
 def sentences(checks: Mapping[str, Any]) -> list[str]:
     """What the table does not say."""
     stored = sum(leaf["bytes"] for leaf in checks["leaves"])
-    sizes = f"{checks['files']} files, {checks['bytes']:,} bytes; weights {stored:,} bytes"
+    files = "1 file" if checks["files"] == 1 else f"{checks['files']} files"
+    sizes = f"{files}, {checks['bytes']:,} bytes; weights {stored:,} bytes in memory"
     out = [f"{checks['artifact']}: {sizes}; checksums right"]
     out += [f"program for {platform}: {said}" for platform, said in checks["programs"].items()]
     if not checks["programs"]:
@@ -176,7 +178,7 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     flag = common.flag_values(argv[:1])
     if len(argv) != 2:
-        sys.exit("error: pass the artifact's directory: jaxopt verify DIRECTORY")
+        sys.exit("error: pass the artifact: jaxopt verify FILE")
     with common.plain_errors():
         checks = run(argv[1], flag.code)
     lines = [[leaf["path"], str(leaf["shape"]), leaf["format"], f"{leaf['bytes']:,}"] for leaf in checks["leaves"]]

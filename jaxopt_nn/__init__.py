@@ -3,9 +3,11 @@
 from jaxopt_nn.coding import entropy
 from jaxopt_nn.coding.artifact import load_artifact, save_artifact
 from jaxopt_nn.coding.compressed_tensors import from_compressed_tensors, to_compressed_tensors
+from jaxopt_nn.coding.loader import load_file
 from jaxopt_nn.coding.msgpack import from_msgpack, to_msgpack
 from jaxopt_nn.coding.orbax import from_orbax, to_orbax
 from jaxopt_nn.coding.safetensors import from_safetensors, to_safetensors
+from jaxopt_nn.coding.writer import save_file
 from jaxopt_nn.core.combine import by_path, chain, where
 from jaxopt_nn.core.gates import between, every, frozen, later
 from jaxopt_nn.core.leafwise import leafwise
@@ -216,6 +218,7 @@ __all__ = [
     "linen",
     "load",
     "load_artifact",
+    "load_file",
     "low_rank",
     "magnitude",
     "make_step",
@@ -252,6 +255,7 @@ __all__ = [
     "saliency",
     "save",
     "save_artifact",
+    "save_file",
     "scores",
     "shardings",
     "single_weights",

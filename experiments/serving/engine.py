@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.coding.artifact import directory_bytes, load_artifact
+from jaxopt_nn.coding.forms import artifact_bytes, read_artifact
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.export.imported import Imported
 from jaxopt_nn.interpret.network import Network, abstract_outputs, like
@@ -105,10 +105,10 @@ def opened(artifact: str | os.PathLike[str], max_batch: int) -> tuple[Engine, di
     It is the program for this platform if the artifact holds one, which needs no code; else the model of its config.
 
     Raises:
-      FileNotFoundError: no such directory. ValueError: it holds no network that can run here, or is damaged.
+      FileNotFoundError: no such file. ValueError: it holds no network that can run here, or is damaged.
     """
     common.check_no_run(artifact)
-    _, manifest = load_artifact(artifact)
+    _, manifest = read_artifact(artifact)
     if f"programs/{jax.default_backend()}.run" in manifest["files"]:
         network, source = load(artifact), "exported program"
         example = network.apply.inputs
@@ -117,9 +117,9 @@ def opened(artifact: str | os.PathLike[str], max_batch: int) -> tuple[Engine, di
         example, source = like(task.example), "model of the config"
     facts = {
         "artifact": Path(artifact).absolute().name,
-        "version": manifest["sha256"][:12],
+        "version": manifest["digest"],
         "written_with": manifest["versions"],
-        "bytes": directory_bytes(artifact),
+        "bytes": artifact_bytes(artifact),
         "runs": source,
     }
     return Engine(network, example, max_batch), facts

@@ -7,6 +7,7 @@ it. Only known kinds are rebuilt; nothing is imported that a file names.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -30,8 +31,8 @@ class Writer(Protocol):
         """Keeps the array of the leaf at ``path``; what the reader needs to find it again, as JSON."""
 
 
-#: Gets the JSON of an array, as ``Writer.add`` gave it, and its path; gives the array.
-Reader = Callable[[Mapping[str, Any], str], np.ndarray]
+#: Gets the JSON of an array, as ``Writer.add`` gave it, and its path; gives the array, or an abstract one.
+Reader = Callable[[Mapping[str, Any], str], Any]
 
 
 class Buffers:
@@ -165,21 +166,46 @@ def rebuild(node: dict[str, Any], path: str, read: Reader, level: int = 0) -> An
     if kind == "array":
         return on_device(read(node, path))
     if kind == "key":
-        return jax.random.wrap_key_data(jnp.asarray(read(node, path)), impl=node["implementation"])
+        return _key(read(node, path), node["implementation"])
     kinds = _tensor_kinds()
     if kind not in kinds:
         raise ValueError(f"{path}: kind {kind!r} is unknown; this version knows {', '.join(sorted(kinds))}")
     static = {name: _as_tuple(value) for name, value in node["static"].items()}
-    tensor = kinds[kind](**static, **{name: child(name, value) for name, value in node["children"].items()})
-    if _shape_of(tensor) != node["shape"]:
-        raise ValueError(f"{path}: the {kind} has shape {_shape_of(tensor)}, the manifest says {node['shape']}")
+    fields = _absent(kinds[kind]) | static | {name: child(name, value) for name, value in node["children"].items()}
+    tensor = kinds[kind](**fields)
+    shape = _shape_of(tensor)
+    if "shape" in node and shape != node["shape"]:
+        raise ValueError(f"{path}: the {kind} has shape {shape}, the manifest says {node['shape']}")
+    if shape is not None:
+        _checked(tensor, path)
     return tensor
+
+
+def _absent(kind: type) -> dict[str, None]:
+    """What a field is that a file doesn't name, unless it has a default: the one file leaves fields out that are None."""
+    required = lambda field: field.default is field.default_factory is dataclasses.MISSING
+    return {field.name: None for field in dataclasses.fields(kind) if required(field)}
+
+
+def _checked(tensor: Any, path: str) -> None:
+    """Raises ValueError, with the path, where the children and fields that a file gave can't be of one tensor."""
+    try:
+        tensor.check()
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _key(data: Any, implementation: str) -> Any:
+    wrap = functools.partial(jax.random.wrap_key_data, impl=implementation)
+    return jax.eval_shape(wrap, data) if isinstance(data, jax.ShapeDtypeStruct) else wrap(jnp.asarray(data))
 
 
 def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
-def on_device(value: np.ndarray) -> Any:
-    """A JAX array; a dtype that JAX would narrow (64 bits, unless enabled) stays with NumPy."""
+def on_device(value: Any) -> Any:
+    """A JAX array; a dtype that JAX would narrow (64 bits, unless enabled) stays with NumPy; abstract ones pass."""
+    if not isinstance(value, np.ndarray):
+        return value
     return jnp.asarray(value) if jax.dtypes.canonicalize_dtype(value.dtype) == value.dtype else value

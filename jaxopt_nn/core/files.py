@@ -44,9 +44,6 @@ def open_workdir(workdir: str | os.PathLike[str], folders: Sequence[str] = (), f
         raise OSError(error.errno, f"workdir can't be written ({error.strerror}); pass another", str(path)) from error
     for name in (*folders, *files):
         check_place(path / name, "folder" if name in folders else "file")
-    artifact = path / "artifact"
-    if artifact.exists() and not (artifact / "manifest.json").is_file():
-        raise OSError(f"{artifact}: a run writes its artifact there, and this is none (no manifest.json in it); {MOVE}")
     return path
 
 

@@ -52,19 +52,51 @@ def pack_bits(codes: Array, bits: int, axis: int) -> Array:
     return lax.slice_in_dim(packed, 0, packed_length(n, bits), axis=axis)
 
 
-def pack_bits_on_host(codes: np.ndarray, bits: int) -> np.ndarray:
-    """``pack_bits`` along the last axis, by NumPy: where each array has a length of its own, compiling would take longer."""
+def pack_bits_on_host(codes: np.ndarray, bits: int, axis: int = -1) -> np.ndarray:
+    """``pack_bits`` by NumPy: where each array has a length of its own, compiling would take longer."""
     _check_width(bits)
-    codes = np.asarray(codes, np.uint8)
+    codes, axis = np.asarray(codes, np.uint8), axis % codes.ndim
     if bits == 8:
         return codes
-    n = codes.shape[-1]
     if bits in (2, 4):
-        padded = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, -n % (8 // bits))])
-        parts = padded.reshape(*codes.shape[:-1], -1, 8 // bits)
-        return np.bitwise_or.reduce(parts << (np.arange(8 // bits, dtype=np.uint8) * np.uint8(bits)), axis=-1)
-    lines = np.unpackbits(codes[..., None], axis=-1, bitorder="little")[..., :bits]
-    return np.packbits(lines.reshape(*codes.shape[:-1], n * bits), axis=-1, bitorder="little")
+        count = 8 // bits
+        missing = -codes.shape[axis] % count
+        if missing:
+            codes = np.pad(codes, [(0, missing if a == axis else 0) for a in range(codes.ndim)])
+        packed = codes[_every(axis, 0, count)].copy()
+        for k in range(1, count):
+            packed |= codes[_every(axis, k, count)] << np.uint8(k * bits)
+        return packed
+    if bits == 1:
+        return np.packbits(codes, axis=axis, bitorder="little")
+    last = np.moveaxis(codes, axis, -1)
+    lines = np.unpackbits(np.ascontiguousarray(last)[..., None], axis=-1, bitorder="little")[..., :bits]
+    packed = np.packbits(lines.reshape(*last.shape[:-1], last.shape[-1] * bits), axis=-1, bitorder="little")
+    return np.ascontiguousarray(np.moveaxis(packed, -1, axis))
+
+
+def unpack_bits_on_host(packed: np.ndarray, bits: int, n: int, axis: int = -1) -> np.ndarray:
+    """``unpack_bits`` by NumPy: the ``n`` codes along ``axis``, uint8."""
+    _check_width(bits)
+    packed, axis = np.asarray(packed, np.uint8), axis % packed.ndim
+    if bits == 8:
+        return packed
+    if bits in (2, 4):
+        count = 8 // bits
+        codes = np.empty((*packed.shape[:axis], packed.shape[axis] * count, *packed.shape[axis + 1 :]), np.uint8)
+        for k in range(count):
+            codes[_every(axis, k, count)] = (packed >> np.uint8(k * bits)) & np.uint8(2**bits - 1)
+        return codes[(slice(None),) * axis + (slice(0, n),)]
+    if bits == 1:
+        return np.unpackbits(packed, axis=axis, count=n, bitorder="little")
+    last = np.ascontiguousarray(np.moveaxis(packed, axis, -1))
+    lines = np.unpackbits(last, axis=-1, count=n * bits, bitorder="little").reshape(*last.shape[:-1], n, bits)
+    return np.moveaxis(np.packbits(lines, axis=-1, bitorder="little")[..., 0], -1, axis)
+
+
+def _every(axis: int, first: int, count: int) -> tuple[slice, ...]:
+    """The entries ``first, first + count, ...`` of an axis."""
+    return (slice(None),) * axis + (slice(first, None, count),)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))

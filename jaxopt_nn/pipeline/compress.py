@@ -115,7 +115,7 @@ def compress(
         and the last stage alone.
       teacher: what stages with ``distill`` train towards; None: the given network itself.
       seed: of the order of the minibatches.
-      workdir: where the report, its plots, ``artifact/`` and ``checkpoints/`` go; None writes nothing. A run that was
+      workdir: where the report, its plots, ``network.jn`` and ``checkpoints/`` go; None writes nothing. A run that was
         interrupted goes on from there, to the same numbers.
       latency: whether to measure it, at batches of 1, 32 and 1024; or the batches. One that would not fit into memory is
         left out, and named in the report.
@@ -333,14 +333,15 @@ class Compressor:
         directory = open_workdir(workdir, write.FOLDERS, write.FILES)
         config = result.report["config"]
         programs, recipe = _programs(result, task, export), config.get("stages", config)
+        extra = {"config": config}
         artifact = save(
-            directory / "artifact", result.network, programs=programs, recipe=recipe, extra={"config": config}, overwrite=True
+            directory / write.NETWORK, result.network, programs=programs, recipe=recipe, extra=extra, overwrite=True
         )
         loaded = load(artifact, result.network.apply, result.network.rules)
         reloaded = task.result(accumulated(loaded.replace(variables=prepare(loaded.variables)), task, task.test))
         expected = task.result(result.sums[1])
         result.report["artifact"] = {
-            "path": os.path.join(workdir, "artifact"), "bytes": artifact.bytes, "metrics_reloaded": reloaded,
+            "path": os.path.join(workdir, write.NETWORK), "bytes": artifact.bytes, "metrics_reloaded": reloaded,
         }  # fmt: skip
         write.write(result.report, directory)
         if not np.array_equal(list(reloaded.values()), list(expected.values()), equal_nan=True):

@@ -66,7 +66,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _names(names: Iterable[str], most: int) -> list[str]:
+def shortened(names: Iterable[str], most: int) -> list[str]:
     """Names as matplotlib shows them literally: no formula, one line, the middle left out where they are long.
 
     What is left out is chosen so that different names stay different, where that can be.
@@ -79,7 +79,7 @@ def _names(names: Iterable[str], most: int) -> list[str]:
     return [name.replace("$", r"\$") for name in short]
 
 
-def _left_out(shown: int, known: int, what: str) -> str:
+def left_out(shown: int, known: int, what: str) -> str:
     return f"{shown} of {known} {what}, {known - shown} left out" if shown < known else ""
 
 
@@ -130,7 +130,8 @@ def metric_bytes(report: Report) -> Figure | None:
     wide = max((max(size) / min(size)) ** 0.16, 1.9)
     axes.set_xlim(max(size) * wide, min(size) / wide)
     axes.set_xlabel("stored bytes (log scale, smaller to the right)")
-    axes.set_ylabel(f"{_names([name], 40)[0]}{', ' + kind['unit'] if kind['unit'] else ''}{' (better is up)' if down else ''}")
+    unit = f", {kind['unit']}" if kind["unit"] else ""
+    axes.set_ylabel(f"{shortened([name], 40)[0]}{unit}{' (better is up)' if down else ''}")
     said = [shown(report, name, score / scale) for score in value]
     _place(figure, axes, _labels(found, value, said, -1 if down else 1), list(zip(size, value)))
     return figure
@@ -162,7 +163,7 @@ def _labels(
             groups[-1].append(i)
         else:
             groups.append([i])
-    names = _names([entry["name"] for entry in found], 30)
+    names = shortened([entry["name"] for entry in found], 30)
     middle = [better * sum(value[i] for i in group) / len(group) for group in groups]
     out = []
     for k, group in enumerate(groups):
@@ -245,7 +246,7 @@ def _borders(figure: Figure, panels: Sequence[Axes], spans: Sequence[tuple[str, 
             axes.axvline(start, color="0.6", linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
     figure.draw_without_rendering()
     ends: list[float] = []  # of each row of names, in pixels
-    for name, (_, start, _) in zip(_names([name for name, *_ in spans], 30), spans, strict=True):
+    for name, (_, start, _) in zip(shortened([name for name, *_ in spans], 30), spans, strict=True):
         left = first.transData.transform((start, 1))[0]
         label = first.annotate(
             name, (start, 1), xycoords=("data", "axes fraction"), xytext=(2, 3), fontsize=8, color="0.3",
@@ -272,7 +273,7 @@ def training_curves(report: Report) -> Figure | None:
         for _, places, logged in over.stages:
             values = [entry["metrics"].get(name, math.nan) * (100 if share else 1) for entry in logged]
             axes.plot(places, values, color=BLUE, marker="o" if len(places) < 3 else "", markersize=3)
-        axes.set_ylabel(f"training {_names([name], 30)[0]}{', %' if share else ''}")
+        axes.set_ylabel(f"training {shortened([name], 30)[0]}{', %' if share else ''}")
     losses = [x for entry in history if math.isfinite(x := entry["metrics"].get("loss", math.nan))] or [0.0]
     if min(losses) > 0 and max(losses) > 10 * min(losses):
         _logarithmic(panels[0], "y", "{:g}".format)
@@ -298,7 +299,7 @@ def gradient_norms(report: Report) -> Figure | None:
     figure = _figure(WIDTH, 3.8 + 0.17 * (-(-len(paths) // 2)))
     axes = figure.subplots()
     axes.set_yscale("log")
-    for k, (path, name) in enumerate(zip(paths, _names(paths, 40), strict=True)):
+    for k, (path, name) in enumerate(zip(paths, shortened(paths, 40), strict=True)):
         color = colormaps["viridis"](0.82 * k / max(len(paths) - 1, 1))
         for _, places, group in over.stages:
             norms = [entry.get("gradient_norms", {}).get(path, math.nan) for entry in group]
@@ -317,7 +318,7 @@ def gradient_norms(report: Report) -> Figure | None:
     figure.legend(
         loc="outside lower center",
         ncols=2,
-        title=_left_out(len(paths), len(known), "leaves, evenly chosen"),
+        title=left_out(len(paths), len(known), "leaves, evenly chosen"),
         title_fontsize=8,
     )
     _borders(figure, [axes], over.spans)
@@ -340,7 +341,7 @@ def weight_histograms(report: Report) -> Figure | None:
     columns = min(3, len(paths))
     lines = -(-len(paths) // columns)
     figure = _figure(WIDTH, 0.8 + 1.75 * lines + (1 if lines == 1 else 0))
-    titles = _names(paths, 96 // columns)
+    titles = shortened(paths, 96 // columns)
     panels = figure.subplots(lines, columns, squeeze=False)
     for axes, path, title in itertools.zip_longest(panels.ravel(), paths, titles):
         if path is None:
@@ -358,7 +359,7 @@ def weight_histograms(report: Report) -> Figure | None:
     figure.supylabel("count (log scale)", fontsize=9)
     figure.legend(
         [before, after], ["before", "after the last stage"], loc="outside upper right", ncols=2,
-        title=_left_out(len(paths), len(found), "matrices: the largest"), title_fontsize=8,
+        title=left_out(len(paths), len(found), "matrices: the largest"), title_fontsize=8,
     )  # fmt: skip
     return figure
 
@@ -388,13 +389,13 @@ def leaf_bits(report: Report) -> Figure | None:
         axes.tick_params(axis="y", length=0)
         for place, value in zip(places, values):
             axes.text(value + 0.012 * limit, place, form.format(value), va="center", fontsize=7.5)
-    bits.set_yticks(places, _names([leaf["path"] for leaf in leaves], 42))
+    bits.set_yticks(places, shortened([leaf["path"] for leaf in leaves], 42))
     bits.set_ylim(len(leaves) - 0.4, -0.6)
     bits.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 4, 8, 10]))
     nonzero.set_xticks(range(0, 101, 25))
     bits.set_xlabel("stored bits per weight (light: baseline)")
     nonzero.set_xlabel("nonzero weights, %")
-    if note := _left_out(len(leaves), len(known), "leaves: those of most bytes"):
+    if note := left_out(len(leaves), len(known), "leaves: those of most bytes"):
         figure.suptitle(note, fontsize=8)
     return figure
 

@@ -51,9 +51,10 @@ from jaxopt_nn.reporting.tables import (
 )
 
 SCHEMA = 4
-#: What a run makes in its directory.
-FOLDERS = ("artifact", "checkpoints", "tensorboard")
-FILES = ("report.html", "report.json", "report.md", *plots.PLOTS)
+#: What a run makes in its directory; the first of the files is the artifact.
+FOLDERS = ("checkpoints", "tensorboard")
+NETWORK = "network.jn"
+FILES = (NETWORK, "report.html", "report.json", "report.md", *plots.PLOTS)
 
 
 def markdown(report: dict[str, Any], images: Collection[str] = ()) -> str:

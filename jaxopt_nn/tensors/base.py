@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxopt_nn.tensors.packed import Packed
+
 PyTree = Any
 
 
@@ -126,6 +128,24 @@ class Tensor(abc.ABC):
           params: of the equation. product: ``(array, kernel, params that differ, last) -> array``.
         """
         return NotImplemented
+
+    def coding(self) -> dict[str, Packed]:
+        """By the child's name, which children are packed codes and how; others are arrays of numbers, or tensors."""
+        return {}
+
+    def check(self) -> None:
+        """Raises ValueError where children and static data, as a file gave them, can't be of one tensor.
+
+        Children may be abstract. Here ``densify`` is traced; a format whose static data could make that large overrides it.
+        """
+        try:
+            dense = jax.eval_shape(lambda tensor: tensor.densify(), self)
+        except jax.errors.TracerArrayConversionError:
+            return  # host code, which can't be traced
+        except Exception as error:
+            raise ValueError(f"{type(self).__name__}: its arrays and fields don't fit each other: {error}") from error
+        if (dense.shape, dense.dtype) != (tuple(self.shape), self.dtype):
+            raise ValueError(f"{type(self).__name__}: stands for {dense.dtype}{dense.shape}, says {self.dtype}{self.shape}")
 
     def nest(self, inner: Any) -> Any:
         """What packing this first and then ``inner``, made from this one's view, gives.

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxopt_nn.numerics import affine, packing
 from jaxopt_nn.tensors import layout
 from jaxopt_nn.tensors.base import Tensor, is_compressed
+from jaxopt_nn.tensors.packed import Packed, are_counts, is_count, is_order, require
 
 
 @partial(
@@ -132,6 +133,37 @@ class Masked(Tensor):
         return f"{share}, {packed.describe()}"
 
     @property
+    def _grid(self) -> tuple[int, ...]:
+        """How many blocks there are along each axis of ``inner_shape``."""
+        block = self.block or (1,) * len(self.inner_shape)
+        return tuple(-(-n // b) for n, b in zip(self.inner_shape, block))
+
+    def coding(self) -> dict[str, Packed]:
+        last = self.mask.ndim - 1
+        coding = {"mask": Packed(1, last, self._grid, 0)}
+        if self.frame is not None:
+            zero = 2 ** (self.frame.bits - 1) if self.frame.signed else None
+            coding["kept"] = Packed(self.frame.bits, last, (self.count,), zero)
+        return coding
+
+    def check(self) -> None:
+        sizes, mask, kept, frame = self.inner_shape, self.mask, self.kept, self.frame
+        blocks = self.block is None or (are_counts(self.block) and len(self.block) == len(sizes))
+        require(are_counts(sizes) and is_count(self.count) and blocks, self, f"{sizes}, {self.count}, {self.block}")
+        require(self.count <= math.prod(sizes), self, f"{self.count} kept entries of {sizes}")
+        require(mask.ndim >= 1 and mask.dtype == jnp.uint8, self, f"a mask of {mask.dtype}{list(mask.shape)}")
+        ndim = mask.ndim - 1 + len(sizes)
+        require(is_order(self.order, ndim) and sorted(self._places) == list(range(ndim)), self, f"order={self.order}")
+        require(kept.shape[:-1] == mask.shape[:-1] and kept.ndim == mask.ndim, self, f"{list(kept.shape)} kept entries")
+        if frame is None:
+            require(kept.shape[-1] == self.count, self, f"{list(kept.shape)} kept entries, not {self.count}")
+        else:
+            require(is_compressed(frame) and hasattr(frame, "bits"), self, f"{type(frame).__name__} stands inside")
+            frame.with_elementwise(jax.ShapeDtypeStruct(self._lengths, jnp.int8 if frame.signed else jnp.uint8)).check()
+        fits = all(packed.fits(getattr(self, name).shape) for name, packed in self.coding().items())
+        require(fits, self, f"{list(mask.shape)}, {list(kept.shape)} don't hold {self.count} entries of {sizes}")
+
+    @property
     def stack(self) -> tuple[int, ...]:
         """The stack axes."""
         return self._places[: self.mask.ndim - 1]
@@ -156,8 +188,7 @@ class Masked(Tensor):
         return self._turned(self._keep())
 
     def _keep(self) -> Array:
-        block = self.block or (1,) * len(self.inner_shape)
-        lead, grid = self.mask.shape[:-1], [-(-n // b) for n, b in zip(self.inner_shape, block)]
+        block, lead, grid = self.block or (1,) * len(self.inner_shape), self.mask.shape[:-1], self._grid
         keep = packing.unpack_bits(self.mask, 1, math.prod(grid), -1).astype(bool).reshape(*lead, *grid)
         for axis, (n, b) in enumerate(zip(self.inner_shape, block), len(lead)):
             keep = keep if b == 1 else lax.slice_in_dim(jnp.repeat(keep, b, axis=axis), 0, n, axis=axis)

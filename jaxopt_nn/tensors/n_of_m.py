@@ -17,6 +17,7 @@ from jaxopt_nn.numerics import affine, packing
 from jaxopt_nn.tensors import layout
 from jaxopt_nn.tensors.base import Tensor, is_compressed
 from jaxopt_nn.tensors.masked import Masked
+from jaxopt_nn.tensors.packed import Packed, is_count, require
 
 
 @partial(
@@ -113,6 +114,29 @@ class NofM(Tensor):
             return f"{share}, {self.dtype}"
         codes = jax.ShapeDtypeStruct(self.shape, jnp.uint8)
         return f"{share}, {dataclasses.replace(self.frame, codes=codes, axis=-1, length=self.shape[-1]).describe()}"
+
+    def coding(self) -> dict[str, Packed]:
+        coding = {"places": Packed(_width(self.m), self._place, (self._count,))}
+        if self.frame is not None:
+            zero = 2 ** (self.frame.bits - 1) if self.frame.signed else None
+            coding["kept"] = Packed(self.frame.bits, self._place, (self._count,), zero)
+        return coding
+
+    def check(self) -> None:
+        places, kept, frame = self.places, self.kept, self.frame
+        numbers = is_count(self.n, 1) and is_count(self.m, 2) and self.n < self.m <= 256 and is_count(self.length, 1)
+        require(numbers and self.length % self.m == 0, self, f"{self.n} of {self.m} of {self.length}")
+        fits = type(self.axis) is int and -places.ndim <= self.axis < 0 and places.dtype == jnp.uint8
+        require(fits and kept.ndim == places.ndim, self, f"places {places.dtype}{list(places.shape)}, axis={self.axis}")
+        like = list(places.shape)
+        like[self._place] = self._count
+        if frame is None:
+            require(list(kept.shape) == like, self, f"{list(kept.shape)} kept entries, not {like}")
+        else:
+            require(is_compressed(frame) and hasattr(frame, "bits"), self, f"{type(frame).__name__} stands inside")
+            frame.with_elementwise(jax.ShapeDtypeStruct(self.shape, jnp.int8 if frame.signed else jnp.uint8)).check()
+        fits = all(packed.fits(getattr(self, name).shape) for name, packed in self.coding().items())
+        require(fits, self, f"{list(places.shape)}, {list(kept.shape)} don't hold {self._count} entries along {self.axis}")
 
     def keep(self) -> Array:
         """The mask, bool, in the tensor's shape."""

@@ -80,7 +80,7 @@ def test_a_config_runs(name, images, tmp_path):
     report = compress.run(config, str(tmp_path), latency=False)
     assert [s["name"] for s in report["stages"]] == [s["name"] for s in config["stages"]]
     assert report["stages"][-1]["bytes"] < report["baseline"]["bytes"]
-    assert (tmp_path / "report.html").exists() and (tmp_path / "artifact" / "manifest.json").exists()
+    assert (tmp_path / "report.html").exists() and (tmp_path / "network.jn").exists()
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def test_all_formats_are_read_back(tmp_path, capsys, monkeypatch):
         assert (entry["files"], entry["bytes"]) == (len(files), sum(map(os.path.getsize, files)))
     assert found[0]["notes"][0].startswith("program for cpu: runs") and "not run" in found[0]["notes"][1]
     x = RNG.standard_normal((5, 16)).astype(np.float32)
-    np.testing.assert_allclose(jn.load(out / "jax")(x), jn.load(artifact, apply)(x), rtol=1e-5)
+    np.testing.assert_allclose(jn.load(out / "network.jn")(x), jn.load(artifact, apply)(x), rtol=1e-5)
     with pytest.raises(FileExistsError, match="overwrite"):
         export.run(artifact, ["safetensors"], out)
     monkeypatch.setattr(sys, "argv", ["jaxopt", "export", *words, "--overwrite"])

@@ -92,7 +92,7 @@ def test_what_compress_ships_is_what_predict_runs(tmp_path):
     assert found["values"] == pytest.approx(last["metrics"], abs=1e-5) and found["metrics"] == report["metrics"]
     assert (found["examples"], found["rule"], found["bytes"]) == (32, "w4a8", report["artifact"]["bytes"])
     assert found["batch_size"] == 8 and found["per_device"] == 1 and len(found["devices"]) == 8
-    with pytest.raises(ValueError, match=f"is a run's folder; its artifact is {tmp_path}/artifact"):
+    with pytest.raises(ValueError, match=f"is a run's folder; its artifact is {tmp_path}/network.jn"):
         predict.run(tmp_path)
 
 
@@ -324,4 +324,4 @@ def test_the_command(tmp_path):
 def test_the_command_ends_without_a_traceback(tmp_path):
     done = command(f"--artifact={tmp_path}")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "error: " in done.stderr and "manifest.json: missing; pass the folder of an artifact" in done.stderr
+    assert "error: " in done.stderr and "is a folder without manifest.json, no artifact; pass the file" in done.stderr

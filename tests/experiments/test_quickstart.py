@@ -12,7 +12,7 @@ from configs.digits_quickstart import get_config
 from experiments import compress
 from experiments import config as configs
 from experiments.data.digits import digits
-from jaxopt_nn.coding.artifact import load_artifact
+from jaxopt_nn.coding.loader import load_file
 from jaxopt_nn.reporting import tables
 
 
@@ -55,8 +55,8 @@ def test_the_quickstart_is_thirty_times_smaller_and_its_program_too(quickstart):
 def test_its_artifact_gives_the_accuracy_of_the_stage(quickstart):
     report, workdir, _ = quickstart
     assert report["artifact"]["metrics_reloaded"] == report["stages"][-1]["test"]
-    assert report["artifact"]["path"] == str(workdir / "artifact")
-    _, manifest = load_artifact(report["artifact"]["path"])
+    assert report["artifact"]["path"] == str(workdir / "network.jn")
+    _, manifest = load_file(report["artifact"]["path"])
     assert manifest["recipe"] == report["config"]["stages"]
 
 

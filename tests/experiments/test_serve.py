@@ -344,14 +344,12 @@ def test_it_stops_also_where_nobody_reads_what_it_says(artifact, rng):
 
 @pytest.mark.slow
 def test_a_damaged_artifact_is_refused_at_the_start(artifact, tmp_path):
-    directory = tmp_path / "damaged"
-    subprocess.run(["cp", "-r", str(artifact), str(directory)], check=True)
-    file = directory / "programs" / "cpu.run"
-    file.write_bytes(file.read_bytes()[:-3] + b"abc")
-    command = [sys.executable, "-m", "experiments.serve", f"--artifact={directory}", "--port=0"]
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(artifact.read_bytes()[:-7] + b"abcdefg")
+    command = [sys.executable, "-m", "experiments.serve", f"--artifact={damaged}", "--port=0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and "cpu.run" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and "checksum" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

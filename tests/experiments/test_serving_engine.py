@@ -72,7 +72,7 @@ def test_the_model_of_the_config_where_there_is_no_program(tmp_path):
 
 
 def test_what_can_not_be_served_is_refused_at_the_start(artifact, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such directory"):
+    with pytest.raises(FileNotFoundError, match="no such file"):
         opened(tmp_path / "nothing", 8)
     network = two_and_two(np.random.default_rng(0))
     save(tmp_path / "bare", network)

@@ -90,7 +90,7 @@ class Ran:
 
     @functools.cached_property
     def artifact(self) -> dict:
-        return jn.load_artifact(self.folder / "artifact")[0]["variables"]
+        return jn.load_file(self.folder / "network.jn")[0]["variables"]
 
     def network(self, variables: dict, **fields) -> jn.Network:
         return self.experiment._model.network.replace(variables=variables, **fields)
@@ -151,7 +151,7 @@ def test_a_config_reports_and_ships_what_numpy_finds(ran):
     assert all(kind["better"] in ("higher", "lower") for kind in report["metrics"].values())
     loaded = jn.load(report["artifact"]["path"], ran.network({}).apply)
     assert loaded.rules == (("**", jn.arithmetic("w4a8")),)
-    assert jn.load_artifact(report["artifact"]["path"])[1]["recipe"] == report["config"]["stages"]
+    assert jn.load_file(report["artifact"]["path"])[1]["recipe"] == report["config"]["stages"]
     batch = whole(task.test)
     outputs = jax.device_get(loaded(*task.objective.inputs_of(batch)))
     metrics, headline = report["stages"][-1]["metrics"], report["headline"]
@@ -227,7 +227,7 @@ def test_python_gives_the_numbers_of_the_config_also_when_killed(ran, tmp_path, 
     for name in ("baseline", "stages", "metrics", "headline", "skipped"):
         assert result.report[name] == ran.report[name], name
     assert result.report["history"] == ran.report["history"]
-    loaded = jn.load(tmp_path / "artifact", network.apply)
+    loaded = jn.load(tmp_path / "network.jn", network.apply)
     chex.assert_trees_all_equal(loaded.variables, result.network.variables, ran.artifact)
 
 

@@ -41,8 +41,8 @@ COMMANDS = [
     ("inspect --config=nowhere.py", "pass a Python file with a get_config()"),
     (f"inspect {DIGITS} --config.stages[0].where=.*kernel", "globs", "did you mean"),
     ("predict", "--artifact is missing"),
-    ("predict --artifact=nowhere", "no such directory", "pass the folder"),
-    ("predict --artifact=configs", "manifest.json: missing", "pass the folder of an artifact"),
+    ("predict --artifact=nowhere", "no such file", "pass the name of"),
+    ("predict --artifact=configs", "is a folder without manifest.json", "pass the file"),
     ("predict --artifact=nowhere --batch_size=0", "batch_size=0", "allowed are 1 and more"),
     ("predict --artifact=nowhere --batch_size=many", "'many' is no whole number"),
     (f"sweep {DIGITS} --workdir=RUN --grid=stages[2].bits", "stages[2].bits", "key=value"),
@@ -50,7 +50,7 @@ COMMANDS = [
     (f"sweep {DIGITS} --workdir=RUN --seeds=0", "seeds=0", "1"),
     ("verify --artifact=nowhere", "Unknown command line flag 'artifact'", "--help lists the flags"),
     ("export --artifact=nowhere", "--to is missing", "--out is missing"),
-    ("serve --artifact=nowhere", "no such directory", "pass the folder"),
+    ("serve --artifact=nowhere", "no such file", "pass the name of"),
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxopt_nn as jn
-from jaxopt_nn.coding import artifact as artifacts
+from jaxopt_nn.coding import header
 from jaxopt_nn.core import files
 from jaxopt_nn.cost import latency
 from jaxopt_nn.pipeline.compress import Compressor
@@ -33,7 +33,7 @@ def task(train=(X[:96], Y[:96]), **changed):
 
 TASK = task()
 WRITTEN = {
-    "metric_bytes.png", "leaves.png", "training.png", "weights.png", "artifact", "report.html", "report.md", "report.json",
+    "metric_bytes.png", "leaves.png", "training.png", "weights.png", "network.jn", "report.html", "report.md", "report.json",
 }  # fmt: skip
 NAMES = {"name", "metrics", "params", "nonzero", "bytes", "resident_bytes", "ratio", "bits_per_weight", "macs"}
 
@@ -232,13 +232,13 @@ def test_the_schedule_of_a_thawed_stage_goes_on_where_it_was():
 
 def test_the_artifact_is_the_network(run):
     result, workdir = run
-    loaded, (_, manifest) = jn.load(workdir / "artifact", apply), jn.load_artifact(workdir / "artifact")
+    loaded, (_, manifest) = jn.load(workdir / "network.jn", apply), jn.load_file(workdir / "network.jn")
     chex.assert_trees_all_equal(loaded.variables, result.network.variables)
     assert jax.tree.structure(loaded.variables) == jax.tree.structure(result.network.variables)
     assert loaded.rules == (("**", jn.arithmetic("w4a8")),) == result.network.rules
     assert [s["name"] for s in manifest["recipe"]] == ["clip", "prune", "quantize"]
     entry = result.report["artifact"]
-    assert entry["bytes"] == sum(p.stat().st_size for p in (workdir / "artifact").rglob("*") if p.is_file())
+    assert entry["bytes"] == (workdir / "network.jn").stat().st_size
     assert entry["metrics_reloaded"] == result.stages[-1]["metrics"]
 
 
@@ -249,7 +249,7 @@ def test_a_fresh_process_gets_the_same_accuracy(run, tmp_path):
         import jax.numpy as jnp, numpy as np, jaxopt_nn as jn
         def apply(v, x):
             return jnp.maximum(x @ v["up"]["w"] + v["up"]["b"][None], 0) @ v["down"]["w"]
-        network = jn.load({str(workdir / "artifact")!r}, apply)
+        network = jn.load({str(workdir / "network.jn")!r}, apply)
         data = np.load({str(tmp_path / "data.npz")!r})
         print(np.mean(np.argmax(network(data["x"]), 1) == data["y"]))
     """
@@ -401,20 +401,20 @@ def test_a_loss_that_is_nan_is_shipped_and_another_number_is_said_after_writing(
     result = compressor(endless, TASK, latency=False)
     compressor.ship(result, TASK, tmp_path)
     assert np.isnan(result.stages[-1]["metrics"]["loss"])
-    assert {"report.json", "artifact"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"report.json", "network.jn"} <= {p.name for p in tmp_path.iterdir()}
     hits, count = result.sums.final["accuracy"]
     result.sums.final["accuracy"] = (hits + 16, count)
     (tmp_path / "report.json").unlink()
-    with pytest.raises(RuntimeError, match=r"artifact: read back, its metrics are .*, in memory they were"):
+    with pytest.raises(RuntimeError, match=r"network.jn: read back, its metrics are .*, in memory they were"):
         compressor.ship(result, TASK, tmp_path)
     assert (tmp_path / "report.json").exists()
 
 
-@pytest.mark.parametrize("full", ["arrays", "metric_bytes.png", "report.md", "report.json"])
+@pytest.mark.parametrize("full", ["network.jn", "metric_bytes.png", "report.md", "report.json"])
 def test_a_full_disk_leaves_no_half_written_file(cheap, tmp_path, monkeypatch, full):
     compressor, result = cheap
     compressor.ship(result, TASK, tmp_path)
-    fsync, write_arrays = files.os.fsync, artifacts._write_arrays
+    fsync, write_frame = files.os.fsync, header.Frames.write
     target = {"now": full}
 
     def no_space(*args):
@@ -425,13 +425,13 @@ def test_a_full_disk_leaves_no_half_written_file(cheap, tmp_path, monkeypatch, f
             monkeypatch.setattr(files.os, "fsync", no_space)
         write(path, content)
 
-    if full == "arrays":
-        monkeypatch.setattr(artifacts, "_write_arrays", no_space)
+    if full == "network.jn":
+        monkeypatch.setattr(header.Frames, "write", no_space)
     monkeypatch.setattr(reports, "write_file", failing)
     with pytest.raises(OSError, match="No space left"):
         compressor.ship(result, TASK, tmp_path)
-    assert (files.os.fsync, artifacts._write_arrays) != (fsync, write_arrays)
+    assert (files.os.fsync, header.Frames.write) != (fsync, write_frame)
     left = {p.name for p in tmp_path.iterdir()}
     assert left <= WRITTEN
-    assert ("report.json" in left) == (full == "arrays"), "a report stands only where all else belongs to it"
-    chex.assert_trees_all_equal(jn.load(tmp_path / "artifact", apply).variables, result.network.variables)
+    assert ("report.json" in left) == (full == "network.jn"), "a report stands only where all else belongs to it"
+    chex.assert_trees_all_equal(jn.load(tmp_path / "network.jn", apply).variables, result.network.variables)

@@ -93,7 +93,7 @@ def test_a_run_goes_on_from_its_pass_to_the_same_numbers(whole, tmp_path):
     chex.assert_trees_all_equal(again.network, whole.network)
     assert [s["metrics"] for s in again.stages] == [s["metrics"] for s in whole.stages]
     assert again.report["history"] == whole.report["history"]
-    loaded = jn.load(tmp_path / "artifact", apply)
+    loaded = jn.load(tmp_path / "network.jn", apply)
     np.testing.assert_array_equal(loaded(X), whole.network(X))
     with pytest.raises(ValueError, match=r"run.stages\[1\].plan"):
         less = jn.cut_units(jn.scores.mean_activation, share=0.25)

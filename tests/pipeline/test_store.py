@@ -1,6 +1,7 @@
 """From an artifact to answers, with the model's code and without it."""
 
 import functools
+import itertools
 import subprocess
 import sys
 
@@ -40,7 +41,7 @@ def test_three_lines_in_another_process_without_the_models_code(shipped, tmp_pat
     np.save(tmp_path / "x.npy", X)
     lines = [
         "import jaxopt_nn as jn, numpy as np",
-        f"network = jn.load({str(workdir / 'artifact')!r})",
+        f"network = jn.load({str(workdir / 'network.jn')!r})",
         f"np.save({str(tmp_path / 'y.npy')!r}, network(np.load({str(tmp_path / 'x.npy')!r})))",
     ]
     subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, cwd=tmp_path)
@@ -49,12 +50,12 @@ def test_three_lines_in_another_process_without_the_models_code(shipped, tmp_pat
 
 def test_the_program_answers_as_the_code_on_any_batch_and_on_eight_devices(shipped):
     result, workdir = shipped
-    network = jn.load(workdir / "artifact")
+    network = jn.load(workdir / "network.jn")
     for rows in (1, 5, 48):
         np.testing.assert_allclose(network(X[:rows]), result.network(X[:rows]), atol=1e-5)
     np.testing.assert_allclose(jn.predictor(network, devices=jax.devices()[:8])(X), result.network(X), atol=1e-5)
-    assert result.report["artifact"]["bytes"] == sum(p.stat().st_size for p in (workdir / "artifact").rglob("*") if p.is_file())
-    assert jn.load(workdir / "artifact", apply).states.keys() == {"up", "layers", "down"}
+    assert result.report["artifact"]["bytes"] == (workdir / "network.jn").stat().st_size
+    assert jn.load(workdir / "network.jn", apply).states.keys() == {"up", "layers", "down"}
 
 
 @pytest.mark.parametrize("around", [jn.keep_constants, jax.jit, lambda f: functools.partial(f, scale=2.0)])
@@ -96,13 +97,14 @@ def test_a_network_that_was_cut_runs_from_its_program_and_from_its_models_functi
     recipe = [*twice, jn.Stage("w4", jn.quantize(4))]
     result = jn.compress(network, recipe, TASK, workdir=tmp_path, latency=False, export=["cpu"])
     assert result.params["up"].shape == (8, 4) and result.params["down"].shape == (4, 3), "of 3 times 4 units"
-    for again in (jn.load(tmp_path / "artifact"), *(jn.load(tmp_path / "artifact", f) for f in (narrow, result.network.apply))):
+    for code in (None, narrow, result.network.apply):
+        again = jn.load(tmp_path / "network.jn", code)
         for rows in (1, 5, 48):
             np.testing.assert_allclose(again(X[:rows]), result.network(X[:rows]), atol=1e-5)
-    assert {p.name for p in (tmp_path / "artifact" / "programs").iterdir()} == {"cpu.prepare", "cpu.run"}
+    assert jn.load_file(tmp_path / "network.jn")[1]["files"].keys() == {"programs/cpu.prepare", "programs/cpu.run"}
     other = jn.Network(apply, WEIGHTS)
     with pytest.raises(ValueError, match="layers"):
-        jn.load(tmp_path / "artifact", other.apply)(X)
+        jn.load(tmp_path / "network.jn", other.apply)(X)
 
 
 def test_what_can_not_be_exported_is_said_and_nothing_is_lost(tmp_path, capsys):
@@ -116,9 +118,9 @@ def test_what_can_not_be_exported_is_said_and_nothing_is_lost(tmp_path, capsys):
     result = jn.compress(network, [jn.Stage("w8", jn.quantize(8))], small, workdir=tmp_path, latency=False, export=["cpu"])
     message = "warning: no program for cpu in the artifact: the network can't be exported for a batch of any size"
     assert message in str(result) and message in capsys.readouterr().err
-    np.testing.assert_array_equal(jn.load(tmp_path / "artifact", fixed)(X[:4]), result.network(X[:4]))
-    with pytest.raises(ValueError, match=r"artifact: holds no exported program; pass apply=, its model's function, or write"):
-        jn.load(tmp_path / "artifact")
+    np.testing.assert_array_equal(jn.load(tmp_path / "network.jn", fixed)(X[:4]), result.network(X[:4]))
+    with pytest.raises(ValueError, match=r"network.jn: holds no exported program; pass apply=, its model's function, or write"):
+        jn.load(tmp_path / "network.jn")
 
 
 def test_what_no_optimizer_moves_is_kept_and_platforms_are_checked_first(tmp_path):
@@ -131,10 +133,11 @@ def test_what_no_optimizer_moves_is_kept_and_platforms_are_checked_first(tmp_pat
 
 
 def test_what_is_no_network_or_needs_code_is_named(tmp_path):
-    jn.save_artifact(tmp_path / "tree", WEIGHTS)
-    for code in (apply, None):
-        with pytest.raises(ValueError, match=r"tree: holds a tree of arrays and no network; read it with jaxopt_nn.load_art"):
-            jn.load(tmp_path / "tree", code)
+    jn.save_artifact(tmp_path / "folder", WEIGHTS)
+    jn.save_file(tmp_path / "file", WEIGHTS)
+    for code, name in itertools.product((apply, None), ("folder", "file")):
+        with pytest.raises(ValueError, match=rf"{name}: holds a tree of arrays and no network; read it with jaxopt_nn.load_fi"):
+            jn.load(tmp_path / name, code)
     by_hand = jn.Rule(lambda site, state, lhs, rhs: site.run(lhs, rhs), name="mine")
     network = jn.Network(apply, WEIGHTS, by_hand)
     jn.save(tmp_path / "mine", network)

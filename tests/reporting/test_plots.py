@@ -183,10 +183,10 @@ def test_names_are_drawn_as_they_are():
 
 def test_long_names_stay_different():
     paths = [f"params/decoder/blocks/layer_{i}/attention/query_projection/kernel" for i in range(12)]
-    short = plots._names(paths, 32)
+    short = plots.shortened(paths, 32)
     assert len(set(short)) == 12 and {len(name) for name in short} == {32}
-    assert plots._names(["a/b", "c" * 5], 5) == ["a/b", "ccccc"]
-    assert plots._names(["abcdefgh"] * 2, 5) == ["ab…gh"] * 2
+    assert plots.shortened(["a/b", "c" * 5], 5) == ["a/b", "ccccc"]
+    assert plots.shortened(["abcdefgh"] * 2, 5) == ["ab…gh"] * 2
 
 
 @pytest.mark.parametrize("losses", [(1.0, math.nan, 2.0), (math.nan, 1.0, math.inf), (math.nan,) * 3])

@@ -273,7 +273,7 @@ def test_facts_of_methods_and_the_teacher_are_said():
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("artifact", False), ("artifact", True), ("checkpoints", False), ("report.json", True), ("training.png", True)],
+    [("network.jn", True), ("checkpoints", False), ("report.json", True), ("training.png", True)],
 )
 def test_what_stands_in_the_way_of_a_run_is_said_before_it(tmp_path, name, folder):
     (tmp_path / name).mkdir() if folder else (tmp_path / name).write_text("mine")
