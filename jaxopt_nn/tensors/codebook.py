@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from jaxopt_nn.numerics import affine
 from jaxopt_nn.tensors import encode, layout
 from jaxopt_nn.tensors.coded import STATIC, Coded
+from jaxopt_nn.tensors.packed import Packed, require
 
 #: Entries of a table up to which a value is picked by comparisons, which fuse; from a longer one it is gathered.
 SELECTED = 16
@@ -105,6 +106,16 @@ class Codebook(Coded):
         """Of codes that are an entry each, as they are: uint8 of the weight's shape; a table ``[groups..., K]``."""
         own = {"bits": width(table.shape[-1] + origin), "signed": False, "float_dtype": jnp.dtype(dtype).name}
         return cls(codes=codes, table=table, origin=origin, **own)  # type: ignore[arg-type]
+
+    def coding(self) -> dict[str, Packed]:
+        zero = 0 if self.origin else None
+        return {name: packed._replace(zero=zero) for name, packed in super().coding().items()}
+
+    def check(self) -> None:
+        require(self.table.ndim >= 1 and type(self.origin) is bool, self, f"table {list(self.table.shape)}, {self.origin}")
+        require(1 <= self.values <= 256 and self.bits == width(self.values), self, f"{self.values} values, {self.bits} bits")
+        require(self.signed is False, self, "signed codes")
+        super().check()
 
     @property
     def groups(self) -> tuple[int, ...]:

@@ -180,21 +180,22 @@ class Coded(Tensor):
         return {"codes": Packed(self.bits, place, (self.length,), 2 ** (self.bits - 1) if self.signed else None)}
 
     def check(self) -> None:
-        ndim, codes, packed = self.scale.ndim, self.codes, self.axis is not None
+        ndim, codes, packed = len(self.groups), self.codes, self.axis is not None
         require(is_count(self.bits, 1) and self.bits <= 8, self, f"bits={self.bits}; codes have 1 to 8")
         require(type(self.signed) is bool and is_float(self.float_dtype), self, f"{self.signed}, {self.float_dtype}")
         require(self.rounding is None or is_float(self.rounding), self, f"rounding={self.rounding}")
         require(is_order(self.order, ndim) and len(self.order or ()) <= codes.ndim, self, f"order={self.order}")
         split = codes.ndim - ndim
-        require(0 <= split <= 1 and set(self.physical) == set(range(ndim)), self, f"{codes.ndim} axes, scale of {ndim}")
+        require(0 <= split <= 1 and set(self.physical) == set(range(ndim)), self, f"{codes.ndim} axes of a weight of {ndim}")
         require(not (packed and split) and packed == (self.length is not None), self, "packed and split")
         if packed:
             require(type(self.axis) is int and -ndim <= self.axis < 0 and is_count(self.length, 1), self, f"axis={self.axis}")
             fits = codes.dtype == jnp.uint8 and self.coding()["codes"].fits(codes.shape)
             require(fits, self, f"{self.length} codes of {self.bits} bits in {codes.dtype}{list(codes.shape)}")
-        for param in (self.scale,) if self.zero is None else (self.scale, self.zero):
-            fits = param.ndim == ndim and all(d and n % d == 0 for d, n in zip(param.shape, self.shape))
-            require(fits, self, f"a scale or zero of {list(param.shape)} for a weight of {list(self.shape)}")
+        for name in self.PARAMS:
+            if (param := getattr(self, name)) is not None:
+                fits = len(param.shape) >= ndim and all(d and n % d == 0 for d, n in zip(param.shape, self.shape))
+                require(fits, self, f"{name} {list(param.shape)} of a weight of {list(self.shape)}")
 
     # -- layout --------------------------------------------------------------------------------------------------------
 

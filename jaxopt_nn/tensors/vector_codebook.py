@@ -20,6 +20,7 @@ from jaxopt_nn.tensors import layout
 from jaxopt_nn.tensors.base import Tensor
 from jaxopt_nn.tensors.codebook import width
 from jaxopt_nn.tensors.decoded import Decoded
+from jaxopt_nn.tensors.packed import Packed, is_count, is_float, require
 
 
 @partial(
@@ -110,6 +111,24 @@ class VectorCodebook(Tensor):
     @property
     def signed(self) -> bool:
         return False
+
+    def coding(self) -> dict[str, Packed]:
+        if self.axis is None or self.length is None:
+            return {}
+        return {"codes": Packed(self.bits, self.axis % self.ndim, (self.length,))}
+
+    def check(self) -> None:
+        codes, table, ndim = self.codes, self.table, self.codes.ndim - 1
+        require(ndim >= 1 and table.ndim == ndim + 3 and codes.dtype == jnp.uint8, self, f"{codes.dtype}{list(codes.shape)}")
+        places = [a for a in (self.along, self.axis) if a is not None]
+        require(all(type(a) is int and -ndim <= a < 0 for a in places), self, f"axes {places} of {ndim}")
+        require(1 <= table.shape[-2] <= 256 and table.shape[-3] == codes.shape[-1], self, f"tables {list(table.shape)}")
+        require((self.axis is None) == (self.length is None) and is_float(self.float_dtype), self, f"length={self.length}")
+        if self.axis is not None:
+            fits = is_count(self.length, 1) and self.coding()["codes"].fits(codes.shape)
+            require(fits, self, f"{self.length} codes of {self.bits} bits in {list(codes.shape)}")
+        fits = all(d in (1, n) for d, n in zip(self.groups, self.shape))
+        require(fits, self, f"tables {list(table.shape)} of a weight of {list(self.shape)}")
 
     @property
     def shape(self) -> tuple[int, ...]:
