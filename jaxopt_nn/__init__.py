@@ -84,6 +84,7 @@ from jaxopt_nn.pipeline.calibrate import calibrate, calibrated
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.pipeline.classes import classification, language_model, multilabel
 from jaxopt_nn.pipeline.compress import compress
+from jaxopt_nn.pipeline.compress_to import Trial, compress_to
 from jaxopt_nn.pipeline.data import Arrays, Stream
 from jaxopt_nn.pipeline.distill import distillation_loss
 from jaxopt_nn.pipeline.grade import evaluate
@@ -150,6 +151,7 @@ __all__ = [
     "TrainState",
     "Traits",
     "Transform",
+    "Trial",
     "Units",
     "VectorCodebook",
     "Width",
@@ -176,6 +178,7 @@ __all__ = [
     "cluster_vectors",
     "compile_for",
     "compress",
+    "compress_to",
     "control",
     "coupling_report",
     "cubic",

@@ -1,0 +1,53 @@
+"""A size is met: the file on the disk has it, and a knob that can't give it is an error that says what it gives."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_nn.core.combine import where
+from jaxopt_nn.interpret.network import Network
+from jaxopt_nn.methods.rate import rate_quantize
+from jaxopt_nn.pipeline.classes import classification
+from jaxopt_nn.pipeline.compress_to import compress_to, file_bytes
+from jaxopt_nn.pipeline.recipe import Stage
+from jaxopt_nn.pipeline.store import save
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((64, 120), np.float32)
+TASK = classification(train=(X, X[:, :9].argmax(1)), test=(X, X[:, :9].argmax(1)))
+DRAWN = {name: RNG.standard_normal(shape, np.float32) for name, shape in {"up": (120, 80), "down": (80, 9)}.items()}
+NETWORK = Network(lambda v, x: x @ v["up"] @ v["down"], {name: jnp.asarray(x) for name, x in DRAWN.items()})
+
+
+def by_step(step):
+    return [Stage("codes", where("**", rate_quantize(0.0, step=step)))]
+
+
+def test_the_file_has_the_size(tmp_path):
+    result = compress_to(NETWORK, by_step, TASK, bytes=4000, knob=(0.02, 4.0), workdir=tmp_path / "run", latency=False)
+    trials = result.report["trials"]
+    last = trials[-1]
+    assert abs(last["bytes"] - 4000) <= 80 and len(trials) <= 7
+    artifact = save(tmp_path / "again", result.network)
+    assert artifact.bytes == last["bytes"] == file_bytes(result.network)
+    assert last["metric"] == result.stages[-1]["metrics"][TASK.headline]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [f"trial_{k}" for k in range(len(trials))]
+    ordered = sorted(trials, key=lambda trial: trial["knob"])
+    assert [t["bytes"] for t in ordered] == sorted((t["bytes"] for t in trials), reverse=True)
+
+
+def test_what_the_knob_cannot_give_is_said():
+    with pytest.raises(ValueError, match=r"the two knobs give \d+ bytes at 0.02, \d+ bytes at 0.05; pass knob="):
+        compress_to(NETWORK, by_step, TASK, bytes=2000, knob=(0.02, 0.05), latency=False)
+    jumps = lambda knob: by_step(0.02 if knob < 1 else 4.0)
+    with pytest.raises(ValueError, match=r"no trial of 4 was within 2\.0%"):
+        compress_to(NETWORK, jumps, TASK, bytes=4000, knob=(0.5, 2.0), trials=4, latency=False)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"bytes": 0}, {"bytes": 2.5}, {"knob": (1.0, 1.0)}, {"knob": (0.0, 1.0)}, {"knob": 3.0}, {"tolerance": 0}, {"trials": 1}],
+)
+def test_wrong_arguments_are_errors(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        compress_to(NETWORK, by_step, TASK, **{"bytes": 4000, "knob": (0.02, 4.0), **arguments})
