@@ -167,7 +167,7 @@ def zero_inputs(model, overall, by_row, by_column, both, expected):
 
 
 @compiled
-def zero_slots(model, sheet, r, c, zero, period, by_row, by_column, both, expected, since_row, since_column):
+def zero_slots(model, sheet, r, c, zero, period, by_row, by_column, expected, since_row, since_column):
     """Chooses the counters of the zero decision; returns the second set of weights."""
     left, left2 = filled(sheet, r, c - 1, zero), filled(sheet, r, c - 2, zero)
     up, up2, up3 = filled(sheet, r - 1, c, zero), filled(sheet, r - 2, c, zero), filled(sheet, r - 3, c, zero)
@@ -186,6 +186,24 @@ def zero_slots(model, sheet, r, c, zero, period, by_row, by_column, both, expect
     for i in range(ZERO_COUNTERS):
         slots[i] += i * CELLS
     return 32 + (left | up << 1 | far << 2)
+
+
+@compiled
+def mixed_zero(model, sheet, r, c, value, decoding, zero, period, row, columns, w, expected, total, seen):
+    """Codes whether a cell's value is not 0, by contexts; returns it, and the density that row and column give together."""
+    overall = ((total << 16) + 6553) // (seen + 2)
+    by_row = ((row[COUNT] << 16) + ROW_PRIOR * expected[3]) // (c + ROW_PRIOR)
+    by_column = ((columns[COUNT, w] << 16) + COLUMN_PRIOR * overall) // (r + COLUMN_PRIOR)
+    both = clipped(by_row * by_column // (overall + 1), 1, 65535)
+    zero_inputs(model, overall, by_row, by_column, both, expected)
+    since = c - row[LAST], r - columns[LAST, w]
+    second = zero_slots(model, sheet, r, c, zero, period, by_row, by_column, expected, since[0], since[1])
+    rate = 1 + ZERO_RATE * ZERO_HALF // (ZERO_HALF + seen)
+    first, bit = octaves(both) >> 2, 1 if value else 0
+    bit = mixed_bit(
+        model, bit, decoding, DENSITIES, ZERO_COUNTERS, both, ZERO_PRIOR, ZERO_LIMIT, first, second, rate
+    )
+    return bit, both
 
 
 @compiled
@@ -330,20 +348,9 @@ def code_cells(cells, zero, alphabet, period, restart, mixing, data, decoding, s
                 value = np.int64(sheet[r, c]) - zero
                 both = 0
                 if mixing:
-                    overall = ((total << 16) + 6553) // (seen + 2)
-                    by_row = ((row[COUNT] << 16) + ROW_PRIOR * expected[3]) // (c + ROW_PRIOR)
-                    by_column = ((by_columns[COUNT, w] << 16) + COLUMN_PRIOR * overall) // (r + COLUMN_PRIOR)
-                    both = clipped(by_row * by_column // (overall + 1), 1, 65535)
-                    zero_inputs(model, overall, by_row, by_column, both, expected)
-                    since = c - row[LAST], r - by_columns[LAST, w]
-                    second = zero_slots(
-                        model, sheet, r, c, zero, period, by_row, by_column, both, expected, since[0], since[1]
+                    bit, both = mixed_zero(
+                        model, sheet, r, c, value, decoding, zero, period, row, by_columns, w, expected, total, seen
                     )
-                    rate = 1 + ZERO_RATE * ZERO_HALF // (ZERO_HALF + seen)
-                    bit = mixed_bit(
-                        model, 1 if value else 0, decoding, DENSITIES, ZERO_COUNTERS, both, ZERO_PRIOR, ZERO_LIMIT,
-                        octaves(both) >> 2, second, rate,
-                    )  # fmt: skip
                 else:
                     bit = code_learnt(coder, data, counters, 0, 1 if value else 0, decoding, reciprocals)
                 if bit < 0:
