@@ -11,7 +11,6 @@ The second table is the whole network: ours against Huffman on the same codes an
 
 from __future__ import annotations
 
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence

@@ -1,1 +1,1 @@
-"""Level 3: the artifact that a compressed network ships as."""
+"""Level 3: entropy coding, and the artifact that a compressed network ships as."""

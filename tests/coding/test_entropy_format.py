@@ -59,7 +59,8 @@ def test_the_reader_of_the_format_reads_what_is_written(data):
     rng, zero = np.random.default_rng(draw(st.integers(0, 2**32))), draw(st.integers(0, alphabet - 1))
     symbols = np.where(rng.random(shape) < 0.4, rng.integers(0, alphabet, shape), zero)
     options = model.Options(True, draw(st.booleans()), draw(st.integers(0, 3)), draw(st.integers(0, 9)))
-    written = [encode(symbols, alphabet, zero=zero, mode=mode, contexts=False) for mode in (None, "rans", "huffman", "adaptive")]
+    modes = (None, "rans", "huffman", "adaptive")
+    written = [encode(symbols, alphabet, zero=zero, mode=mode, contexts=False) for mode in modes]
     written.append(model.encode(symbols, alphabet, zero, codec.ADAPTIVE, 10_000, options))
     for stream in written:
         assert reader.decode(stream, shape, alphabet) == symbols.reshape(-1).tolist()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jaxopt_nn.coding.entropy import adaptive, decode, encode, huffman
 
-FEW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def order_0(symbols) -> float:
@@ -35,7 +35,7 @@ def counts_bytes(symbols) -> float:
 def draws(draw):
     """Independent symbols of some distribution, and their alphabet."""
     alphabet = draw(st.sampled_from([2, 3, 5, 16, 17, 200, 256, 1000, 65536]))
-    n = draw(st.sampled_from([1, 10, 100, 3000, 20000, 100000]))
+    n = draw(st.sampled_from([1, 10, 100, 3000, 40000]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     shape = draw(st.sampled_from(["dirichlet", "zipf", "bell", "peak"]))
     if shape == "peak":
@@ -73,7 +73,7 @@ def pruned(rows=400, columns=200, seed=0):
     rng = np.random.default_rng(seed)
     density = np.where(rng.random(rows) < 0.5, 0, rng.gamma(2.0, size=rows))[:, None] * rng.gamma(2.0, size=columns) / 2
     dense = rng.random((rows, columns)) < 0.03 * density
-    return np.where(dense, rng.integers(0, 16, (rows, columns)), 8).astype(np.uint8)
+    return np.where(dense, rng.choice([6, 7, 9, 10], (rows, columns)), 8).astype(np.uint8)
 
 
 @pytest.mark.parametrize("turn", [False, True])

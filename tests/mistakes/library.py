@@ -377,6 +377,14 @@ DEPLOYMENT = [
         "jn.shardings(net, jax.make_mesh((1,), ('batch',), devices=jax.devices()[:1]), x)",
         ValueError, "axis='model'", "the mesh has the axes 'batch'",
     ),
+    ("jn.entropy.encode(x, 16)", TypeError, "symbols: got float32", "pass integers from 0 to alphabet - 1 = 15"),
+    ("jn.entropy.encode(jnp.arange(20), 16)", ValueError, "got 0 to 19", "allowed are 0 to alphabet - 1 = 15"),
+    ("jn.entropy.encode(jnp.arange(4), 100_000)", ValueError, "got 100000", "allowed are 1 to 65536"),
+    ("jn.entropy.encode(jnp.arange(4), 4, zero=-1)", ValueError, "zero: got -1", "allowed are the symbols"),
+    ("jn.entropy.encode(jnp.arange(4), 4, mode='zip')", ValueError, "got 'zip'", "'raw', 'constant', 'rans'"),
+    ("jn.entropy.encode_array(['a'])", TypeError, "got dtype <U1", "pass booleans, integers"),
+    ("jn.entropy.decode('text', (2,), 4)", TypeError, "data: got str", "pass bytes"),
+    ("jn.entropy.decode(b'', (2, 2), 4)", ValueError, "damaged, or of a newer version", "read another copy"),
     ("jn.Checkpoints(tmp, seconds='often')", ValueError, "checkpoint_seconds='often'", "allowed are 0"),
 ]  # fmt: skip
 

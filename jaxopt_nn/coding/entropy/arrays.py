@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxopt_nn.coding.entropy.codec import decode, encode
-from jaxopt_nn.coding.entropy.reader import Reader, varint
+from jaxopt_nn.coding.entropy.codec import decode, encode, shape_of
+from jaxopt_nn.coding.entropy.reader import Reader, damaged, varint
 
 #: What the first byte says.
 PLAIN, PLANES, TABLE = range(3)
@@ -81,7 +80,7 @@ def decode_array(
       >>> jn.entropy.decode_array(jn.entropy.encode_array(numbers), numbers.shape, numbers.dtype)
       array([-1.5,  0. ,  inf], dtype=float16)
     """
-    dtype, shape, reader = np.dtype(dtype), tuple(operator.index(extent) for extent in shape), Reader(data)
+    dtype, shape, reader = np.dtype(dtype), shape_of(shape), Reader(data)
     kind, unsigned = _form(dtype)
     if math.prod(shape) == 0:
         reader.finish()
@@ -93,7 +92,7 @@ def decode_array(
         reader.finish()
         bits = np.frombuffer(raw, unsigned.newbyteorder("<")).astype(unsigned).reshape(cells)
         if kind == "b" and int(bits.max()) > 1:
-            raise ValueError("coded data: damaged: a boolean is neither 0 nor 1")
+            raise damaged("a boolean is neither 0 nor 1")
         return _numbers(bits, dtype, shape)
     if head == PLANES:
         turned = np.zeros(cells, unsigned)
@@ -105,7 +104,7 @@ def decode_array(
         values = np.frombuffer(reader.take(count * unsigned.itemsize), unsigned.newbyteorder("<")).astype(unsigned)
         turned = values[decode(reader.rest(), cells, count, threads=threads)]
     else:
-        raise ValueError(f"coded data: damaged, or of a newer version: an array's first byte is {head}")
+        raise damaged(f"an array's first byte is {head}")
     return _numbers(_returned(turned, kind), dtype, shape)
 
 
@@ -154,7 +153,7 @@ def _numbers(bits: NDArray[Any], dtype: np.dtype, shape: tuple[int, ...]) -> NDA
         whole = bits.view(np.int8 if dtype.name[0] == "i" else np.uint8)
         array = whole.astype(dtype)
         if (array.astype(whole.dtype) != whole).any():
-            raise ValueError(f"coded data: damaged: a number does not fit in {dtype}")
+            raise damaged(f"a number does not fit in {dtype}")
         return array
     return bits.view(dtype.newbyteorder("=")).reshape(shape).astype(dtype, copy=False)
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxopt_nn.coding.entropy.reader import Reader, varint
+from jaxopt_nn.coding.entropy.reader import Reader, damaged, varint
 
 #: What the low three bits of the first byte say.
 MODES = ("raw", "constant", "rans", "huffman", "adaptive")
 RAW, CONSTANT, RANS, HUFFMAN, ADAPTIVE = range(5)
 #: Alphabets have at most this many symbols.
 LARGEST = 1 << 16
-#: Without ``contexts``: the most symbols that contexts are tried on, and that one counter a decision is.
-MIXED, PLAIN = 1 << 22, 1 << 18
+#: Unasked: the most symbols that contexts are tried on, that one counter a decision is, and that it is without contexts.
+MIXED, PLAIN, FEW = 1 << 22, 1 << 18, 1 << 15
 #: What contexts must save to be worth their slow decoding.
 WORTH = 0.01
 
@@ -83,7 +83,7 @@ def encode(
         bits = np.empty(-(-size * width // 8), np.uint8)
         packed.pack(flat, width, bits)
         best = bytes([RAW]) + bits.tobytes()
-    if mode == "adaptive" or (mode is None and size <= PLAIN):
+    if mode == "adaptive" or (mode is None and size <= (FEW if contexts is False else PLAIN)):
         room = len(best) if best else 4 * size + 64
         best = model.encode(array, alphabet, zero, ADAPTIVE, room, model.Options()) or best
     if contexts or (contexts is None and size <= MIXED and mode in (None, "adaptive")):
@@ -115,9 +115,7 @@ def decode(
       array([[0, 3],
              [2, 0]], dtype=uint8)
     """
-    shape = tuple(operator.index(extent) for extent in shape)
-    if min(shape, default=0) < 0:
-        raise ValueError(f"shape: got {shape}; extents are 0 or more")
+    shape = shape_of(shape)
     size, reader = math.prod(shape), Reader(data)
     out = np.zeros(shape, dtype_of(alphabet))
     if size == 0:
@@ -134,7 +132,7 @@ def decode(
         bits = np.frombuffer(reader.take(-(-size * width // 8)), np.uint8).copy()
         reader.finish()
         if not packed.unpack(bits, width, alphabet, out.reshape(-1)):
-            raise ValueError("coded data: damaged: packed bits hold a symbol outside the alphabet")
+            raise damaged("packed bits hold a symbol outside the alphabet")
     elif head == HUFFMAN:
         huffman.decode(reader, alphabet, out.reshape(-1))
     elif head & 7 == RANS:
@@ -142,16 +140,31 @@ def decode(
     elif head & 7 == ADAPTIVE:
         model.decode(reader, head, out, alphabet)
     else:
-        raise ValueError(f"coded data: damaged, or of a newer version: its first byte is {head}")
+        raise damaged(f"its first byte is {head}")
     return out
 
 
 def dtype_of(alphabet: int) -> Any:
     """The smallest unsigned dtype of symbols."""
-    size = operator.index(alphabet)
-    if not 1 <= size <= LARGEST:
+    if not 1 <= whole("alphabet", alphabet) <= LARGEST:
         raise ValueError(f"alphabet: got {alphabet}; allowed are 1 to {LARGEST} symbols")
-    return np.uint8 if size <= 256 else np.uint16
+    return np.uint8 if alphabet <= 256 else np.uint16
+
+
+def whole(name: str, number: Any) -> int:
+    """``number`` as an int."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name}: got {number!r}; pass a whole number") from None
+
+
+def shape_of(shape: Sequence[int]) -> tuple[int, ...]:
+    """``shape`` as a tuple of ints."""
+    extents = tuple(whole("shape", extent) for extent in ([shape] if isinstance(shape, int) else shape))
+    if min(extents, default=0) < 0:
+        raise ValueError(f"shape: got {extents}; allowed are extents of 0 and more")
+    return extents
 
 
 def _checked(symbols: Any, alphabet: int, zero: int, mode: str | None) -> NDArray[Any]:
@@ -159,8 +172,8 @@ def _checked(symbols: Any, alphabet: int, zero: int, mode: str | None) -> NDArra
     array, dtype = np.asarray(symbols), dtype_of(alphabet)
     if array.dtype.kind not in "bui" and array.size:
         raise TypeError(f"symbols: got {array.dtype}; pass integers from 0 to alphabet - 1 = {alphabet - 1}")
-    if not 0 <= operator.index(zero) < alphabet:
-        raise ValueError(f"zero: got {zero}; it is a symbol, 0 to alphabet - 1 = {alphabet - 1}")
+    if not 0 <= whole("zero", zero) < alphabet:
+        raise ValueError(f"zero: got {zero}; allowed are the symbols, 0 to alphabet - 1 = {alphabet - 1}")
     if mode is not None and mode not in MODES:
         raise ValueError(f"mode: got {mode!r}; allowed are {', '.join(map(repr, MODES))}, or None for the smallest")
     if array.dtype != dtype and array.size and (int(array.min()) < 0 or int(array.max()) >= alphabet):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from jaxopt_nn.coding.entropy.adaptive import code_counts, logistic
 from jaxopt_nn.coding.entropy.compiled import compiled
+from jaxopt_nn.coding.entropy.reader import damaged
 
 #: Bits after the first that a count may keep.
 PRECISIONS = (0, 1, 2, 3, 4, 5, 7, 10, 15)
@@ -83,5 +84,5 @@ def read(table: Any, size: int, precision: int) -> NDArray[np.int64]:
     data = np.frombuffer(table, np.uint8).copy()
     looked_at = code_counts(counts, precision, data, True, logistic()[2])
     if looked_at < len(data) or not counts.any():
-        raise ValueError("coded data: damaged: the table of frequencies does not fit its length")
+        raise damaged("the table of frequencies does not fit its length")
     return counts

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from jaxopt_nn.coding.entropy import frequencies
 from jaxopt_nn.coding.entropy.compiled import compiled
-from jaxopt_nn.coding.entropy.reader import Reader, varint
+from jaxopt_nn.coding.entropy.reader import Reader, damaged, varint
 
 #: The longest code, and the bits that the decoder looks up at once.
 LONGEST, LOOKED_UP = 24, 11
@@ -94,10 +94,12 @@ def read(data, bits, order, first_codes, first_places, lookup, out):
     ``order``: the symbols by length, then by number; of length ``l`` the first has the code ``first_codes[l]`` and the place
     ``first_places[l]``. ``lookup`` [2^11]: ``symbol << 5 | length`` of short codes, else 0.
     """
-    held, kept, at, used = 0, 0, 0, 0
+    held, kept, at, used = np.int64(0), 0, 0, 0
     for i in range(len(out)):
         while kept < LONGEST:
-            held = (held << 8 | (np.int64(data[at]) if at < len(data) else 0)) & 0xFFFFFFFFFF
+            held = (held << 8) & 0xFFFFFFFFFF
+            if at < len(data):
+                held |= np.int64(data[at])
             kept += 8
             at += 1
         quick = lookup[(held >> (kept - LOOKED_UP)) & ((1 << LOOKED_UP) - 1)]
@@ -133,7 +135,7 @@ def canonical(bits: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
     numbers[0] = 0
     whole = sum(int(n) << (LONGEST - length) for length, n in enumerate(numbers[:-1]))
     if numbers[-1] or whole != 1 << (LONGEST - (int(numbers.sum()) == 1)):
-        raise ValueError("coded data: damaged: the lengths of Huffman codes don't make a tree")
+        raise damaged("the lengths of Huffman codes don't make a tree")
     codes = np.zeros(LONGEST + 2, np.int64)
     for length in range(1, LONGEST + 2):
         codes[length] = (codes[length - 1] + numbers[length - 1]) << 1
@@ -171,4 +173,4 @@ def decode(reader: Reader, alphabet: int, out: NDArray[Any]) -> None:
         lookup[code : code + (1 << (LOOKED_UP - length))] = symbol << 5 | length
     data = np.frombuffer(reader.rest(), np.uint8).copy()
     if not read(data, bits, order, codes, places, lookup, out):
-        raise ValueError("coded data: damaged: the Huffman codes do not end where the symbols do")
+        raise damaged("the Huffman codes do not end where the symbols do")

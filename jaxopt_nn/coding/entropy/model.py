@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxopt_nn.coding.entropy import adaptive, contexts
-from jaxopt_nn.coding.entropy.reader import Reader, varint
+from jaxopt_nn.coding.entropy.reader import Reader, damaged, varint
 
 #: Symbols of the sample that stands for an array of more than four times as many.
 SAMPLE = 1 << 17
@@ -47,17 +47,17 @@ def decode(reader: Reader, head: int, out: NDArray[Any], alphabet: int) -> None:
     """Fills ``out``."""
     centre = head >> 6
     if alphabet < 2 or centre == 3 or head & 32:
-        raise ValueError("coded data: damaged, or of a newer version: the adaptive model has an unknown option")
+        raise damaged("the adaptive model has an unknown option")
     zero = (0, alphabet // 2)[centre] if centre < 2 else reader.varint(alphabet)
     mixed = bool(head & 8)
     period, arrangement = divmod(reader.varint(1 << 32) if mixed else 0, 4)
     options = Options(mixed, bool(head & 16), arrangement, period)
     places = _arranged(_matrices(out), options)
-    cells = np.zeros(places.shape, np.uint16)
+    cells: NDArray[Any] = np.zeros(places.shape, np.uint16)
     data = np.frombuffer(reader.rest(), np.uint8).copy()
     length = _run(cells, alphabet, zero, options, data, True)
     if length < len(data):
-        raise ValueError("coded data: damaged: the adaptive model's decisions do not end where its bytes do")
+        raise damaged("the adaptive model's decisions do not end where its bytes do")
     stack, rows, columns = _matrices(out).shape
     if options.turned:
         rows, columns = columns, rows

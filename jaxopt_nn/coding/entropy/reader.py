@@ -5,6 +5,11 @@ from __future__ import annotations
 import operator
 
 
+def damaged(what: str) -> ValueError:
+    """The error of data that no encoder writes."""
+    return ValueError(f"coded data is damaged, or of a newer version: {what}; read another copy of it")
+
+
 class Reader:
     """Reads bytes from the front; every mistake is a ``ValueError``."""
 
@@ -12,14 +17,14 @@ class Reader:
         try:
             self._view = memoryview(data).cast("B")
         except TypeError:
-            raise TypeError(f"coded data: got {type(data).__name__}; pass bytes in one piece") from None
+            raise TypeError(f"data: got {type(data).__name__}; pass bytes in one piece") from None
         self._at = 0
 
     def take(self, count: int) -> memoryview:
         """The next ``count`` bytes."""
         if count > len(self._view) - self._at:
             missing = count - (len(self._view) - self._at)
-            raise ValueError(f"coded data: damaged: {missing} bytes are missing after byte {len(self._view)}")
+            raise damaged(f"{missing} bytes are missing after byte {len(self._view)}")
         self._at += count
         return self._view[self._at - count : self._at]
 
@@ -34,10 +39,10 @@ class Reader:
             value |= (byte & 127) << shift
             shift += 7
             if value >= limit:
-                raise ValueError(f"coded data: damaged: a number at byte {self._at} is {value}, not below {limit}")
+                raise damaged(f"a number at byte {self._at} is {value}, not below {limit}")
             if byte < 128:
                 if byte == 0 and shift > 7:
-                    raise ValueError(f"coded data: damaged: the number at byte {self._at} is longer than it need be")
+                    raise damaged(f"the number at byte {self._at} is longer than it need be")
                 return value
 
     def rest(self) -> memoryview:
@@ -47,7 +52,7 @@ class Reader:
     def finish(self) -> None:
         """Raises if bytes are left."""
         if self._at != len(self._view):
-            raise ValueError(f"coded data: damaged: {len(self._view) - self._at} bytes are left after byte {self._at}")
+            raise damaged(f"{len(self._view) - self._at} bytes are left after byte {self._at}")
 
 
 def varint(value: int) -> bytes:

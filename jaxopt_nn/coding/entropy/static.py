@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxopt_nn.coding.entropy import frequencies, rans
-from jaxopt_nn.coding.entropy.reader import Reader, varint
+from jaxopt_nn.coding.entropy.reader import Reader, damaged, varint
 
 #: The coded bytes from which chunks have several lanes.
 SEVERAL_LANES = 1 << 13
@@ -88,13 +88,13 @@ def decode(reader: Reader, mode: int, n: int, alphabet: int, out: NDArray[Any], 
     packed = reader.byte()
     bits, length = packed & 31, 1 << (CHUNKS[0] + (packed >> 5))
     if bits not in SUMS or precision >= len(frequencies.PRECISIONS):
-        raise ValueError(f"coded data: damaged: frequencies of {bits} bits, precision {precision}")
+        raise damaged(f"frequencies of {bits} bits, precision {precision}")
     first = reader.varint(alphabet)
     size = reader.varint(alphabet - first) + 1
     counts = frequencies.read(reader.take(reader.varint(1 << 20)), size, precision)
     used = np.flatnonzero(counts)
     if len(used) > 1 << bits:
-        raise ValueError(f"coded data: damaged: {len(used)} symbols have a frequency, {1 << bits} can")
+        raise damaged(f"{len(used)} symbols have a frequency, {1 << bits} can")
     table = np.concatenate([np.zeros(first, np.int64), frequencies.scaled(counts, bits)])
     pieces = -(-n // length)
     sizes = [reader.varint(1 << 40) for _ in range(pieces - 1)]
@@ -103,7 +103,7 @@ def decode(reader: Reader, mode: int, n: int, alphabet: int, out: NDArray[Any], 
     take = _taker(table, bits, lanes, out.dtype)
     good = _each(take, list(zip(parts, _chunks(out, length), strict=True)), threads)
     if not all(list(good)):
-        raise ValueError("coded data: damaged: the words of a chunk do not end where its symbols do")
+        raise damaged("the words of a chunk do not end where its symbols do")
 
 
 def _taker(table: NDArray[np.int64], bits: int, lanes: int, dtype: Any) -> Callable[[Any], bool]:
