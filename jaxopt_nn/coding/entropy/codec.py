@@ -17,8 +17,8 @@ MODES = ("raw", "constant", "rans", "huffman", "adaptive")
 RAW, CONSTANT, RANS, HUFFMAN, ADAPTIVE = range(5)
 #: Alphabets have at most this many symbols.
 LARGEST = 1 << 16
-#: Without ``contexts``: the most symbols that contexts are tried on, and that one counter a decision is.
-MIXED, PLAIN = 1 << 22, 1 << 18
+#: Unasked: the most symbols that contexts are tried on, that one counter a decision is, and that it is without contexts.
+MIXED, PLAIN, FEW = 1 << 22, 1 << 18, 1 << 15
 #: What contexts must save to be worth their slow decoding.
 WORTH = 0.01
 
@@ -83,7 +83,7 @@ def encode(
         bits = np.empty(-(-size * width // 8), np.uint8)
         packed.pack(flat, width, bits)
         best = bytes([RAW]) + bits.tobytes()
-    if mode == "adaptive" or (mode is None and size <= PLAIN):
+    if mode == "adaptive" or (mode is None and size <= (FEW if contexts is False else PLAIN)):
         room = len(best) if best else 4 * size + 64
         best = model.encode(array, alphabet, zero, ADAPTIVE, room, model.Options()) or best
     if contexts or (contexts is None and size <= MIXED and mode in (None, "adaptive")):
