@@ -109,6 +109,9 @@ class LowRank(Tensor):
     def map_parts(self, fn: Callable[[Any], Any]) -> LowRank:
         return dataclasses.replace(self, factors=tuple(map(fn, self.factors)))
 
+    def expand(self) -> LowRank:
+        return operations.expanded(self, self.factors)
+
     def densify(self) -> Array:
         first, *others = [(operations.dense(f).astype(jnp.float32), names) for f, names in self.named]
         weight = range(self.ndim)

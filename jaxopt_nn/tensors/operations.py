@@ -43,6 +43,12 @@ def on_each(parts: Sequence[Any], operation: str, args: Sequence[Sequence[Any]])
     return NotImplemented if any(x is NotImplemented for x in made) else made
 
 
+def expanded(tensor: Any, parts: Sequence[Any]) -> Any:
+    """A tensor with its parts at full size, itself where they are."""
+    wide = all(not is_compressed(x) or x.expand() is x for x in parts)
+    return tensor if wide else tensor.map_parts(lambda x: x.expand() if is_compressed(x) else x)
+
+
 def dense(x: Any) -> Array:
     """A tensor's float array, an array as it is."""
     return x.densify() if is_compressed(x) else x

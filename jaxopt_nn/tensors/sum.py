@@ -56,6 +56,9 @@ class Sum(Tensor):
     def map_parts(self, fn: Callable[[Any], Any]) -> Sum:
         return dataclasses.replace(self, a=fn(self.a), b=fn(self.b))
 
+    def expand(self) -> Sum:
+        return operations.expanded(self, (self.a, self.b))
+
     def densify(self) -> Array:
         wide = [operations.dense(x).astype(jnp.float32) for x in (self.a, self.b)]
         return (wide[0] + wide[1]).astype(self.dtype)
