@@ -1,6 +1,6 @@
 """Claim: the entropy coder lies within 0.5 % of the order-0 entropy at 300 million symbols a second, and below it by contexts.
 
-Command: ``python -m experiments.benchmarks.entropy_coding [--symbols=10000000]`` (3 minutes on two cores)
+Command: ``python -m experiments.benchmarks.entropy_coding [--symbols=10000000]`` (about 4 minutes on two idle cores)
 
 Arrays of independent symbols, and the weights of a LeNet-300-100 on Fashion-MNIST, pruned and quantized as in
 ``configs/fashion_lenet300_deep.py``, but to 97 % and in fewer epochs. Every coder writes the same symbols; all are timed in
