@@ -140,6 +140,30 @@ def code_learnt(coder, data, counters, slot, bit, decoding, reciprocals):
 
 
 @compiled
+def code_length(coder, data, counters, last, length, decoding, reciprocals):
+    """Codes a length in bits, from 1 to 40, by how it differs from the ``last`` one; returns it, or -1."""
+    context = 0 if last <= 2 else (1 if last <= 5 else 2)
+    differs = code_learnt(coder, data, counters, 4 + context, 1 if length != last else 0, decoding, reciprocals)
+    if differs <= 0:
+        return last if differs == 0 else -1
+    up = 1
+    if last > 1:
+        up = code_learnt(coder, data, counters, 7 + context, 1 if length > last else 0, decoding, reciprocals)
+        if up < 0:
+            return -1
+    far, reach = 1, (40 - last if up else last - 1)
+    while far < reach:
+        more = 1 if abs(length - last) > far else 0
+        more = code_learnt(coder, data, counters, 10 + up * 64 + min(far, 60), more, decoding, reciprocals)
+        if more < 0:
+            return -1
+        if more == 0:
+            break
+        far += 1
+    return last + far if up else last - far
+
+
+@compiled
 def code_counts(counts, precision, data, decoding, reciprocals):
     """Codes ``counts`` [n] and writes there what is kept: the first ``precision`` + 1 bits of each, then half a unit.
 
@@ -162,42 +186,20 @@ def code_counts(counts, precision, data, decoding, reciprocals):
         length = 0
         while value >> length:
             length += 1
-        moved, base = length - last, 4
-        context = 0 if last <= 2 else (1 if last <= 5 else 2)
-        differs = code_learnt(coder, data, counters, base + context, 1 if moved else 0, decoding, reciprocals)
-        if differs < 0:
-            return -1
-        if differs:
-            up = 1
-            if last > 1:
-                up = code_learnt(coder, data, counters, base + 3 + context, 1 if moved > 0 else 0, decoding, reciprocals)
-            if up < 0:
-                return -1
-            far, reach = 1, (40 - last if up else last - 1)
-            while far < reach:
-                slot = base + 6 + up * 64 + min(far, 60)
-                more = code_learnt(coder, data, counters, slot, 1 if abs(moved) > far else 0, decoding, reciprocals)
-                if more < 0:
-                    return -1
-                if more == 0:
-                    break
-                far += 1
-            last = last + far if up else last - far
-        if last > 40:
-            return -2
+        last = code_length(coder, data, counters, last, length, decoding, reciprocals)
+        if last < 0 or last > 40:
+            return -1 if last < 0 else -2
         kept = 1
         for j in range(1, last):
             bit = 1 if j == precision + 1 else 0
             if j <= precision:
                 bit = (value >> (last - 1 - j)) & 1
                 if j == 1:
-                    bit = code_learnt(coder, data, counters, base + 140 + last, bit, decoding, reciprocals)
+                    bit = code_learnt(coder, data, counters, 144 + last, bit, decoding, reciprocals)
                 else:
                     bit = code_bit(coder, data, 32768, bit, decoding)
                 if bit < 0:
                     return -1
             kept = kept << 1 | bit
         counts[i] = kept
-    if decoding:
-        return coder[AT]
-    return finish(coder, data)
+    return coder[AT] if decoding else finish(coder, data)

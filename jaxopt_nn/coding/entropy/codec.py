@@ -64,7 +64,7 @@ def encode(
         return b""
     from jaxopt_nn.coding.entropy import frequencies, huffman, model, packed, static
 
-    flat = np.ascontiguousarray(array).reshape(-1)
+    flat = np.require(array, requirements=["C", "W"]).reshape(-1)  # numba would compile anew for what can't be written to
     counts = np.zeros(alphabet, np.int64)
     if not frequencies.count(flat, counts):
         raise ValueError(f"symbols: got {int(flat.max())}; allowed are 0 to alphabet - 1 = {alphabet - 1}")

@@ -167,7 +167,7 @@ def zero_inputs(model, overall, by_row, by_column, both, expected):
 
 
 @compiled
-def zero_slots(model, sheet, r, c, zero, period, by_row, by_column, both, expected, since_row, since_column):
+def zero_slots(model, sheet, r, c, zero, period, by_row, by_column, expected, since_row, since_column):
     """Chooses the counters of the zero decision; returns the second set of weights."""
     left, left2 = filled(sheet, r, c - 1, zero), filled(sheet, r, c - 2, zero)
     up, up2, up3 = filled(sheet, r - 1, c, zero), filled(sheet, r - 2, c, zero), filled(sheet, r - 3, c, zero)
@@ -186,6 +186,24 @@ def zero_slots(model, sheet, r, c, zero, period, by_row, by_column, both, expect
     for i in range(ZERO_COUNTERS):
         slots[i] += i * CELLS
     return 32 + (left | up << 1 | far << 2)
+
+
+@compiled
+def mixed_zero(model, sheet, r, c, value, decoding, zero, period, row, columns, w, expected, total, seen):
+    """Codes whether a cell's value is not 0, by contexts; returns it, and the density that row and column give together."""
+    overall = ((total << 16) + 6553) // (seen + 2)
+    by_row = ((row[COUNT] << 16) + ROW_PRIOR * expected[3]) // (c + ROW_PRIOR)
+    by_column = ((columns[COUNT, w] << 16) + COLUMN_PRIOR * overall) // (r + COLUMN_PRIOR)
+    both = clipped(by_row * by_column // (overall + 1), 1, 65535)
+    zero_inputs(model, overall, by_row, by_column, both, expected)
+    since = c - row[LAST], r - columns[LAST, w]
+    second = zero_slots(model, sheet, r, c, zero, period, by_row, by_column, expected, since[0], since[1])
+    rate = 1 + ZERO_RATE * ZERO_HALF // (ZERO_HALF + seen)
+    first, bit = octaves(both) >> 2, 1 if value else 0
+    bit = mixed_bit(
+        model, bit, decoding, DENSITIES, ZERO_COUNTERS, both, ZERO_PRIOR, ZERO_LIMIT, first, second, rate
+    )
+    return bit, both
 
 
 @compiled
@@ -294,74 +312,77 @@ def note(statistics, place, value):
 
 
 @compiled
+def new_model(base, nodes, mixing, data, squash, stretch, reciprocals):
+    size = base + (VALUE_COUNTERS * VALUES if mixing else 1) * nodes + 272
+    counters, weights = np.empty(size, np.uint32), np.zeros((SETS, WIDTH), np.int64)
+    inputs, slots, coder = np.zeros(WIDTH, np.int64), np.zeros(WIDTH, np.int64), np.zeros(3, np.int64)
+    return Model(counters, weights, inputs, slots, coder, data, squash, stretch, reciprocals)
+
+
+@compiled
+def code_row(
+    model, sheet, r, zero, alphabet, period, mixing, decoding, base, nodes, marks, reach, row, columns, expected, total, seen
+):
+    """Codes the cells of a row, before which ``seen`` cells with ``total`` values were; returns 0, -1 or -2."""
+    below, above = zero, alphabet - 1 - zero
+    row[:] = 0
+    row[LAST] = -1
+    for c in range(sheet.shape[1]):
+        w = c if columns.shape[1] > 1 else 0
+        value, before, both = np.int64(sheet[r, c]) - zero, total + row[COUNT], 0
+        bit = 1 if value else 0
+        if mixing:
+            bit, both = mixed_zero(
+                model, sheet, r, c, value, decoding, zero, period, row, columns, w, expected, before, seen + c
+            )
+        else:
+            bit = code_learnt(model.coder, model.data, model.counters, 0, bit, decoding, model.reciprocals)
+        if bit < 0:
+            return -1
+        if bit:
+            if mixing:
+                value_marks(marks, sheet, r, c, zero, reach, row, columns, w, both)
+            rate = 1 + VALUE_RATE * VALUE_HALF // (VALUE_HALF + before)
+            value = code_value(model, value, decoding, mixing, marks, base, nodes, below, above, rate)
+            if value <= NO_ROOM:
+                return -1 if value == NO_ROOM else -2
+            note(row, c, value)
+            note(columns[:, w], r, value)
+        if decoding:
+            sheet[r, c] = zero + (value if bit else 0)
+    return 0
+
+
+@compiled
 def code_cells(cells, zero, alphabet, period, restart, mixing, data, decoding, squash, stretch, reciprocals):
     """Codes ``cells`` [stack, rows, columns] uint16, written to when decoding; values are ``cells - zero``.
 
     Returns the bytes written or looked at, -1 where ``data`` is full, -2 for a value outside the alphabet.
     """
-    below, above = zero, alphabet - 1 - zero
-    rows, columns = cells.shape[1:]
-    nodes = nodes_of(max(below, above))
-    base = ZERO_COUNTERS * CELLS if mixing else 1
-    size = base + (VALUE_COUNTERS * VALUES if mixing else 1) * nodes + 272
-    counters, weights = np.empty(size, np.uint32), np.zeros((SETS, WIDTH), np.int64)
-    inputs, slots, coder = np.zeros(WIDTH, np.int64), np.zeros(WIDTH, np.int64), np.zeros(3, np.int64)
-    model = Model(counters, weights, inputs, slots, coder, data, squash, stretch, reciprocals)
+    rows, wide = cells.shape[1:]
+    nodes, base = nodes_of(max(zero, alphabet - 1 - zero)), ZERO_COUNTERS * CELLS if mixing else 1
+    model = new_model(base, nodes, mixing, data, squash, stretch, reciprocals)
     marks, expected = np.zeros(VALUE_COUNTERS, np.int64), np.zeros(4, np.int64)
     # A single row has one column's statistics, those of all its cells.
-    by_columns = np.zeros((5, columns if rows > 1 else 1), np.int64)
+    columns = np.zeros((5, wide if rows > 1 else 1), np.int64)
     row, density, reach = np.zeros(5, np.int64), np.zeros(rows, np.int64), distances(period)
-    begin(coder, data, decoding)
+    begin(model.coder, data, decoding)
     total, seen = 0, 0
     for k in range(len(cells)):
-        sheet = cells[k]
         if k == 0 or restart:
             forget(model, mixing)
             total, seen = 0, 0
-        by_columns[:] = 0
-        by_columns[LAST] = -1
+        columns[:] = 0
+        columns[LAST] = -1
         for r in range(rows):
-            row[:] = 0
-            row[LAST] = -1
             overall = ((total << 16) + 6553) // (seen + 2)
             expected_densities(density, r, period, overall, reach, expected)
-            for c in range(columns):
-                w = c if rows > 1 else 0
-                value = np.int64(sheet[r, c]) - zero
-                both = 0
-                if mixing:
-                    overall = ((total << 16) + 6553) // (seen + 2)
-                    by_row = ((row[COUNT] << 16) + ROW_PRIOR * expected[3]) // (c + ROW_PRIOR)
-                    by_column = ((by_columns[COUNT, w] << 16) + COLUMN_PRIOR * overall) // (r + COLUMN_PRIOR)
-                    both = clipped(by_row * by_column // (overall + 1), 1, 65535)
-                    zero_inputs(model, overall, by_row, by_column, both, expected)
-                    since = c - row[LAST], r - by_columns[LAST, w]
-                    second = zero_slots(
-                        model, sheet, r, c, zero, period, by_row, by_column, both, expected, since[0], since[1]
-                    )
-                    rate = 1 + ZERO_RATE * ZERO_HALF // (ZERO_HALF + seen)
-                    bit = mixed_bit(
-                        model, 1 if value else 0, decoding, DENSITIES, ZERO_COUNTERS, both, ZERO_PRIOR, ZERO_LIMIT,
-                        octaves(both) >> 2, second, rate,
-                    )  # fmt: skip
-                else:
-                    bit = code_learnt(coder, data, counters, 0, 1 if value else 0, decoding, reciprocals)
-                if bit < 0:
-                    return -1
-                seen += 1
-                if bit:
-                    if mixing:
-                        value_marks(marks, sheet, r, c, zero, reach, row, by_columns, w, both)
-                    rate = 1 + VALUE_RATE * VALUE_HALF // (VALUE_HALF + total)
-                    value = code_value(model, value, decoding, mixing, marks, base, nodes, below, above, rate)
-                    if value <= NO_ROOM:
-                        return -1 if value == NO_ROOM else -2
-                    total += 1
-                    note(row, c, value)
-                    note(by_columns[:, w], r, value)
-                else:
-                    value = 0
-                if decoding:
-                    sheet[r, c] = zero + value
-            density[r] = ((row[COUNT] << 16) + DENSITY_PRIOR * expected[3]) // (columns + DENSITY_PRIOR)
-    return coder[AT] if decoding else finish(coder, data)
+            status = code_row(
+                model, cells[k], r, zero, alphabet, period, mixing, decoding, base, nodes,
+                marks, reach, row, columns, expected, total, seen,
+            )  # fmt: skip
+            if status < 0:
+                return status
+            total, seen = total + row[COUNT], seen + wide
+            density[r] = ((row[COUNT] << 16) + DENSITY_PRIOR * expected[3]) // (wide + DENSITY_PRIOR)
+    return model.coder[AT] if decoding else finish(model.coder, data)

@@ -38,7 +38,7 @@ def encode(symbols: NDArray[Any], alphabet: int, zero: int, mode: int, room: int
     if room <= len(head):
         return None
     data = np.empty(room - len(head), np.uint8)
-    cells = np.ascontiguousarray(_arranged(_matrices(symbols), options), dtype=np.uint16)
+    cells = np.array(_arranged(_matrices(symbols), options), dtype=np.uint16, order="C")
     length = _run(cells, alphabet, zero, options, data, False)
     return None if length < 0 else head + data[:length].tobytes()
 

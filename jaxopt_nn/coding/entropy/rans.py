@@ -19,10 +19,10 @@ LOWEST = 1 << 16
 def _put(state, symbol, words, at, frequencies, starts, bits):
     """One symbol onto a state: the new state, and where the next word goes (words are filled from the end)."""
     frequency = np.uint64(frequencies[symbol])
-    if state >= frequency << np.uint64(32 - bits):
-        at -= 1
-        words[at] = np.uint16(state & np.uint64(0xFFFF))
-        state >>= np.uint64(16)
+    words[at - 1] = np.uint16(state & np.uint64(0xFFFF))  # stays only where the state is full: no branch to mispredict
+    full = state >= frequency << np.uint64(32 - bits)
+    state = state >> np.uint64(16) if full else state
+    at -= np.int64(full)
     quotient = np.uint64(np.uint32(state) // np.uint32(frequency))
     rest = state - quotient * frequency
     return (quotient << np.uint64(bits)) + rest + np.uint64(starts[symbol]), at
@@ -30,7 +30,7 @@ def _put(state, symbol, words, at, frequencies, starts, bits):
 
 @compiled
 def encode_lanes(symbols, frequencies, starts, bits, words, states):
-    """Codes ``symbols`` [n] backwards into the end of ``words`` [>= n] uint16; final ``states`` [lanes] uint64.
+    """Codes ``symbols`` [n] backwards into the end of ``words`` [>= n + 1] uint16; final ``states`` [lanes] uint64.
 
     Returns the index of the first word used.
     """

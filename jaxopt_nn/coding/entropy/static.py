@@ -72,7 +72,7 @@ def encode(symbols: NDArray[Any], plan: Plan, mode: int, threads: int | None) ->
     frequency, start = table.astype(dtypes[0]), starts.astype(dtypes[1])
 
     def coded(chunk: NDArray[Any]) -> bytes:
-        words, states = np.empty(len(chunk), dtypes[2]), np.empty(lanes, np.uint64)
+        words, states = np.empty(len(chunk) + 1, dtypes[2]), np.empty(lanes, np.uint64)
         at = code(chunk, frequency, start, plan.bits, words, states)
         return states.astype(_little(dtypes[3])).tobytes() + words[at:].astype(_little(dtypes[2])).tobytes()
 
