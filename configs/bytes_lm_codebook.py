@@ -6,8 +6,9 @@ K-means weighs each error by the summed squares of the weight's input. Then only
 trained, the members stay (Han et al. 2016, section 3). The network and its text are those of ``bytes_lm_ptq``. Vectors of four
 weights instead: ``--config.stages[0].method=cluster_vectors`` without ``k``, in 2 bits a weight.
 
-About 8 minutes on 2 cores (AMD EPYC).
-Expected, seed 0.
+About 10 minutes on 2 cores (AMD EPYC), half of it the float training.
+Expected, seed 0, JAX 0.10.2, Python 3.11.7 (text ``fce39f31194d6d80``): 2.017 bits a byte before, 2.073 after, 415,948 bytes
+for 3,281,408 (7.9x; 4.06 bits a weight). ``bytes_lm_ptq`` has 2.088 in 516,608.
 """
 
 from ml_collections import ConfigDict
