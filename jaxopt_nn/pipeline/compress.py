@@ -366,8 +366,8 @@ class Compressor:
         return forms, now, history
 
     def _judged(self, forms: Sequence[_Form], task: Task) -> tuple[list[dict[str, Any]], Sums, list[Report]]:
-        """The report's entry of each form; accumulators on the test data of the first and the last; of each after the first what
-        its program does."""
+        """The report's entry of each form; accumulators on the test data of the first and the last; what the programs do of all
+        but the first."""
         judged = [accumulated(form.ready, task, task.judged) for form in forms]
         ends = Sums(judged[0], judged[-1])
         if task.valid is not None:
