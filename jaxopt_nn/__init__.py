@@ -37,6 +37,8 @@ from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
+from jaxopt_nn.methods.cluster import cluster
+from jaxopt_nn.methods.cluster_vectors import cluster_vectors
 from jaxopt_nn.methods.criteria.base import Memory
 from jaxopt_nn.methods.criteria.fisher import fisher, obd
 from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
@@ -87,9 +89,11 @@ from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting.drawing import draw_groups
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
+from jaxopt_nn.tensors.codebook import Codebook
 from jaxopt_nn.tensors.masked import Masked
 from jaxopt_nn.tensors.n_of_m import NofM
 from jaxopt_nn.tensors.qtensor import QTensor
+from jaxopt_nn.tensors.vector_codebook import VectorCodebook
 
 __version__ = "0.1.0"
 
@@ -98,6 +102,7 @@ __all__ = [
     "AxisGroup",
     "Calibration",
     "Checkpoints",
+    "Codebook",
     "CompressedTensor",
     "CouplingReport",
     "Distill",
@@ -137,6 +142,7 @@ __all__ = [
     "Traits",
     "Transform",
     "Units",
+    "VectorCodebook",
     "Width",
     "abs_max",
     "across_layers",
@@ -157,6 +163,8 @@ __all__ = [
     "clip_percentile",
     "clip_std",
     "clipping",
+    "cluster",
+    "cluster_vectors",
     "compile_for",
     "compress",
     "control",

@@ -28,6 +28,8 @@ from jaxopt_nn.methods.allocations.erk import erk
 from jaxopt_nn.methods.allocations.global_budget import global_budget
 from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
+from jaxopt_nn.methods.cluster import cluster
+from jaxopt_nn.methods.cluster_vectors import cluster_vectors
 from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
 from jaxopt_nn.methods.criteria.random import random_scores
 from jaxopt_nn.methods.criteria.saliency import saliency
@@ -98,6 +100,15 @@ LEARNT = {
     "rate_quantize, at a rising price": every(2, rate_quantize(optax.linear_schedule(0.0, 1e-3, 4), step=0.3, bits=5)),
     "prune, then rate_quantize": chain(prune(sparsity=0.5), rate_quantize(1e-4, step=0.2)),
     "learnt steps of some, masked": chain(by_path([("**/a/*", learnt_step()), ("**", learnt_gain())]), prune(sparsity=0.5)),
+    "cluster": cluster(6),
+    "cluster(2), no zero": cluster(2, zero=False, start="density"),
+    "cluster(group)": cluster(3, scope="group", group=1, start="kmeans++", key=0),
+    "cluster(all), straight through": cluster(bits=3, scope="all", ste="pass", reassign=True),
+    "cluster, exactly": cluster(5, exact=True),
+    "a mask, then cluster": chain(prune(sparsity=0.5), cluster(4)),
+    "cluster, every other step": every(2, cluster(5, reassign=True, ste="pass")),
+    "cluster_vectors": cluster_vectors(3, dim=2),
+    "cluster_vectors, added": cluster_vectors(2, dim=2, stages=2, sweeps=2, ste="pass"),
 }
 #: What reads statistics of the layers' inputs.
 CALIBRATED = {
@@ -160,7 +171,10 @@ TABLE = {
     **LEARNT,
 }
 #: No gradient passes: by the derivative of rounding, or because nothing is left.
-STILL = {"quantize(4, none)", "prune to nothing"}
+STILL = {
+    "quantize(4, none)", "prune to nothing", "cluster", "cluster(2), no zero", "cluster(group)", "cluster, exactly",
+    "a mask, then cluster", "cluster_vectors",
+}  # fmt: skip
 #: One of each kind of arithmetic, to be run eagerly too: that costs three times as much as a compiled view.
 EAGER = ("clip_std(channel)", "quantize(3, affine)", "quantize(1, stochastic)", "chain", "learnt gain of some")
 RNG = np.random.default_rng(0)
@@ -317,7 +331,8 @@ def keeps_shardings(info, method, state, view, seen):
 FOLLOWING = (
     "clip_percentile(channel)", "quantize(4, group)", "prune for good",
     "prune 2:4", "learnt threshold", "rigl", "mask_units", "chain", "by_path", "every",
-    "frozen learnt step", "learnt steps of some, masked", "sparsegpt",
+    "frozen learnt step", "learnt steps of some, masked", "sparsegpt", "cluster", "cluster(group)",
+    "cluster(all), straight through", "cluster_vectors",
 )  # fmt: skip
 
 

@@ -6,6 +6,9 @@ import contextlib
 import inspect
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 
 def in_words(value: Any) -> str:
     """A value in a few words, for a message: ``a list``, ``the function tanh``, ``float32[4, 8]``."""
@@ -39,6 +42,21 @@ def require(value: Any, kind: Any, what: str, example: str, verb: str = "is") ->
             f"{what} {verb} the function {value.__name__} itself; call it, {value.__name__}({_needed(value)}): pass {example}"
         )
     raise TypeError(f"{what} {verb} {in_words(value)}; pass {example}")
+
+
+def as_key(key: Any, what: str) -> jax.Array:
+    """A PRNG key, from one or from a seed.
+
+    Raises:
+      TypeError: ``key`` is neither.
+    """
+    if isinstance(key, int) and not isinstance(key, bool):
+        return jax.random.key(key)
+    if isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        if key.ndim == 0 if typed else key.dtype == jnp.uint32 and key.ndim == 1:
+            return key
+    raise TypeError(f"{what}: key is {in_words(key)}; pass a seed, a whole number, or a key: jax.random.key(0)")
 
 
 def check_takes(function: Any, n: int, what: str, example: str) -> None:

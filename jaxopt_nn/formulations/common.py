@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxopt_nn.formulations import integer, weight_only
 from jaxopt_nn.formulations.labels import Call, Labels, Program
 from jaxopt_nn.tensors.coded import Coded
+from jaxopt_nn.tensors.decoded import Decoded
 
 
 def programs(weight: Coded, names: Labels, call: Call, rows: int) -> Iterator[Program]:
@@ -25,7 +26,8 @@ def programs(weight: Coded, names: Labels, call: Call, rows: int) -> Iterator[Pr
         yield Program("float on rounded activations", integer.decoded)
         return
     if not weight.integral:
-        yield Program("float, decoded", weight_only.direct)
+        floats = jnp.issubdtype(weight.codes.dtype, jnp.floating)
+        yield Program("float, decoded" if floats else "float, looked up", weight_only.direct)
         return
     lengths = [n // names.groups.get("g" + k[1:], 1) for k, n in zip(names.weight, weight.shape) if k[0] == "k"]
     one, other = Program("float, in one dot", weight_only.direct), Program("float, scaled weight", weight_only.scaled)
@@ -43,6 +45,11 @@ def centred(weight: Coded) -> Coded:
     return dataclasses.replace(wide, codes=lower(wide.codes), zero=zero, signed=True)
 
 
+def decoded(platform: str, weight: Coded) -> Coded:
+    """The values, as float32 (or the weight's own narrower dtype), with their axes as they are."""
+    return Decoded.of(weight, range(weight.ndim), platform)
+
+
 def over_float(program: str, rows: int) -> float | None:
     """Time over the float product's: not measured."""
     return None
@@ -50,5 +57,5 @@ def over_float(program: str, rows: int) -> float | None:
 
 def grouped_axis(weight: Coded) -> int | None:
     """The one axis of a matrix, or of a stack of them, along which scales come in groups."""
-    grouped = [a for a, (d, n) in enumerate(zip(weight.scale.shape, weight.shape)) if 1 < d < n]
+    grouped = [a for a, (d, n) in enumerate(zip(weight.groups, weight.shape)) if 1 < d < n]
     return grouped[0] if len(grouped) == 1 and weight.ndim in (2, 3) else None

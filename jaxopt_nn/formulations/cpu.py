@@ -98,6 +98,8 @@ def features() -> frozenset[str]:
 
 def forms(weight: Coded, small: bool) -> dict[str, Form]:
     """The forms that a weight may take, the best first; ``small``: the whole network fits a cache."""
+    if not weight.integral:
+        return {"decoded": decoded}
     codes: dict[str, Form] = {"by outputs": by_outputs}
     if common.grouped_axis(weight) is not None:
         codes = {"by groups": by_groups, **codes}
@@ -138,7 +140,7 @@ def output_order(weight: Coded) -> list[int]:
     """The axes with a scale for each entry first (stacks, outputs), then those that share one."""
     if weight.ndim not in (2, 3):
         return list(range(weight.ndim))
-    channels = [a for a, n in enumerate(weight.shape) if weight.scale.shape[a] == n]
+    channels = [a for a, n in enumerate(weight.shape) if weight.groups[a] == n]
     if not {weight.ndim - 2, weight.ndim - 1} & set(channels):
         channels.append(weight.ndim - 1)
     return [*channels, *(a for a in range(weight.ndim) if a not in channels)]

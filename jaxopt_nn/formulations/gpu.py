@@ -1,6 +1,8 @@
-"""GPU: int8 codes as they stand."""
+"""GPU: int8 codes as they stand; of a table that is too long for comparisons the floats."""
 
 from __future__ import annotations
+
+from functools import partial
 
 from jaxopt_nn.formulations import common
 from jaxopt_nn.formulations.labels import Form
@@ -12,4 +14,4 @@ over_float = common.over_float
 
 def forms(weight: Coded, small: bool) -> dict[str, Form]:
     """The forms that a weight may take, the best first."""
-    return {"int8": common.centred}
+    return {"decoded": partial(common.decoded, "gpu")} if weight.costly else {"int8": common.centred}

@@ -126,7 +126,7 @@ def of(call: Call, weight: Coded, other: Any) -> Labels:
     groups = {}
     for a, name in enumerate(names[call.side]):
         counts = [p.shape[a] for p in (weight.scale, weight.zero) if p is not None]
-        if name[0] == "k" and max(counts) > 1:
+        if name[0] == "k" and max(counts, default=1) > 1:
             groups[_group(name)] = math.lcm(*counts)
     return Labels(names[call.side], names[1 - call.side], out, groups)
 

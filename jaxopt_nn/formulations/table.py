@@ -96,5 +96,5 @@ def form_of(weight: Coded) -> str:
 
 def key(weight: Coded, rows: int, activations: int) -> tuple[Any, ...]:
     """What a measurement holds for."""
-    shapes = (weight.codes.shape, weight.scale.shape, weight.zero is not None)
+    shapes = (weight.codes.shape, weight.groups, weight.zero is not None)
     return platform_of(weight), weight.codes.dtype.name, *shapes, weight.order, rows, activations

@@ -75,9 +75,11 @@ over_float = common.over_float
 
 def forms(weight: Coded, small: bool) -> dict[str, Form]:
     """The forms that a weight may take, the best first."""
+    if weight.costly:
+        return {"decoded": functools.partial(common.decoded, "tpu")}
     plain: dict[str, Form] = {"native": native}
     axis = common.grouped_axis(weight)
-    whole = axis is not None and weight.shape[axis] // weight.scale.shape[axis] % GROUP == 0
+    whole = weight.scaled and axis is not None and weight.shape[axis] // weight.groups[axis] % GROUP == 0
     return {"native, by groups": by_groups, **plain} if whole else plain
 
 

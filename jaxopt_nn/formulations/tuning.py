@@ -32,7 +32,7 @@ def best_form(weight: Coded, platform_name: str, rows: int, activations: int, sm
 
     None where the weight is no matrix with a scale for each output (the table's own choice stands).
     """
-    outputs = [a for a, (d, n) in enumerate(zip(weight.scale.shape, weight.shape)) if d == n]
+    outputs = [a for a, (d, n) in enumerate(zip(weight.groups, weight.shape)) if d == n]
     if weight.ndim != 2 or len(outputs) != 1 or platform_name != jax.default_backend():
         return None
     dims = (((1,), (1 - outputs[0],)), ((), ()))

@@ -173,10 +173,11 @@ def conv(weight: Coded, lhs: Array, params: Mapping[str, Any], dtype: Any) -> An
       an array of ``dtype``, or NotImplemented: ``lhs`` is no real float, the scale varies along another axis than the
       output features, or ``batch_group_count`` is above 1.
     """
-    codes = weight.elementwise()
+    weight = weight.in_order()
+    codes = weight.codes
     numbers = lax.conv_dimension_numbers(lhs.shape, codes.shape, params.get("dimension_numbers"))
     features = numbers.rhs_spec[0]
-    varies = any(d > 1 for a, d in enumerate(weight.scale.shape) if a != features)
+    varies = weight.scaled and any(d > 1 for a, d in enumerate(weight.scale.shape) if a != features)
     if lhs.dtype not in FLOATS or varies or params.get("batch_group_count", 1) != 1:
         return NotImplemented
     options = {k: v for k, v in params.items() if k not in ("dimension_numbers", "preferred_element_type")}

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.arguments import in_words
+from jaxopt_nn.core.arguments import as_key
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
@@ -221,19 +221,8 @@ def _root_key(rounding: str, key: jax.Array | int | None) -> tuple[jax.Array | N
         )
     if key is None:
         return None, None
-    if isinstance(key, bool) or not (isinstance(key, int) or _is_key(key)):
-        raise TypeError(f"quantize: key is {in_words(key)}; pass a seed, a whole number, or a key: jax.random.key(0)")
-    root = jax.random.key(key) if isinstance(key, int) else key
+    root = as_key(key, "quantize")
     return root, str(jax.random.key_impl(root))
-
-
-def _is_key(key: Any) -> bool:
-    """Whether ``key`` is one PRNG key, typed or as its data."""
-    if not isinstance(key, jax.Array):
-        return False
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return key.ndim == 0
-    return key.dtype == jnp.uint32 and key.ndim == 1
 
 
 def _fold_in(leaf: Any, learnt: Any, carried: Quantized, step: Any, grad: Any) -> Quantized:

@@ -1,13 +1,14 @@
-"""What tensors of codes share: packing, groups, zero points, and the algebra on their axes."""
+"""What tensors of codes share: packing, groups, parameters of groups, and the algebra on their axes."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -30,7 +31,7 @@ class Coded(Tensor):
     Prepared, or 8 bits: ``axis`` is None and each code is an entry of its own.
 
     A new format is a subclass in a file of its own: a frozen dataclass, registered with the children ``DATA`` and the
-    static ``STATIC`` and whatever it adds, that has ``levels``.
+    static ``STATIC`` and whatever it adds, that has ``levels``. One without scales has other ``PARAMS``.
 
     Attributes:
       codes: uint8 (packed, or unsigned), int8, or native int4, uint4, int2, uint2. Its axes may stand in another order.
@@ -60,23 +61,39 @@ class Coded(Tensor):
 
     #: Whether the levels are the codes themselves, so that integer programs may run on them.
     integral: ClassVar[bool] = False
-    #: Whether levels have still to be multiplied by the scale; otherwise it is 1.
+    #: Whether levels have still to be multiplied by the scale; otherwise it is 1, or there is none.
     scaled: ClassVar[bool] = True
+    #: The children that hold what groups of entries share: of the weight's axes, perhaps with more behind them.
+    PARAMS: ClassVar[tuple[str, ...]] = ("scale", "zero")
 
     @abc.abstractmethod
     def levels(self, codes: Array) -> Array:
-        """The floats (or integers) that codes stand for, before zero point and scale, entry by entry."""
+        """The floats (or integers) that codes stand for, before zero point and scale; they lie as ``self.codes`` do."""
+
+    def of_levels(self, levels: Array) -> Array:
+        """The values of levels in the weight's axis order, in the tensor's dtype."""
+        return affine.dequantize(levels, self.scale, self.zero, self.rounding or self.dtype).astype(self.dtype)
 
     # -- what it is ----------------------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape = [1] * self.scale.ndim
+        shape = [1] * len(self.groups)
         for a, n in zip(self.physical, self.codes.shape):
             shape[a] *= n
         if self.axis is not None and self.length is not None:
             shape[self.axis] = self.length
         return tuple(shape)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Along each axis of the weight, the number of runs of entries that share parameters."""
+        return self.scale.shape
+
+    @property
+    def costly(self) -> bool:
+        """Whether levels cost more than what they are multiplied with: then backends hold the floats."""
+        return False
 
     @property
     def dtype(self) -> np.dtype:
@@ -88,7 +105,7 @@ class Coded(Tensor):
 
     def describe(self) -> str:
         """``4 bits, groups of 64, in int8``: the width, the entries that share a scale, what holds a code if that is wider."""
-        runs = [n // d for n, d in zip(self.shape, self.scale.shape) if 1 < d < n]
+        runs = [n // d for n, d in zip(self.shape, self.groups) if 1 < d < n]
         groups = f", groups of {' x '.join(map(str, runs))}" if runs else ""
         wider = self.axis is None and bits_of(self.codes.dtype) > self.bits
         return f"{self.bits} bits{groups}" + (f", in {self.codes.dtype}" if wider else "")
@@ -97,7 +114,7 @@ class Coded(Tensor):
     def physical(self) -> tuple[int, ...]:
         """The weight's axis that each axis of ``codes`` is; a split one is named twice, its groups first."""
         tail = self.order or ()
-        return (*range(self.codes.ndim - len(tail)), *(self.scale.ndim + a for a in tail))
+        return (*range(self.codes.ndim - len(tail)), *(len(self.groups) + a for a in tail))
 
     @property
     def split_axis(self) -> int | None:
@@ -108,8 +125,12 @@ class Coded(Tensor):
         return self if self.axis is None else self.expand()
 
     def densify(self) -> Array:
-        levels = self.levels(self.elementwise())
-        return affine.dequantize(levels, self.scale, self.zero, self.rounding or self.dtype).astype(self.dtype)
+        plain = self.in_order()
+        return self.of_levels(plain.levels(plain.codes))
+
+    def in_order(self) -> Self:
+        """With each code an entry of its own, in the weight's axis order."""
+        return self.with_elementwise(self.elementwise())
 
     def elementwise(self) -> Array:
         """The codes, one an entry, in the weight's axis order."""
@@ -136,12 +157,12 @@ class Coded(Tensor):
             return self.expand().leading()
         at, n = self.physical.index(0), self.shape[0]
         rest = [a for a in self.physical if a != 0]
-        params = self._param(lambda p: p if p.shape[0] == n else layout.spread_axis(p, 0, n))
-        return self._with(jnp.moveaxis(self.codes, at, 0), *params, [0, *rest], self._place())
+        params = self._params(lambda p: p if p.shape[0] == n else layout.spread_axis(p, 0, n))
+        return self._with(jnp.moveaxis(self.codes, at, 0), params, [0, *rest], self._place())
 
     def laid(self, order: Sequence[int], groups: int = 1) -> Self:
         """Unpacked, with the codes' axes in ``order``; an axis named twice is split into ``groups`` runs."""
-        wide = self.with_elementwise(self.elementwise())
+        wide = self.in_order()
         shape, names = [], []
         for a, n in enumerate(wide.shape):
             twice = list(order).count(a) == 2
@@ -153,12 +174,13 @@ class Coded(Tensor):
 
     # -- layout --------------------------------------------------------------------------------------------------------
 
-    def _with(self, codes: Array, scale: Array, zero: Array | None, order: Sequence[int], axis: int | None) -> Self:
+    def _with(self, codes: Array, params: Mapping[str, Any], order: Sequence[int], axis: int | None) -> Self:
         """The same tensor with other children; ``order`` and ``axis`` name the new weight's axes from the start."""
-        axis = None if axis is None else axis - scale.ndim
+        made = dataclasses.replace(self, codes=codes, **params)
+        ndim = len(made.groups)
+        axis = None if axis is None else axis - ndim
         length = None if axis is None else self.length
-        tail = layout.trimmed(order, scale.ndim)
-        return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, order=tail, axis=axis, length=length)
+        return dataclasses.replace(made, order=layout.trimmed(order, ndim), axis=axis, length=length)
 
     def _place(self) -> int | None:
         return None if self.axis is None else self.axis % self.codes.ndim
@@ -167,8 +189,27 @@ class Coded(Tensor):
         """The axis that is packed or split, of which no part can be taken as the codes lie."""
         return self.split_axis if self.axis is None else self._place()
 
-    def _param(self, fn: Any) -> tuple[Any, Any]:
-        return fn(self.scale), None if self.zero is None else fn(self.zero)
+    def _params(self, fn: Callable[[Array], Array]) -> dict[str, Any]:
+        """``fn`` of each parameter as an array of the weight's axes: what ``fn`` does to them is done to each entry behind."""
+        ndim, made = len(self.groups), {}
+        for name, param in self._given():
+            lifted = fn
+            for _ in range(param.ndim - ndim):
+                lifted = jax.vmap(lifted, in_axes=-1, out_axes=-1)
+            made[name] = lifted(param)
+        return made
+
+    def each_param(self, fn: Callable[[Array], Array]) -> Self:
+        """The same codes, with ``fn`` of each parameter, as an array of the weight's axes."""
+        return dataclasses.replace(self, **self._params(fn))
+
+    def _given(self) -> list[tuple[str, Array]]:
+        """The parameters that there are, by name."""
+        return [(name, param) for name in self.PARAMS if (param := getattr(self, name)) is not None]
+
+    def _grouped(self) -> dict[str, tuple[int, ...]]:
+        """The groups of each parameter along the weight's axes."""
+        return {name: param.shape[: len(self.groups)] for name, param in self._given()}
 
     def cast(self, dtype: DTypeLike) -> Any:
         """Rounds as often as arrays would be: bfloat16 codes cast to float32 stay on the bfloat16 grid."""
@@ -187,14 +228,15 @@ class Coded(Tensor):
         place = self._place()
         order = [moved[a] for a in self.physical]
         axis = None if place is None else moved[place]
-        return self._with(self.codes, *self._param(lambda p: p.transpose(permutation)), order, axis)
+        return self._with(self.codes, self._params(lambda p: p.transpose(permutation)), order, axis)
 
     def reshape(self, shape: Sequence[int]) -> Any:
         old, shape = self.shape, tuple(shape)
-        groups = self._param(lambda p: layout.reshaped_groups(p.shape, old, shape))
-        if groups[0] is None or (self.zero is not None and groups[1] is None):
+        groups = {name: layout.reshaped_groups(own, old, shape) for name, own in self._grouped().items()}
+        if None in groups.values():
             return NotImplemented
-        scale, zero = self.scale.reshape(groups[0]), None if self.zero is None else self.zero.reshape(groups[1])
+        behind = len(self.groups)
+        params = {name: param.reshape((*(groups[name] or ()), *param.shape[behind:])) for name, param in self._given()}
         place = self._place()
         if layout.without_units(old) == layout.without_units(shape) and (place is None or old[place] > 1):
             # Only unit axes come or go: codes stay packed, split and in their order.
@@ -203,10 +245,10 @@ class Coded(Tensor):
             for unit in (a for a, n in enumerate(shape) if n == 1):
                 kept.insert(next((p for p, (a, _) in enumerate(kept) if a > unit), len(kept)), (unit, 1))
             order, lengths = [a for a, _ in kept], [n for _, n in kept]
-            return self._with(self.codes.reshape(lengths), scale, zero, order, None if place is None else moved[place])
+            return self._with(self.codes.reshape(lengths), params, order, None if place is None else moved[place])
         wide = self.expand()
         codes = wide.codes.transpose([wide.physical.index(a) for a in range(wide.ndim)])
-        return wide._with(codes.reshape(shape), scale, zero, range(len(shape)), None)
+        return wide._with(codes.reshape(shape), params, range(len(shape)), None)
 
     def slice(self, start: Sequence[int], limit: Sequence[int], strides: Sequence[int] | None = None) -> Self:
         strides = strides or [1] * self.ndim
@@ -228,7 +270,7 @@ class Coded(Tensor):
 
         physical = [bounds[a] if a != place else (0, self.codes.shape[p], 1) for p, a in enumerate(self.physical)]
         codes = lax.slice(self.codes, *zip(*physical))
-        return self._with(codes, *self._param(cut), self.physical, self._place())
+        return self._with(codes, self._params(cut), self.physical, self._place())
 
     def dynamic_slice(self, starts: Sequence[Any], sizes: Sequence[int]) -> Self:
         place, shape = self._whole(), self.shape
@@ -246,14 +288,14 @@ class Coded(Tensor):
 
         lengths = [self.codes.shape[p] if sizes[a] == shape[a] else sizes[a] for p, a in enumerate(self.physical)]
         codes = lax.dynamic_slice(self.codes, [starts[a] for a in self.physical], lengths)
-        return self._with(codes, *self._param(cut), self.physical, self._place())
+        return self._with(codes, self._params(cut), self.physical, self._place())
 
     def rev(self, dimensions: Sequence[int]) -> Self:
         place = self._whole()
         if place in dimensions:
             return self.expand().rev(dimensions)
         codes = lax.rev(self.codes, [p for p, a in enumerate(self.physical) if a in dimensions])
-        return self._with(codes, *self._param(lambda p: lax.rev(p, dimensions)), self.physical, self._place())
+        return self._with(codes, self._params(lambda p: lax.rev(p, dimensions)), self.physical, self._place())
 
     def index(self, i: ArrayLike, axis: int) -> Any:
         axis, shape = axis % self.ndim, list(self.shape)
@@ -285,7 +327,7 @@ class Coded(Tensor):
                 return param.reshape(param.shape[:axis] + (1,) * indices.ndim + param.shape[axis + 1 :])
             return jnp.take(param, indices // (n // d), axis=axis, mode="clip")
 
-        return self._with(codes, *self._param(rows), order, None if place is None else moved(place))
+        return self._with(codes, self._params(rows), order, None if place is None else moved(place))
 
     def cut(self, axis: int, keep: Any) -> Any:
         """The same form with the entries ``keep`` (host indices) of ``axis``; NotImplemented if groups become uneven.
@@ -297,21 +339,20 @@ class Coded(Tensor):
         keep = [int(k) for k in np.asarray(keep)]
         if not keep or min(keep) < 0 or max(keep) >= n:
             raise ValueError(f"cut: axis {axis} has {n} entries; keep at least one of 0 to {n - 1}, not {keep}")
-        kept = self._param(lambda p: layout.kept_groups(p.shape[axis], n, keep))
-        if kept[0] is None or (self.zero is not None and kept[1] is None):
+        kept = {name: layout.kept_groups(own[axis], n, keep) for name, own in self._grouped().items()}
+        if None in kept.values():
             return NotImplemented
         wide = self.expand() if self._whole() == axis else self
         pick = lambda x, entries, a: jnp.take(x, np.asarray(entries), axis=a)
-        scale = pick(self.scale, kept[0], axis)
-        zero = None if self.zero is None else pick(self.zero, kept[1], axis)
+        params: dict[str, Any] = {name: pick(param, kept[name], axis) for name, param in self._given()}
         at = wide.physical.index(axis)
         codes, length = pick(wide.codes, keep, at), self.length
         if self._place() == axis:
             codes, length = encode.stored(codes, self.bits, self.signed, at), len(keep)
-        return dataclasses.replace(self, codes=codes, scale=scale, zero=zero, length=length)
+        return dataclasses.replace(self, codes=codes, length=length, **params)
 
     def spec(self, partition: PartitionSpec, mesh: Any = None) -> Any:
-        """The specs of codes, scale and zero for a weight that is sharded by ``partition``.
+        """The specs of codes and parameters for a weight that is sharded by ``partition``.
 
         An axis along which a child has fewer entries than the weight (packed bytes, groups) is sharded only if ``mesh``
         shows that its devices divide them; otherwise the answer is NotImplemented. An axis of one entry is replicated.
@@ -332,40 +373,43 @@ class Coded(Tensor):
             parts = [part(entries[a] if f else None, d, self.shape[a]) for d, a, f in zip(array.shape, order, first)]
             return NotImplemented if any(p is NotImplemented for p in parts) else PartitionSpec(*parts)
 
-        specs = [child(self.codes, self.physical)]
-        specs += [child(p, range(self.ndim)) for p in (self.scale, self.zero) if p is not None]
-        if any(s is NotImplemented for s in specs):
+        codes = child(self.codes, self.physical)
+        params = {name: child(p, range(self.ndim)) for name, p in self._given()}
+        if any(s is NotImplemented for s in (codes, *params.values())):
             return NotImplemented
-        zero = None if self.zero is None else specs[2]
-        return dataclasses.replace(self, codes=specs[0], scale=specs[1], zero=zero)
+        return dataclasses.replace(self, codes=codes, **params)
 
     def concatenate(self, others: Sequence[Any], axis: int) -> Any:
         if any(type(t) is not type(self) for t in others):
             return NotImplemented
-        wide: list[Coded] = [t.with_elementwise(t.elementwise()) for t in (self, *others)]
-        kinds = [tuple(None if p is None else p.dtype.name for p in (t.codes, t.scale, t.zero)) for t in wide]
-        formats = {(t.bits, t.float_dtype, t.rounding, *kind) for t, kind in zip(wide, kinds)}
-        if len(formats) != 1:
+        wide: list[Coded] = [t.in_order() for t in (self, *others)]
+        first, axis = wide[0], axis % self.ndim
+        if len({t._alike() for t in wide}) != 1:
             return NotImplemented
-
-        def joined(params: Sequence[Array]) -> Array | None:
-            shapes = [
-                [n if a == axis else d for a, d in enumerate(p.shape)]
-                for p, t in zip(params, wide)
-                for n in [t.shape[axis]]
-            ]
-            like = [max(dims) for dims in zip(*shapes)]
-            if any(n not in (1, m) for dims in shapes for a, (n, m) in enumerate(zip(dims, like)) if a != axis):
-                return None
-            targets = [[dims[axis] if a == axis else m for a, m in enumerate(like)] for dims in shapes]
-            return lax.concatenate([affine.expand_groups(p, t) for p, t in zip(params, targets)], axis)
-
-        scale = joined([t.scale for t in wide])
-        zero = None if wide[0].zero is None else joined([t.zero for t in wide])  # type: ignore[misc]
-        if scale is None or (wide[0].zero is not None and zero is None):
+        named = {name: [(getattr(t, name), t.shape) for t in wide] for name, _ in first._given()}
+        params: dict[str, Any] = {name: _joined(parts, axis) for name, parts in named.items()}
+        if any(param is None for param in params.values()):
             return NotImplemented
-        codes = lax.concatenate([t.codes for t in wide], axis)
-        return dataclasses.replace(wide[0], codes=codes, scale=scale, zero=zero)
+        return dataclasses.replace(first, codes=lax.concatenate([t.codes for t in wide], axis), **params)
+
+    def _alike(self) -> tuple[Any, ...]:
+        """What tensors must have in common to be concatenated."""
+        behind = [(name, param.dtype.name, param.shape[len(self.groups) :]) for name, param in self._given()]
+        return self.bits, self.signed, self.float_dtype, self.rounding, self.codes.dtype.name, *behind
+
+
+def _joined(parts: Sequence[tuple[Array, tuple[int, ...]]], axis: int) -> Array | None:
+    """Parameters of tensors of these shapes along the axis at which they are concatenated; None if groups don't fit.
+
+    Along it each entry stands for as many of the weight's as all of them can be divided into.
+    """
+    run = math.gcd(*(shape[axis] // max(p.shape[axis], 1) for p, shape in parts))
+    shapes = [[shape[a] // run if a == axis else d for a, d in enumerate(p.shape)] for p, shape in parts]
+    like = [max(dims) for dims in zip(*shapes)]
+    if any(n not in (1, m) for dims in shapes for a, (n, m) in enumerate(zip(dims, like)) if a != axis):
+        return None
+    targets = [[dims[axis] if a == axis else m for a, m in enumerate(like)] for dims in shapes]
+    return lax.concatenate([affine.expand_groups(p, t) for (p, _), t in zip(parts, targets)], axis)
 
 
 def wide_indices(indices: ArrayLike) -> Array:

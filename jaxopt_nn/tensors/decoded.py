@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +26,12 @@ class Decoded(Coded):
     scaled: ClassVar[bool] = False
 
     @classmethod
-    def of(cls, tensor: Coded, order: Sequence[int], platform: str) -> Decoded:
-        """The values of ``tensor`` with their axes in ``order``: float32, or the tensor's dtype if that is narrower."""
+    def of(cls, tensor: Any, order: Sequence[int], platform: str | None) -> Decoded:
+        """The values of a tensor with ``groups`` and ``bits``, its axes in ``order``: float32, or its dtype if narrower."""
         kind = tensor.dtype if tensor.dtype.itemsize < 4 else jnp.float32
         values = tensor.densify().astype(kind).transpose(order)
         # An axis with a scale for each entry may be a stack axis, which every child carries.
-        ones = jnp.ones([d if d == n else 1 for d, n in zip(tensor.scale.shape, tensor.shape)], jnp.float32)
+        ones = jnp.ones([d if d == n else 1 for d, n in zip(tensor.groups, tensor.shape)], jnp.float32)
         trimmed = layout.trimmed(order, tensor.ndim)
         dtype = tensor.dtype.name
         return cls(values, ones, None, tensor.bits, tensor.signed, dtype, order=trimmed, platform=platform)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -182,14 +182,19 @@ class NofM(Tensor):
         frame = self.frame.cast(dtype)
         return NotImplemented if frame is NotImplemented else dataclasses.replace(self, frame=frame)
 
+    def _each(self, fn: Callable[[Array], Array]) -> NofM:
+        """``fn`` of every child, as an array of the weight's axes."""
+        frame = None if self.frame is None else self.frame.each_param(fn)
+        return dataclasses.replace(self, kept=fn(self.kept), places=fn(self.places), frame=frame)
+
     def leading(self) -> Any:
         if self._place == 0:
             return NotImplemented
         rows = self.shape[0]
-        return jax.tree.map(lambda x: x if x.shape[0] == rows else layout.spread_axis(x, 0, rows), self)
+        return self._each(lambda x: x if x.shape[0] == rows else layout.spread_axis(x, 0, rows))
 
     def transpose(self, permutation: Sequence[int]) -> Any:
-        moved = jax.tree.map(lambda x: x.transpose(permutation), self)
+        moved = self._each(lambda x: x.transpose(permutation))
         return dataclasses.replace(moved, axis=list(permutation).index(self._place) - self.ndim)
 
     def index(self, i: Any, axis: int) -> Any:
@@ -197,7 +202,7 @@ class NofM(Tensor):
         if axis == self._place or any(x.shape[axis] not in (1, length) for x in jax.tree.leaves(self)):
             return super().index(i, axis)
         pick = lambda x: lax.dynamic_index_in_dim(x, i if x.shape[axis] == length else 0, axis, keepdims=False)
-        layer = jax.tree.map(pick, self)
+        layer = self._each(pick)
         return dataclasses.replace(layer, axis=self._place - (axis < self._place) - layer.places.ndim)
 
     def spec(self, partition: PartitionSpec, mesh: Any = None) -> Any:

@@ -1,0 +1,158 @@
+"""What methods that share values have in common: which leaves, which masses, rows of a leaf, what is looked up."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_nn.core.arguments import as_key
+from jaxopt_nn.core.leafwise import known_of
+from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
+from jaxopt_nn.core.tap import Statistic, Tap
+from jaxopt_nn.core.transform import LeafTraits, Traits, no_taps, why_not_matrix
+from jaxopt_nn.methods.criteria.fisher import fisher
+from jaxopt_nn.methods.taps import square_sum
+from jaxopt_nn.tensors.base import is_compressed
+
+WEIGHTS = (None, "inputs", "fisher")
+#: Least mass of a weight, as a share of the mean: one whose input was never active still has a place.
+LEAST = 1e-6
+
+
+def check_weights(weights: Any, what: str) -> None:
+    """Raises ValueError where ``weights`` is none of those that there are."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"{what}(weights={weights!r}): allowed are None, 'inputs' and 'fisher'")
+
+
+def check_whole(what: str, name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises ValueError where ``value`` is no whole number within the bounds."""
+    bounds = f"from {least}" if most is None else f"{least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        raise ValueError(f"{what}({name}={value!r}): allowed are the whole numbers {bounds}")
+
+
+def site_taps(weights: str | None) -> Any:
+    """What must be seen of a site, for ``leafwise``."""
+    return _squares if weights == "inputs" else no_taps
+
+
+def _squares(site: Site) -> Mapping[str, Tap]:
+    return {} if site.weight is None else {"square_sum": square_sum()}
+
+
+def with_probes(traits: Traits, weights: str | None) -> Traits:
+    """The traits of a method that weighs by the Fisher information: that is measured of the loss, leaf by leaf."""
+    if weights != "fisher":
+        return traits
+    probe = fisher.probes["fisher"]  # type: ignore[attr-defined]
+
+    def taps(info: ModelInfo) -> dict[StatKey, Statistic]:
+        leaves = {leaf.path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in info.leaves}
+        taken = [path for path, leaf in leaves.items() if not isinstance(traits.takes(path, leaf, info), str)]
+        return {((), path, "fisher"): probe for path in taken if ((), path, "fisher") not in info.stats}
+
+    return traits._replace(taps=taps, passes=1)
+
+
+def known_with(path: str, ndim: int, info: ModelInfo, weights: str | None) -> Known:
+    """What is known of a leaf, with the statistic that its masses come from.
+
+    Raises:
+      ValueError: it is missing.
+    """
+    known = known_of(path, ndim, info, site_taps(weights))
+    if weights == "fisher":
+        if ((), path, "fisher") not in info.stats:
+            raise ValueError(
+                f"{path}: the statistic 'fisher' of the loss is missing; pass info=calibrate(network, method, task)"
+            )
+        known = Known(known.roles, known.matrix, {"fisher": info.stats[((), path, "fisher")]})
+    if weights == "inputs" and (known.matrix is None or "square_sum" not in known.stats):
+        raise ValueError(
+            f"{path}: weights='inputs' reads the inputs of the layer; pass info=calibrate(network, method, batches)"
+        )
+    return known
+
+
+def masses(leaf: Any, known: Known, weights: str | None) -> Any:
+    """What an error of each weight costs, float32 of the leaf's shape, or None: all alike.
+
+    Of weights that no site reads (another slice of the leaf) the least mass of all.
+    """
+    if weights is None:
+        return None
+    if weights == "fisher":
+        mass = known.stats["fisher"].astype(jnp.float32)
+    else:
+        assert known.matrix is not None
+        squares = known.stats["square_sum"][..., None]
+        mass = known.matrix.put(jnp.zeros(leaf.shape, jnp.float32), jnp.broadcast_to(squares, known.matrix.shape))
+    mean = jnp.mean(mass)
+    return jnp.maximum(mass * (1 / jnp.where(mean > 0, mean, 1.0)), LEAST)
+
+
+def why_not(path: str, leaf: Any, info: ModelInfo, biases: bool) -> str | None:
+    """Why a method that shares values leaves ``leaf`` alone, or None; with ``biases`` it takes every real float leaf."""
+    reason = why_not_matrix(path, leaf, info)
+    plain = biases and not is_compressed(leaf) and hasattr(leaf, "dtype") and 0 not in leaf.shape
+    return None if plain and jnp.issubdtype(leaf.dtype, jnp.floating) else reason
+
+
+def worth(leaf: Any, stored: int, table: int, keeps_zeros: bool) -> LeafTraits | str:
+    """The verdict on a leaf that would take ``stored`` bytes, ``table`` of them for its table."""
+    before = math.prod(leaf.shape) * leaf.dtype.itemsize
+    if stored >= before:
+        return f"its codes and table would take {stored} bytes, no less than the {before} that it has"
+    note = f"keeps {stored / before:.0%} of its bytes: its table takes as much as its codes, or more"
+    return LeafTraits("codes", keeps_zeros=keeps_zeros, notes=(note,) if 2 * table >= stored else ())
+
+
+def key_of(path: str, root: jax.Array | None) -> jax.Array | None:
+    """The key of a leaf."""
+    return None if root is None else jax.random.fold_in(root, np.uint32(zlib.crc32(path.encode())))
+
+
+def root_key(key: Any, what: str, drawn: bool, how: str) -> jax.Array | None:
+    """The key of a method that draws its start; None of one that does not.
+
+    Raises:
+      ValueError: a start that is drawn without a key, or a key for another. TypeError: no key.
+    """
+    if drawn == (key is None):
+        raise ValueError(f"{what}({how}, key={key}): a start that is drawn needs a key, e.g. key=0, and no other has one")
+    return None if key is None else as_key(key, what)
+
+
+@jax.jit
+def _all_finite(leaf: Any) -> jax.Array:
+    return jnp.all(jnp.isfinite(leaf))
+
+
+def check_finite(path: str, leaf: Any, what: str) -> None:
+    """Raises ValueError where a leaf holds NaN or Inf; of abstract and traced leaves nothing can be told."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return
+    finite = _all_finite(leaf)
+    if not isinstance(finite, jax.core.Tracer) and not bool(finite):
+        raise ValueError(f"{path}: NaN or Inf among the {what}; find the step that diverged, or clean the leaf first")
+
+
+def rows_of(x: Any, groups: Sequence[int]) -> Any:
+    """``[G, entries of a group]`` of an array whose axes fall into so many runs each."""
+    split = [part for n, d in zip(x.shape, groups) for part in (d, n // d)]
+    order = [*range(0, 2 * x.ndim, 2), *range(1, 2 * x.ndim, 2)]
+    return x.reshape(split).transpose(order).reshape(math.prod(groups), -1)
+
+
+def of_rows(rows: Any, groups: Sequence[int], shape: Sequence[int]) -> Any:
+    """The array of that shape whose ``rows_of`` is ``rows``."""
+    inner = [n // d for n, d in zip(shape, groups)]
+    order = [part for a in range(len(shape)) for part in (a, len(shape) + a)]
+    return rows.reshape(*groups, *inner).transpose(order).reshape(tuple(shape))
