@@ -149,8 +149,8 @@ def _checked(scale: Any, gradient: Any) -> float | None:
         raise ValueError(f"binarize(scale={scale!r}): allowed are 'channel', 'layer', a number above 0, and None for 1")
     if gradient == "scaled":
         raise ValueError(
-            f"binarize(scale={scale!r}, gradient='scaled'): that gradient is the one of a mean magnitude; pass scale='channel', "
-            "or gradient='clip'"
+            f"binarize(scale={scale!r}, gradient='scaled'): that gradient is the one of a mean magnitude; pass "
+            "scale='channel', or gradient='clip'"
         )
     return 1.0 if scale is None else float(scale)
 

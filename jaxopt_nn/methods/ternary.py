@@ -1,11 +1,11 @@
 """Ternary weights: minus or plus a scale, or zero.
 
-TWN (Li and Liu 2016): ``alpha sign(w)`` where ``|w| > D``, with ``D = 0.7 mean|w|`` and ``alpha`` the mean of the magnitudes above
-it, the nearest of all for this threshold; straight through: the latent weight gets the gradient ``g`` at the ternary one.
+TWN (Li and Liu 2016): ``alpha sign(w)`` where ``|w| > D``, with ``D = 0.7 mean|w|`` and ``alpha`` the mean of the magnitudes
+above it, the nearest of all for this threshold; straight through: the latent weight gets the gradient ``g`` at the ternary one.
 
 TTQ (Zhu et al. 2017): ``Wp`` where ``w > D``, ``-Wn`` where ``w < -D``, with ``D = 0.05 max|w|`` and two learnt scales.
-Their gradients are sums over their members (eq. 7): ``sum g`` for Wp and, since -Wn is what stands there, ``-sum g`` for Wn. The
-latent weight gets ``Wp g``, ``g`` or ``Wn g`` (eq. 8), above, between and below.
+Their gradients are sums over their members (eq. 7): ``sum g`` for Wp and, since -Wn is what stands there, ``-sum g`` for Wn.
+The latent weight gets ``Wp g``, ``g`` or ``Wn g`` (eq. 8), above, between and below.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -27,9 +28,9 @@ def xnor(scales: bool = True) -> Rule:
     where that is what a backend does fastest. ``K`` is the mean of ``|x|`` over what a dot contracts; for a convolution that
     over the channels, averaged over the window, padding as zeros. ``sign(0)`` is +1, that of NaN -1. Padding has no sign.
 
-    In training the same numbers are computed in float, on the view of ``binarize``: the derivative of a sign is 1 where
-    ``|x| <= 1``, else 0, and K has its own. A weight that is not ``Binary`` is left alone, and the report names it; so is one
-    whose scale varies along what is contracted (a tied head).
+    In training the same numbers are computed in float, on the view of ``binarize`` (whose sums are as exact, since its scale is
+    taken out first): the derivative of a sign is 1 where ``|x| <= 1``, else 0, and K has its own. A weight that is not
+    ``Binary`` is left alone, and the report names it; so is one whose scale varies along what is contracted (a tied decoder).
 
     Args:
       scales: False leaves K out, as networks do whose next layer is a normalisation.
@@ -65,11 +66,13 @@ def xnor(scales: bool = True) -> Rule:
         if site.kind == "gather":
             return site.run(lhs, rhs)
         weight, other = _operands(site, lhs, rhs)
-        if not _real_floats(other):
+        if not (_real_floats(other) and _real_floats(weight)):
             return NotImplemented
-        own = signs.straight_through(other)
-        out = site.run(own, weight) if site.weight == 1 else site.run(weight, own)
-        return _scaled(out, scales, site, lhs, rhs).astype(out.dtype)
+        alpha = jax.lax.stop_gradient(_magnitude(weight, site))
+        own, unit = signs.straight_through(other), _in_units(weight, alpha)
+        out = site.run(own, unit) if site.weight == 1 else site.run(unit, own)
+        wide = out.astype(jnp.float32) * _along_outputs(alpha, site)
+        return _scaled(wide, scales, site, lhs, rhs).astype(out.dtype)
 
     name = "xnor" if scales else "xnor, unscaled"
     return Rule(apply, name=name, training=Rule(trained, name=f"{name}, in float"), width=1)
@@ -103,15 +106,52 @@ def _scaled(out: Array, scales: bool, site: Site, lhs: Any, rhs: Any) -> Array:
 
 def _of_rows(magnitudes: Array, site: Site) -> Array:
     """The mean of each row of a dot, along the output's axes."""
-    (contracted, batch), side = site.params["dimension_numbers"], site.weight or 0
-    summed, kept = tuple(contracted[1 - side]), batch[1 - side]
-    free = [a for a in range(magnitudes.ndim) if a not in (*summed, *kept)]
-    means = jnp.mean(magnitudes, summed, keepdims=True).transpose([*kept, *free, *summed])
-    means = means.reshape(means.shape[: len(kept) + len(free)])
-    head = means.shape[: len(kept)]
-    others = len(site.shapes[side]) - len(contracted[side]) - len(batch[side])
-    tail = means.shape[len(kept) :]
-    return means.reshape((*head, *tail, *[1] * others) if side else (*head, *[1] * others, *tail))
+    side = 1 - (site.weight or 0)
+    summed = tuple(site.params["dimension_numbers"][0][side])
+    return _along_rows(jnp.mean(magnitudes, summed, keepdims=True), site, side)
+
+
+def _along_rows(reduced: Array, site: Site, side: int) -> Array:
+    """What one operand of a dot has for each of its rows, 1 along what is contracted, along the output's axes."""
+    contracted, batch = site.params["dimension_numbers"]
+    summed, kept = contracted[side], batch[side]
+    free = [a for a in range(reduced.ndim) if a not in (*summed, *kept)]
+    turned = reduced.transpose([*kept, *free, *summed])
+    head, tail = turned.shape[: len(kept)], turned.shape[len(kept) : len(kept) + len(free)]
+    others = [1] * (len(site.shapes[1 - side]) - len(contracted[side]) - len(kept))
+    return turned.reshape((*head, *others, *tail) if side else (*head, *tail, *others))
+
+
+def _magnitude(weight: Array, site: Site) -> Array:
+    """The largest ``|w|`` of each output, float32, 1 along what is summed over; 1 where all are zero."""
+    if site.kind == "dot":
+        summed = tuple(site.params["dimension_numbers"][0][site.weight or 0])
+    else:
+        outputs = site.params["dimension_numbers"].rhs_spec[0]
+        summed = tuple(a for a in range(weight.ndim) if a != outputs)
+    largest = jnp.max(jnp.abs(weight.astype(jnp.float32)), summed, keepdims=True, initial=0.0)
+    return jnp.where(largest > 0, largest, 1.0)
+
+
+def _along_outputs(alpha: Array, site: Site) -> Array:
+    """What ``_magnitude`` gives, along the output's axes."""
+    if site.kind == "dot":
+        return _along_rows(alpha, site, site.weight or 0)
+    numbers = site.params["dimension_numbers"]
+    return alpha.reshape([-1 if a == numbers.out_spec[1] else 1 for a in range(alpha.ndim)])
+
+
+@jax.custom_jvp
+def _in_units(weight: Array, alpha: Array) -> Array:
+    """The weight over its magnitude: exactly +1 and -1 where all of an output have one."""
+    wide = weight.astype(jnp.float32)
+    return jnp.where(jnp.abs(wide) == alpha, jnp.sign(wide), wide * (1.0 / alpha)).astype(weight.dtype)
+
+
+@_in_units.defjvp
+def _in_units_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (weight, alpha), (slope, _) = primals, tangents
+    return _in_units(weight, alpha), (slope.astype(jnp.float32) * (1.0 / alpha)).astype(weight.dtype)
 
 
 def _of_windows(magnitudes: Array, window: tuple[int, ...], params: Any) -> Array:
