@@ -35,7 +35,7 @@ def packed(name, kind):
 
 
 def true_bytes(tensor):
-    """One bit a weight or two, along one axis, each row rounded up, and the scales in float32 (TTQ: two of the leaf's dtype)."""
+    """One bit a weight or two, along one axis, each row rounded up, and the scales in float32 (TTQ: the leaf's dtype, two)."""
     bits = 1 if isinstance(tensor, jn.Binary) else 2
     n = 1 if tensor.axis is None else tensor.shape[tensor.axis]
     codes = math.prod(tensor.shape) // n * (-(-n * bits // 8) if tensor.axis is not None else 1)
