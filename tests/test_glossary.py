@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(jaxopt_nn.__file__).parent
 PLAIN = set(
     """
     abs across algebra along analyse arguments arrays base between by bytes calls cases checks choice classes classification
-    combine common compile compress core cpu data draw drawing elementwise error evaluate events every explain files for
+    combine common compile compress core cpu data draw drawing elementwise error evaluate events every exact explain files for
     from global gpu histogram imported infer init integer is keep keeps language later levels load loss make max memory
     minmax model named numbers numerics of only orbax page parallel per plots primitives progress regression save shrink
     single square std step store structure sum table tables tensor tensors text to tpu train transform tree where words

@@ -103,6 +103,7 @@ def nearest(values: Array, centres: Array, origin: bool = False) -> Array:
     """
     full = jnp.append(jnp.zeros(1, jnp.float32), centres) if origin else centres
     ordered, codes = lax.sort((full, jnp.arange(full.shape[0], dtype=jnp.uint8)), num_keys=1)
+    codes = codes[jnp.argmax(ordered[:, None] == ordered[None], 1)]  # of equal centres the first
     wide = values.astype(jnp.float32)
     method = "compare_all" if full.shape[0] <= 32 else "scan_unrolled"
     rank = jnp.searchsorted(_middles(ordered), wide.reshape(-1), side="left", method=method).reshape(values.shape)

@@ -31,6 +31,8 @@ from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
 from jaxopt_nn.methods.binary import binarize
+from jaxopt_nn.methods.cluster import cluster
+from jaxopt_nn.methods.cluster_vectors import cluster_vectors
 from jaxopt_nn.methods.criteria.base import Criterion
 from jaxopt_nn.methods.criteria.fisher import fisher, obd
 from jaxopt_nn.methods.criteria.magnitude import energy, magnitude
@@ -65,6 +67,8 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "clip": clip.clip,
     "clip_percentile": clip.clip_percentile,
     "clip_std": clip.clip_std,
+    "cluster": cluster,
+    "cluster_vectors": cluster_vectors,
     "identity": identity,
     "obs": obs,
     "learnt_threshold": learnt_threshold,
@@ -135,6 +139,8 @@ NAMED: dict[str, Mapping[str, Any]] = {
     "criterion": CRITERIA, "allocation": ALLOCATIONS, "structure": STRUCTURES, "regrow": {}, "score": SCORES,
     "allocation of units": UNIT_ALLOCATIONS,
 }  # fmt: skip
+#: What methods with a key draw at random, by argument; those whose key has a default always do.
+DRAWN = {"rounding": ("stochastic",), "start": ("random", "kmeans++")}
 #: Arguments of parts that are parts themselves.
 WITHIN = {"start": "criterion", "by": "criterion"}
 #: Arguments that are mappings themselves, and no schedule.
@@ -197,8 +203,8 @@ def transform(
     factory = lookup(method, {**METHODS, **PASSES}, "method")
     kinds = {"allocation": "allocation of units"} if method in PASSES else {}
     built = {name: _argument(kinds.get(name, name), x, max(steps - 1, 0), key) for name, x in arguments.items()}
-    if built.get("rounding") == "stochastic":
-        built["key"] = key
+    if _draws(factory, built):
+        built.setdefault("key", key)
     chosen = called(factory, f"method {method!r}", built)
     if isinstance(chosen, Pass):
         if pattern is not None or interval != 1:
@@ -218,6 +224,11 @@ def rules(given: str | Mapping[str, str] | None) -> Rule | list[tuple[str, Rule]
         return rule(given)
     made = [(pattern, rule(name)) for pattern, name in given.items()]
     return [(pattern, own or identity_rule()) for pattern, own in made] or None
+def _draws(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:
+    """Whether a method draws at random, with these arguments: then it gets the stage's key."""
+    key = inspect.signature(factory).parameters.get("key")
+    asked = any(arguments.get(name) in values for name, values in DRAWN.items())
+    return key is not None and (asked or key.default is not None)
 
 
 def rule(name: str | None) -> Rule | None:

@@ -130,9 +130,9 @@ class Codebook(Coded):
 
     def levels(self, codes: Array) -> Array:
         """The values of codes that lie as ``self.codes`` do: copies of the table's, so equal in every program."""
-        table = self.table.astype(jnp.float32)
+        table = self.table
         if self.origin:
-            table = jnp.concatenate([jnp.zeros((*self.groups, 1), jnp.float32), table], -1)
+            table = jnp.concatenate([jnp.zeros((*self.groups, 1), table.dtype), table], -1)
         if self.split_axis is not None:
             raise ValueError(f"{self.format}: codes whose axis is split into groups have no values; expand them first")
         if self.costly:
