@@ -162,7 +162,7 @@ class Stage:
             ("calibration", Calibration, "Calibration(sequential=True)"),
             ("distill", Distill, "Distill(temperature=4.0, hard_weight=0.1)"),
         ):
-            if field == "rule" and isinstance(self.rule, Mapping | list | tuple):
+            if field == "rule" and isinstance(self.rule, Mapping | list | tuple) and not isinstance(self.rule, Rule):
                 object.__setattr__(self, "rule", self.cases)
             elif getattr(self, field) is not None:
                 require(getattr(self, field), kind, f"{where}: {field}", hint)
