@@ -30,6 +30,7 @@ LONG = {
     "docs/explanation/why-sparse-is-not-faster.md",
     "docs/how-to/artifacts.md",
     "docs/how-to/batchnorm-and-dropout.md",
+    "docs/how-to/cluster-weights.md",
     "docs/how-to/combine-parts-of-pruning.md",
     "docs/how-to/compare-runs.md",
     "docs/how-to/cut-layers.md",

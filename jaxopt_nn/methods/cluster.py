@@ -18,7 +18,6 @@ from jax.custom_derivatives import SymbolicZero
 from jaxopt_nn.core.cuts import Cut, Cuts
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
-from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform
 from jaxopt_nn.methods import clusters
 from jaxopt_nn.numerics import exact_kmeans, kmeans
@@ -206,25 +205,11 @@ class _Apart:
     root: jax.Array | None
     search: Search
 
-    def taken(self, params: PyTree, info: ModelInfo) -> dict[str, tuple[Any, Known]]:
-        """The leaves that are clustered, with what is known of them; all finite."""
-        takes = self.each.traits.takes
-        leaves = {p: x for p, x in leaves_by_path(params).items() if not isinstance(takes(p, x, info), str)}
-        for path, leaf in leaves.items():
-            clusters.check_finite(path, leaf, "weights")
-        return {p: (x, clusters.known_with(p, x.ndim, info, self.weights)) for p, x in leaves.items()}
-
     def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        learnt, carried = {}, {}
-        for path, (leaf, known) in self.taken(params, info).items():
-            form = self.formed(leaf.shape, known.roles)
+        taken = clusters.taken(self.each, params, info, self.weights)
+        for path, (leaf, known) in taken.items():
             _check_group(path, leaf.shape, known.roles, self.group)
-            fit = partial(_fitted, self.search, form, self.weights, known.matrix)
-            args = (leaf, known.stats, clusters.key_of(path, self.root))
-            abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(args))
-            learnt[path], codes = jax.eval_shape(fit, *args) if abstract else fit(*args)
-            carried[path] = Clustered(codes, form)
-        return State(learnt, carried)
+        return clusters.fitted(taken, self.formed, partial(_fitted, self.search, self.weights), self.root, Clustered)
 
     def view(self, params: PyTree, state: State) -> PyTree:
         return self.each.view(params, state)
@@ -243,7 +228,7 @@ class _Together(_Apart):
     """One table for all leaves."""
 
     def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        taken = self.taken(params, info)
+        taken = clusters.taken(self.each, params, info, self.weights)
         if not taken:
             return State({}, {})
         forms = {path: self.formed(leaf.shape, known.roles) for path, (leaf, known) in taken.items()}
@@ -296,7 +281,7 @@ def _check_group(path: str, shape: tuple[int, ...], roles: Roles, group: int | N
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _fitted(
-    search: Search, form: Form, weights: str | None, matrix: Any, leaf: Any, stats: Any, key: Any
+    search: Search, weights: str | None, form: Form, matrix: Any, leaf: Any, stats: Any, key: Any
 ) -> tuple[Any, Any]:
     """The tables of a leaf, float32 ``[groups..., values]``, and its codes."""
     mass = clusters.masses(leaf, Known(Roles(), matrix, stats), weights)

@@ -20,7 +20,6 @@ from jaxopt_nn.core.arguments import as_key
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
-from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform
 from jaxopt_nn.methods import clusters
 from jaxopt_nn.numerics import vector_kmeans
@@ -126,19 +125,8 @@ def cluster_vectors(
     )  # fmt: skip
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        learnt, carried = {}, {}
-        for path, leaf in leaves_by_path(params).items():
-            if isinstance(each.traits.takes(path, leaf, info), str):
-                continue
-            clusters.check_finite(path, leaf, "weights")
-            known = clusters.known_with(path, leaf.ndim, info, weights)
-            form = formed(leaf.shape, known.roles)
-            fit = partial(_fitted, form, (sweeps, iterations), weights, known.matrix)
-            args = (leaf, known.stats, clusters.key_of(path, root))
-            abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(args))
-            learnt[path], codes = jax.eval_shape(fit, *args) if abstract else fit(*args)
-            carried[path] = Clustered(codes, form)
-        return State(learnt, carried)
+        fit = partial(_fitted, (sweeps, iterations), weights)
+        return clusters.fitted(clusters.taken(each, params, info, weights), formed, fit, root, Clustered)
 
     return each._replace(init=init, traits=clusters.with_probes(each.traits, weights))
 
@@ -161,7 +149,7 @@ def _runs_of(form: Form, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _fitted(
-    form: Form, search: tuple[int, int], weights: str | None, matrix: Any, leaf: Any, stats: Any, key: Any
+    search: tuple[int, int], weights: str | None, form: Form, matrix: Any, leaf: Any, stats: Any, key: Any
 ) -> tuple[Any, Any]:
     """The tables of a leaf, float32, and its codes ``[..., stages]``; ``search``: sweeps and iterations."""
     sweeps, iterations = search

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ import numpy as np
 from jaxopt_nn.core.arguments import as_key
 from jaxopt_nn.core.leafwise import known_of
 from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
+from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.tap import Statistic, Tap
-from jaxopt_nn.core.transform import LeafTraits, Traits, no_taps, why_not_matrix
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Traits, Transform, no_taps, why_not_matrix
 from jaxopt_nn.methods.criteria.fisher import fisher
 from jaxopt_nn.methods.taps import square_sum
 from jaxopt_nn.tensors.base import is_compressed
@@ -79,6 +81,39 @@ def known_with(path: str, ndim: int, info: ModelInfo, weights: str | None) -> Kn
             f"{path}: weights='inputs' reads the inputs of the layer; pass info=calibrate(network, method, batches)"
         )
     return known
+
+
+def taken(each: Transform, params: PyTree, info: ModelInfo, weights: str | None) -> dict[str, tuple[Any, Known]]:
+    """The leaves that a method shares values in, with what is known of them.
+
+    Raises:
+      ValueError: NaN or Inf, a statistic that is missing.
+    """
+    found = {p: x for p, x in leaves_by_path(params).items() if not isinstance(each.traits.takes(p, x, info), str)}
+    for path, leaf in found.items():
+        check_finite(path, leaf, "weights")
+    return {p: (x, known_with(p, x.ndim, info, weights)) for p, x in found.items()}
+
+
+def fitted(
+    leaves: Mapping[str, tuple[Any, Known]], formed: Callable[..., Any], fit: Callable[..., Any], root: Any, made: Any
+) -> State:
+    """The state of leaves by themselves.
+
+    Args:
+      formed: ``(shape, roles) -> format`` of a leaf.
+      fit: ``(format, matrix, leaf, stats, key) -> (tables, codes)``, jitted.
+      root: the PRNG key of all, or None.
+      made: ``(codes, format)`` as it is carried.
+    """
+    learnt, carried = {}, {}
+    for path, (leaf, known) in leaves.items():
+        form = formed(leaf.shape, known.roles)
+        own, args = partial(fit, form, known.matrix), (leaf, known.stats, key_of(path, root))
+        abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(args))
+        learnt[path], codes = jax.eval_shape(own, *args) if abstract else own(*args)
+        carried[path] = made(codes, form)
+    return State(learnt, carried)
 
 
 def masses(leaf: Any, known: Known, weights: str | None) -> Any:

@@ -16,6 +16,8 @@ from jax import Array, lax
 
 #: Rows that are compared with all centres at a time.
 ROWS = 4096
+#: Rows among which starts are drawn.
+POINTS = 2**16
 _EXACT = lax.Precision.HIGHEST
 
 
@@ -116,7 +118,12 @@ def _pieces(rows: Array, mass: Array) -> tuple[tuple[Array, Array], int]:
 
 
 def plus_plus(rows: Array, mass: Array, k: int, key: Array) -> Array:
-    """Rows drawn by what the centres before leave of them: mass times squared distance (Arthur & Vassilvitskii 2007)."""
+    """Rows drawn by what the centres before leave of them: mass times squared distance (Arthur & Vassilvitskii 2007).
+
+    Of more than ``POINTS`` every n-th is one that may be drawn.
+    """
+    step = -(-rows.shape[0] // POINTS)
+    rows, mass = rows[::step], mass[::step]
     draws = jax.random.uniform(key, (k,))
 
     def draw(i: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:

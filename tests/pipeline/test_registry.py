@@ -108,6 +108,17 @@ def test_a_schedule_over_the_whole_stage_ends_at_its_last_step(schedule, every):
     assert int(jnp.count_nonzero(method.view(PARAMS, state)["a"]["kernel"])) == 6
 
 
+def test_starts_that_are_drawn_get_the_stage_s_key():
+    keys = jax.random.split(jax.random.key(0), 2)
+    leaf = {"w": jnp.asarray(np.random.default_rng(0).standard_normal((8, 8)), jnp.float32)}
+    asked = ({"method": "cluster", "k": 5, "start": "random", "iterations": 1}, {"method": "cluster_vectors", "k": 3, "dim": 2})
+    for fields in asked:
+        made = [registry.transform(**fields, key=key) for key in (*keys, keys[0])]
+        first, second, again = (np.asarray(method.init(leaf).learnt["w"]) for method in made)
+        assert (first == again).all() and (first != second).any()
+    assert registry.transform("cluster", k=5, key=keys[0]).traits.name == "cluster(5)"  # of no use there
+
+
 def test_random_codes_differ_by_seed_and_stage():
     entry = {"method": "quantize", "bits": 4, "rounding": "stochastic"}
     draws = set()
