@@ -1,7 +1,8 @@
 """Products of signs with signs: exact whole numbers, by the program that suits the form of the weight.
 
-* Packed, as stored or in words: exclusive or and population count, 32 products at a time (``numerics.signs``). On an AMD EPYC
-  with AVX512-VPOPCNTDQ, two cores, 4096 x 4096: 0.02 to 0.04 of the float32 product's time at 1 and at 256 rows.
+* Packed, as stored or in words: exclusive or and population count, 32 products at a time (``numerics.signs``). On two busy
+  cores of an AMD EPYC with AVX512-VPOPCNTDQ: 0.3 of the float32 product's time at 800 x 500 and 0.1 at 4096 x 4096, for 32 and
+  256 rows, packing included; 0.7 and 0.2 for one (``python -m experiments.benchmarks.signs``).
 * +1 and -1 as int8, as TPU and GPU hold them: one integer product, which their matrix units do.
 * +1 and -1 as floats: one float product, exact up to 2^24 terms.
 

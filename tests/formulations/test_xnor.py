@@ -218,6 +218,23 @@ def test_a_tied_decoder_has_its_scales_along_what_it_sums_over():
     np.testing.assert_allclose(net(x), own, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_program_for_any_batch(tmp_path):
+    conv = CONVS["same"][2]
+    v = {"conv": normal((3, 3, 8, 16)), "w": normal((576, 10))}
+
+    def apply(v, x):
+        options = {"window_strides": (1, 1), "dimension_numbers": LAYOUTS[4], **conv}
+        y = lax.conv_general_dilated(x, v["conv"], **options)
+        return (y - y.mean((1, 2), keepdims=True)).reshape(len(x), -1) @ v["w"]
+
+    method, x = jn.binarize(), normal((5, 6, 6, 8), 1)
+    stored = method.pack(v, method.init(v, jn.inspect(apply, v, x)))
+    net = jn.Network(apply, stored, rules=jn.xnor())
+    artifact = jn.save(tmp_path / "net", net, programs=jn.exported(net, (x[:2],)))
+    np.testing.assert_allclose(jn.load(artifact)(x), net(x), rtol=1e-6)
+
+
 def test_a_config_names_it():
     from jaxopt_nn.pipeline import registry
 
