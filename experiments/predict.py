@@ -28,7 +28,6 @@ from jaxopt_nn.coding.forms import artifact_bytes, read_artifact
 from jaxopt_nn.core.files import write_file
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.cost.latency import devices as named_devices
-from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.network import Network, abstract_outputs, like
 from jaxopt_nn.parallel.infer import Predictor, predictor
 from jaxopt_nn.pipeline import registry
@@ -130,7 +129,7 @@ def loaded(artifact: str | os.PathLike[str]) -> tuple[Network, Task, str | None]
     """
     stored, task = of_config(artifact)
     rule = next((rule.name for _, rule in stored.rules), None)
-    ready = stored.replace(variables=prepare(stored.variables))
+    ready = stored.prepared()
     abstract_outputs(ready, *like(task.example, 2), what="the model")
     return ready, task, rule
 

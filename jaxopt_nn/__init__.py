@@ -40,6 +40,7 @@ from jaxopt_nn.methods.allocations.lamp import lamp
 from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
+from jaxopt_nn.methods.binary import binarize
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std, clipping
 from jaxopt_nn.methods.cluster import cluster
 from jaxopt_nn.methods.cluster_vectors import cluster_vectors
@@ -65,8 +66,10 @@ from jaxopt_nn.methods.structures.base import Structure, single_weights
 from jaxopt_nn.methods.structures.blocks import blocks
 from jaxopt_nn.methods.structures.n_of_m import n_of_m
 from jaxopt_nn.methods.taps import abs_max, activity, gram, histogram, minmax, moments, square_sum
+from jaxopt_nn.methods.ternary import ternarize
 from jaxopt_nn.methods.transfer import transfer_weights
 from jaxopt_nn.methods.unit_masks import mask_units
+from jaxopt_nn.methods.xnor import xnor
 from jaxopt_nn.parallel.infer import predictor
 from jaxopt_nn.parallel.shardings import Shardings, shardings
 from jaxopt_nn.passes import scores
@@ -95,6 +98,7 @@ from jaxopt_nn.pipeline.store import load, save
 from jaxopt_nn.pipeline.task import Task
 from jaxopt_nn.reporting.drawing import draw_groups
 from jaxopt_nn.tensors.base import CompressedTensor, densify, is_compressed, nbytes
+from jaxopt_nn.tensors.binary import Binary
 from jaxopt_nn.tensors.codebook import Codebook
 from jaxopt_nn.tensors.low_rank import LowRank
 from jaxopt_nn.tensors.masked import Masked
@@ -108,6 +112,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Arrays",
     "AxisGroup",
+    "Binary",
     "Calibration",
     "Checkpoints",
     "Codebook",
@@ -162,6 +167,7 @@ __all__ = [
     "attention_weights",
     "axis_groups",
     "between",
+    "binarize",
     "blocks",
     "by_path",
     "by_sensitivity",
@@ -269,6 +275,7 @@ __all__ = [
     "staircase",
     "static_ranges",
     "synflow",
+    "ternarize",
     "to_compressed_tensors",
     "to_msgpack",
     "to_orbax",
@@ -278,4 +285,5 @@ __all__ = [
     "wanda",
     "weak_units",
     "where",
+    "xnor",
 ]

@@ -28,6 +28,7 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.methods.allocations.erk import erk
 from jaxopt_nn.methods.allocations.global_budget import global_budget
 from jaxopt_nn.methods.allocations.per_output import per_output
+from jaxopt_nn.methods.binary import binarize
 from jaxopt_nn.methods.clip import clip, clip_percentile, clip_std
 from jaxopt_nn.methods.cluster import cluster
 from jaxopt_nn.methods.cluster_vectors import cluster_vectors
@@ -45,6 +46,7 @@ from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
 from jaxopt_nn.methods.structures.blocks import blocks
 from jaxopt_nn.methods.structures.n_of_m import n_of_m
+from jaxopt_nn.methods.ternary import ternarize
 from jaxopt_nn.methods.unit_masks import mask_units
 from jaxopt_nn.pipeline.checkpoints import Checkpoints
 from jaxopt_nn.tensors.base import densify, is_compressed
@@ -117,6 +119,9 @@ LEARNT = {
     "Tucker": low_rank(share=0.7, form="tucker"),
     "whitened low rank": low_rank(2, whiten="inputs"),
     "low rank and what it leaves": residual(low_rank(2), prune(sparsity=0.5)),
+    "ternarize(ttq)": ternarize("ttq"),
+    "ternarize(ttq, channel)": ternarize("ttq", threshold=0.3, scale="channel"),
+    "a mask, then ternarize(ttq)": chain(prune(sparsity=0.5), ternarize("ttq")),
 }
 #: What reads statistics of the layers' inputs.
 CALIBRATED = {
@@ -146,6 +151,13 @@ TABLE = {
     "quantize(4, stochastic)": quantize(4, rounding="stochastic", key=jax.random.key(1)),
     "quantize(1, stochastic)": quantize(1, rounding="stochastic", key=3),
     "quantize(3, stochastic, affine)": quantize(3, signed=False, symmetric=False, rounding="stochastic", key=4),
+    "binarize": binarize(),
+    "binarize(layer, scaled)": binarize("layer", "scaled"),
+    "binarize(0.25)": binarize(0.25),
+    "binarize, stochastic": binarize(None, rounding="stochastic", key=6),
+    "ternarize": ternarize(),
+    "ternarize(channel)": ternarize("twn", threshold=0.4, scale="channel"),
+    "a mask, then ternarize": chain(prune(sparsity=0.5), ternarize()),
     "prune": prune(sparsity=0.75),
     "prune to nothing": prune(sparsity=1.0),
     "prune nothing": prune(sparsity=0.0),
@@ -258,7 +270,9 @@ def verdicts(method, info):
 
 
 #: Random codes, whose generator compiles for seconds with XLA's defaults: one of them stands for all but in `make slow`.
-LONG = {"quantize(1, stochastic)", "quantize(3, stochastic, affine)", "chain of a mask and random codes"} & set(TABLE)
+LONG = {
+    "quantize(1, stochastic)", "quantize(3, stochastic, affine)", "chain of a mask and random codes", "binarize, stochastic",
+} & set(TABLE)  # fmt: skip
 
 
 def shortened(names):
@@ -350,8 +364,8 @@ FOLLOWING = (
     "clip_percentile(channel)", "quantize(4, group)", "prune for good",
     "prune 2:4", "learnt threshold", "rigl", "mask_units", "chain", "by_path", "every",
     "frozen learnt step", "learnt steps of some, masked", "sparsegpt", "cluster", "cluster(group)",
-    "cluster(all), straight through", "cluster_vectors", "low rank", "low rank of codes",
-    "low rank by energy", "Tucker", "low rank and what it leaves",
+    "cluster(all), straight through", "cluster_vectors", "low rank", "low rank of codes", "binarize",
+    "low rank by energy", "Tucker", "low rank and what it leaves", "ternarize(channel)", "ternarize(ttq, channel)",
 )  # fmt: skip
 
 

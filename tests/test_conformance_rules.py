@@ -19,10 +19,12 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import capture, rewrite
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
+from jaxopt_nn.methods.binary import binarize
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
 from jaxopt_nn.methods.unit_masks import mask_units
+from jaxopt_nn.methods.xnor import xnor
 from jaxopt_nn.passes.allocations import across_layers
 from jaxopt_nn.passes.cut_units import cut_units
 from jaxopt_nn.passes.scores import l2_norm, largest_activation, mean_activation
@@ -63,7 +65,12 @@ RULES = {
     "w8a8, static ranges": static_ranges("w8a8"),
     "w4a8, moving ranges of decay 0.99": moving_ranges("w4a8"),
     "w8a8, static ranges, in float": static_ranges("w8a8").training,
+    "xnor": xnor(),
+    "xnor, unscaled": xnor(scales=False),
+    "xnor, in float": xnor().training,
 }
+#: What a rule's outputs are compared with in the place of the float network: signs are far from what they are of.
+TWINS = {name: RULES[name].training for name in ("xnor", "xnor, unscaled")}
 #: Of the largest output, how far a rule's may lie from the float network of the same weights: activations of 8 and 4 bits.
 NEAR = {
     "w8a8": 0.05,
@@ -74,12 +81,13 @@ NEAR = {
     "w8a8, static ranges": 0.05,
     "w4a8, moving ranges of decay 0.99": 0.05,
     "w8a8, static ranges, in float": 0.05,
+    "xnor, in float": 2.0,
 }
 
 
 @functools.cache
 def stored(bits):
-    method = quantize(bits)
+    method = quantize(bits) if bits > 1 else binarize()
     state = method.init(VARIABLES, inspect(apply, VARIABLES, IDS))
     return jax.jit(method.view)(VARIABLES, state), method.pack(VARIABLES, state)
 
@@ -87,8 +95,8 @@ def stored(bits):
 @pytest.mark.parametrize("name", RULES)
 def test_laws_of_a_rule(name):
     rule, trains = RULES[name], "fake" in name or "in float" in name
-    view, packed = stored(4 if name.startswith("w4") else 8)
-    variables = prepare(packed) if name.startswith("w") and not trains else view
+    view, packed = stored(1 if name.startswith("xnor") else 4 if name.startswith("w4") else 8)
+    variables = prepare(packed, activations=rule.width) if name.startswith(("w", "xnor")) and not trains else view
     plain = rewrite(apply, rule)
     assert rule.name in (name, name.replace(", pass", ""))
     states = inits_alike_on_abstract_leaves(plain, variables, view)
@@ -97,12 +105,12 @@ def test_laws_of_a_rule(name):
     keeps_the_outputs_near(name, run, variables, view)
     runs_mapped_and_compiles_once(run, variables)
     names_every_site_it_leaves(rule, plain, variables, states)
-    if not name.startswith("w") or trains:
+    if not name.startswith(("w", "xnor")) or trains:
         has_gradients(run, view)
 
 
 def keeps_the_outputs_near(name, run, variables, view):
-    plain, out = jax.jit(apply)(view, IDS), run(variables, IDS)
+    plain, out = jax.jit(rewrite(apply, TWINS.get(name, ())))(view, IDS), run(variables, IDS)
     chex.assert_trees_all_equal_shapes_and_dtypes(out, plain)
     chex.assert_trees_all_equal_shapes_and_dtypes(jax.eval_shape(run, variables, IDS), out)
     atol = NEAR.get(name, 1e-5) * float(jnp.abs(plain).max())

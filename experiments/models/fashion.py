@@ -28,6 +28,11 @@ def lenet5(seed: int = 0, channels: Sequence[int] = (20, 50), hidden: int = 500)
     return of_module(lenet.LeNet5(tuple(channels), hidden, CLASSES), seed, 1, 28, 28, 1)
 
 
+def xnor_lenet5(seed: int = 0, channels: Sequence[int] = (20, 50), hidden: int = 500) -> Network:
+    """LeNet-5 with BatchNorm in XNOR-Net's block order: 432,220 parameters, and 1,140 stored statistics."""
+    return of_module(lenet.XnorLeNet5(tuple(channels), hidden, CLASSES), seed, 1, 28, 28, 1)
+
+
 def resnet(seed: int = 0, channels: Sequence[int] = (16, 32, 64), blocks: int = 1, stride: int = 1) -> Network:
     """A residual network with BatchNorm, ResNet-8 by default: 77,754 parameters, and 672 stored statistics.
 

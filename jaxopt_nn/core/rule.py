@@ -42,6 +42,8 @@ class Rule(NamedTuple):
         touches ``carried`` only.
       training: the rule that stands for this one in training: in float, with straight-through gradients, on the same state.
         None: sites are trained as they stand.
+      width: bits of the activations that it multiplies with, for the form in which weights are prepared: 1 where it takes their
+        signs, else 16.
       made: ``(factory, ((argument, value), ...))``, as ``rule_factory`` sets it: what an artifact says of the rule.
 
     Example:
@@ -61,6 +63,7 @@ class Rule(NamedTuple):
     measures: Callable[[Site], Mapping[str, Any]] = no_taps
     update: Callable[..., State] = _keep
     training: Any = None
+    width: int = 16
     made: tuple[str, tuple[tuple[str, Any], ...]] | None = None
 
 

@@ -13,9 +13,9 @@ import jax.export
 from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.export.programs import PLATFORMS, Programs, abstract, closed, opened, serialized
-from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.network import Network, abstract_outputs, network_of
 from jaxopt_nn.interpret.program import complaint
+from jaxopt_nn.interpret.stored import prepared_for
 from jaxopt_nn.tensors.base import densify, is_compressed
 
 PyTree = Any
@@ -89,13 +89,13 @@ def _refused(error: Exception, batch: int | None) -> str:
 
 def _traced(network: Network, inputs: tuple[PyTree, ...], platform: str) -> tuple[jax.export.Exported, ...]:
     """The program that prepares, and the one that runs."""
-    ready = prepare(network.variables, platform)
+    ready = network.prepared(platform).variables
     tree = jax.tree.structure(ready, is_leaf=is_compressed)
     leaves, states = leaves_by_path(ready), dict(network.states)
     stored = {path: x for path, x in leaves_by_path(network.variables).items() if is_compressed(x)}
 
     def prepared(arrays: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        return opened(prepare(closed(stored, arrays), platform))
+        return opened(prepared_for(closed(stored, arrays), network.rules, platform))
 
     def run(arrays: dict[str, list[Any]], state_arrays: dict[str, list[Any]], inputs: tuple[PyTree, ...]) -> PyTree:
         variables = jax.tree.unflatten(tree, closed(leaves, arrays).values())

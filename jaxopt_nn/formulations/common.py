@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax.numpy as jnp
 
 from jaxopt_nn.formulations import integer, weight_only
 from jaxopt_nn.formulations.labels import Call, Labels, Program
+from jaxopt_nn.tensors.binary import Binary
 from jaxopt_nn.tensors.coded import Coded
 from jaxopt_nn.tensors.decoded import Decoded
 
@@ -45,9 +46,15 @@ def centred(weight: Coded) -> Coded:
     return dataclasses.replace(wide, codes=lower(wide.codes), zero=zero, signed=True)
 
 
-def decoded(platform: str, weight: Coded) -> Coded:
-    """The values, as float32 (or the weight's own narrower dtype), with their axes as they are."""
-    return Decoded.of(weight, range(weight.ndim), platform)
+def decoded(platform: str, weight: Coded, order: Sequence[int] | None = None) -> Coded:
+    """The values, as float32 (or the weight's own narrower dtype), with their axes as they are, or in ``order``.
+
+    Of signs the signs, whose scale the output is multiplied with: so a rule that needs them still has them.
+    """
+    order = range(weight.ndim) if order is None else order
+    if isinstance(weight, Binary):
+        return weight.in_entries(weight.dtype if weight.dtype.itemsize < 4 else jnp.float32).laid(order)
+    return Decoded.of(weight, order, platform)
 
 
 def over_float(program: str, rows: int) -> float | None:

@@ -16,14 +16,16 @@ What was found (chains of 4096 x 4096 layers, time over float32 as [in, out]; ``
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator
 
 from jaxopt_nn.formulations import common, integer, weight_only
 from jaxopt_nn.formulations.labels import Call, Form, Labels, Program
+from jaxopt_nn.tensors import layout
+from jaxopt_nn.tensors.binary import Binary
 from jaxopt_nn.tensors.coded import Coded
-from jaxopt_nn.tensors.decoded import Decoded
 
 #: Time over float32's at so many rows, as measured on 4096 x 4096 (AMD EPYC with AVX2 alone, two cores); bfloat16 on a CPU
 #: with AMX.
@@ -96,10 +98,12 @@ def features() -> frozenset[str]:
     return frozenset(name for name, any_of in known.items() if flags & any_of)
 
 
-def forms(weight: Coded, small: bool) -> dict[str, Form]:
+def forms(weight: Coded, small: bool, activations: int = 16) -> dict[str, Form]:
     """The forms that a weight may take, the best first; ``small``: the whole network fits a cache."""
     if not weight.integral:
         return {"decoded": decoded}
+    if isinstance(weight, Binary) and activations == 1:
+        return {"words": words}
     codes: dict[str, Form] = {"by outputs": by_outputs}
     if common.grouped_axis(weight) is not None:
         codes = {"by groups": by_groups, **codes}
@@ -132,8 +136,26 @@ def by_groups(weight: Coded) -> Coded:
 
 def decoded(weight: Coded) -> Coded:
     """The values, as float32 (or the weight's own narrower dtype)."""
-    order = output_order(weight) if weight.ndim < 4 else list(range(weight.ndim))
-    return Decoded.of(weight, order, "cpu")
+    return common.decoded("cpu", weight, output_order(weight) if weight.ndim < 4 else None)
+
+
+def words(weight: Coded) -> Coded:
+    """Signs as words along what is contracted, and what is free behind it: one word of all outputs after the other."""
+    if not isinstance(weight, Binary):
+        raise ValueError(f"{weight.format}: only signs lie as words")
+    axis = _contracted(weight)
+    packed = weight.words(axis)
+    order = [*(a for a in (axis,) if weight.ndim == 2), *(a for a in range(weight.ndim) if weight.ndim > 2 or a != axis)]
+    return dataclasses.replace(packed, codes=packed.codes.transpose(order), order=layout.trimmed(order, weight.ndim))
+
+
+def _contracted(weight: Coded) -> int:
+    """The axis of the inputs, as matrices [I, O] or [O, I] and kernels [..., I, O] or [O, I, ...] have it, by the scales."""
+    shared = [a for a, (d, n) in enumerate(zip(weight.groups, weight.shape)) if d < n or n == 1]
+    last = weight.ndim - 1
+    if last in shared and len(shared) < weight.ndim and weight.groups[last] < weight.shape[last]:
+        return shared[0]
+    return max(last - 1, 0)
 
 
 def output_order(weight: Coded) -> list[int]:

@@ -12,6 +12,6 @@ programs = common.programs
 over_float = common.over_float
 
 
-def forms(weight: Coded, small: bool) -> dict[str, Form]:
+def forms(weight: Coded, small: bool, activations: int = 16) -> dict[str, Form]:
     """The forms that a weight may take, the best first."""
     return {"decoded": partial(common.decoded, "gpu")} if weight.costly else {"int8": common.centred}

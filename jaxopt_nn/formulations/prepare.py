@@ -24,7 +24,8 @@ def prepare(
 
     TPU: native int4 and int2 codes, int8 for other widths. GPU: int8. CPU: int8, a matrix as [out, in], in groups as
     [groups, out, entries]; kernels of four axes, and networks whose float weights fit a cache (8 MB), hold the floats that
-    they stand for, since no program on codes is faster: their bytes say so. A mask becomes zeros in a full-size tensor: no
+    they stand for, since no program on codes is faster: their bytes say so. Signs (``Binary``) that will meet signs
+    (``activations=1``) are words of 32. A mask becomes zeros in a full-size tensor: no
     backend runs unstructured zeros faster. One compilation for each structure and shape of leaf.
 
     ``table.choices()`` collects what a traced function will run, with its time over float's.
@@ -36,7 +37,8 @@ def prepare(
         float at so many, the weight holds floats.
       tune: times the forms and programs of each matrix on this host with ``batch`` rows (8 if None), once for a shape, a
         width and a CPU model: kept in memory and in ``tuning.cache_file()``.
-      activations: width of the activations that will be met: 16 (see ``arithmetic``), 32, or 2 to 8.
+      activations: width of the activations that will be met: 16 (see ``arithmetic``), 32, or 1 to 8. ``Network.prepared`` goes
+        by the rule at each weight.
 
     Raises:
       ValueError: another platform, width or batch.
@@ -51,31 +53,46 @@ def prepare(
       >>> bool((jn.densify(stored)["kernel"] == jn.densify(on_tpu)["kernel"]).all())
       True
     """
+    if activations not in (*range(1, 9), 16, 32):
+        raise ValueError(f"prepare(activations={activations!r}): allowed are 1 to 8, 16 and 32")
+    if batch is not None and batch < 1:
+        raise ValueError(f"prepare(batch={batch!r}): a positive number of rows, or None")
+    widths = jax.tree.map(lambda x: activations, variables, is_leaf=is_compressed)
+    return prepare_each(variables, widths, platform, batch=batch, tune=tune)
+
+
+def prepare_each(
+    variables: PyTree,
+    widths: PyTree,
+    platform: str | None = None,
+    *,
+    batch: int | None = None,
+    tune: bool = False,
+) -> PyTree:
+    """``prepare`` with a width of activations for each leaf, a tree of ``variables``' structure."""
     platform = platform or jax.default_backend()
     if platform not in table.PLATFORMS:
         raise ValueError(f"prepare(platform={platform!r}): allowed are {', '.join(map(repr, table.PLATFORMS))}")
-    if activations not in (*range(2, 9), 16, 32):
-        raise ValueError(f"prepare(activations={activations!r}): allowed are 2 to 8, 16 and 32")
-    if batch is not None and batch < 1:
-        raise ValueError(f"prepare(batch={batch!r}): a positive number of rows, or None")
     compressed = [x for x in jax.tree.leaves(variables, is_leaf=is_compressed) if is_compressed(x)]
     small = sum(x.size for x in compressed) <= cpu.SMALL
 
-    def ready(x: Any) -> Any:
+    def ready(x: Any, width: int) -> Any:
         if not is_compressed(x):
             return x
         if (made := x.map_parts(ready)) is not NotImplemented:
             return made
         abstract = any(isinstance(child, jax.ShapeDtypeStruct) for child in jax.tree.leaves(x))
-        form = _form(x, platform, batch, activations, small, tune and not abstract)
-        made = partial(_prepared, platform=platform, form=form, small=small)
+        form = _form(x, platform, batch, width, small, tune and not abstract)
+        made = partial(_prepared, platform=platform, form=form, small=small, activations=width)
         return jax.eval_shape(made, x) if abstract else made(x)
 
-    return jax.tree.map(ready, variables, is_leaf=is_compressed)
+    return jax.tree.map(ready, variables, widths, is_leaf=is_compressed)
 
 
 def _form(x: Any, platform: str, batch: int | None, activations: int, small: bool, tuned: bool) -> str | None:
     """The name of the form; None for the first of the table's."""
+    if activations == 1:
+        return None
     if tuned and (coded := x.coded()) is not None:
         return tuning.best_form(coded, platform, batch or 8, activations, small)
     if platform != "cpu" or batch is None:
@@ -84,10 +101,10 @@ def _form(x: Any, platform: str, batch: int | None, activations: int, small: boo
     return "decoded" if coded is not None and cpu.better_decoded(coded, batch, activations) else None
 
 
-@partial(jax.jit, static_argnames=("platform", "form", "small"))
-def _prepared(tensor: Any, platform: str, form: str | None, small: bool) -> Any:
+@partial(jax.jit, static_argnames=("platform", "form", "small", "activations"))
+def _prepared(tensor: Any, platform: str, form: str | None, small: bool, activations: int) -> Any:
     coded = tensor.coded()
     if coded is None:
         return tensor.densify()
-    forms = table.PLATFORMS[platform].forms(coded, small)
+    forms = table.PLATFORMS[platform].forms(coded, small, 1 if activations == 1 else 16)
     return dataclasses.replace(forms[form or next(iter(forms))](coded), platform=platform)

@@ -75,7 +75,7 @@ def programs(weight: Coded, names: Labels, call: Call, rows: int) -> Iterator[Pr
 over_float = common.over_float
 
 
-def forms(weight: Coded, small: bool) -> dict[str, Form]:
+def forms(weight: Coded, small: bool, activations: int = 16) -> dict[str, Form]:
     """The forms that a weight may take, the best first."""
     if weight.costly:
         return {"decoded": functools.partial(common.decoded, "tpu")}

@@ -17,6 +17,7 @@ from jaxopt_nn.core.transform import State
 from jaxopt_nn.interpret.cases import cases_of
 from jaxopt_nn.interpret.program import check_apply, fails_on
 from jaxopt_nn.interpret.rewrite import Rewritten, rewrite
+from jaxopt_nn.interpret.stored import prepared_for
 
 PyTree = Any
 #: ``(variables, *inputs, key) -> (outputs, {path: leaf that the call changed})``: a network in training mode.
@@ -104,6 +105,10 @@ class Network:
           stats: ``{site: {tap: statistic}}`` that the rules asked for.
         """
         return self.replace(states=self.run.init(self.variables, *inputs, stats=stats))
+
+    def prepared(self, platform: str | None = None) -> Network:
+        """With its compressed weights as ``platform`` runs them (``prepare``), each for the rule at it."""
+        return self.replace(variables=prepared_for(self.variables, self.rules, platform))
 
     def __repr__(self) -> str:
         leaves = leaves_by_path(self.variables).values()

@@ -46,7 +46,7 @@ class Rewritten:
     def __init__(self, apply: Callable[..., PyTree], rules: Cases):
         self._apply, self._rules = apply, tuple(rules)
         self._programs: dict[Hashable, Program] = {}
-        self._prepared = Prepared()
+        self._prepared = Prepared(self._rules)
         self._jitted = jax.jit(self._warned)
 
     def __call__(self, variables: PyTree, *inputs: PyTree, states: Mapping[str, State] | None = None) -> PyTree:
@@ -125,7 +125,7 @@ class Rewritten:
             if message.path in mixed:
                 executions[message.path] = dataclasses.replace(executions[message.path], reason=message.reason)
         report = Report(tuple(m for m in recorder.report() if m.kind != "float" or m.path not in mixed))
-        report = report + stored(variables) + program.info.report.of("opaque", "constant")
+        report = report + stored(variables, self._rules) + program.info.report.of("opaque", "constant")
         if method is not None:
             dense = map_with_path(lambda path, x: dense_like(x), variables)
             report = explain(method, dense, program.info) + report

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 import jax
 
-from jaxopt_nn.core.paths import leaves_by_path, map_with_path
+from jaxopt_nn.core.paths import leaves_by_path, map_with_path, matches
 from jaxopt_nn.core.report import Message, Report
-from jaxopt_nn.formulations.prepare import prepare
+from jaxopt_nn.core.rule import Rule
+from jaxopt_nn.formulations.prepare import prepare_each
 from jaxopt_nn.tensors.base import is_compressed
 
 PyTree = Any
@@ -21,6 +22,15 @@ SAID = (
 )
 
 
+def prepared_for(variables: PyTree, rules: Sequence[tuple[str, Rule]], platform: str | None = None) -> PyTree:
+    """``prepare(variables, platform)``, each weight for the activations that the rule at its path multiplies it with."""
+
+    def width(path: str, leaf: Any) -> int:
+        return next((rule.width for pattern, rule in rules if matches(pattern, path)), 16)
+
+    return prepare_each(variables, map_with_path(width, variables), platform)
+
+
 class Prepared:
     """``prepared(variables)``: stored tensors in the form that the default backend runs, each prepared once.
 
@@ -28,14 +38,16 @@ class Prepared:
     is held for those that are gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Sequence[tuple[str, Rule]] = ()) -> None:
+        self._rules = rules
         self._made: dict[int, tuple[weakref.ref[Any], Any]] = {}
 
     def __call__(self, variables: PyTree, paths: Container[str]) -> PyTree:
         """``variables`` with the leaves of ``paths`` prepared; not under a trace."""
         tensors = {path: x for path, x in leaves_by_path(variables).items() if is_compressed(x) and path in paths}
         if any(id(x) not in self._made for x in tensors.values()):
-            for path, ready in prepare(tensors).items():  # together: the form depends on how large the network is
+            # together: the form depends on how large the network is
+            for path, ready in prepared_for(tensors, self._rules).items():
                 self._keep(tensors[path], ready)
         found = {path: self._made[id(x)][1] for path, x in tensors.items()}
         return map_with_path(lambda path, x: x if found.get(path) is None else found[path], variables)
@@ -50,11 +62,11 @@ class Prepared:
         self._made[key] = weakref.ref(tensor, lambda _: self._made.pop(key, None)), ready
 
 
-def stored(variables: PyTree) -> Report:
+def stored(variables: PyTree, rules: Sequence[tuple[str, Rule]] = ()) -> Report:
     """A message for each compressed tensor, arrays or traced, that is not in the form that the default backend runs."""
     tensors = {path: x for path, x in leaves_by_path(variables).items() if is_compressed(x)}
     likes = {path: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), x) for path, x in tensors.items()}
-    ready = prepare(likes)
+    ready = prepared_for(likes, rules)
     return Report(tuple(Message("stored", path, SAID) for path in likes if not _same_form(likes[path], ready[path])))
 
 

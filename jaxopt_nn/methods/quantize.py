@@ -165,7 +165,7 @@ def quantize(
       (4, 1024, 160)
     """
     _check(bits, granularity, group, ste)
-    root, generator = _root_key(rounding, key)
+    root, generator = random_root(rounding, key, "quantize")
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
         reason = why_not_matrix(path, leaf, info)
@@ -180,7 +180,7 @@ def quantize(
         return LeafTraits("codes", keeps_zeros=not (bits == 1 and symmetric), notes=(share,) if scales >= codes else ())
 
     def formed(leaf: Any, roles: Roles) -> Format:
-        shape = _scale_shape(leaf.shape, roles, granularity, group)
+        shape = scale_shape(leaf.shape, roles, granularity, group)
         return Format(bits, signed, symmetric, shape, ste, roles.stack, generator)
 
     def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
@@ -210,18 +210,18 @@ def _check(bits: Any, granularity: str, group: int, ste: str) -> None:
         )
 
 
-def _root_key(rounding: str, key: jax.Array | int | None) -> tuple[jax.Array | None, str | None]:
+def random_root(rounding: str, key: jax.Array | int | None, what: str) -> tuple[jax.Array | None, str | None]:
     """The key of stochastic rounding and the name of its generator; (None, None) for nearest."""
     if rounding not in ("nearest", "stochastic"):
-        raise ValueError(f"quantize(rounding={rounding!r}): allowed are 'nearest' and 'stochastic'")
+        raise ValueError(f"{what}(rounding={rounding!r}): allowed are 'nearest' and 'stochastic'")
     if (key is None) == (rounding == "stochastic"):
         raise ValueError(
-            f"quantize(rounding={rounding!r}, key={key}): stochastic rounding needs a key, e.g. key=jax.random.key(0), and "
+            f"{what}(rounding={rounding!r}, key={key}): stochastic rounding needs a key, e.g. key=jax.random.key(0), and "
             "no other rounding has one"
         )
     if key is None:
         return None, None
-    root = as_key(key, "quantize")
+    root = as_key(key, what)
     return root, str(jax.random.key_impl(root))
 
 
@@ -232,16 +232,25 @@ def _fold_in(leaf: Any, learnt: Any, carried: Quantized, step: Any, grad: Any) -
 
 def _followed(learnt: Any, carried: Quantized, cut: Cut) -> tuple[Any, Any] | str:
     """Ranges are computed at every view; what must still hold is that the groups divide the axis."""
-    lengths = list(carried.form.scale_shape)
+    shape = cut_scales(carried.form.scale_shape, cut)
+    if isinstance(shape, str):
+        return shape
+    return learnt, dataclasses.replace(carried, form=carried.form._replace(scale_shape=shape))
+
+
+def cut_scales(shape: tuple[int, ...], cut: Cut) -> tuple[int, ...] | str:
+    """The shape of the scales of a leaf that a pass has cut, or the reason why there is none."""
+    lengths = list(shape)
     for axis, own in enumerate(lengths):
         group, length = cut.shape[axis] // max(own, 1), cut.small[axis]
         if own > 1 and length % group:
             return f"{length} entries stay along axis {axis}, not a multiple of group={group}"
         lengths[axis] = length // group if own > 1 else own
-    return learnt, dataclasses.replace(carried, form=carried.form._replace(scale_shape=tuple(lengths)))
+    return tuple(lengths)
 
 
-def _scale_shape(shape: tuple[int, ...], roles: Roles, granularity: str, group: int) -> tuple[int, ...]:
+def scale_shape(shape: tuple[int, ...], roles: Roles, granularity: str, group: int = -1) -> tuple[int, ...]:
+    """Along each axis 1, the leaf's length, or a divisor of it: what shares a scale."""
     kept = roles.channel_axes() if granularity == "channel" else roles.stack
     out = [n if i in kept else 1 for i, n in enumerate(shape)]
     if group != -1 and roles.input:

@@ -91,13 +91,18 @@ def binary_params(x: Array, scale_shape: Sequence[int]) -> tuple[Array, Array]:
     Returns:
       scale, float32 of ``scale_shape``; zero, float32 of the same shape.
     """
+    mean = mean_magnitude(x, scale_shape)
+    scale = _safe_scale(jnp.minimum(mean, _LARGEST / 2) * 2, mean, 1)
+    return scale, jnp.full(scale.shape, 0.5, jnp.float32)
+
+
+def mean_magnitude(x: Array, scale_shape: Sequence[int]) -> Array:
+    """The mean of ``|x|`` of each group of entries, float32 of ``scale_shape``."""
     axes, groups = _reduced(x.shape, scale_shape)
     count = max(math.prod(x.shape) // max(math.prod(scale_shape), 1), 1)
     # Each term is divided, not the sum, which could overflow.
     term = jnp.abs(x.astype(jnp.float32)) * np.float32(1 / count)
-    mean = group_reduce(term, axes, groups, jnp.sum)
-    scale = _safe_scale(jnp.minimum(mean, _LARGEST / 2) * 2, mean, 1)
-    return scale, jnp.full(scale.shape, 0.5, jnp.float32)
+    return group_reduce(term, axes, groups, jnp.sum)
 
 
 def _safe_scale(scale: Array, extent: ArrayLike, largest_code: int) -> Array:

@@ -25,7 +25,6 @@ from jaxopt_nn.core.transform import Facts, State, Transform, explain
 from jaxopt_nn.cost.latency import devices, latencies
 from jaxopt_nn.export.exported import check_platforms, exported
 from jaxopt_nn.export.programs import Programs
-from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.alarms import at_chance, unused_rules
@@ -338,7 +337,7 @@ class Compressor:
             directory / write.NETWORK, result.network, programs=programs, recipe=recipe, extra=extra, overwrite=True
         )
         loaded = load(artifact, result.network.apply, result.network.rules)
-        reloaded = task.result(accumulated(loaded.replace(variables=prepare(loaded.variables)), task, task.test))
+        reloaded = task.result(accumulated(loaded.prepared(), task, task.test))
         expected = task.result(result.sums[1])
         result.report["artifact"] = {
             "path": os.path.join(workdir, write.NETWORK), "bytes": artifact.bytes, "metrics_reloaded": reloaded,
@@ -361,8 +360,7 @@ class Compressor:
             now, facts = course.begun(k, now, run)
             now, entries = course.trained(k, now, run)
             stored = course.deployed(k, now, run.task)
-            ready = stored.replace(variables=prepare(stored.variables))
-            forms.append(_Form(stage.name, stored, ready, now.info, facts))
+            forms.append(_Form(stage.name, stored, stored.prepared(), now.info, facts))
             history += entries
         return forms, now, history
 

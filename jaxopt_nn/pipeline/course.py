@@ -197,7 +197,7 @@ class Course:
 
     def deployed(self, k: int, now: Position, task: Task) -> Network:
         """The network that would be deployed after stage ``k``, in stored form."""
-        rules, states = self.recipe[k].rule or (), now.rule_states
+        rules, states = self.recipe[k].cases, now.rule_states
         if states is None:
             viewed = now.network.replace(variables=self.view(k, now, task), rules=rules)
             states = with_states(viewed, task).states

@@ -15,6 +15,7 @@ import numpy as np
 from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.passes import Pass, Plan
 from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.rule import described as rule_described
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import Transform, identity
@@ -80,8 +81,10 @@ def stage_prints(
         method = identity() if isinstance(change, Plan) else change
         if not timed:
             said["programs"] = _digest(method, stage, task.steps * stage.epochs, network, info)
-        rules = {"rule": stage.rule, "training_rule": stage.training_rule}
-        said |= {name: rule and (rule_described(rule) or rule.name) for name, rule in rules.items()}
+        in_words = lambda rule: rule and (rule_described(rule) or rule.name)
+        alone = stage.rule is None or isinstance(stage.rule, Rule)
+        said["rule"] = in_words(stage.rule) if alone else [[pattern, in_words(rule)] for pattern, rule in stage.cases]
+        said["training_rule"] = in_words(stage.training_rule)
         said["thaw"] = list(stage.thaw)
         timed = timed or (isinstance(stage.transform, Pass) and stage.transform.traits.timed)
         if isinstance(change, Plan) and not timed:

@@ -7,7 +7,7 @@ import functools
 import math
 import numbers
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,6 +18,7 @@ from jaxopt_nn.core.passes import Pass
 from jaxopt_nn.core.rule import Rule
 from jaxopt_nn.core.train import averaging
 from jaxopt_nn.core.transform import Transform, identity
+from jaxopt_nn.interpret.cases import cases_of
 
 if TYPE_CHECKING:
     import optax
@@ -106,8 +107,9 @@ class Stage:
       ema: decay of an exponential moving average of all that is trained, e.g. 0.999; the stage ends with the average, while
         ``carried`` and the history are those of the training itself. With a constant learning rate it takes the place of a
         decayed one (Polyak and Juditsky 1992; Izmailov et al. 2018). 0: none.
-      rule: what the deployed network's sites compute, e.g. ``arithmetic("w4a8")``; None evaluates the codes with float
-        activations. Holds for this stage, not for later ones.
+      rule: what the deployed network's sites compute, e.g. ``arithmetic("w4a8")``, or ``(pattern, Rule)`` pairs over leaf paths
+        and site names, first match wins; None evaluates the codes with float activations. Holds for this stage, not for later
+        ones.
       thaw: names of earlier stages whose ``carried`` (masks, say) goes on changing, their schedules from where they were.
       rewind: name of an earlier stage: once the transform has started on the trained weights, all variables go back to what
         they were when that stage began, while masks and other states stay (Frankle & Carbin 2019; a few steps into the
@@ -139,7 +141,7 @@ class Stage:
     ema: float = 0.0
     optimizer: optax.GradientTransformation | Callable[[int], optax.GradientTransformation] | None = None
     learnt_optimizer: optax.GradientTransformation | Callable[[int], optax.GradientTransformation] | None = None
-    rule: Rule | None = None
+    rule: Rule | Sequence[tuple[str, Rule]] | None = None
     thaw: tuple[str, ...] = ()
     rewind: str | None = None
     training_rule: Rule | None = None
@@ -160,7 +162,9 @@ class Stage:
             ("calibration", Calibration, "Calibration(sequential=True)"),
             ("distill", Distill, "Distill(temperature=4.0, hard_weight=0.1)"),
         ):
-            if getattr(self, field) is not None:
+            if field == "rule" and isinstance(self.rule, Mapping | list | tuple) and not isinstance(self.rule, Rule):
+                object.__setattr__(self, "rule", self.cases)
+            elif getattr(self, field) is not None:
                 require(getattr(self, field), kind, f"{where}: {field}", hint)
         if isinstance(self.thaw, str) or not all(isinstance(name, str) for name in self.thaw):
             raise TypeError(f"{where}: thaw={self.thaw!r:.60}; pass a tuple of names of earlier stages, e.g. ('prune',)")
@@ -186,6 +190,11 @@ class Stage:
             raise ValueError(f"{where}: weight_decay={self.weight_decay}; a number from 0, e.g. 0.01")
         if not 0 <= self.ema < 1:
             raise ValueError(f"{where}: ema={self.ema}; a decay from 0 (no average) to below 1, e.g. 0.999")
+
+    @property
+    def cases(self) -> tuple[tuple[str, Rule], ...]:
+        """``rule`` as a ``Network`` has them: ``(pattern, Rule)`` pairs."""
+        return () if self.rule is None else tuple(cases_of(self.rule, Rule, f"stage {self.name!r}: rule"))
 
     def method(self, steps: int) -> Transform:
         """What this stage adds, trained for ``steps`` steps: nothing where it holds a pass.
@@ -307,6 +316,12 @@ def _calibration(stage: Stage) -> dict[str, Any]:
     return {"calibration": {"weights": None if weights is None else named, "sequential": stage.calibration.sequential}}
 
 
+def _rules(stage: Stage) -> str | None:
+    """The name of the rule, with the patterns of several."""
+    several = [f"{pattern}: {rule.name}" for pattern, rule in stage.cases]
+    return stage.rule.name if isinstance(stage.rule, Rule) else ", ".join(several) or None
+
+
 def described(recipe: Recipe, methods: Sequence[Transform]) -> list[dict[str, Any]]:
     """The recipe in words, for reports; ``methods`` are the transforms that its stages add."""
     return [
@@ -319,7 +334,7 @@ def described(recipe: Recipe, methods: Sequence[Transform]) -> list[dict[str, An
             "optimizer": "Adam" if stage.optimizer is None else "given",
             "ema": stage.ema,
             "rewind": stage.rewind,
-            "rule": stage.rule.name if stage.rule else None,
+            "rule": _rules(stage),
             "training_rule": stage.training_rule.name if stage.training_rule else None,
             **_calibration(stage),
             "distill": dataclasses.asdict(stage.distill) if stage.distill else None,

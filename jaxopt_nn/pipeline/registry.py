@@ -31,6 +31,7 @@ from jaxopt_nn.methods.allocations.lamp import lamp
 from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.arithmetic import arithmetic, fake_quant_activations
+from jaxopt_nn.methods.binary import binarize
 from jaxopt_nn.methods.cluster import cluster
 from jaxopt_nn.methods.cluster_vectors import cluster_vectors
 from jaxopt_nn.methods.criteria.base import Criterion
@@ -53,6 +54,8 @@ from jaxopt_nn.methods.sparsegpt import obs, sparsegpt
 from jaxopt_nn.methods.structures.base import Structure, single_weights
 from jaxopt_nn.methods.structures.blocks import blocks
 from jaxopt_nn.methods.structures.n_of_m import n_of_m
+from jaxopt_nn.methods.ternary import ternarize
+from jaxopt_nn.methods.xnor import xnor
 from jaxopt_nn.passes import scores
 from jaxopt_nn.passes.allocations import across_layers, per_layer
 from jaxopt_nn.passes.cut_layers import cut_layers
@@ -62,6 +65,7 @@ from jaxopt_nn.pipeline.attention import attention_weights
 from jaxopt_nn.pipeline.recipe import Calibration, Distill, Stage
 
 METHODS: dict[str, Callable[..., Transform]] = {
+    "binarize": binarize,
     "clip": clip.clip,
     "clip_percentile": clip.clip_percentile,
     "clip_std": clip.clip_std,
@@ -77,6 +81,7 @@ METHODS: dict[str, Callable[..., Transform]] = {
     "rate_quantize": rate_quantize,
     "residual": residual,
     "sparsegpt": sparsegpt,
+    "ternarize": ternarize,
 }
 PASSES: dict[str, Callable[..., Pass]] = {"cut_layers": cut_layers, "cut_units": cut_units}
 CRITERIA: dict[str, Criterion] = {
@@ -128,6 +133,8 @@ SCHEDULES: dict[str, Callable[..., Callable[[Any], Any]]] = {
 WEIGHTS: dict[str, Callable[..., Callable[..., Any]]] = {"attention": attention_weights}
 #: Where a rule's activation ranges come from, behind its name.
 RANGES: dict[str, Callable[[str], Rule]] = {"static": static_ranges, "moving": moving_ranges}
+#: Rules on signs, and whether they have the scales of activations.
+SIGNS = {"xnor": True, "xnor-unscaled": False}
 #: Arguments of schedules that count steps; a config may give them as a share of the stage. 1.0 is the last step of a method's
 #: schedule, so that its end is reached, and the end of the training for a learning rate, whose zero would waste a step.
 STEPS = ("begin", "end", "decay_steps", "transition_begin", "transition_steps")
@@ -212,6 +219,16 @@ def transform(
     return chosen if interval == 1 else every(interval, chosen, last=max(steps - 1, 0))
 
 
+def rules(given: str | Mapping[str, str] | None) -> Rule | list[tuple[str, Rule]] | None:
+    """A rule by its name, or rules by patterns of paths: ``{"**/Conv_1/kernel": "xnor", "**": "w8a8"}``, first match wins.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if not isinstance(given, Mapping):
+        return rule(given)
+    made = [(pattern, rule(name)) for pattern, name in given.items()]
+    return [(pattern, own or identity_rule()) for pattern, own in made] or None
 def _draws(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:
     """Whether a method draws at random, with these arguments: then it gets the stage's key."""
     key = inspect.signature(factory).parameters.get("key")
@@ -220,10 +237,12 @@ def _draws(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:
 
 
 def rule(name: str | None) -> Rule | None:
-    """A rule from its name: ``"w4a8"``, with one range a site ``"w4a8-static"`` or ``"w4a8-moving"``; None, or ``""``, is
-    weight-only."""
+    """A rule from its name: ``"w4a8"``, with one range a site ``"w4a8-static"`` or ``"w4a8-moving"``; ``"xnor"`` takes signs of
+    activations, without their scales ``"xnor-unscaled"``; None, or ``""``, is weight-only."""
     if not name:
         return None
+    if name in SIGNS:
+        return xnor(scales=SIGNS[name])
     if ":" in name:
         return imported(name)()
     base, dash, kind = name.partition("-")
@@ -329,8 +348,8 @@ def stage_fields(own: Mapping[str, Any]) -> dict[str, Any]:
         kept["distill"] = called(Distill, "distill", own["distill"])
     if own.get("calibration"):
         kept["calibration"] = _calibration(own["calibration"])
-    rules = {"rule": rule(own.get("rule")), "training_rule": training_rule(own.get("training_rule"))}
-    return {**kept, **rules, "thaw": tuple(own.get("thaw", ()))}
+    made = {"rule": rules(own.get("rule")), "training_rule": training_rule(own.get("training_rule"))}
+    return {**kept, **made, "thaw": tuple(own.get("thaw", ()))}
 
 
 def _calibration(fields: Mapping[str, Any]) -> Calibration:

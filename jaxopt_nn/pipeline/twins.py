@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from jaxopt_nn.core.rule import identity_rule
+from jaxopt_nn.core.rule import Rule, identity_rule
 from jaxopt_nn.core.transform import State
-from jaxopt_nn.formulations.prepare import prepare
+from jaxopt_nn.interpret.cases import assigned
 from jaxopt_nn.interpret.network import Network, Rules
 from jaxopt_nn.pipeline.calibrate import calibrated, calibration_inputs
 from jaxopt_nn.pipeline.recipe import Stage
@@ -39,6 +39,11 @@ def with_states(network: Network, task: Task) -> Network:
     return network.initialized(*task.example) if network.rules else network.replace(states={})
 
 
+def _trained(cases: Iterable[tuple[str, Rule]]) -> Rules:
+    """What stands in training for deployed rules: their twins, or sites as they stand."""
+    return tuple((pattern, rule.training or identity_rule()) for pattern, rule in cases)
+
+
 def twin(stage: Stage, network: Network, pack: Callable[[], PyTree], task: Task) -> Twin:
     """What stands at the sites while a stage is trained: its ``training_rule``, else the twin of its ``rule``.
 
@@ -51,17 +56,18 @@ def twin(stage: Stage, network: Network, pack: Callable[[], PyTree], task: Task)
     if stage.training_rule is not None:
         ready = with_states(network.replace(rules=stage.training_rule.training or stage.training_rule), task)
         return Twin(ready.rules, ready.states)
-    if stage.rule is None or stage.rule.training is None:
+    cases = stage.cases
+    if not any(rule.training for _, rule in cases):
         return Twin()
-    rule = stage.rule
-    states = with_states(network.replace(rules=rule), task).states
-    ready = network.replace(variables=prepare(pack()), rules=rule)
+    states = with_states(network.replace(rules=cases), task).states
+    ready = network.replace(variables=pack(), rules=cases).prepared()
     report = ready.run.explain(ready.variables, *task.example, states=states)
     left = [message.path for message in report.of("float")]
     # a leaf's first site has its name: as a pattern it takes the leaf's other sites too, unless they come before
-    sites = ready.run.program(ready.variables, task.example).sites.values()
-    others = [site.name for site in sites if site.leaf in left and site.name not in left]
+    program = ready.run.program(ready.variables, task.example)
+    found = ((program.sites[key], rule) for key, rule in assigned(program, cases, "rule").items())
+    others = [(site.name, rule) for site, rule in found if site.leaf in left and site.name not in left]
     floats = ((name, identity_rule()) for name in left)
-    rules = (*((name, rule.training) for name in others), *floats, ("**", rule.training))
+    rules = (*_trained(others), *floats, *_trained(cases))
     own = {site: state for site, state in states.items() if site not in left}
     return Twin(rules, own, {site: state for site, state in states.items() if site in left})

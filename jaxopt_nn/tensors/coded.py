@@ -145,13 +145,20 @@ class Coded(Tensor):
     def expand(self) -> Self:
         if self.axis is not None and self.length is not None:
             place = self.physical.index(self.axis % self.codes.ndim)
-            codes = packing.unpack_bits(self.codes, self.bits, self.length, place)
-            codes = encode.signed_codes(codes, self.bits, self.signed)
+            codes = self._opened(packing.unpack_bits(self.codes, self.bits, self.length, place))
             return dataclasses.replace(self, codes=codes, axis=None, length=None)
         if self.split_axis is None:
             return self
         ranked = sorted(range(self.codes.ndim), key=lambda p: (self.physical[p], p))
         return dataclasses.replace(self, codes=self.codes.transpose(ranked).reshape(self.shape), order=None)
+
+    def _opened(self, codes: Array) -> Array:
+        """The codes that unpacked bytes stand for."""
+        return encode.signed_codes(codes, self.bits, self.signed)
+
+    def _closed(self, codes: Array, at: int) -> Array:
+        """Codes, an entry each, packed along the axis ``at``."""
+        return encode.stored(codes, self.bits, self.signed, at)
 
     def leading(self) -> Self:
         if self._whole() == 0:
@@ -341,7 +348,7 @@ class Coded(Tensor):
         for a in self.physical:
             order.extend(range(axis, axis + indices.ndim) if a == axis else [moved(a)])
         if place == axis:
-            codes = encode.signed_codes(packing.take_bits(self.codes, self.bits, indices, at), self.bits, self.signed)
+            codes = self._opened(packing.take_bits(self.codes, self.bits, indices, at))
             place = None
         else:
             codes = jnp.take(self.codes, indices, axis=at, mode="clip")
@@ -373,7 +380,7 @@ class Coded(Tensor):
         at = wide.physical.index(axis)
         codes, length = pick(wide.codes, keep, at), self.length
         if self._place() == axis:
-            codes, length = encode.stored(codes, self.bits, self.signed, at), len(keep)
+            codes, length = self._closed(codes, at), len(keep)
         return dataclasses.replace(self, codes=codes, length=length, **params)
 
     def spec(self, partition: PartitionSpec, mesh: Any = None) -> Any:

@@ -21,6 +21,7 @@ TRAINED = ("bytes_lm_ptq", "digits_distill", "fashion_lenet5", "fashion_resnet_s
 SMALL = {
     "experiments.models.fashion:lenet300": {"hidden": [12, 8]},
     "experiments.models.fashion:lenet5": {"channels": [2, 3], "hidden": 8},
+    "experiments.models.fashion:xnor_lenet5": {"channels": [2, 3], "hidden": 8},
     "experiments.models.fashion:resnet": {"channels": [16, 16], "stride": 4},
     "experiments.models.fashion:vit": {"patch": 14, "width": 8, "layers": 1, "heads": 2, "hidden": 12},
     "experiments.models.text:gpt": {"width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "hidden": 32},

@@ -55,6 +55,7 @@ DEFAULTS = {
     fashion.lenet300: dense(784, 300, 100, 10),
     fashion.lenet300_nnx: dense(784, 300, 100, 10),
     fashion.lenet5: 26 * 20 + (25 * 20 + 1) * 50 + dense(800, 500, 10),
+    fashion.xnor_lenet5: 26 * 20 + (25 * 20 + 1) * 50 + dense(800, 500, 10) + 2 * (20 + 50 + 500),
     fashion.resnet: resnet_size(1, (16, 32, 64), 1)[0],
     fashion.vit: vit_size(4, 64, 4, 128),
     cifar.resnet20: resnet_size(3, (16, 32, 64), 3)[0],
@@ -65,13 +66,16 @@ DEFAULTS = {
     digits.teacher: dense(64, 300, 100, 10),
     digits.student: dense(64, 16, 10),
 }
-STATED = {266_610, 431_080, 77_754, 139_018, 272_474, 820_352, 50_610, 1_210}
+STATED = {266_610, 431_080, 432_220, 77_754, 139_018, 272_474, 820_352, 50_610, 1_210}
 
 # Small, for speed; lists as a config in JSON gives them.
 SMALL = {
     "lenet300": (fashion.lenet300, {"hidden": [8, 6]}, (3, 28, 28, 1), dense(784, 8, 6, 10)),
     "lenet300_nnx": (fashion.lenet300_nnx, {"hidden": [8, 6]}, (3, 28, 28, 1), dense(784, 8, 6, 10)),
     "lenet5": (fashion.lenet5, {"channels": [2, 3], "hidden": 5}, (3, 28, 28, 1), 26 * 2 + 51 * 3 + dense(48, 5, 10)),
+    "xnor_lenet5": (
+        fashion.xnor_lenet5, {"channels": [2, 3], "hidden": 5}, (3, 28, 28, 1), 26 * 2 + 51 * 3 + dense(48, 5, 10) + 20,
+    ),
     "resnet": (fashion.resnet, {"channels": [4, 6]}, (3, 28, 28, 1), resnet_size(1, (4, 6), 1)[0]),
     "resnet_stride": (
         fashion.resnet, {"channels": [4, 6], "stride": 4}, (3, 28, 28, 1), resnet_size(1, (4, 6), 1, side=4)[0],
@@ -119,7 +123,7 @@ def test_a_builder_gives_a_network_of_its_sizes_and_seed(name):
     build, sizes, shape, size = SMALL[name]
     network = small(name)
     apply, variables = network.apply, network.variables
-    assert bool(network.still) == ("resnet" in name)
+    assert bool(network.still) == ("resnet" in name or "xnor" in name)
     assert count(variables.get("params", variables)) == size
     logits = jax.eval_shape(apply, variables, inputs(shape))
     assert logits.shape == ((3, 7, 16) if name == "gpt" else (3, 10)) and logits.dtype == jnp.float32

@@ -26,7 +26,7 @@ def packed(method):
 @pytest.mark.parametrize("method", [quantize(4), quantize(8), prune(sparsity=0.5)], ids=["4 bits", "8 bits", "mask"])
 def test_each_tensor_is_prepared_once_and_goes_with_its_owner(method, monkeypatch):
     calls = []
-    monkeypatch.setattr(module, "prepare", lambda x: calls.append(x) or prepare(x))
+    monkeypatch.setattr(module, "prepared_for", lambda x, rules: calls.append(x) or prepare(x))
     ready, variables = Prepared(), packed(method)
     first, second = ready(variables, "ab"), ready({**variables}, "ab")
     assert len(calls) == 1 and first["a"] is second["a"] and first["b"] is W["b"]

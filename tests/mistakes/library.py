@@ -64,6 +64,16 @@ TRANSFORMS = [
     ('jn.quantize(4, ste="round")', ValueError, "ste='round'", "allowed are 'clip', 'pass' and 'none'"),
     ('jn.quantize(4, rounding="stochastic")', ValueError, "key=None", "key=jax.random.key(0)"),
     ('jn.quantize(4, rounding="stochastic", key="a")', TypeError, "key is 'a'", "jax.random.key(0)"),
+    ('jn.binarize("tensor")', ValueError, "scale='tensor'", "allowed are 'channel', 'layer', a number above 0"),
+    ('jn.binarize(gradient="pass")', ValueError, "gradient='pass'", "allowed are 'clip' and 'scaled'"),
+    ('jn.binarize(None, "scaled")', ValueError, "scale=None, gradient='scaled'", "pass scale='channel'"),
+    ('jn.binarize(rounding="stochastic")', ValueError, "key=None", "key=jax.random.key(0)"),
+    (
+        "jn.chain(jn.prune(sparsity=0.5), jn.binarize()).init(variables, info)",
+        ValueError, "does not keep zeros", "put it before the pruning",
+    ),
+    ('jn.ternarize("twin")', ValueError, "kind='twin'", "allowed are 'twn' and 'ttq'"),
+    ('jn.ternarize("ttq", threshold=1.0)', ValueError, "threshold=1.0", "a number from 0 to below 1, e.g. 0.05"),
     ("jn.cluster()", ValueError, "k=None, bits=None", "pass one of k, 2 to 256, and bits, 1 to 8"),
     ("jn.cluster(300)", ValueError, "k=300", "allowed are the whole numbers 2 to 256"),
     ("jn.cluster(bits=9)", ValueError, "bits=9", "allowed are the whole numbers 1 to 8"),
@@ -224,6 +234,7 @@ NETWORKS = [
         "jn.nnx(nnx.state(nnx.Linear(2, 2, rngs=nnx.Rngs(0))))",
         TypeError, "model is a State", "pass an instance of an NNX module",
     ),
+    ("jn.xnor(2)", ValueError, "xnor(scales=2)", "allowed are True"),
     ("jn.prepare(stored, 'cuda')", ValueError, "platform='cuda'", "allowed are 'cpu', 'gpu', 'tpu'"),
 ]  # fmt: skip
 
