@@ -58,7 +58,7 @@ from jaxopt_nn.methods.low_rank import low_rank
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.ranges import moving_ranges, static_ranges
-from jaxopt_nn.methods.rate import rate_quantize
+from jaxopt_nn.methods.rate_quantization import rate_quantize
 from jaxopt_nn.methods.regrowth import Regrowth, rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.sparsegpt import obs, sparsegpt

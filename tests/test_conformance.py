@@ -40,7 +40,7 @@ from jaxopt_nn.methods.learnt_threshold import learnt_threshold
 from jaxopt_nn.methods.low_rank import low_rank
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
-from jaxopt_nn.methods.rate import rate_quantize
+from jaxopt_nn.methods.rate_quantization import rate_quantize
 from jaxopt_nn.methods.regrowth import rigl, sparse_evolution
 from jaxopt_nn.methods.schedules import cubic, staircase
 from jaxopt_nn.methods.sparsegpt import obs, sparsegpt

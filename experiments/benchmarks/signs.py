@@ -2,8 +2,8 @@
 
 Command: ``python -m experiments.benchmarks.signs`` (half a minute)
 
-Activations ``[batch, inputs]`` times a weight ``[inputs, outputs]``: dense; binary weights under ``jn.xnor(scales=False)`` in
-words, and as int8. All take turns in one run.
+Activations ``[batch, inputs]`` times a weight ``[inputs, outputs]``: dense; binary weights under ``jn.xnor(scales=False)``
+in words, and as int8. All take turns in one run.
 """
 
 from __future__ import annotations

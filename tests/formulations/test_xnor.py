@@ -226,7 +226,7 @@ def test_a_program_for_any_batch(tmp_path):
     def apply(v, x):
         options = {"window_strides": (1, 1), "dimension_numbers": LAYOUTS[4], **conv}
         y = lax.conv_general_dilated(x, v["conv"], **options)
-        return (y - y.mean((1, 2), keepdims=True)).reshape(len(x), -1) @ v["w"]
+        return (y - y.mean((1, 2), keepdims=True)).reshape(x.shape[0], -1) @ v["w"]
 
     method, x = jn.binarize(), normal((5, 6, 6, 8), 1)
     stored = method.pack(v, method.init(v, jn.inspect(apply, v, x)))

@@ -6,7 +6,7 @@ import pytest
 
 from jaxopt_nn.core.combine import where
 from jaxopt_nn.interpret.network import Network
-from jaxopt_nn.methods.rate import rate_quantize
+from jaxopt_nn.methods.rate_quantization import rate_quantize
 from jaxopt_nn.pipeline.classes import classification
 from jaxopt_nn.pipeline.compress_to import compress_to, file_bytes
 from jaxopt_nn.pipeline.recipe import Stage

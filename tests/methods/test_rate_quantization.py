@@ -10,7 +10,7 @@ from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
-from jaxopt_nn.methods.rate import rate_quantize
+from jaxopt_nn.methods.rate_quantization import rate_quantize
 from jaxopt_nn.numerics import rate
 from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.pipeline.numbers import regression
