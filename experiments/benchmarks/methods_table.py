@@ -118,6 +118,7 @@ CASES = [
     Case("jn.ternarize()", TRAINED, paper="Li & Liu 2016"),
     Case('jn.ternarize("ttq")', TRAINED, paper="Zhu et al. 2017"),
     Case('jn.quantize(2, rounding="stochastic", key=0)', TRAINED, paper="Gupta et al. 2015"),
+    Case("jn.every(10, jn.rate_quantize(1e-5))", TRAINED, paper="Oktay et al. 2020"),
     Case("jn.cluster(16)", paper="Han et al. 2016"),
     Case("jn.cluster(4)", paper="Han et al. 2016"),
     Case("jn.cluster(4)", TRAINED, paper="Han et al. 2016"),
