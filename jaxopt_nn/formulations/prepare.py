@@ -79,7 +79,7 @@ def prepare_each(
     def ready(x: Any, width: int) -> Any:
         if not is_compressed(x):
             return x
-        if (made := x.map_parts(ready)) is not NotImplemented:
+        if (made := x.map_parts(lambda part: ready(part, width))) is not NotImplemented:
             return made
         abstract = any(isinstance(child, jax.ShapeDtypeStruct) for child in jax.tree.leaves(x))
         form = _form(x, platform, batch, width, small, tune and not abstract)

@@ -179,8 +179,8 @@ def test_a_wrong_config_is_named(tmp_path, config, said):
     ("flags", "said"),
     [
         (["--config.stages[3].sparsity=0.5"], "config.stages has 3: config.stages[0] to [2]"),
-        (["--config=nope.py"], "no such file: 'nope.py'; shipped configs: bytes_lm_24, "),
-        (["--config=nope.py", "--config.seed=1"], "; pass a Python file with a get_config(), or the name"),
+        (["--config=qqq.py"], "no such file: 'qqq.py'; shipped configs: bytes_lm_24, "),
+        (["--config=qqq.py", "--config.seed=1"], "; pass a Python file with a get_config(), or the name"),
         (["--config=digits_quickstar"], "no such file: 'digits_quickstar'; nearest shipped configs: digits_quickstart"),
         (["--config", "digits_quickstart", "--config.stages[3].sparsity=0.5"], "config.stages has 3"),
         (["--config=LICENSE"], "LICENSE, line 2, is no Python ("),
