@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+
 from jaxopt_nn.coding import header, nodes, streams
 from jaxopt_nn.coding.places import Place, abstract, named_shardings
 from jaxopt_nn.coding.targets import fitted, shardings_of
@@ -241,7 +243,9 @@ class OpenFile:
         self.contents.manifest["sha"] = f"{self._frames.digest:08x}"
 
         def given(i: int) -> Any:
-            return reader.arrays[first_of(i)] if i in wanted else _abstract(entries[i])
+            if i not in wanted:
+                return _abstract(entries[i])
+            return reader.arrays[i] if entries[i].same is None else reader.again(i)
 
         return given
 
@@ -276,6 +280,13 @@ class _Arrays:
     def _place(self, i: int) -> Place:
         entry = self._entries[i]
         return Place(entry.shape, entry.dtype, self._sharding(entry.path, entry.leaf))
+
+    def again(self, i: int) -> Any:
+        """An array that equals an earlier one: with its own sharding, and memory of its own, which may be donated."""
+        entry, place = self._entries[i], self._place(i)
+        assert entry.same is not None
+        place.put(tuple(slice(0, n) for n in entry.shape), np.asarray(self.arrays[entry.same]))
+        return place.done()
 
     def start(self, pool: ThreadPoolExecutor, stream: streams.Stream, data: Callable[[], bytes]) -> None:
         """Decodes a stream in a thread; waits where too many are under way."""

@@ -59,3 +59,21 @@ def test_fields_that_do_not_fit_are_refused(tensor, fields):
     tensor.check()
     with pytest.raises(ValueError, match=type(tensor).__name__):
         dataclasses.replace(tensor, **fields).check()
+
+
+def test_equal_arrays_are_read_as_two(tmp_path):
+    """They take their bytes once; each has the sharding that it was asked for, and may be donated beside the other."""
+    mesh = jax.make_mesh((4,), ("m",), devices=jax.devices()[:4], axis_types=(jax.sharding.AxisType.Auto,))
+    at = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+    tree = {"a": V["kernel"], "b": V["kernel"] + 0}
+    file = jn.save_file(tmp_path / "tree.jn", tree)
+    assert file.bytes < 1.2 * jn.save_file(tmp_path / "one.jn", {"a": V["kernel"]}).bytes
+    again, _ = jn.load_file(file, sharding={"a": at("m"), "b": at(None, "m")})
+    assert again["a"].sharding.spec != again["b"].sharding.spec
+    for name, x in again.items():
+        np.testing.assert_array_equal(x, tree[name])
+    part, _ = jn.load_file(file, only="b", sharding={"a": at("m"), "b": at(None, "m")})
+    assert part["b"].sharding == at(None, "m")
+    plain, _ = jn.load_file(file)
+    added = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(plain)
+    np.testing.assert_array_equal(added["b"], V["kernel"] + 1)
