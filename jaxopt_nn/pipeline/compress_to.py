@@ -56,7 +56,8 @@ def compress_to(
     Args:
       network, task: as for ``compress``.
       recipe: ``knob -> stages``: a price of a bit, a sparsity, a number of bits.
-      bytes: what ``save(path, network)`` shall take on the disk.
+      bytes: what the file shall take on the disk: ``network.jn`` of the last trial's folder, which holds the recipe too; without
+        a ``workdir`` ``save(path, result.network)``.
       knob: two values above 0 between which the right one lies.
       tolerance: relative; the first trial within it is the result.
       trials: the most that are run.
@@ -87,7 +88,8 @@ def compress_to(
     def run(value: float) -> Result:
         folder = None if workdir is None else _folder(Path(workdir), len(done))
         result = compress(network, recipe(value), task, workdir=folder, **arguments)
-        done.append(Trial(value, file_bytes(result.network), result.stages[-1]["metrics"][task.headline]))
+        size = file_bytes(result.network) if folder is None else result.report["artifact"]["bytes"]
+        done.append(Trial(value, size, result.stages[-1]["metrics"][task.headline]))
         result.report["trials"] = [trial._asdict() for trial in done]
         return result
 
@@ -126,7 +128,7 @@ def _between(low: Trial, high: Trial, bytes: int) -> float:
 
 
 def _folder(workdir: Path, number: int) -> Path:
-    workdir.mkdir(exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     return workdir / f"trial_{number}"
 
 
