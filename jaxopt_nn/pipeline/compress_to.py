@@ -51,13 +51,13 @@ def compress_to(
 
     Each trial is a whole run of the recipe from the same network. Sizes are taken to rise or to fall with the knob, whichever
     the two ends show; between them the next knob is where a straight line through the logarithms of knob and size meets the
-    size asked for, or the middle of the bracket where that line lies at one of its ends.
+    size asked for: through the two nearest trials, else through the ends of the bracket, else its middle.
 
     Args:
       network, task: as for ``compress``.
       recipe: ``knob -> stages``: a price of a bit, a sparsity, a number of bits.
-      bytes: what the file shall take on the disk: ``network.jn`` of the last trial's folder, which holds the recipe too; without
-        a ``workdir`` ``save(path, result.network)``.
+      bytes: what the file shall take on the disk: ``network.jn`` of the last trial's folder, which holds the recipe too;
+        without a ``workdir`` ``save(path, result.network)``.
       knob: two values above 0 between which the right one lies.
       tolerance: relative; the first trial within it is the result.
       trials: the most that are run.
@@ -105,7 +105,7 @@ def compress_to(
             "them"
         )
     while len(done) < trials:
-        result = run(_between(low, high, bytes))
+        result = run(_between(done, low, high, bytes))
         if near(done[-1]):
             return result
         low, high = (done[-1], high) if done[-1].bytes < bytes else (low, done[-1])
@@ -121,10 +121,22 @@ def file_bytes(network: Network) -> int:
         return save(Path(folder) / "network", network).bytes
 
 
-def _between(low: Trial, high: Trial, bytes: int) -> float:
-    """The knob where a line through the logarithms meets the size, not too near to an end of the bracket."""
-    share = math.log(bytes / low.bytes) / math.log(high.bytes / low.bytes)
-    return math.exp(math.log(low.knob) + min(max(share, 0.1), 0.9) * math.log(high.knob / low.knob))
+def _between(done: list[Trial], low: Trial, high: Trial, bytes: int) -> float:
+    """The knob where a line through the logarithms of knob and size meets the size, inside the bracket.
+
+    The line goes through the two trials that came nearest; where that leaves the bracket, through its ends.
+    """
+    ends = sorted(math.log(trial.knob) for trial in (low, high))
+    margin = 0.05 * (ends[1] - ends[0])
+    nearest = sorted(done, key=lambda trial: abs(math.log(trial.bytes / bytes)))[:2]
+    for first, second in (nearest, (low, high)):
+        if first.bytes == second.bytes:
+            continue
+        share = math.log(bytes / first.bytes) / math.log(second.bytes / first.bytes)
+        at = math.log(first.knob) + share * math.log(second.knob / first.knob)
+        if ends[0] + margin <= at <= ends[1] - margin:
+            return math.exp(at)
+    return math.exp(sum(ends) / 2)
 
 
 def _folder(workdir: Path, number: int) -> Path:
