@@ -2,8 +2,24 @@
 
     jaxopt compress --config=deep_compression_lenet300 --workdir=runs/deep_compression_lenet300
     jaxopt list runs/deep_compression_lenet300/network.jn
+    jaxopt sweep --config=deep_compression_lenet300 --workdir=runs/deep_compression_sweep --seeds=3
 
-DRAFT
+92 % of the weights go, gradually; those that stay share 31 values a layer (5 bits), found by k-means from a linear start, which
+train on with the sum of their members' gradients. The file's coder takes the place of Huffman's; biases stay float32.
+
+About a minute on 2 cores (AMD EPYC); measured beside other programs: 2 minutes.
+Expected, JAX 0.10.2, seeds 0 to 2, test data: float 89.68 % (standard deviation 0.18), then 89.96 % (0.19): 90.16, 89.78 and
+89.95 %, in files of 23,715, 23,530 and 23,664 bytes for 1,066,440: 45 times smaller.
+
+Beside the paper's LeNet-300-100 on MNIST (table 4); ours seed 0. Bits a weight that stays are those of the file, its place
+included.
+
+    layer    weights    theirs stay    ours stay    ours, bits    ours, bytes
+    fc1      235,200     8 %            6.3 %       8.7           16,138
+    fc2       30,000     9 %           18.2 %       7.9            5,424
+    fc3        1,000    26 %           91 %         5.3              608
+    biases       410                                               1,387
+    all      266,610    40 times smaller                          23,715, 45 times
 """
 
 from ml_collections import ConfigDict
