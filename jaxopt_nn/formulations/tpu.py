@@ -77,7 +77,7 @@ over_float = common.over_float
 
 def forms(weight: Coded, small: bool, activations: int = 16) -> dict[str, Form]:
     """The forms that a weight may take, the best first."""
-    if weight.costly:
+    if weight.costly or jnp.issubdtype(weight.codes.dtype, jnp.floating):
         return {"decoded": functools.partial(common.decoded, "tpu")}
     plain: dict[str, Form] = {"native": native}
     axis = common.grouped_axis(weight)
@@ -101,6 +101,8 @@ def by_groups(weight: Coded) -> Coded:
 
 
 def _narrow(weight: Coded) -> Coded:
+    if not jnp.issubdtype(weight.codes.dtype, jnp.integer):  # values: their bits are those of the codes before
+        return weight
     kind = _NATIVE.get((weight.bits, weight.signed), weight.codes.dtype)
     return dataclasses.replace(weight, codes=weight.codes.astype(kind))
 

@@ -101,7 +101,7 @@ def cluster(
       zero: 0.0 is one of the values and stays it; weights that are exactly zero have it, and count for no other. So what is
         pruned stays pruned, and a mask packs around the codes.
       exact: the best values of all, by dynamic programming on the host: ``k n log n`` for ``n`` different weights, so for
-        small k.
+        small k. No start is drawn: ``start`` and ``key`` do nothing.
       iterations: of k-means, at most.
       reassign: each ``update`` gives every weight the nearest value; with ``every(n, ...)`` at each n-th step.
       ste: the derivative for the weights behind: ``"none"`` (0: values alone are trained, as in the paper) or ``"pass"`` (1,
@@ -131,7 +131,7 @@ def cluster(
     count = _count(k, bits, zero)
     _check(scope, group, start, exact, iterations, ste)
     clusters.check_weights(weights, "cluster")
-    root = clusters.root_key(key, "cluster", start in ("random", "kmeans++") and not exact, f"start={start!r}")
+    root = clusters.root_key(key, "cluster", start in ("random", "kmeans++"), f"start={start!r}", idle=bool(exact))
     formed = partial(_formed, count, bool(zero), ste, scope, group)
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
@@ -141,12 +141,13 @@ def cluster(
         stored, table = _bytes(form, leaf)
         return clusters.worth(leaf, stored, table, form.origin)
 
-    each = leafwise(
-        takes, lambda path, leaf, known: ((), ()), _view, update=_reassigned if reassign else None, pack=_pack,
-        needs=frozenset({"roles"}), taps=clusters.site_taps(weights), follows=_followed, name=f"cluster({count})",
+    lift = partial(
+        leafwise, takes, view=_view, update=_reassigned if reassign else None, pack=_pack, needs=frozenset({"roles"}),
+        taps=clusters.site_taps(weights), follows=_followed, name=f"cluster({count})",
     )  # fmt: skip
+    each = lift(init=clusters.uninitialized)
     search = Search(start, iterations, bool(exact))
-    own = (_Together if scope == "all" else _Apart)(each, formed, group, weights, root, search)
+    own = (_Together if scope == "all" else _Apart)(each, lift, formed, group, weights, root, search)
     traits = clusters.with_probes(each.traits, weights)._replace(follows=own.follows, leaf_local=scope != "all")
     return Transform(own.init, own.update, own.view, each.project, own.pack, traits)
 
@@ -196,9 +197,10 @@ def _bytes(form: Form, leaf: Any) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Apart:
-    """Tables of leaves by themselves; ``each`` has all but ``init``."""
+    """Tables of leaves by themselves; ``each`` has all but ``init``, with which ``lift`` makes it."""
 
     each: Transform
+    lift: Any
     formed: Any
     group: int | None
     weights: str | None
@@ -206,10 +208,13 @@ class _Apart:
     search: Search
 
     def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        taken = clusters.taken(self.each, params, info, self.weights)
-        for path, (leaf, known) in taken.items():
-            _check_group(path, leaf.shape, known.roles, self.group)
-        return clusters.fitted(taken, self.formed, partial(_fitted, self.search, self.weights), self.root, Clustered)
+        return clusters.fitted_each(clusters.taken(self.each, params, info, self.weights), self.one)
+
+    def one(self, path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
+        """The table and the codes of a leaf."""
+        _check_group(path, leaf.shape, known.roles, self.group)
+        fit = partial(_fitted, self.search, self.weights)
+        return clusters.fitted(path, leaf, known, self.formed, fit, self.root, Clustered)
 
     def view(self, params: PyTree, state: State) -> PyTree:
         return self.each.view(params, state)
@@ -221,7 +226,7 @@ class _Apart:
         return self.each.pack(params, state)
 
     def follows(self, state: State, cuts: Cuts) -> State:
-        return self.each.traits.follows(state, cuts)  # type: ignore[misc]
+        return clusters.followed(self.lift, self.one, self.weights, state, cuts)
 
 
 class _Together(_Apart):

@@ -119,16 +119,30 @@ def cluster_vectors(
             return f"its input axis {axis} has {leaf.shape[axis]} entries, not a multiple of dim={dim}"
         return clusters.worth(leaf, *_bytes(formed(leaf.shape, roles), leaf), False)
 
-    each = leafwise(
-        takes, lambda path, leaf, known: ((), ()), _view, pack=_pack, needs=frozenset({"roles"}),
-        taps=clusters.site_taps(weights), follows=_followed, name="cluster_vectors",
+    lift = partial(
+        leafwise, takes, view=_view, pack=_pack, needs=frozenset({"roles"}), taps=clusters.site_taps(weights),
+        follows=_followed, name="cluster_vectors",
     )  # fmt: skip
+    each = lift(init=clusters.uninitialized)
+
+    def one(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
+        _check_runs(path, leaf.shape, known.roles, dim)
+        return clusters.fitted(path, leaf, known, formed, partial(_fitted, (sweeps, iterations), weights), root, Clustered)
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
-        fit = partial(_fitted, (sweeps, iterations), weights)
-        return clusters.fitted(clusters.taken(each, params, info, weights), formed, fit, root, Clustered)
+        return clusters.fitted_each(clusters.taken(each, params, info, weights), one)
 
-    return each._replace(init=init, traits=clusters.with_probes(each.traits, weights))
+    traits = clusters.with_probes(each.traits, weights)
+    return each._replace(init=init, traits=traits._replace(follows=partial(clusters.followed, lift, one, weights)))
+
+
+def _check_runs(path: str, shape: tuple[int, ...], roles: Roles, dim: int) -> None:
+    axis = roles.input[-1]
+    if shape[axis] % dim:
+        raise ValueError(
+            f"{path}: its input axis {axis} has {shape[axis]} entries on the network that was cut, not a multiple of "
+            f"dim={dim}; cut another share, or put the cut before cluster_vectors, which leaves such a leaf alone"
+        )
 
 
 def _formed(k: int, dim: int, stages: int, ste: str, shape: tuple[int, ...], roles: Roles) -> Form:

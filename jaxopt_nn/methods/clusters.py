@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_nn.core.arguments import as_key
+from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.leafwise import known_of
 from jaxopt_nn.core.model import Known, ModelInfo, Site, StatKey
 from jaxopt_nn.core.paths import leaves_by_path
@@ -96,9 +97,9 @@ def taken(each: Transform, params: PyTree, info: ModelInfo, weights: str | None)
 
 
 def fitted(
-    leaves: Mapping[str, tuple[Any, Known]], formed: Callable[..., Any], fit: Callable[..., Any], root: Any, made: Any
-) -> State:
-    """The state of leaves by themselves.
+    path: str, leaf: Any, known: Known, formed: Callable[..., Any], fit: Callable[..., Any], root: Any, made: Any
+) -> tuple[Any, Any]:
+    """The state of a leaf by itself: what is learnt, what is carried.
 
     Args:
       formed: ``(shape, roles) -> format`` of a leaf.
@@ -106,14 +107,41 @@ def fitted(
       root: the PRNG key of all, or None.
       made: ``(codes, format)`` as it is carried.
     """
-    learnt, carried = {}, {}
-    for path, (leaf, known) in leaves.items():
-        form = formed(leaf.shape, known.roles)
-        own, args = partial(fit, form, known.matrix), (leaf, known.stats, key_of(path, root))
-        abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(args))
-        learnt[path], codes = jax.eval_shape(own, *args) if abstract else own(*args)
-        carried[path] = made(codes, form)
-    return State(learnt, carried)
+    form = formed(leaf.shape, known.roles)
+    own, args = partial(fit, form, known.matrix), (leaf, known.stats, key_of(path, root))
+    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(args))
+    tables, codes = jax.eval_shape(own, *args) if abstract else own(*args)
+    return tables, made(codes, form)
+
+
+def uninitialized(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
+    """The ``init`` of ``leafwise`` in a method that initializes leaves itself."""
+    raise AssertionError(f"{path}: initialized without the statistics of the loss")
+
+
+def fitted_each(leaves: Mapping[str, tuple[Any, Known]], one: Callable[..., tuple[Any, Any]]) -> State:
+    """The state of leaves by themselves; ``one(path, leaf, known) -> (learnt, carried)``."""
+    states = {path: one(path, *leaf) for path, leaf in leaves.items()}
+    return State({path: own[0] for path, own in states.items()}, {path: own[1] for path, own in states.items()})
+
+
+def followed(lift: Callable[..., Transform], one: Callable[..., Any], weights: str | None, state: State, cuts: Cuts) -> State:
+    """The state for a network that a pass has cut; of a leaf whose tables can't be cut, fitted to what stays.
+
+    Args:
+      lift: ``leafwise`` of the method but for ``init``. one: as in ``fitted_each``.
+
+    Raises:
+      ValueError: NaN or Inf in such a leaf, a statistic of it that is missing, what ``one`` raises.
+    """
+
+    def anew(path: str, leaf: Any, _: Known) -> tuple[Any, Any]:
+        check_finite(path, leaf, "weights")
+        return one(path, leaf, known_with(path, leaf.ndim, cuts.info, weights))
+
+    follows = lift(init=anew).traits.follows
+    assert follows is not None
+    return follows(state, cuts)
 
 
 def masses(leaf: Any, known: Known, weights: str | None) -> Any:
@@ -154,13 +182,16 @@ def key_of(path: str, root: jax.Array | None) -> jax.Array | None:
     return None if root is None else jax.random.fold_in(root, np.uint32(zlib.crc32(path.encode())))
 
 
-def root_key(key: Any, what: str, drawn: bool, how: str) -> jax.Array | None:
+def root_key(key: Any, what: str, drawn: bool, how: str, idle: bool = False) -> jax.Array | None:
     """The key of a method that draws its start; None of one that does not.
+
+    Args:
+      idle: nothing is started from, so that nothing is drawn, and a key is neither missing nor wrong.
 
     Raises:
       ValueError: a start that is drawn without a key, or a key for another. TypeError: no key.
     """
-    if drawn == (key is None):
+    if not idle and drawn == (key is None):
         raise ValueError(f"{what}({how}, key={key}): a start that is drawn needs a key, e.g. key=0, and no other has one")
     return None if key is None else as_key(key, what)
 

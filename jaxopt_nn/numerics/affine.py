@@ -85,8 +85,7 @@ def binary_params(x: Array, scale_shape: Sequence[int]) -> tuple[Array, Array]:
     """``(scale, zero)`` of one bit: codes {0, 1} that decode to minus and plus ``mean |x|``.
 
     Rastegari et al. 2016 (XNOR-Net), eq. 6: ``alpha = mean |x|`` is the least-squares scale of ``sign(x)``. Here
-    ``scale = 2 alpha`` and ``zero = 0.5``; an exact 0 takes code 0. The last bit of a mean depends on how XLA orders
-    the sum: whoever needs equal bits in two programs computes the scale once and keeps it.
+    ``scale = 2 alpha`` and ``zero = 0.5``; an exact 0 takes code 0.
 
     Returns:
       scale, float32 of ``scale_shape``; zero, float32 of the same shape.
@@ -96,13 +95,31 @@ def binary_params(x: Array, scale_shape: Sequence[int]) -> tuple[Array, Array]:
     return scale, jnp.full(scale.shape, 0.5, jnp.float32)
 
 
+#: Additions in turn of a sum whose order is kept.
+STEPS = 256
+
+
 def mean_magnitude(x: Array, scale_shape: Sequence[int]) -> Array:
-    """The mean of ``|x|`` of each group of entries, float32 of ``scale_shape``."""
+    """The mean of ``|x|`` of each group of entries, float32 of ``scale_shape``; equal bits in every program."""
     axes, groups = _reduced(x.shape, scale_shape)
     count = max(math.prod(x.shape) // max(math.prod(scale_shape), 1), 1)
-    # Each term is divided, not the sum, which could overflow.
-    term = jnp.abs(x.astype(jnp.float32)) * np.float32(1 / count)
-    return group_reduce(term, axes, groups, jnp.sum)
+    # Each term is made small, not the sum, which could overflow; by a power of two, so that a product that is joined with the
+    # addition behind it rounds as one that is not.
+    power = 2.0 ** (count - 1).bit_length()
+    term = jnp.abs(x.astype(jnp.float32)) * np.float32(1 / power)
+    return group_reduce(term, axes, groups, _sum_in_order) * np.float32(power / count)
+
+
+def _sum_in_order(x: Array, axis: Sequence[int]) -> Array:
+    """The sum over axes by whole additions, in turn: a reduction's order would depend on what it is fused with."""
+    rest = [n for a, n in enumerate(x.shape) if a not in axis]
+    x = jnp.moveaxis(x, axis, range(len(axis))).reshape(-1, *rest)
+    while (n := x.shape[0]) > 1:
+        width = -(-n // STEPS)
+        steps = -(-n // width)
+        x = jnp.pad(x, [(0, steps * width - n), *[(0, 0)] * len(rest)]).reshape(steps, width, *rest)
+        x = jax.lax.scan(lambda total, run: (total + run, None), x[0], x[1:])[0]
+    return jnp.sum(x, axis=0)  # of one entry, or of none
 
 
 def _safe_scale(scale: Array, extent: ArrayLike, largest_code: int) -> Array:

@@ -12,6 +12,7 @@ from jaxopt_nn.formulations import products, table, tpu
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.tensors.base import densify
 from jaxopt_nn.tensors.qtensor import QTensor
+from jaxopt_nn.tensors.vector_codebook import VectorCodebook
 
 S = jax.ShapeDtypeStruct
 needs_compiler = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no TPU compiler installed")
@@ -44,6 +45,20 @@ def test_groups_lie_before_their_entries(shape, scales, bits):
 def test_groups_that_fill_no_tile_stay_as_they_are():
     ready = prepare(stored((48, 7), (2, 7), 4), "tpu")
     assert ready.codes.shape == (48, 7) and ready.codes.dtype == jnp.int4
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("k", [4, 16])
+def test_values_of_shared_vectors_are_not_narrowed_to_the_width_of_their_codes(k, platform):
+    rng = np.random.default_rng(k)
+    codes, table = rng.integers(0, k, (16, 12, 1)), rng.normal(size=(1, 1, 1, k, 4))
+    shared = VectorCodebook.from_codes(jnp.asarray(codes), jnp.asarray(table, jnp.float32), along=0)
+    assert shared.bits == (2 if k == 4 else 4)
+    ready = prepare({"kernel": shared}, platform)["kernel"]
+    assert ready.codes.dtype == jnp.float32
+    expected = table.astype("f4")[0, 0, 0][codes[..., 0]].transpose(0, 2, 1).reshape(64, 12)
+    np.testing.assert_array_equal(ready.densify(), expected)
+    np.testing.assert_array_equal(tpu.native(shared.expand()).densify(), expected)
 
 
 @pytest.mark.parametrize("group", [None, 32])

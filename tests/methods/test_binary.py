@@ -194,6 +194,21 @@ def test_what_is_pruned_stays_zero_and_a_mask_packs_around(kind):
     assert (np.asarray(seen)[np.abs(W) < np.median(np.abs(W))] == 0).all()
 
 
+@pytest.mark.exact
+@pytest.mark.parametrize(
+    "method", [jn.ternarize(), jn.chain(jn.prune(sparsity=0.5), jn.ternarize()), jn.binarize(scale="layer"), jn.quantize(1)]
+)
+def test_kernels_have_equal_scales_in_view_and_pack(method):
+    """Two compiled programs: the last bits of a sum are those of its order."""
+    rng = np.random.default_rng(1)
+    kernels = [{"conv": jnp.asarray(rng.standard_normal((3, 3, 16, 24)), jnp.float32)} for _ in range(10)]
+    state, jitted = method.init(kernels[0]), jax.jit(method.view)
+    for v in kernels:
+        stored = jn.densify(method.pack(v, state))
+        for seen in (method.view(v, state), jitted(v, state)):
+            jax.tree.map(np.testing.assert_array_equal, seen, stored)
+
+
 @pytest.mark.parametrize("method", [jn.binarize(), jn.ternarize(), jn.ternarize("ttq")], ids=["binary", "twn", "ttq"])
 def test_it_trains(method):
     """A regression towards a network of the same kind: training beats what the start packs to."""

@@ -275,6 +275,16 @@ def test_random_starts_follow_their_key_and_the_path():
     assert (one["a"] != other["a"]).any() and (one["a"] != one["b"]).any()
 
 
+def test_the_best_values_of_all_need_no_start_and_no_key():
+    v = {"w": normal(16, 8)}
+    best = viewed(jn.cluster(4, exact=True), v)[1]
+    for options in ({"start": "random", "key": 0}, {"start": "kmeans++"}, {"key": 0}):
+        same = viewed(jn.cluster(4, exact=True, **options), v)[1]
+        jax.tree.map(np.testing.assert_array_equal, (same.learnt, same.carried), (best.learnt, best.carried))
+    with pytest.raises(ValueError, match="a start that is drawn needs a key"):
+        jn.cluster(4, start="random")
+
+
 # -- vectors -------------------------------------------------------------------------------------------------------------
 
 
