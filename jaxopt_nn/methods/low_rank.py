@@ -347,7 +347,7 @@ class _LowRank:
         return factoring.masked(carried.form, learnt["factors"], carried.ranks), State(learnt["inside"], carried.inside)
 
     def view(self, leaf: Any, learnt: Any, carried: Factored) -> Any:
-        made = self.inner.view(*self.inside(learnt, carried))
+        made = factoring.masked(carried.form, self.inner.view(*self.inside(learnt, carried)), carried.ranks)
         seen = carried.form.tensor([factoring.stored(made[name], carried.form) for name in carried.form.names]).densify()
         return seen if carried.ranks is None else jnp.where(carried.ranks[0] > 0, seen, leaf)
 
@@ -359,8 +359,8 @@ class _LowRank:
         made = self.inner.pack(*self.inside(learnt, carried))
         parts = [factoring.stored(made[name], form) for name in form.names]
         for k, r in enumerate(() if ranks is None else ranks):
-            parts[k] = operations.on(parts[k], "cut", parts[k].ndim - 1, np.arange(r))
-            parts[k + 1] = operations.on(parts[k + 1], "cut", len(form.stack), np.arange(r))
+            parts[k] = _narrowed(parts[k], parts[k].ndim - 1, r)
+            parts[k + 1] = _narrowed(parts[k + 1], len(form.stack), r)
         return form.tensor(parts)
 
     def update(self, leaf: Any, learnt: Any, carried: Factored, step: Any, grad: Any) -> Factored:
@@ -399,6 +399,12 @@ class _LowRank:
             cells.append((path, told, " and ".join(map(str, form.full)), after, before))
         note = "The rank of each leaf, the rank that it could have, and bytes of its factors before what their own method does."
         return (Facts("Ranks", note, ("path", "rank", "full", "bytes", "of"), tuple(cells)),) if cells else ()
+
+
+def _narrowed(x: Any, axis: int, rank: int) -> Any:
+    """The first ``rank`` entries of an axis of a factor; an array where its codes can't be cut there."""
+    made = operations.on(x, "cut", axis, np.arange(rank))
+    return operations.on(operations.dense(x), "cut", axis, np.arange(rank)) if made is NotImplemented else made
 
 
 @jax.jit

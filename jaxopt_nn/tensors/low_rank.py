@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -128,7 +129,7 @@ class LowRank(Tensor):
         n = len(shapes[0]) - own[0] - (last > 0)
         fits = n >= 0 and all(len(s) == n + a + (k > 0) + (k < last) for k, (s, a) in enumerate(zip(shapes, own)))
         require(fits and len({s[:n] for s in shapes}) == 1, self, f"axes={own} of factors {shapes}")
-        joined = all(a[-1] == b[n] for a, b in zip(shapes, shapes[1:]))
+        joined = all(a[-1] == b[n] for a, b in itertools.pairwise(shapes))
         require(joined, self, f"the factors {shapes} have no ranks in common")
         ndim = n + sum(own)
         ordered = is_order(self.order, ndim) and len(self.order or ()) <= ndim

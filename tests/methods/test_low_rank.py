@@ -14,8 +14,8 @@ from jaxopt_nn.core.transform import LeafTraits, State, explain
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import rewrite
-from jaxopt_nn.methods.cluster_vectors import cluster_vectors
-from jaxopt_nn.methods.low_rank import low_rank
+from jaxopt_nn.methods.factoring import Form
+from jaxopt_nn.methods.low_rank import Factored, low_rank
 from jaxopt_nn.methods.prune import prune
 from jaxopt_nn.methods.quantize import quantize
 from jaxopt_nn.methods.sparsegpt import sparsegpt
@@ -23,6 +23,7 @@ from jaxopt_nn.pipeline.calibrate import calibrate
 from jaxopt_nn.tensors.base import densify, is_compressed, nbytes
 from jaxopt_nn.tensors.low_rank import LowRank
 from jaxopt_nn.tensors.sum import Sum
+from jaxopt_nn.tensors.vector_codebook import VectorCodebook
 from tests.methods.test_sparsegpt import convolution, layouts, windows
 
 RNG = np.random.default_rng(0)
@@ -293,13 +294,39 @@ def test_factors_may_be_quantized():
     assert all(jnp.abs(x).sum() > 0 for x in jax.tree.leaves(slopes["a"]["factors"]))
 
 
+def pairs(path, x, *_):
+    """Codes of pairs along the rank, each pair with a code of its own."""
+    along, (n, m) = (1, x.shape) if path == "left" else (0, x.shape[::-1])
+    table = (x if along else x.T).reshape(n * m // 2, 2)
+    codes = jnp.arange(n * m // 2, dtype=jnp.uint8).reshape(n, m // 2)
+    return VectorCodebook.from_codes((codes if along else codes.T)[..., None], table[None, None, None], along=along)
+
+
+def chosen(rank, inner):
+    """A method of chosen ranks, and a state by hand of factors of width 6, of which ``rank`` columns count."""
+    form, own = Form((9, 20), "float32", (), ((0,), (1,))), {"left": (), "right": ()}
+    learnt = {"w": {"factors": {"left": f32(9, 6), "right": f32(6, 20)}, "inside": own}}
+    state = State(learnt, {"w": Factored(jnp.asarray([rank], jnp.int32), own, form)})
+    return low_rank(energy=0.5, factors=inner), state
+
+
 def test_factors_whose_codes_can_not_be_cut_at_the_rank_are_arrays():
-    """Codes of pairs along the rank, and an odd rank: no pair may be cut. Nothing beyond the rank is seen or stored."""
-    method = low_rank(energy=0.95, factors=cluster_vectors(16, dim=2))
-    state, seen, packed = laws(method, {"w": f32(32, 3) @ f32(3, 64) + 0.01 * f32(32, 64)})
-    assert packed["w"].ranks == (3,) and int(state.carried["w"].ranks[0]) == 3
-    assert [is_compressed(x) for x in packed["w"].factors] == [True, False] and not jnp.isnan(seen["w"]).any()
-    assert np.linalg.matrix_rank(np.asarray(seen["w"]), tol=1e-4) <= 3
+    """An odd rank: no pair may be cut apart."""
+    inner = leafwise(lambda *_: LeafTraits(), lambda *_: ((), ()), lambda x, *_: x, pack=pairs)
+    for rank in (3, 4):
+        (method, state), v = chosen(rank, inner), {"w": jnp.zeros((9, 20))}
+        seen, packed = method.view(v, state)["w"], method.pack(v, state)["w"]
+        assert packed.ranks == (rank,) and [is_compressed(x) for x in packed.factors] == [rank == 4] * 2
+        np.testing.assert_allclose(packed.densify(), seen, rtol=0, atol=1e-6 * float(jnp.abs(seen).max()))
+
+
+def test_nothing_beyond_the_rank_is_seen():
+    """A method of the factors that makes no zeros of zeros."""
+    shifted = leafwise(lambda *_: LeafTraits(keeps_zeros=False), lambda *_: ((), ()), lambda x, *_: x + 0.1)
+    (method, state), v = chosen(3, shifted), {"w": jnp.zeros((9, 20))}
+    left, right = (np.asarray(x) + 0.1 for x in state.learnt["w"]["factors"].values())
+    np.testing.assert_allclose(method.view(v, state)["w"], left[:, :3] @ right[:3], atol=1e-5)
+    np.testing.assert_allclose(method.pack(v, state)["w"].densify(), left[:, :3] @ right[:3], atol=1e-5)
 
 
 def test_gradients_reach_the_factors_that_count():
