@@ -10,7 +10,7 @@ from jaxopt_nn.core.combine import by_path, chain, where
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import ModelInfo, Roles
 from jaxopt_nn.core.residual import residual
-from jaxopt_nn.core.transform import LeafTraits, State, explain
+from jaxopt_nn.core.transform import LeafTraits, State, explain, identity
 from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.interpret.rewrite import rewrite
@@ -404,3 +404,39 @@ def test_residuals_train_both():
     loss = lambda v, learnt: sum(jnp.sum(x**2) for x in jax.tree.leaves(method.view(v, State(learnt, state.carried))))
     leaves, learnt = jax.grad(loss, (0, 1))(PAIR, state.learnt)
     assert all(bool(x.any()) for x in jax.tree.leaves((leaves, learnt)))
+
+
+def slopes(method, v, state, along):
+    """Of a loss whose gradient at the view is ``along``: by the leaves, and by what is learnt."""
+    loss = lambda v, learnt: jnp.sum(method.view(v, State(learnt, state.carried))["w"] * along)
+    return jax.grad(loss, (0, 1))(v, state.learnt)
+
+
+@pytest.mark.parametrize("b", [quantize(8), prune(sparsity=0.5)], ids=["codes", "mask"])
+def test_factors_get_the_gradient_of_the_sum(b):
+    """Beside codes what they get alone: straight through the codes of what they leave it would be zero.
+
+    Beside a mask what they get alone of the entries that it does not keep.
+    """
+    v, along, inner = {"w": f32(9, 20)}, f32(9, 20), identity()
+    alone, own = chosen(6, inner)
+    method, rest = residual(alone, b), {"w": v["w"] - alone.view(v, own)["w"]}
+    other = b.init(rest)
+    state = State((own.learnt, other.learnt), (own.carried, other.carried))
+    kept = b.view(rest, other)["w"] != 0 if b.traits.name == "prune" else jnp.zeros((9, 20), bool)
+    leaves, learnt = slopes(method, v, state, along)
+    _, wanted = slopes(alone, v, own, jnp.where(kept, 0.0, along))
+    for name, x in learnt[0]["w"]["factors"].items():
+        np.testing.assert_allclose(x, wanted["w"]["factors"][name], atol=1e-5)
+    np.testing.assert_allclose(leaves["w"], along if b.traits.name != "prune" else jnp.where(kept, along, 0.0), atol=1e-5)
+
+
+def test_the_leaf_gets_the_gradient_through_both_members():
+    """A learnt gain and codes of the rest: the leaf's slope is g + (1 - g), the gain's the leaf."""
+    gain = leafwise(
+        lambda *_: LeafTraits(), lambda *_: (jnp.float32(0.25), ()), lambda leaf, gain, _: leaf * gain,
+    )  # fmt: skip
+    v, along, method = {"w": f32(9, 20)}, f32(9, 20), residual(gain, quantize(8))
+    leaves, learnt = slopes(method, v, method.init(v), along)
+    np.testing.assert_allclose(leaves["w"], along, atol=1e-5)
+    np.testing.assert_allclose(learnt[0]["w"], jnp.sum(v["w"] * along), rtol=1e-4)
