@@ -7,8 +7,10 @@ import pytest
 from jax import lax
 
 from jaxopt_nn.core.combine import by_path, chain, where
+from jaxopt_nn.core.cuts import Cut, Cuts
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import ModelInfo, Roles
+from jaxopt_nn.core.report import Recorder
 from jaxopt_nn.core.residual import residual
 from jaxopt_nn.core.transform import LeafTraits, State, explain, identity
 from jaxopt_nn.interpret.inspect import inspect
@@ -440,3 +442,19 @@ def test_the_leaf_gets_the_gradient_through_both_members():
     leaves, learnt = slopes(method, v, method.init(v), along)
     np.testing.assert_allclose(leaves["w"], along, atol=1e-5)
     np.testing.assert_allclose(learnt[0]["w"], jnp.sum(v["w"] * along), rtol=1e-4)
+
+
+def test_factors_that_weigh_more_than_what_was_cut_are_told():
+    """The rank stays, 6 of 9 x 20; facts are of the factors that there are, whatever the method would choose now."""
+    form, v = Form((9, 20), "float32", (), ((0,), (1,))), {"w": f32(9, 20)}
+    factors = {"left": f32(9, 6), "right": f32(6, 20)}
+    state = State({"w": {"factors": factors, "inside": ()}}, {"w": Factored(None, (), form)})
+    for method, kept, weighs in ((low_rank(6), 19, False), (low_rank(6), 7, True), (low_rank(share=0.97), 7, True)):
+        recorder, cut = Recorder(), Cut((9, 20), {1: np.arange(kept)})
+        small = {"w": cut.leaf(v["w"])}
+        new = method.traits.follows(state, Cuts({"w": cut}, small, ModelInfo(), recorder))
+        bytes_of = 4 * 6 * (9 + kept)
+        assert method.traits.facts(small, new)[0].cells == (("w", "6", str(min(9, kept)), bytes_of, 4 * 9 * kept),)
+        assert method.pack(small, new)["w"].nbytes == bytes_of
+        told = f"its factors of rank 6 take {bytes_of} bytes, no less than the {4 * 9 * kept} of the leaf once it is cut"
+        assert [m.reason.partition(";")[0] for m in recorder.report()] == [told] * weighs
