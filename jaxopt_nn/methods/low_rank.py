@@ -155,7 +155,7 @@ def low_rank(
     )  # fmt: skip
     traits = each.traits._replace(
         facts=own.facts, leaf_local=kind not in ("nbytes", "macs"), pending=inner.traits.pending,
-        follows=partial(own.follow_all, each.traits.follows),
+        follows=partial(own.follow_all, each),
     )  # fmt: skip
     if kind in ("nbytes", "macs"):
         each = each._replace(init=partial(own.init_together, each.traits.takes))
@@ -390,9 +390,9 @@ class _LowRank:
         new = followed(self.inner, State(learnt["inside"], carried.inside), inner)
         return {"factors": parts, "inside": new.learnt}, Factored(carried.ranks, new.carried, small)
 
-    def follow_all(self, follows: Callable[[State, Cuts], State], state: State, cuts: Cuts) -> State:
+    def follow_all(self, each: Transform, state: State, cuts: Cuts) -> State:
         """Of all leaves; says of which the factors, whose ranks stay, take no fewer bytes than the leaf that was cut."""
-        new = follows(state, cuts)
+        new = followed(each, state, cuts)
         own = "" if self.inner.traits.name == identity().traits.name else ", before what their own method does"
         for path in cuts.leaves if cuts.moments is None else ():
             if path not in new.carried:
@@ -400,10 +400,8 @@ class _LowRank:
             form, ranks = new.carried[path].form, _ranks(new.learnt[path], new.carried[path])
             took, dense = form.nbytes(ranks), math.prod(form.shape) * jnp.dtype(form.dtype).itemsize
             if ranks[0] and took >= dense:
-                cuts.recorder.add(
-                    "note", path, f"its factors of rank {' and '.join(map(str, ranks))} take {took} bytes{own}, no less than the "
-                    f"{dense} of the leaf once it is cut; cut units first and factor then"
-                )  # fmt: skip
+                told = f"its factors of rank {' and '.join(map(str, ranks))} take {took} bytes{own}, no less than"
+                cuts.recorder.add("note", path, f"{told} the {dense} of the leaf once cut; cut units first and factor then")
         return new
 
     def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:

@@ -456,5 +456,5 @@ def test_factors_that_weigh_more_than_what_was_cut_are_told():
         bytes_of = 4 * 6 * (9 + kept)
         assert method.traits.facts(small, new)[0].cells == (("w", "6", str(min(9, kept)), bytes_of, 4 * 9 * kept),)
         assert method.pack(small, new)["w"].nbytes == bytes_of
-        told = f"its factors of rank 6 take {bytes_of} bytes, no less than the {4 * 9 * kept} of the leaf once it is cut"
+        told = f"its factors of rank 6 take {bytes_of} bytes, no less than the {4 * 9 * kept} of the leaf once cut"
         assert [m.reason.partition(";")[0] for m in recorder.report()] == [told] * weighs
