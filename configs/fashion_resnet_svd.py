@@ -19,8 +19,8 @@ Ranks are 24 and 24 of 48 in the first block, and 40 and 40 of 64 in the last co
 as it is. The dense network has not learnt all that it can in 4 epochs; beside one that is trained as long nothing is lost. One
 image at a time gains nothing: three small convolutions take longer to start than one.
 
-At half of the multiply-accumulates of one 3 x 3 convolution (64 channels, 7 x 7 places, batch 256; idle) Tucker's three took
-0.47 of its time, the channel form's two 0.60, the spatial form's two 0.61.
+At half of the multiply-accumulates of one 3 x 3 convolution (64 channels, 7 x 7 places, batch 256; at a load of about 2)
+Tucker's three took 0.47 of its time, the channel form's two 0.60, the spatial form's two 0.61.
 
 On ImageNet Kim et al. report GoogLeNet at 2.06 times fewer multiply-accumulates with 0.24 points lost of the top five.
 """

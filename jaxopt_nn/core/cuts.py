@@ -95,7 +95,7 @@ class Cuts:
       leaves: ``{path: Cut}`` of the leaves that are cut.
       params: the cut network's, as the method sees them.
       info: what is known of the cut network.
-      recorder: takes an ``anew`` message for what can't be carried.
+      recorder: takes an ``anew`` message for what can't be carried, a ``note`` of what no longer pays.
       moments: None; or what stands for ``learnt`` is an optimizer's moments of it, and this the fresh ones of the cut
         network, which take the place of what can't be carried.
     """

@@ -37,6 +37,10 @@ def residual(a: Transform, b: Transform) -> Transform:
     Both are calibrated on the network as it is, and ``update`` of both gets the gradient at the sum. Differences and sums are
     float32, rounded once to the leaf's dtype.
 
+    What ``a`` learns, such as factors, gets the gradient of the sum with the codes of ``b`` as they are: straight through the
+    rounding of ``p - a(p)`` it would be zero, since what ``a`` gains ``b`` loses. Where ``b`` packs no codes, as a mask, the
+    derivative is the true one: what it keeps is ``p``, whatever ``a`` is. The leaf gets the gradient through both.
+
     Returns:
       A ``Transform`` that packs into ``Sum`` where both pack; ``densify`` of that is the view, up to the tolerance of ``a``. A
       code of ``b`` whose value lies that near to the middle between two steps may be the next one.
@@ -80,8 +84,23 @@ class _Residual:
 
     def view(self, params: PyTree, state: State) -> PyTree:
         own, other = apart(state, self.members)
-        first, rest = self.seen(params, own)
+        first = self.members[0].view(params, own)
+        rest = self.left(params, self.held(params, own, first))
         return self.summed(params, first, rest, self.members[1].view(rest, other))
+
+    def held(self, params: PyTree, own: State, first: PyTree) -> PyTree:
+        """``first``, without a derivative by what is learnt of leaves that the second has codes of: they don't follow it."""
+        a, b = self.members
+        if not jax.tree.leaves(own.learnt):
+            return first
+        still = leaves_by_path(a.view(params, State(jax.lax.stop_gradient(own.learnt), own.carried)))
+
+        def one(path: str, leaf: Any, seen: Any) -> Any:
+            verdict = b.traits.takes(path, leaf, ModelInfo())
+            return seen if isinstance(verdict, LeafTraits) and verdict.packs != "codes" else still[path]
+
+        seen = leaves_by_path(first)
+        return map_with_path(lambda path, leaf: one(path, leaf, seen[path]), params)
 
     def summed(self, params: PyTree, first: PyTree, rest: PyTree, second: PyTree) -> PyTree:
         leaves, given = leaves_by_path(first), leaves_by_path(rest)

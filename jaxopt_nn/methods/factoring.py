@@ -190,8 +190,9 @@ def info(form: Form) -> ModelInfo:
 
 
 def stored(x: Any, form: Form) -> Any:
-    """A factor that no method has packed, in the leaf's dtype."""
-    return x if is_compressed(x) else x.astype(form.dtype)
+    """A factor in the leaf's dtype, packed or not: what is seen of it is rounded so as well."""
+    made = x.cast(jnp.dtype(form.dtype)) if is_compressed(x) else x.astype(form.dtype)
+    return x.densify().astype(form.dtype) if made is NotImplemented else made
 
 
 def masked(form: Form, parts: Mapping[str, Any], ranks: Any) -> dict[str, Any]:

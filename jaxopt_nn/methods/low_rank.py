@@ -153,7 +153,10 @@ def low_rank(
         own.takes, own.init, own.view, update=own.update, project=own.project, pack=own.pack, needs=frozenset({"roles"}),
         taps=own.options.taps, follows=own.follows, name="low_rank",
     )  # fmt: skip
-    traits = each.traits._replace(facts=own.facts, leaf_local=kind not in ("nbytes", "macs"), pending=inner.traits.pending)
+    traits = each.traits._replace(
+        facts=own.facts, leaf_local=kind not in ("nbytes", "macs"), pending=inner.traits.pending,
+        follows=partial(own.follow_all, each),
+    )  # fmt: skip
     if kind in ("nbytes", "macs"):
         each = each._replace(init=partial(own.init_together, each.traits.takes))
     return each._replace(traits=traits)
@@ -347,7 +350,7 @@ class _LowRank:
         return factoring.masked(carried.form, learnt["factors"], carried.ranks), State(learnt["inside"], carried.inside)
 
     def view(self, leaf: Any, learnt: Any, carried: Factored) -> Any:
-        made = self.inner.view(*self.inside(learnt, carried))
+        made = factoring.masked(carried.form, self.inner.view(*self.inside(learnt, carried)), carried.ranks)
         seen = carried.form.tensor([factoring.stored(made[name], carried.form) for name in carried.form.names]).densify()
         return seen if carried.ranks is None else jnp.where(carried.ranks[0] > 0, seen, leaf)
 
@@ -359,8 +362,8 @@ class _LowRank:
         made = self.inner.pack(*self.inside(learnt, carried))
         parts = [factoring.stored(made[name], form) for name in form.names]
         for k, r in enumerate(() if ranks is None else ranks):
-            parts[k] = operations.on(parts[k], "cut", parts[k].ndim - 1, np.arange(r))
-            parts[k + 1] = operations.on(parts[k + 1], "cut", len(form.stack), np.arange(r))
+            parts[k] = _narrowed(parts[k], parts[k].ndim - 1, r)
+            parts[k + 1] = _narrowed(parts[k + 1], len(form.stack), r)
         return form.tensor(parts)
 
     def update(self, leaf: Any, learnt: Any, carried: Factored, step: Any, grad: Any) -> Factored:
@@ -387,18 +390,44 @@ class _LowRank:
         new = followed(self.inner, State(learnt["inside"], carried.inside), inner)
         return {"factors": parts, "inside": new.learnt}, Factored(carried.ranks, new.carried, small)
 
+    def follow_all(self, each: Transform, state: State, cuts: Cuts) -> State:
+        """Of all leaves; says of which the factors, whose ranks stay, take no fewer bytes than the leaf that was cut."""
+        new = followed(each, state, cuts)
+        own = "" if self.inner.traits.name == identity().traits.name else ", before what their own method does"
+        for path in cuts.leaves if cuts.moments is None else ():
+            if path not in new.carried:
+                continue
+            form, ranks = new.carried[path].form, _ranks(new.learnt[path], new.carried[path])
+            took, dense = form.nbytes(ranks), math.prod(form.shape) * jnp.dtype(form.dtype).itemsize
+            if ranks[0] and took >= dense:
+                told = f"its factors of rank {' and '.join(map(str, ranks))} take {took} bytes{own}, no less than"
+                cuts.recorder.add("note", path, f"{told} the {dense} of the leaf once cut; cut units first and factor then")
+        return new
+
     def facts(self, params: PyTree, state: State) -> tuple[Facts, ...]:
         """The ranks of all leaves."""
         cells = []
         for path, own in state.carried.items():
-            form = own.form
-            ranks = self.ranks(form) if own.ranks is None else tuple(map(int, own.ranks))
+            form, ranks = own.form, _ranks(state.learnt[path], own)
             before = math.prod(form.shape) * jnp.dtype(form.dtype).itemsize
             after = form.nbytes(ranks) if ranks[0] else before
             told = " and ".join(map(str, ranks)) if ranks[0] else "stays as it is"
             cells.append((path, told, " and ".join(map(str, form.full)), after, before))
         note = "The rank of each leaf, the rank that it could have, and bytes of its factors before what their own method does."
         return (Facts("Ranks", note, ("path", "rank", "full", "bytes", "of"), tuple(cells)),) if cells else ()
+
+
+def _ranks(learnt: Any, carried: Factored) -> tuple[int, ...]:
+    """The ranks of a leaf's factors; zeros of one that stays as it is."""
+    if carried.ranks is not None:
+        return tuple(map(int, carried.ranks))
+    return tuple(learnt["factors"][name].shape[-1] for name in carried.form.names[:-1])
+
+
+def _narrowed(x: Any, axis: int, rank: int) -> Any:
+    """The first ``rank`` entries of an axis of a factor; an array where its codes can't be cut there."""
+    made = operations.on(x, "cut", axis, np.arange(rank))
+    return operations.on(operations.dense(x), "cut", axis, np.arange(rank)) if made is NotImplemented else made
 
 
 @jax.jit

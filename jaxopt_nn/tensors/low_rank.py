@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from jaxopt_nn.numerics import named
 from jaxopt_nn.tensors import kernels, layout, operations
 from jaxopt_nn.tensors.base import Tensor
 from jaxopt_nn.tensors.coded import wide_indices
+from jaxopt_nn.tensors.packed import are_counts, is_float, is_order, require
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factors"], meta_fields=["axes", "order", "float_dtype"])
@@ -117,6 +119,23 @@ class LowRank(Tensor):
         weight = range(self.ndim)
         total, names = named.in_turn(first, others, weight, lambda x, y, dims, last: operations.exact(x, y, dims))
         return total.transpose([names.index(a) for a in weight]).astype(self.dtype)
+
+    def check(self) -> None:
+        """Numbers of axes come first: a file may claim more than memory holds, and ``places`` counts them all."""
+        factors, own = self.factors, self.axes
+        counts = isinstance(factors, tuple) and len(factors) > 0 and are_counts(own, 0) and len(own) == len(factors)
+        require(counts, self, f"axes={own!r}")
+        shapes, last = [tuple(f.shape) for f in factors], len(factors) - 1
+        n = len(shapes[0]) - own[0] - (last > 0)
+        fits = n >= 0 and all(len(s) == n + a + (k > 0) + (k < last) for k, (s, a) in enumerate(zip(shapes, own)))
+        require(fits and len({s[:n] for s in shapes}) == 1, self, f"axes={own} of factors {shapes}")
+        joined = all(a[-1] == b[n] for a, b in itertools.pairwise(shapes))
+        require(joined, self, f"the factors {shapes} have no ranks in common")
+        ndim = n + sum(own)
+        ordered = is_order(self.order, ndim) and len(self.order or ()) <= ndim
+        require(ordered and sorted(self.places) == list(range(ndim)), self, f"order={self.order!r} of {ndim} axes")
+        require(is_float(self.float_dtype), self, f"float_dtype={self.float_dtype!r}")
+        super().check()
 
     # -- products ------------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from jax import Array
 from jaxopt_nn.tensors import operations
 from jaxopt_nn.tensors.base import Tensor
 from jaxopt_nn.tensors.coded import wide_indices
+from jaxopt_nn.tensors.packed import is_float, require
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b"], meta_fields=["float_dtype"])
@@ -62,6 +63,12 @@ class Sum(Tensor):
     def densify(self) -> Array:
         wide = [operations.dense(x).astype(jnp.float32) for x in (self.a, self.b)]
         return (wide[0] + wide[1]).astype(self.dtype)
+
+    def check(self) -> None:
+        shapes = [tuple(x.shape) for x in (self.a, self.b)]
+        require(shapes[0] == shapes[1], self, f"parts of shapes {shapes[0]} and {shapes[1]}")
+        require(is_float(self.float_dtype), self, f"float_dtype={self.float_dtype!r}")
+        super().check()
 
     def dot_general(self, other: Any, dims: Any, side: int, product: Callable[..., Any]) -> Any:
         return product(other, self.a, None, True) + product(other, self.b, None, True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxopt_nn as jn
+from jaxopt_nn.coding.structure import Buffers, describe, from_buffers, rebuild
 
 RNG = np.random.default_rng(0)
 KERNEL = np.asarray(RNG.standard_normal((64, 48)) * RNG.exponential(size=(64, 1)) ** 2, np.float32)
@@ -43,6 +44,8 @@ def test_codes_are_coded(tmp_path, name, least):
 
 CODEBOOK = FORMATS["cluster"].pack(V, FORMATS["cluster"].init(V))["kernel"]
 VECTORS = FORMATS["vectors"].pack(V, FORMATS["vectors"].init(V))["kernel"]
+FACTORS = FORMATS["low rank"].pack(V, FORMATS["low rank"].init(V))["kernel"]
+SUM = jn.Sum(FACTORS, FACTORS)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,12 @@ VECTORS = FORMATS["vectors"].pack(V, FORMATS["vectors"].init(V))["kernel"]
         (CODEBOOK, {"float_dtype": "int8"}), (VECTORS, {"along": -3}), (VECTORS, {"length": 3}),
         (VECTORS, {"table": jnp.zeros((1, 1, 2, 16, 4))}), (VECTORS, {"table": jnp.zeros((1, 1, 1, 300, 4))}),
         (VECTORS, {"table": jnp.zeros((1, 5, 1, 16, 4))}), (VECTORS, {"float_dtype": "what"}),
+        (FACTORS, {"axes": (1, -1)}), (FACTORS, {"axes": (1, 2**40)}), (FACTORS, {"axes": (2**40, 1)}),
+        (FACTORS, {"axes": (1.0, 1)}), (FACTORS, {"axes": (True, 1)}), (FACTORS, {"axes": ("a", 1)}), (FACTORS, {"axes": (1,)}),
+        (FACTORS, {"axes": (2, 1)}), (FACTORS, {"axes": None}), (FACTORS, {"factors": ()}), (FACTORS, {"factors": None}),
+        (FACTORS, {"factors": FACTORS.factors[::-1]}), (FACTORS, {"order": (-1, -1)}), (FACTORS, {"order": (-1.0, -2.0)}),
+        (FACTORS, {"order": (-1, -2, -3)}), (FACTORS, {"float_dtype": "int8"}), (FACTORS, {"float_dtype": "key"}),
+        (SUM, {"float_dtype": "int8"}), (SUM, {"b": FACTORS.transpose((1, 0))}),
     ],
 )  # fmt: skip
 def test_fields_that_do_not_fit_are_refused(tensor, fields):
@@ -77,3 +86,13 @@ def test_equal_arrays_are_read_as_two(tmp_path):
     plain, _ = jn.load_file(file)
     added = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(plain)
     np.testing.assert_array_equal(added["b"], V["kernel"] + 1)
+
+
+@pytest.mark.parametrize("axes", [[1, 2**40], [2**40, 1], [1, -1], [1.0, 1], [True, 1]])
+def test_no_shape_is_asked_of_a_tensor_that_is_refused(axes):
+    """Its shape is a count of ``axes``: 2**40 of them are more than memory holds, so the check comes first."""
+    arrays = Buffers()
+    node = describe({"kernel": FACTORS}, "", arrays)
+    dict(node["items"])["kernel"]["static"]["axes"] = axes
+    with pytest.raises(ValueError, match="kernel: LowRank: axes"):
+        rebuild(node, "", from_buffers(arrays.buffers()))
