@@ -108,14 +108,13 @@ def cluster_vectors(
         raise ValueError(f"cluster_vectors(ste={ste!r}): allowed are 'none' and 'pass'")
     clusters.check_weights(weights, "cluster_vectors")
     root = as_key(key, "cluster_vectors")
-    formed = partial(_formed, k, dim, stages, ste)
+    formed, fit = partial(_formed, k, dim, stages, ste), partial(_fitted, (sweeps, iterations), weights)
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
         if (reason := clusters.why_not(path, leaf, info, False)) is not None:
             return reason
         roles = info.roles_of(path, leaf.ndim)
-        axis = roles.input[-1]
-        if leaf.shape[axis] % dim:
+        if leaf.shape[axis := roles.input[-1]] % dim:
             return f"its input axis {axis} has {leaf.shape[axis]} entries, not a multiple of dim={dim}"
         return clusters.worth(leaf, *_bytes(formed(leaf.shape, roles), leaf), False)
 
@@ -127,7 +126,7 @@ def cluster_vectors(
 
     def one(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
         _check_runs(path, leaf.shape, known.roles, dim)
-        return clusters.fitted(path, leaf, known, formed, partial(_fitted, (sweeps, iterations), weights), root, Clustered)
+        return clusters.fitted(path, leaf, known, formed, fit, root, Clustered)
 
     def init(params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         return clusters.fitted_each(clusters.taken(each, params, info, weights), one)

@@ -54,10 +54,7 @@ def test_tables_that_a_pass_cuts_apart_are_fitted_to_what_stays(method, kind):
 
 @pytest.mark.parametrize(
     "method",
-    [
-        groups(), groups(weights="fisher", start="kmeans++", key=0), jn.cluster_vectors(8),
-        jn.cluster_vectors(8, weights="inputs"),
-    ],
+    [groups(), groups(weights="fisher", start="density"), jn.cluster_vectors(8), jn.cluster_vectors(8, weights="inputs")],
     ids=["groups", "groups, fisher", "vectors", "vectors, inputs"],
 )
 def test_they_are_those_of_a_start_on_the_network_that_was_cut(method):
