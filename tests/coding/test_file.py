@@ -149,7 +149,7 @@ def test_header_and_checksums_take_less_than_500_bytes(tmp_path):
     assert artifact.bytes < 1.01 * ideal + 200
 
 
-def test_equal_arrays_are_written_once_and_come_back_as_one(tmp_path):
+def test_equal_arrays_are_written_once_and_come_back_apart(tmp_path):
     shared = np.asarray(floats(300, 300))
     tree = {"a": shared, "b": shared.copy(), "c": {"d": jnp.asarray(shared)}, "e": shared.T.copy(), "s": np.ones(3)}
     tree["t"] = np.ones(3)
@@ -158,7 +158,7 @@ def test_equal_arrays_are_written_once_and_come_back_as_one(tmp_path):
     assert artifact.bytes < alone.bytes + 40
     loaded, _ = load_file(artifact)
     assert_equal({k: np.asarray(v) for k, v in loaded.items() if k != "c"}, {k: v for k, v in tree.items() if k != "c"})
-    assert loaded["a"] is loaded["b"] is loaded["c"]["d"]
+    assert loaded["a"] is not loaded["b"] is not loaded["c"]["d"]  # each may be donated beside the others
 
 
 def test_codes_whose_padding_is_not_zero_are_kept_as_bytes(tmp_path):
