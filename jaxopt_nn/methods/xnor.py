@@ -22,7 +22,7 @@ from jaxopt_nn.tensors.binary import Binary
 
 @rule_factory
 def xnor(scales: bool = True) -> Rule:
-    """Binarizes a site's activations, where its weight is ``Binary``: ``K * alpha * (sign(x) . sign(w))``, eq. 11.
+    """Binarizes a site's activations, where its weight is ``Binary``: ``K * alpha * (sign(x) @ sign(w))``, eq. 11.
 
     The product of signs is an exact whole number: exclusive or and population count on packed words, or +1 and -1 multiplied
     where that is what a backend does fastest. ``K`` is the mean of ``|x|`` over what a dot contracts; for a convolution that
