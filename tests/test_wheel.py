@@ -146,14 +146,15 @@ def test_the_commands_from_an_installation(environment, tmp_path):
     short += ["--config.float.epochs=2", "--config.data.cross_validate=False"]
     run(jaxopt, "compress", "--config=digits_quickstart", "--workdir=run", *short, cwd=tmp_path)
     assert (tmp_path / "run" / "report.html").is_file() and list((tmp_path / "run").glob("*.png"))
-    assert "examples/s" in run(jaxopt, "predict", "--artifact=run/artifact", "--repeats=3", cwd=tmp_path)
-    assert "checksums right" in run(jaxopt, "verify", "run/artifact", cwd=tmp_path)
-    run(jaxopt, "export", "--artifact=run/artifact", "--to=jax,safetensors", "--platforms=cpu", "--out=out", cwd=tmp_path)
+    assert "examples/s" in run(jaxopt, "predict", "--artifact=run/network.jn", "--repeats=3", cwd=tmp_path)
+    assert "checksums right" in run(jaxopt, "verify", "run/network.jn", cwd=tmp_path)
+    run(jaxopt, "export", "--artifact=run/network.jn", "--to=jax,safetensors", "--platforms=cpu", "--out=out", cwd=tmp_path)
     assert (tmp_path / "out" / "model.safetensors").is_file()
-    told = run(jaxopt, "verify", "--code", "out/jax", cwd=tmp_path)
+    told = run(jaxopt, "verify", "--code", "out/network.jn", cwd=tmp_path)
     assert "program for cpu: runs" in told and "program and model's code differ by" in told
-    (tmp_path / "run" / "artifact" / "manifest.json").write_text("{}")
-    assert "manifest.json: schema None" in run(jaxopt, "verify", "run/artifact", cwd=tmp_path, code=1)
+    file = tmp_path / "run" / "network.jn"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "network.jn: " in run(jaxopt, "verify", "run/network.jn", cwd=tmp_path, code=1)
 
 
 def test_names_of_the_user_are_free(environment, tmp_path):
