@@ -50,6 +50,8 @@ def pytest_addoption(parser):
 #: Tests that take long, by CPU time: they run with the slow ones, so that `make test` stays under seven minutes.
 LONG = pathlib.Path(__file__).with_name("long.txt")
 CPU, BEGUN = "CPU seconds", pytest.StashKey[float]()
+#: Tests since compiled programs were counted.
+SINCE = [0]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -80,8 +82,10 @@ def pytest_runtest_protocol(item):
 
 def pytest_runtest_teardown(item, nextitem):
     item.user_properties.append((CPU, cpu_seconds() - item.stash[BEGUN]))
-    if nextitem is None or nextitem.path != item.path:
+    SINCE[0] += 1
+    if nextitem is None or nextitem.path != item.path or SINCE[0] >= 20:
         drop_programs()
+        SINCE[0] = 0
 
 
 def drop_programs(most: int = 20_000) -> None:
