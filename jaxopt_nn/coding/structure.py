@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
+import pkgutil
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn import tensors
 from jaxopt_nn.tensors.base import PyTree, Tensor, is_compressed
 
 #: A buffer is closed before it would exceed this many bytes.
@@ -142,7 +145,15 @@ def _is_static(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
+@functools.cache
+def _import_tensors() -> None:
+    """Imports all of ``jaxopt_nn.tensors``: a kind exists once its module was imported, and reading a file names none."""
+    for module in pkgutil.iter_modules(tensors.__path__, f"{tensors.__name__}."):
+        importlib.import_module(module.name)
+
+
 def _tensor_kinds(base: type = Tensor) -> dict[str, type]:
+    _import_tensors()
     kinds: dict[str, type] = {base.__name__: base} if dataclasses.is_dataclass(base) else {}
     sub: type
     for sub in base.__subclasses__():
