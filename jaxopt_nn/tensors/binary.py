@@ -15,6 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxopt_nn.numerics import packing, signs
 from jaxopt_nn.tensors import encode
 from jaxopt_nn.tensors.coded import DATA, STATIC, Coded, wide_indices
+from jaxopt_nn.tensors.packed import Packed
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=DATA, meta_fields=STATIC)
@@ -123,6 +124,15 @@ class Binary(Coded):
     @property
     def _in_words(self) -> bool:
         return self.codes.dtype == jnp.uint32
+
+    def coding(self) -> dict[str, Packed]:
+        """None for words: only bytes are packed as the entropy coder unpacks them."""
+        return {} if self._in_words else super().coding()
+
+    def _holds_length(self) -> bool:
+        if not self._in_words or self.axis is None or self.length is None:
+            return super()._holds_length()
+        return self.codes.shape[self.physical.index(self.axis % self.codes.ndim)] == -(-self.length // signs.WORD)
 
     def expand(self) -> Self:
         if self.axis is None or self.length is None or not self._in_words:

@@ -197,12 +197,15 @@ class Coded(Tensor):
         require(not (packed and split) and packed == (self.length is not None), self, "packed and split")
         if packed:
             require(type(self.axis) is int and -ndim <= self.axis < 0 and is_count(self.length, 1), self, f"axis={self.axis}")
-            fits = codes.dtype == jnp.uint8 and self.coding()["codes"].fits(codes.shape)
-            require(fits, self, f"{self.length} codes of {self.bits} bits in {codes.dtype}{list(codes.shape)}")
+            require(self._holds_length(), self, f"{self.length} codes of {self.bits} bits in {codes.dtype}{list(codes.shape)}")
         for name in self.PARAMS:
             if (param := getattr(self, name)) is not None:
                 fits = len(param.shape) >= ndim and all(d and n % d == 0 for d, n in zip(param.shape, self.shape))
                 require(fits, self, f"{name} {list(param.shape)} of a weight of {list(self.shape)}")
+
+    def _holds_length(self) -> bool:
+        """Whether packed codes are as many as ``length`` says."""
+        return self.codes.dtype == jnp.uint8 and self.coding()["codes"].fits(self.codes.shape)
 
     # -- layout --------------------------------------------------------------------------------------------------------
 
