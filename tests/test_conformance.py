@@ -102,6 +102,7 @@ LEARNT = {
     "learnt step": learnt_step(),
     "rate_quantize": rate_quantize(1e-4),
     "rate_quantize, at a rising price": every(2, rate_quantize(optax.linear_schedule(0.0, 1e-3, 4), step=0.3, bits=5)),
+    "rate_quantize by inputs": rate_quantize(1e-3, step=0.3, importance="inputs"),
     "prune, then rate_quantize": chain(prune(sparsity=0.5), rate_quantize(1e-4, step=0.2)),
     "learnt steps of some, masked": chain(by_path([("**/a/*", learnt_step()), ("**", learnt_gain())]), prune(sparsity=0.5)),
     "cluster": cluster(6),
@@ -131,6 +132,7 @@ CALIBRATED = {
     "sparsegpt(2:4)": sparsegpt(structure=n_of_m(2, 4)),
     "obs": obs(0.5),
     "whitened low rank": LEARNT["whitened low rank"],
+    "rate_quantize by inputs": LEARNT["rate_quantize by inputs"],
 }
 TABLE = {
     **CALIBRATED,
@@ -366,6 +368,7 @@ FOLLOWING = (
     "frozen learnt step", "learnt steps of some, masked", "sparsegpt", "cluster", "cluster(group)",
     "cluster(all), straight through", "cluster_vectors", "low rank", "low rank of codes", "binarize",
     "low rank by energy", "Tucker", "low rank and what it leaves", "ternarize(channel)", "ternarize(ttq, channel)",
+    "rate_quantize",
 )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.cuts import Cut
-from jaxopt_nn.core.leafwise import leafwise
+from jaxopt_nn.core.cuts import Cuts
+from jaxopt_nn.core.leafwise import known_of, leafwise
 from jaxopt_nn.core.matrix import Matrix
-from jaxopt_nn.core.model import Known, ModelInfo, Roles, Site
-from jaxopt_nn.core.tap import Tap
-from jaxopt_nn.core.transform import LeafTraits, Transform, no_taps, why_not_float, why_not_matrix
+from jaxopt_nn.core.model import Known, ModelInfo, Roles
+from jaxopt_nn.core.paths import leaves_by_path
+from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, as_info, why_not_float, why_not_matrix
+from jaxopt_nn.methods import clusters
 from jaxopt_nn.methods.quantize import check_finite
-from jaxopt_nn.methods.taps import square_sum
 from jaxopt_nn.numerics import rate
 from jaxopt_nn.tensors.qtensor import QTensor
 
@@ -42,7 +41,8 @@ class Priced:
     Attributes:
       costs: statistics of its codes, as ``[S..., I, O]``.
       penalty: float32 scalar, what a bit adds to the loss.
-      importance: None, or float32 ``[S..., I, 1]``: mean squares of the inputs over the largest of them.
+      importance: None, or float32, ``[S..., I, 1]``: mean squares of the inputs over the largest of them; or ``[S..., I, O]``:
+        the Fisher information of each weight over its mean in the leaf.
       roles, matrix: of its axes, and how its site reads it; without a matrix what is no output is a row.
       most: the largest magnitude of a code.
     """
@@ -56,22 +56,26 @@ class Priced:
 
     def rows(self, x: Any) -> Any:
         """An array of the leaf's shape as ``[S..., I, O]``."""
-        if self.matrix is not None:
-            return self.matrix(x)
-        order = self._order(x.ndim)
-        lead, columns = [x.shape[a] for a in self.roles.stack], math.prod(x.shape[a] for a in self.roles.output)
-        return x.transpose(order).reshape(*lead, -1, columns)
+        return _as_rows(x, self.roles, self.matrix)
 
     def put(self, like: Any, rows: Any) -> Any:
         """The way back; entries of the leaf that its site does not read get those of ``like``."""
         if self.matrix is not None:
             return self.matrix.put(like, rows)
-        order = self._order(like.ndim)
+        order = _order(self.roles, like.ndim)
         return rows.reshape([like.shape[a] for a in order]).transpose(sorted(range(like.ndim), key=order.__getitem__))
 
-    def _order(self, ndim: int) -> list[int]:
-        first, last = self.roles.stack, self.roles.output
-        return [*first, *(a for a in range(ndim) if a not in (*first, *last)), *last]
+
+def _as_rows(x: Any, roles: Roles, matrix: Matrix | None) -> Any:
+    if matrix is not None:
+        return matrix(x)
+    lead, columns = [x.shape[a] for a in roles.stack], math.prod(x.shape[a] for a in roles.output)
+    return x.transpose(_order(roles, x.ndim)).reshape(*lead, -1, columns)
+
+
+def _order(roles: Roles, ndim: int) -> list[int]:
+    first, last = roles.stack, roles.output
+    return [*first, *(a for a in range(ndim) if a not in (*first, *last)), *last]
 
 
 def rate_quantize(
@@ -96,13 +100,15 @@ def rate_quantize(
 
     Without training, ``importance="inputs"`` makes it rate-distortion quantization (DeepCABAC, Wiedemann et al. 2020, eq. 6):
     the code of least ``(w - step q)^2 x^2 + penalty * bits``, with the mean square ``x^2`` of the weight's input over that of
-    the largest; codes and statistics are chosen in turn, five times at ``init``.
+    the largest; codes and statistics are chosen in turn, five times at ``init``. ``importance="fisher"`` puts the empirical
+    Fisher information of the weight, over its mean in the leaf, in the place of ``x^2``: the loss itself says what an error
+    costs.
 
     Args:
       penalty: what a bit adds to the loss; a number, or a schedule of the step. About 1e-6 to 1e-5 for a mean cross-entropy.
       step: the first step, in root mean squares of the layer's weights.
       bits: codes are within ``+-(2^(bits - 1) - 1)``, 2 to 8.
-      importance: None: codes are rounded to nearest. ``"inputs"``: chosen as above, by calibration.
+      importance: None: codes are rounded to nearest. ``"inputs"``, ``"fisher"``: chosen as above, by calibration.
       vectors: takes biases, norms and all other float leaves besides matrices: at 98 % zeros they are a sixth of the file.
         Leave out running statistics by ``where``: the step of a leaf that the training does not read is not trained.
 
@@ -135,55 +141,108 @@ def rate_quantize(
         raise ValueError(f"rate_quantize(step={step}): the first step in root mean squares, above 0, e.g. 1.0")
     if isinstance(bits, bool) or bits not in range(2, 9):
         raise ValueError(f"rate_quantize(bits={bits!r}): allowed are the whole numbers 2 to 8")
-    if importance not in (None, "inputs"):
-        raise ValueError(f"rate_quantize(importance={importance!r}): allowed are None and 'inputs'")
+    if importance not in clusters.WEIGHTS:
+        raise ValueError(f"rate_quantize(importance={importance!r}): allowed are None, 'inputs' and 'fisher'")
 
-    def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
-        reason = why_not_matrix(path, leaf, info)
-        if reason is not None and vectors:
-            reason = why_not_float(leaf)
-        if reason is None and leaf.size < 2:
-            reason = "is a single number"
-        return LeafTraits("codes") if reason is None else reason
-
-    def taps(site: Site) -> Mapping[str, Tap]:
-        return {"squares": square_sum()}
-
-    def init(path: str, leaf: Any, known: Known) -> tuple[Any, Any]:
-        start = jnp.float32(penalty(0) if callable(penalty) else penalty)
-        begin = partial(_started, known=known, step=step, penalty=start, most=2 ** (bits - 1) - 1)
-        return jax.eval_shape(begin, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else begin(leaf)
-
-    def update(leaf: Any, learnt: Any, carried: Priced, at: Any, grad: Any) -> Priced:
-        price = jnp.float32(penalty(at)) if callable(penalty) else carried.penalty
-        new = dataclasses.replace(carried, penalty=price)
-        return dataclasses.replace(new, costs=rate.prices(_codes(leaf.astype(jnp.float32), learnt, new)))
-
-    needs = frozenset({"roles"})
-    return leafwise(
-        takes, init, _view, update=update, pack=_pack, taps=taps if importance else no_taps, follows=_followed, needs=needs,
-        name="rate_quantize",
+    each = leafwise(
+        partial(_takes, vectors), clusters.uninitialized, _view, update=partial(_updated, penalty), pack=_pack,
+        taps=clusters.site_taps(importance), needs=frozenset({"roles"}), name="rate_quantize",
     )  # fmt: skip
+    own = _RateQuantized(each, penalty, step, 2 ** (bits - 1) - 1, importance)
+    traits = clusters.with_probes(each.traits, importance)._replace(follows=own.follows)
+    return each._replace(init=own.init, traits=traits)
 
 
-def _started(leaf: Any, known: Known, step: float, penalty: Any, most: int) -> tuple[Any, Priced]:
-    """The first step, float32 with the leaf's rank, and the statistics of the codes that go with it."""
-    wide, stack = leaf.astype(jnp.float32), known.roles.stack
-    axes = tuple(a for a in range(leaf.ndim) if a not in stack)
+def _takes(vectors: bool, path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+    reason = why_not_matrix(path, leaf, info)
+    if reason is not None and vectors:
+        reason = why_not_float(leaf)
+    if reason is None and leaf.size < 2:
+        reason = "is a single number"
+    return LeafTraits("codes") if reason is None else reason
+
+
+def _updated(penalty: Any, leaf: Any, learnt: Any, carried: Priced, at: Any, grad: Any) -> Priced:
+    price = jnp.float32(penalty(at)) if callable(penalty) else carried.penalty
+    new = dataclasses.replace(carried, penalty=price)
+    return dataclasses.replace(new, costs=rate.prices(_codes(leaf.astype(jnp.float32), learnt, new)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _RateQuantized:
+    """How the state begins, and how it follows a cut; fields as in ``rate_quantize``, with the method on single leaves."""
+
+    each: Transform
+    penalty: Any
+    step: float
+    most: int
+    importance: str | None
+
+    def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
+        info, leaves = as_info(info), leaves_by_path(params)
+        taken = {p: x for p, x in leaves.items() if not isinstance(self.each.traits.takes(p, x, info), str)}
+        return clusters.fitted_each({p: (x, self._known(p, x, info)) for p, x in taken.items()}, self._begun)
+
+    def follows(self, state: State, cuts: Cuts) -> State:
+        found = {path: self._followed(path, state, cuts) for path in state.carried if not cuts.gone(path)}
+        return State({path: own[0] for path, own in found.items()}, {path: own[1] for path, own in found.items()})
+
+    def _followed(self, path: str, state: State, cuts: Cuts) -> tuple[Any, Any]:
+        """The step stays; the statistics, of rows and columns that are there no longer, are counted of what stays."""
+        learnt, carried = state.learnt[path], state.carried[path]
+        if path not in cuts.leaves:
+            return learnt, carried
+        width = cuts.leaves[path].beside(learnt)
+        assert not isinstance(width, str), width  # one number, or one a layer
+        if cuts.moments is not None:
+            return width, carried
+        leaf = leaves_by_path(cuts.params)[path]
+        return self._begun(path, leaf, self._known(path, leaf, cuts.info), width, carried.penalty)
+
+    def _known(self, path: str, leaf: Any, info: ModelInfo) -> Known:
+        if self.importance == "fisher":
+            return clusters.known_with(path, leaf.ndim, info, self.importance)
+        return known_of(path, leaf.ndim, info, clusters.site_taps(self.importance))
+
+    def _begun(self, path: str, leaf: Any, known: Known, learnt: Any = None, price: Any = None) -> tuple[Any, Any]:
+        if price is None:
+            price = jnp.float32(self.penalty(0) if callable(self.penalty) else self.penalty)
+        begin = partial(_started, known=known, step=self.step, most=self.most)
+        abstract = isinstance(leaf, jax.ShapeDtypeStruct)
+        return jax.eval_shape(begin, leaf, learnt, price) if abstract else begin(leaf, learnt, price)
+
+
+def _started(leaf: Any, learnt: Any, penalty: Any, known: Known, step: float, most: int) -> tuple[Any, Priced]:
+    """The logarithm of the step, ``learnt`` or the first, float32 with the leaf's rank, and the statistics that go with it."""
+    wide = leaf.astype(jnp.float32)
+    if learnt is None:
+        learnt = _first_step(wide, known, step)
+    half = jnp.full((), 0.5, jnp.float32)
+    weighed = _importance(leaf, known)
+    carried = Priced(rate.Prices(half, half, half), penalty, weighed, known.roles, known.matrix, most)
+    free = dataclasses.replace(carried, importance=None)
+    costs = rate.prices(_codes(wide, learnt, free))
+    if weighed is not None:
+        again = lambda _, costs: rate.prices(_codes(wide, learnt, dataclasses.replace(carried, costs=costs)))
+        costs = jax.lax.fori_loop(0, ROUNDS, again, costs)
+    return learnt, dataclasses.replace(carried, costs=costs)
+
+
+def _first_step(wide: Any, known: Known, step: float) -> Any:
+    axes = tuple(a for a in range(wide.ndim) if a not in known.roles.stack)
     if known.matrix is None and len(axes) < 2:
         width = jnp.max(jnp.abs(wide), axis=axes, keepdims=True) / FINE
     else:
         width = step * jnp.sqrt(jnp.mean(jnp.square(wide), axis=axes, keepdims=True))
-    learnt = jnp.log(jnp.where(width > 0, width, 1.0))
-    squares = known.stats.get("squares")
-    importance = None if squares is None else squares[..., None] / jnp.maximum(jnp.max(squares), TINY)
-    half = jnp.full((), 0.5, jnp.float32)
-    carried = Priced(rate.Prices(half, half, half), penalty, importance, known.roles, known.matrix, most)
-    free = dataclasses.replace(carried, importance=None)
-    carried = dataclasses.replace(carried, costs=rate.prices(_codes(wide, learnt, free)))
-    for _ in range(ROUNDS if importance is not None else 0):
-        carried = dataclasses.replace(carried, costs=rate.prices(_codes(wide, learnt, carried)))
-    return learnt, carried
+    return jnp.log(jnp.where(width > 0, width, 1.0))
+
+
+def _importance(leaf: Any, known: Known) -> Any:
+    """What a squared error of each code weighs; None: all alike, or not measured (a leaf without a matrix has no inputs)."""
+    if "fisher" in known.stats:
+        return _as_rows(clusters.masses(leaf, known, "fisher"), known.roles, known.matrix)
+    squares = known.stats.get("square_sum")
+    return None if squares is None else squares[..., None] / jnp.maximum(jnp.max(squares), TINY)
 
 
 def _codes(wide: Any, learnt: Any, carried: Priced) -> Any:
@@ -259,6 +318,3 @@ def _pack(path: str, leaf: Any, learnt: Any, carried: Priced) -> QTensor:
     dtype = np.dtype(leaf.dtype).name
     return QTensor.from_codes(jnp.asarray(codes), width, bits=bits, dtype=dtype, stack=carried.roles.stack, name=path)
 
-
-def _followed(learnt: Any, carried: Priced, cut: Cut) -> tuple[Any, Any] | str:
-    return "the statistics of its codes are of other rows and columns"

@@ -36,8 +36,7 @@ class Coded(Tensor):
 
     Attributes:
       codes: uint8 (packed, or unsigned), int8, or native int4, uint4, int2, uint2. Its axes may stand in another order.
-      scale: float32 (or bfloat16) of the weight's rank and axis order; along each axis 1 entry, all, or a divisor of them
-        (each for a run of consecutive entries).
+      scale: float32 (or bfloat16) of the weight's rank and axis order; along each axis 1 entry, all, or one for each run.
       zero: None, or integers or floats that broadcast like ``scale`` (its own groups).
       bits, signed: the range of the codes.
       float_dtype: name of the dtype that ``densify`` gives.
@@ -192,8 +191,7 @@ class Coded(Tensor):
         require(type(self.signed) is bool and is_float(self.float_dtype), self, f"{self.signed}, {self.float_dtype}")
         require(self.rounding is None or is_float(self.rounding), self, f"rounding={self.rounding}")
         require(is_order(self.order, ndim) and len(self.order or ()) <= codes.ndim, self, f"order={self.order}")
-        split = codes.ndim - ndim
-        require(0 <= split <= 1 and set(self.physical) == set(range(ndim)), self, f"{codes.ndim} axes of a weight of {ndim}")
+        require(0 <= (split := codes.ndim - ndim) <= 1 and set(self.physical) == set(range(ndim)), self, f"{codes.ndim} axes of a weight of {ndim}")
         require(not (packed and split) and packed == (self.length is not None), self, "packed and split")
         if packed:
             require(type(self.axis) is int and -ndim <= self.axis < 0 and is_count(self.length, 1), self, f"axis={self.axis}")
@@ -204,7 +202,6 @@ class Coded(Tensor):
                 require(fits, self, f"{name} {list(param.shape)} of a weight of {list(self.shape)}")
 
     def _holds_length(self) -> bool:
-        """Whether packed codes are as many as ``length`` says."""
         return self.codes.dtype == jnp.uint8 and self.coding()["codes"].fits(self.codes.shape)
 
     # -- layout --------------------------------------------------------------------------------------------------------

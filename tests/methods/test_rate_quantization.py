@@ -12,7 +12,10 @@ from jaxopt_nn.interpret.inspect import inspect
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.methods.rate_quantization import rate_quantize
 from jaxopt_nn.numerics import rate
+from jaxopt_nn.passes.cut_units import cut_units
 from jaxopt_nn.pipeline.calibrate import calibrate
+from jaxopt_nn.pipeline.classes import classification
+from jaxopt_nn.pipeline.grade import evaluate
 from jaxopt_nn.pipeline.numbers import regression
 from jaxopt_nn.tensors.base import densify
 
@@ -124,6 +127,59 @@ def test_codes_chosen_by_the_inputs_keep_the_outputs():
     assert weight_error > other_weight_error and output_error < 0.7 * other_output_error
 
 
+def test_codes_chosen_by_the_fisher_information_keep_the_loss():
+    """At about as many bits the loss rises by less, and each code is the best of all by the sum that is minimised."""
+    rng = np.random.default_rng(8)
+    scales = np.geomspace(0.03, 3, 40)
+    x = (rng.standard_normal((512, 40)) * scales[rng.permutation(40)]).astype(np.float32)
+    v = {"kernel": jnp.asarray(rng.standard_normal((40, 6)), jnp.float32)}
+    network = Network(lambda v, x: x @ v["kernel"], v)
+    labels = np.argmax(x @ np.asarray(v["kernel"]) + rng.gumbel(size=(512, 6)), 1)
+    task = classification(train=(x, labels), test=(x, labels))
+    knowing = rate_quantize(2e-2, step=0.4, importance="fisher")
+    with pytest.raises(ValueError, match="kernel: the statistic 'fisher' of the loss is missing"):
+        knowing.init(v, inspect(network.apply, v, x))
+    info = calibrate(network, knowing, task)
+
+    def tried(method):
+        state = method.init(v, info)
+        view = method.view(v, state)
+        return bits_of(view, state), evaluate(network.replace(variables=view), task)["loss"], state
+
+    bits, loss, state = tried(knowing)
+    other_bits, other_loss, _ = tried(rate_quantize(0.0, step=0.85))
+    assert bits < other_bits and loss < other_loss
+
+    fisher, own = np.asarray(info.stats[(), "kernel", "fisher"]), state.carried["kernel"]
+    width = np.exp(np.asarray(state.learnt["kernel"]).item())
+    best = np.full(fisher.shape, np.inf)
+    for code in range(-9, 10):
+        lengths = rate.code_bits(jnp.full(fisher.shape, code), own.costs)
+        best = np.minimum(best, fisher / fisher.mean() * (v["kernel"] - width * code) ** 2 + 2e-2 * lengths)
+    codes = jnp.round(knowing.view(v, state)["kernel"] / width)
+    ours = fisher / fisher.mean() * (v["kernel"] - width * codes) ** 2 + 2e-2 * rate.code_bits(codes, own.costs)
+    np.testing.assert_allclose(ours, best, rtol=1e-4, atol=1e-6)
+
+
+def test_statistics_are_counted_of_what_stays_after_a_cut():
+    rng = np.random.default_rng(9)
+    v = {path: jnp.asarray(rng.standard_normal(shape), jnp.float32) for path, shape in {"a": (12, 8), "b": (8, 3)}.items()}
+    network = Network(lambda v, x: jnp.maximum(x @ v["a"], 0) @ v["b"], v)
+    x = rng.standard_normal((4, 12)).astype(np.float32)
+    method, info = rate_quantize(1e-3, step=0.5), inspect(network.apply, v, x)
+    state = method.init(v, info)
+    state = state._replace(learnt={path: step + 0.3 for path, step in state.learnt.items()})
+    cut = cut_units(share=0.5)
+    small, remap = cut.execute(network, cut.plan(network, info, x))
+    made, report = remap.state(method, state, small.variables, inspect(small.apply, small.variables, x))
+    assert not report.of("anew")
+    for path, leaf in small.variables.items():
+        assert leaf.shape != v[path].shape
+        np.testing.assert_array_equal(made.learnt[path], state.learnt[path])
+        codes = jnp.round(leaf / jnp.exp(state.learnt[path]))
+        jax.tree.map(np.testing.assert_array_equal, made.carried[path].costs, rate.prices(codes))
+
+
 def test_a_step_of_zeros_and_one_that_trains():
     """A bias of zeros has a step all the same, which is trained as soon as the bias is not zero."""
     v = {"bias": jnp.zeros(5), "kernel": jnp.zeros((4, 5))}
@@ -141,7 +197,7 @@ def test_nan_and_wrong_arguments_are_errors():
         method.pack({"kernel": v["kernel"].at[0, 0].set(jnp.nan)}, method.init(v))
     for arguments, said in (
         ({"penalty": -1.0}, "a number from 0"), ({"penalty": 1e-6, "bits": 1}, "2 to 8"),
-        ({"penalty": 1e-6, "step": 0.0}, "above 0"), ({"penalty": 1e-6, "importance": "fisher"}, "None and 'inputs'"),
+        ({"penalty": 1e-6, "step": 0.0}, "above 0"), ({"penalty": 1e-6, "importance": "rows"}, "None, 'inputs' and 'fisher'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             rate_quantize(**arguments)
