@@ -1,20 +1,26 @@
 """The notebooks: their form, what their first cell refuses, and all of them executed, with their numbers checked."""
 
 import ast
+import heapq
 import importlib.util
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 
 import jax
 import nbformat
+import numpy as np
 import pytest
 from nbclient import NotebookClient
+from sklearn.datasets import load_digits
+
+import jaxopt_nn as jn
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-NOTEBOOKS = ("quickstart", "your_model", "pruning")
+NOTEBOOKS = ("quickstart", "your_model", "pruning", "deep_compression")
 METHODS = (
     "Clipping",
     "Integer quantization",
@@ -65,7 +71,7 @@ facts = {
 print(json.dumps(facts))
 """
 #: What a training says on standard error while it runs.
-PROGRESS = re.compile(r"\w+: step \d+ of \d+, ")
+PROGRESS = re.compile(r"\w+: step [\d,]+ of [\d,]+, ")
 # `method` is used again and again: the test keeps the 2-bit one before the next section replaces it.
 KEEP = "method_of_2_bits, two = method, (weights, state)"
 
@@ -243,3 +249,141 @@ def test_a_network_shrinks(tmp_path):
     assert number(r"largest difference: (\S+)", said["rebuild"]) < 1e-4
     times = re.search(r"batch 256: +([\d.]+) ms → +([\d.]+) ms", said["latency"])
     assert float(times[2]) < float(times[1])
+
+
+# Appended to the notebook on Deep Compression: what it printed or drew, and where its files are.
+TOLD = """
+import json
+
+shared_values = {"values": np.asarray(values).tolist(), "slopes": np.asarray(slopes).tolist()}
+print(json.dumps({"folder": str(folder), "steps": steps, "coding": where_and_which, **shared_values}))
+"""
+LAYERS = ("fc1", "fc2", "fc3")
+
+
+@pytest.mark.slow
+def test_deep_compression_holds_step_by_step(tmp_path):
+    notebook = read("deep_compression")
+    notebook.cells.append(nbformat.v4.new_code_cell(TOLD, id="told"))
+    told = json.loads(executed(notebook, tmp_path)["told"].outputs[0].text)
+    folder = pathlib.Path(told["folder"])
+    paths = {name: folder / f"{name.replace(' ', '_')}.jn" for name in told["steps"]}
+    networks = {name: jn.load_file(path)[0]["variables"]["params"] for name, path in paths.items()}
+    again = jn.load_file(folder / "deep_compression.jn")[0]["variables"]["params"]
+    sizes = {name: path.stat().st_size for name, path in paths.items()} | {"paper": (folder / "huffman.bin").stat().st_size}
+    shutil.rmtree(folder)
+
+    assert sizes == {name: size for name, (*_, size) in told["steps"].items()} | {"paper": sizes["paper"]}
+    assert jax.tree.all(jax.tree.map(np.array_equal, floats(again), floats(networks["values trained"])))
+    train, test = digits_of_the_notebook()
+    check_steps(told["steps"], {name: floats(network) for name, network in networks.items()}, test)
+    check_laws({name: floats(network) for name, network in networks.items()}, networks["a price for each bit"])
+    check_slopes(told, floats(networks["shared"]), train)
+    check_coding(told["coding"], floats(networks["values trained"]), sizes)
+
+
+def floats(network):
+    return jax.tree.map(np.asarray, jn.densify(network))
+
+
+def digits_of_the_notebook():
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
+    x, y = (images[order] / 16).astype(np.float32), labels[order]
+    return (x[:1297], y[:1297]), (x[1297:], y[1297:])
+
+
+def activations(network, x):
+    """The inputs of the three layers, and the logits."""
+    out = [x]
+    for layer in LAYERS:
+        x = x @ network[layer]["kernel"] + network[layer]["bias"]
+        x = x if layer == "fc3" else np.maximum(x, 0)
+        out.append(x)
+    return out
+
+
+def check_steps(steps, networks, test):
+    x, y = test
+    for name, (score, *_) in steps.items():
+        counted = (activations(networks[name], x)[-1].argmax(1) == y).mean()
+        assert score == pytest.approx(counted, abs=1.01 / len(y)), name  # a tie may fall otherwise
+    score, memory, size = ({name: step[i] for name, step in steps.items()} for i in range(3))
+    best = score["trained"]
+    assert best > 0.95 and score["pruned at once"] < best - 0.05
+    assert all(score[name] > best - 0.025 for name in ("pruned", "shared", "values trained", "a price for each bit"))
+    weights, kept, biases = 50_200, 5_020, 410
+    assert memory["trained"] == 4 * (weights + biases) > size["trained"]
+    assert memory["pruned"] == pytest.approx(weights / 8 + 4 * (kept + biases), abs=3)
+    # codes of 3 bits, tables of 7 floats
+    assert memory["shared"] == pytest.approx(weights / 8 + 3 * kept / 8 + 4 * (3 * 7 + biases), abs=6)
+    assert memory["values trained"] == memory["shared"]
+    assert abs(size["values trained"] - size["shared"]) < 64  # the tables alone differ
+    assert size["trained"] > 8 * size["pruned"] > 24 * size["shared"]
+    assert size["a price for each bit"] < 0.85 * size["values trained"]
+
+
+def check_laws(networks, priced):
+    names = ("pruned at once", "pruned", "shared", "values trained")
+    at_once, pruned, shared, tuned = ([networks[name][layer]["kernel"] for layer in LAYERS] for name in names)
+    assert [sum((w == 0).sum() for w in own) for own in (at_once, pruned)] == [round(0.9 * 50_200)] * 2
+    for before, own, after in zip(pruned, shared, tuned):
+        assert (own[before == 0] == 0).all() and np.array_equal(own == 0, after == 0)
+        assert len(np.unique(own)) <= 8 and not np.array_equal(own, after)
+        pairs = np.unique(np.stack([own.ravel(), after.ravel()]), axis=1)
+        assert pairs.shape[1] == len(np.unique(own)) == len(np.unique(after))  # the same members
+        values = np.unique(own)
+        assert np.array_equal(values[np.abs(before[..., None] - values).argmin(-1)], own)  # each has the nearest
+    for tensor in jax.tree.leaves(priced, is_leaf=jn.is_compressed):
+        codes = np.asarray(tensor.densify()) / np.asarray(tensor.scale)
+        assert np.abs(codes - np.rint(codes)).max() < 1e-4
+
+
+def check_slopes(told, network, train):
+    """The gradient of each shared value of fc2, by back-propagation in NumPy: the sum over its members."""
+    x, y = (part[:1000] for part in train)
+    _, first, second, logits = activations(jax.tree.map(np.float64, network), x.astype(np.float64))
+    share = np.exp(logits - logits.max(1, keepdims=True))
+    error = (share / share.sum(1, keepdims=True) - np.eye(10)[y]) / len(y)
+    slope = first.T @ ((error @ network["fc3"]["kernel"].T) * (second > 0))
+    members = [network["fc2"]["kernel"] == np.float32(value) for value in told["values"]]
+    assert len(members) == 7 and sum(m.sum() for m in members) == (network["fc2"]["kernel"] != 0).sum()
+    assert told["slopes"] == pytest.approx([slope[m].sum() for m in members], rel=1e-3, abs=1e-6)
+    assert np.abs(told["slopes"]).max() > 1e-3
+
+
+def entropy_in_bytes(symbols):
+    share = np.unique(symbols, return_counts=True)[1] / symbols.size
+    return -symbols.size * float((share * np.log2(share)).sum()) / 8
+
+
+def shortest_in_bits(symbols):
+    """Of a prefix code: each merge of Huffman's tree costs what lies below it a bit."""
+    heap = np.unique(symbols, return_counts=True)[1].tolist()
+    heapq.heapify(heap)
+    bits = 0
+    while len(heap) > 1:
+        both = heapq.heappop(heap) + heapq.heappop(heap)
+        heapq.heappush(heap, both)
+        bits += both
+    return bits
+
+
+def check_coding(coding, network, sizes):
+    huffman = 4 * 410  # the biases
+    for layer in LAYERS:
+        weights, rows = network[layer]["kernel"].ravel(), {name: sum(parts) for name, parts in coding[layer].items()}
+        values, codes = np.unique(weights, return_inverse=True)
+        kept = np.flatnonzero(weights)
+        assert rows["packed"] == pytest.approx((weights.size + 3 * kept.size) / 8)
+        # places, then values given the places: the chain rule of entropy
+        assert rows["order-0 entropy"] == pytest.approx(entropy_in_bytes(codes), rel=1e-6)
+        distance = np.diff(kept, prepend=-1)
+        stops = (distance - 1) // 32
+        apart = np.concatenate([np.full(stops.sum(), 32), distance - 32 * stops])
+        found = np.concatenate([np.zeros(stops.sum()), weights[kept]])
+        for told, symbols in zip(coding[layer]["Huffman, as in the paper"], (apart, found)):
+            assert 0 <= told - shortest_in_bits(symbols) / 8 < 40  # beside a table of code lengths
+        assert rows["the file's coder"] < min(1.05 * rows["order-0 entropy"], rows["Huffman, as in the paper"])
+        huffman += sum(coding[layer]["Huffman, as in the paper"]) + 4 * (len(values) - 1)
+    assert sizes["paper"] == huffman > sizes["values trained"]
