@@ -38,7 +38,8 @@ from jax import Array, lax
 
 from jaxopt_nn.formulations import common, labels, weight_only
 from jaxopt_nn.formulations.labels import Call, Form, Labels, Program
-from jaxopt_nn.tensors.coded import Coded, wide_indices
+from jaxopt_nn.tensors import layout
+from jaxopt_nn.tensors.coded import Coded
 
 _NATIVE = {(4, True): jnp.int4, (4, False): jnp.uint4, (2, True): jnp.int2, (2, False): jnp.uint2}
 
@@ -154,7 +155,7 @@ def take(weight: Coded, indices: Any, axis: int) -> Coded:
     Args:
       indices: integers of any shape, clipped to the axis. axis: of the weight, at least 0.
     """
-    indices = wide_indices(indices)
+    indices = layout.wide_indices(indices)
     place, split = weight.physical.index(axis), weight.split_axis == axis
     as_it_lies = place == 0 and weight.codes.shape[-1] % LANES == 0
     floats = not jnp.issubdtype(weight.codes.dtype, jnp.integer)

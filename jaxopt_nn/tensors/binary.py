@@ -13,8 +13,8 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxopt_nn.numerics import packing, signs
-from jaxopt_nn.tensors import encode
-from jaxopt_nn.tensors.coded import DATA, STATIC, Coded, wide_indices
+from jaxopt_nn.tensors import encode, layout
+from jaxopt_nn.tensors.coded import DATA, STATIC, Coded
 from jaxopt_nn.tensors.packed import Packed
 
 
@@ -150,5 +150,5 @@ class Binary(Coded):
 
     def take(self, indices: ArrayLike, axis: int) -> Self:
         if self._in_words and self._place() == axis % self.ndim:
-            return self.expand().take(wide_indices(indices), axis)
+            return self.expand().take(layout.wide_indices(indices), axis)
         return super().take(indices, axis)

@@ -188,10 +188,11 @@ class Coded(Tensor):
     def check(self) -> None:
         ndim, codes, packed = len(self.groups), self.codes, self.axis is not None
         require(is_count(self.bits, 1) and self.bits <= 8, self, f"bits={self.bits}; codes have 1 to 8")
-        require(type(self.signed) is bool and is_float(self.float_dtype), self, f"{self.signed}, {self.float_dtype}")
-        require(self.rounding is None or is_float(self.rounding), self, f"rounding={self.rounding}")
+        floats = is_float(self.float_dtype) and (self.rounding is None or is_float(self.rounding))
+        require(type(self.signed) is bool and floats, self, f"{self.signed}, {self.float_dtype}, rounding={self.rounding}")
         require(is_order(self.order, ndim) and len(self.order or ()) <= codes.ndim, self, f"order={self.order}")
-        require(0 <= (split := codes.ndim - ndim) <= 1 and set(self.physical) == set(range(ndim)), self, f"{codes.ndim} axes of a weight of {ndim}")
+        split = codes.ndim - ndim
+        require(0 <= split <= 1 and set(self.physical) == set(range(ndim)), self, f"{codes.ndim} axes of a weight of {ndim}")
         require(not (packed and split) and packed == (self.length is not None), self, "packed and split")
         if packed:
             require(type(self.axis) is int and -ndim <= self.axis < 0 and is_count(self.length, 1), self, f"axis={self.axis}")
@@ -337,7 +338,7 @@ class Coded(Tensor):
 
     def take(self, indices: ArrayLike, axis: int) -> Self:
         """Reads the bytes of the entries asked for, along the packed axis too: the rest stays packed."""
-        indices, axis, shape = wide_indices(indices), axis % self.ndim, self.shape
+        indices, axis, shape = layout.wide_indices(indices), axis % self.ndim, self.shape
         if self.split_axis == axis:
             return self.expand().take(indices, axis)
         indices = jnp.clip(indices, 0, shape[axis] - 1)
@@ -437,14 +438,8 @@ def _joined(parts: Sequence[tuple[Array, tuple[int, ...]]], axis: int) -> Array 
     """
     run = math.gcd(*(shape[axis] // max(p.shape[axis], 1) for p, shape in parts))
     shapes = [[shape[a] // run if a == axis else d for a, d in enumerate(p.shape)] for p, shape in parts]
-    like = [max(dims) for dims in zip(*shapes)]
+    like = list(map(max, zip(*shapes)))
     if any(n not in (1, m) for dims in shapes for a, (n, m) in enumerate(zip(dims, like)) if a != axis):
         return None
     targets = [[dims[axis] if a == axis else m for a, m in enumerate(like)] for dims in shapes]
     return lax.concatenate([affine.expand_groups(p, t) for (p, _), t in zip(parts, targets)], axis)
-
-
-def wide_indices(indices: ArrayLike) -> Array:
-    """Indices of at least 32 bits: a bound such as the length of a table need not fit into 8 or 16."""
-    indices = jnp.asarray(indices)
-    return indices.astype(jnp.int32) if indices.dtype.itemsize < 4 else indices

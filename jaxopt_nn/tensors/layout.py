@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from jaxopt_nn.numerics import affine, packing
 
@@ -100,3 +102,9 @@ def kept_groups(d: int, n: int, keep: Sequence[int]) -> list[int] | None:
     distinct = sorted(set(owners))
     even = owners == [g for g in distinct for _ in range(len(keep) // len(distinct))]
     return (owners if d == n else distinct) if d == n or even else None
+
+
+def wide_indices(indices: ArrayLike) -> Array:
+    """Indices of at least 32 bits: a bound such as the length of a table need not fit into 8 or 16."""
+    indices = jnp.asarray(indices)
+    return indices.astype(jnp.int32) if indices.dtype.itemsize < 4 else indices

@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec
 from jaxopt_nn.numerics import named
 from jaxopt_nn.tensors import kernels, layout, operations
 from jaxopt_nn.tensors.base import Tensor
-from jaxopt_nn.tensors.coded import wide_indices
 from jaxopt_nn.tensors.packed import are_counts, is_float, is_order, require
 
 
@@ -211,7 +210,7 @@ class LowRank(Tensor):
         return self._replaced("index", axis, 0, lambda at: (i, at))
 
     def take(self, indices: Any, axis: int) -> Any:
-        indices, axis = wide_indices(indices), axis % self.ndim
+        indices, axis = layout.wide_indices(indices), axis % self.ndim
         return self._replaced("take", axis, indices.ndim, lambda at: (indices, at))
 
     def _replaced(self, operation: str, axis: int, count: int, args: Callable[[int], Any]) -> Any:

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxopt_nn.tensors import operations
+from jaxopt_nn.tensors import layout, operations
 from jaxopt_nn.tensors.base import Tensor
-from jaxopt_nn.tensors.coded import wide_indices
 from jaxopt_nn.tensors.packed import is_float, require
 
 
@@ -108,7 +107,7 @@ class Sum(Tensor):
         return self._both("rev", dimensions)
 
     def take(self, indices: Any, axis: int) -> Any:
-        return self._both("take", wide_indices(indices), axis)
+        return self._both("take", layout.wide_indices(indices), axis)
 
     def cut(self, axis: int, keep: Any) -> Any:
         return self._both("cut", axis, keep)
