@@ -1,8 +1,8 @@
-"""Claim: ``import jaxopt_nn`` takes at most 0.3 s over ``import jax``, and so do all its names together.
+"""Claim: ``import jaxopt_nn`` takes at most 0.3 s over ``import jax``.
 
 Command: ``python -m experiments.benchmarks.import_time`` (about 30 s)
 
-Each name is imported when it is first used; the last row uses all of them.
+Each name is imported when it is first used: the rows after it say what that takes, the last one for all names.
 """
 
 from __future__ import annotations
