@@ -117,7 +117,7 @@ def rate_quantize(
       rest.
 
     Raises:
-      ValueError: a value outside the above; at ``pack``, NaN or Inf.
+      ValueError: a value outside the above; at ``init``, statistics of ``importance`` are missing; at ``pack``, NaN or Inf.
 
     Example:
       >>> v = {"kernel": jnp.array([[2.0, -1.1], [0.1, 0.7]]), "bias": jnp.array([0.5, 0.25])}
@@ -181,6 +181,11 @@ class _RateQuantized:
     def init(self, params: PyTree, info: ModelInfo = ModelInfo()) -> State:
         info, leaves = as_info(info), leaves_by_path(params)
         taken = {p: x for p, x in leaves.items() if not isinstance(self.each.traits.takes(p, x, info), str)}
+        if self.importance == "inputs" and taken and not info.sites:
+            raise ValueError(
+                f"{next(iter(taken))}: importance='inputs' reads the inputs of the layers; pass "
+                "info=calibrate(network, method, batches)"
+            )
         return clusters.fitted_each({p: (x, self._known(p, x, info)) for p, x in taken.items()}, self._begun)
 
     def follows(self, state: State, cuts: Cuts) -> State:

@@ -120,6 +120,8 @@ def test_codes_chosen_by_the_inputs_keep_the_outputs():
         return bits_of(view, state), error(off), error(x @ off)
 
     knowing = rate_quantize(2e-3, step=0.4, importance="inputs")
+    with pytest.raises(ValueError, match="kernel: importance='inputs' reads the inputs of the layers"):
+        knowing.init(v)
     bits, weight_error, output_error = tried(knowing, calibrate(network, knowing, task))
     blind = rate_quantize(0.0, step=0.9)
     other_bits, other_weight_error, other_output_error = tried(blind, inspect(network.apply, v, x))
