@@ -19,7 +19,7 @@ from absl import app, flags
 from . import common
 from .command import start
 from .comparison import compared, write
-from .summary import score_text
+from .summary import score_text, size_text
 
 
 def run(runs: Sequence[str], out: str = "") -> dict[str, Any]:
@@ -60,12 +60,12 @@ def show(comparison: Mapping[str, Any], page: str) -> None:
     for number, group in enumerate(comparison["groups"]):
         sign = -1 if group["metric"]["better"] == "higher" else 1
         cells = sorted((c for c in comparison["cells"] if c["group"] == number), key=lambda c: sign * c["score"]["mean"])
-        header = ["setting", "n", f"{group['metric']['name']} on {group['data']}", "bytes", "ratio", "best in"]
+        header = ["setting", "n", f"{group['metric']['name']} on {group['data']}", "bytes", "ratio", "file", "best in"]
         lines = []
         for cell in cells:
             score = score_text(cell["score"]["mean"], cell["score"]["std"], cell["metric"])
-            size, ratio = f"{cell['bytes']['mean']:,.0f}", f"{cell['ratio']['mean']:.2f}x"
-            lines.append([cell["name"], str(cell["n"]), score, size, ratio, ", ".join(cell["front"]) or "-"])
+            sizes = [size_text(cell, "bytes"), f"{cell['ratio']['mean']:.2f}x", size_text(cell, "file")]
+            lines.append([cell["name"], str(cell["n"]), score, *sizes, ", ".join(cell["front"]) or "-"])
         common.show(header, lines)
     for entry in comparison["failed"]:
         print(f"not compared: {entry['folder']}: {entry['error']}")

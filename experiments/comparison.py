@@ -140,8 +140,8 @@ def _names(settings: Sequence[Sequence[str]]) -> list[str]:
 def grouped(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``groups`` of data and metric, and the ``cells`` with ``group`` and ``front``: what they are Pareto-optimal in.
 
-    ``front`` names the costs, ``"bytes"`` or a latency ``"ms@batch"``, for which no cell of the group is at least as cheap and
-    at least as good, and one of both strictly.
+    ``front`` names the costs, ``"bytes"``, ``"file"`` or a latency ``"ms@batch"``, for which no cell of the group is at least
+    as cheap and at least as good, and one of both strictly.
     """
     keys = [(cell["data"], cell["metric"]["name"]) for cell in cells]
     groups = list(dict.fromkeys(keys))
@@ -157,8 +157,8 @@ def grouped(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def costs(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the cells cost: bytes, and the latencies that at least two of them have."""
-    counts = collections.Counter(key for cell in cells for key in cell if key.startswith("ms@"))
+    """What the cells cost: bytes, and the files and latencies that at least two of them have."""
+    counts = collections.Counter(key for cell in cells for key in cell if key == "file" or key.startswith("ms@"))
     return ["bytes", *(key for key, count in counts.items() if count > 1)]
 
 

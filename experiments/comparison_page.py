@@ -21,6 +21,7 @@ Comparison = Mapping[str, Any]
 Cell = Mapping[str, Any]
 #: Differing fields with a column of their own, rows of a chart of differences, costs with a chart of their own.
 FIELDS, STRIPS, COSTS = 6, 40, 4
+SIZES = {"bytes": "stored bytes", "file": "bytes of the file"}
 
 
 def page(comparison: Comparison) -> str:
@@ -57,7 +58,7 @@ def _group(comparison: Comparison, number: int) -> str:
     """The charts and tables of the cells of one metric on one data."""
     group = comparison["groups"][number]
     cells = [(f"s{k}", cell) for k, cell in enumerate(comparison["cells"]) if cell["n"] and cell["group"] == number]
-    costs = list(dict.fromkeys(key for _, cell in cells for key in cell if key == "bytes" or key.startswith("ms@")))
+    costs = list(dict.fromkeys(key for _, cell in cells for key in cell if key in SIZES or key.startswith("ms@")))
     fronts = [_front(cells, cost) for cost in costs[:COSTS] if sum(cost in cell for _, cell in cells) > 1]
     repeated = any(cell["n"] > 1 for _, cell in cells)
     runs = _runs(cells)
@@ -74,8 +75,8 @@ def _front(cells: Sequence[tuple[str, Cell]], cost: str) -> str:
     known = [(key, cell) for key, cell in cells if cost in cell]
     metric = known[0][1]["metric"]
     scale = scale_of(metric)
-    timed = cost != "bytes"
-    form, label = ("{:.3g}".format, f"median ms at batch {cost[3:]}") if timed else (human_bytes, "stored bytes")
+    timed = cost not in SIZES
+    form, label = ("{:.3g}".format, f"median ms at batch {cost[3:]}") if timed else (human_bytes, SIZES[cost])
     places = [cell[cost]["mean"] for _, cell in known]
     ends = [scale * x for _, cell in known for x in (*(run["score"] for run in cell["runs"]), *_ends(cell["score"]))]
     chart = Chart(
@@ -156,7 +157,7 @@ def _line(comparison: Comparison, cell: Cell, fields: Sequence[str], costs: Sequ
     if comparison["baseline"]:
         line.append("baseline" if cell["name"] == comparison["baseline"] else _estimate(cell["difference"], metric, "+"))
     line += [f"{cell['bytes']['mean']:,.0f}", f"{cell['ratio']['mean']:.2f}x"]
-    line += [f"{cell[cost]['mean']:.3g}" if cost in cell else "-" for cost in costs[1:]]
+    line += [f"{cell[cost]['mean']:{',.0f' if cost in SIZES else '.3g'}}" if cost in cell else "-" for cost in costs[1:]]
     return [*line, ", ".join(cell["front"]) or "-"]
 
 
@@ -173,10 +174,12 @@ def _runs(cells: Sequence[tuple[str, Cell]]) -> str:
     """A line for each run, with a link to its report."""
     metric = cells[0][1]["metric"]
     columns = [Column("run", "text"), Column("seed"), Column(metric["name"]), Column("float"), Column("bytes"), Column("ratio")]
+    columns.append(Column("file"))
     rows = [
         [
             html.Cell(run["folder"], link=_link(run["folder"])), str(run["seed"]), _number(run["score"], metric),
             _number(run["baseline_score"], metric), f"{run['bytes']:,}", f"{run['ratio']:.2f}x",
+            f"{run['file']:,}" if "file" in run else "-",
         ]
         for _, cell in cells for run in cell["runs"]
     ]  # fmt: skip

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = 3
-#: What is summarized of a run: its score, the baseline's and the control's, in the report's headline metric, and sizes.
-NUMBERS = ("score", "baseline_score", "control_score", "bytes", "ratio")
+#: What is summarized of a run: its score, the baseline's and the control's, in the report's headline metric, and sizes: of the
+#: compressed tensors in memory, and of the file (or folder) that the run wrote, where entropy coding shows.
+NUMBERS = ("score", "baseline_score", "control_score", "bytes", "ratio", "file")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#000000")
 MARKERS = "osD^vPX"
 
 
 def record(report: Mapping[str, Any], cell: str, folder: str) -> dict[str, Any]:
     """What is kept of a run's report: the headline metric before and after, over all folds, the last sizes, latencies.
+
+    ``file`` is absent where the run wrote no artifact.
 
     Raises:
       ValueError: the metric is no finite number.
@@ -37,10 +40,11 @@ def record(report: Mapping[str, Any], cell: str, folder: str) -> dict[str, Any]:
     times = {f"ms@{batch}": time["ms"] for batch, time in end.get("latency", {}).items()}
     control = control_scores(dict(report)).get(name)
     without = {} if control is None else {"control_score": control}
+    written = {"file": report["artifact"]["bytes"]} if report.get("artifact") else {}
     return {
         "cell": cell, "seed": report["seed"], "folder": folder, "metric": {"name": name, **report["metrics"][name]},
         "score": after.get(name), "baseline_score": before.get(name), **without, "bytes": end["bytes"],
-        "ratio": end["ratio"], **times,
+        "ratio": end["ratio"], **written, **times,
     }  # fmt: skip
 
 
@@ -112,7 +116,7 @@ def header_and_cells(made: Mapping[str, Any]) -> tuple[list[str], list[list[str]
     """The table: one line a cell."""
     metric = made["metric"]
     unit = f", {metric['unit']}" if metric["unit"] not in ("", metric["name"]) else ""
-    header = ["cell", "n", f"{metric['name']}{unit}", f"float{unit}", "bytes", "ratio"]
+    header = ["cell", "n", f"{metric['name']}{unit}", f"float{unit}", "bytes", "ratio", "file"]
     if made["baseline"]:
         header.append("difference, points" if metric["unit"] == "%" else f"difference{unit}")
     return header, [_line(cell, made)[: len(header)] for cell in made["cells"]]
@@ -120,15 +124,22 @@ def header_and_cells(made: Mapping[str, Any]) -> tuple[list[str], list[list[str]
 
 def _line(cell: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
     if not cell["n"]:
-        return [cell["name"], "0", *["-"] * 5]
+        return [cell["name"], "0", *["-"] * 6]
     metric = made["metric"]
-    size = cell["bytes"]
-    bytes_ = f"{size['mean']:,.0f}" + (f" ± {size['std']:,.0f}" if size["std"] else "")
     difference = "baseline" if cell["name"] == made["baseline"] else "-"
     if found := cell["difference"]:
         difference = f"{score_text(found['mean'], found['standard_error'], metric, '+')} (n={found['n']})"
     scores = [score_text(c["mean"], c["std"], metric) for c in (cell["score"], cell["baseline_score"])]
-    return [cell["name"], str(cell["n"]), *scores, bytes_, f"{cell['ratio']['mean']:.2f}x", difference]
+    sizes = [size_text(cell, "bytes"), f"{cell['ratio']['mean']:.2f}x", size_text(cell, "file")]
+    return [cell["name"], str(cell["n"]), *scores, *sizes, difference]
+
+
+def size_text(cell: Mapping[str, Any], name: str) -> str:
+    """Bytes with their standard deviation, where runs differ; ``-`` where a run has none."""
+    if name not in cell:
+        return "-"
+    mean, std = cell[name]["mean"], cell[name]["std"]
+    return f"{mean:,.0f}" + (f" ± {std:,.0f}" if std else "")
 
 
 def score_text(mean: float, error: float | None, metric: Mapping[str, str], sign: str = "") -> str:

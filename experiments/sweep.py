@@ -128,7 +128,8 @@ def _add(
     """Adds what a run reports to ``records``, or why it can't be compared to ``failed``; gives it in words."""
     try:
         records.append(record(report(), cell.name, folder_of(cell, seed)))
-        return f"{scored(records[-1])}, {records[-1]['bytes']:,} bytes"
+        file = f", {records[-1]['file']:,} as a file" if "file" in records[-1] else ""
+        return f"{scored(records[-1])}, {records[-1]['bytes']:,} bytes{file}"
     except Exception as error:  # a run that fails must not lose the others
         failed.append({"cell": cell.name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
         return f"failed: {failed[-1]['error'].splitlines()[0]}"

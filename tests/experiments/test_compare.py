@@ -25,6 +25,7 @@ def run_of(folder, accuracy, size, seed=0, baseline=0.98, **config):
     report = full(
         seed=seed, summary=None, cross_validation=None, folds=[], config={"model": "m:build", "seed": seed, **config},
         baseline=entry("baseline", baseline, 4000), stages=[entry("quantize", accuracy, size)],
+        artifact={"path": "network.jn", "bytes": size // 4 + 100, "metrics_reloaded": {"accuracy": accuracy}},
     )  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "report.json").write_text(json.dumps(report))
@@ -103,6 +104,7 @@ def test_seeds_of_one_config_are_one_setting(tmp_path):
     assert cell["score"]["mean"] == pytest.approx(mean) and cell["score"]["std"] == pytest.approx(deviation)
     assert cell["score"]["high"] - mean == pytest.approx(4.302653 * deviation / math.sqrt(3), rel=1e-6)
     assert cell["against_float"]["mean"] == pytest.approx(mean - 0.95) and cell["bytes"]["mean"] == 2000
+    assert cell["file"] == {"mean": 600, "std": 0, "low": 600, "high": 600, "n": 3}
     front = [c["name"] for c in made["cells"] if "bytes" in c["front"]]
     points = {c["name"]: (c["bytes"]["mean"], c["score"]["mean"]) for c in made["cells"]}
     assert front == [name for name, point in points.items() if not dominated(point, points.values())]
@@ -115,14 +117,15 @@ def test_the_pages_numbers_are_the_comparisons(tmp_path):
     parsed = Page((tmp_path / "index.html").read_text())
     header, *cells = parsed.rows("Leaderboard")
     assert header == [
-        "setting", "sparsity", "bits", "n", "accuracy", "against float, points", "bytes", "ratio", "ms@1", "ms@32", "best in",
+        "setting", "sparsity", "bits", "n", "accuracy", "against float, points", "bytes", "ratio", "file", "ms@1",
+        "ms@32", "best in",
     ]  # fmt: skip
     best = max(made["cells"], key=lambda cell: cell["score"]["mean"])
     half = best["score"]["high"] - best["score"]["mean"]
     assert cells[0][:5] == ["sparsity=0.5,bits=4", "0.5", "4", "3", f"{best['score']['mean']:.2%} ± {100 * half:.2f}"]
     assert [float(line[4].split("%")[0]) for line in cells] == sorted((float(c[4].split("%")[0]) for c in cells), reverse=True)
     runs = parsed.rows("Runs")
-    assert len(runs) == 19 and runs[1] == ["sparsity=0.5,bits=2/seed_0", "0", "91.00%", "95.00%", "1,000", "4.00x"]
+    assert len(runs) == 19 and runs[1] == ["sparsity=0.5,bits=2/seed_0", "0", "91.00%", "95.00%", "1,000", "4.00x", "350"]
     links = [attrs["href"] for tag, attrs in parsed.tags if tag == "a"]
     assert all((tmp_path / unquote(link)).with_name("report.json").is_file() for link in links) and len(links) == 18
     fields = parsed.rows("Fields that are not the same in all")

@@ -229,7 +229,8 @@ def test_means_over_folds_and_numbers_that_are_better_lower():
     }  # fmt: skip
     found = sweep.record(report, cell.name, "config/seed_3")
     assert (found["score"], found["baseline_score"], found["folder"]) == (0.45, 0.55, "config/seed_3")
-    assert (found["seed"], found["ms@32"]) == (3, 1.5)
+    assert (found["seed"], found["ms@32"]) == (3, 1.5) and "file" not in found
+    assert sweep.record({**report, "artifact": {"bytes": 5}}, cell.name, "")["file"] == 5
     kind = {"metrics": {"bits/byte": {"unit": "bits/byte", "better": "lower"}}, "headline": "bits/byte"}
     of = lambda value: {"metrics": {"bits/byte": value}, "bytes": 8, "ratio": 2.0}
     reports = [{**kind, "seed": seed, "baseline": of(2.0), "stages": [of(3.0)]} for seed in (0, 1)]
@@ -239,6 +240,7 @@ def test_means_over_folds_and_numbers_that_are_better_lower():
     assert made["metric"]["better"] == "lower"
     header, cells = sweep.header_and_cells(made)
     assert header[2:4] == ["bits/byte", "float"] and cells[0][2:4] == ["3.0000 ± 0.0000", "2.0000 ± 0.0000"]
+    assert (header[-1], cells[0][-1]) == ("file", "-")
     assert sweep.scored(found[0]) == "bits/byte 3.0000"
     assert made["cells"][0]["against_control"] is None and not any("control" in s for s in sweep.sentences(made))
 
