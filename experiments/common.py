@@ -50,6 +50,7 @@ def load_task(config: Mapping[str, Any], fold: int = 0) -> Task:
 
 def show(header: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -> None:
     """Prints a table: ruled and in bold where the output is a terminal that is wide enough, in plain text elsewhere."""
+    cells = [[_printable(cell) for cell in line] for line in cells]
     text = "\n".join(aligned([header, *cells], left))
     if sys.stdout.isatty():
         from rich import box
@@ -68,6 +69,11 @@ def show(header: Sequence[str], cells: Sequence[Sequence[str]], left: int = 1) -
     print(text)
 
 
+def _printable(text: str) -> str:
+    """Without what a terminal would obey: a file may name its leaves as it likes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def picture(draw: Callable[[Figure], None], width: float, height: float) -> bytes:
     """What ``draw`` draws on a figure of so many inches, in the style of the report's plots, as PNG."""
     from matplotlib import style
@@ -81,6 +87,10 @@ def picture(draw: Callable[[Figure], None], width: float, height: float) -> byte
         out = io.BytesIO()
         figure.savefig(out, format="png")
         return out.getvalue()
+
+
+def define_max_bytes() -> None:
+    flags.DEFINE_integer("max_bytes", None, "Most memory that the file's arrays may take: for large files that you trust.")
 
 
 def check_no_run(artifact: str | os.PathLike[str]) -> None:

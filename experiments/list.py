@@ -31,33 +31,36 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def run(path: str) -> list[dict[str, Any]]:
+def run(path: str, max_bytes: int | None = None) -> list[dict[str, Any]]:
     """What a file consists of, as dicts: its leaves in the tree's order, its header, its further files.
 
     Args:
       path: of the file that ``jaxopt_nn.save``, ``save_file`` or ``compress`` wrote.
+      max_bytes: most memory that its arrays may take, as for ``load_file``.
 
     Returns:
-      of each ``path``, ``file`` (bytes in it) and ``share``; of a leaf also ``shape``, ``format``, ``size``, ``bits`` (of the
-      file for a weight), ``zeros`` (share), ``stored`` (bytes in memory), ``ratio`` (float32 over the file) and ``digest``.
+      of each ``part`` (leaf, header or file) its ``path``, ``file`` (bytes in it) and ``share``; of a leaf also ``shape``,
+      ``format``, ``size``, ``bits`` (of the file for a weight), ``zeros`` (share), ``stored`` (bytes in memory), ``ratio``
+      (float32 over the file) and ``digest``.
 
     Raises:
       ValueError: damage, or no such file's format. FileNotFoundError: no such file.
     """
     common.check_no_run(path)
-    tree, manifest, sizes = read_sizes(path)
-    total = sum(sizes.values())
+    tree, _, sizes = read_sizes(path, max_bytes)
+    total = sum(sizes.leaves.values()) + sizes.header + sum(sizes.files.values())
     leaves = leaves_by_path(tree)
     found = []
     for entry in leaf_table(tree, {}):
-        bytes_, n = sizes.get(entry["path"], 0), entry["size"]
+        bytes_, n = sizes.leaves.get(entry["path"], 0), entry["size"]
         found.append({
-            "path": entry["path"].removeprefix("variables/"), "shape": entry["shape"], "format": entry["format"], "size": n,
+            "part": "leaf", "path": entry["path"].removeprefix("variables/"), "shape": entry["shape"],
+            "format": entry["format"], "size": n,
             "bits": 8 * bytes_ / max(n, 1), "zeros": 1 - entry["nonzero"] / max(n, 1), "stored": entry["bytes"],
             "file": bytes_, "ratio": 4 * n / max(bytes_, 1), "share": bytes_ / total, "digest": _digest(leaves[entry["path"]]),
         })  # fmt: skip
-    others = {"header": sizes[""], **{name: sizes[name] for name in manifest["files"]}}
-    return [*found, *({"path": name, "file": size, "share": size / total} for name, size in others.items())]
+    others = [("header", "header", sizes.header), *(("file", *each) for each in sizes.files.items())]
+    return [*found, *({"part": part, "path": path, "file": size, "share": size / total} for part, path, size in others)]
 
 
 def _digest(leaf: Any) -> int:
@@ -85,10 +88,10 @@ def shown(entries: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
 
 def compared(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a table of two files: bytes in each, and what differs."""
-    one, two = ({entry["path"]: entry for entry in entries} for entries in (first, second))
+    one, two = ({(entry["part"], entry["path"]): entry for entry in entries} for entries in (first, second))
     lines = []
-    for path in dict.fromkeys((*one, *two)):
-        a, b = one.get(path), two.get(path)
+    for part, path in dict.fromkeys((*one, *two)):
+        a, b = one.get((part, path)), two.get((part, path))
         sizes = [f"{entry['file']:,}" if entry else "-" for entry in (a, b)]
         change = f"{b['file'] - a['file']:+,}" if a and b else "-"
         lines.append([path, *sizes, change, _difference(a, b)])
@@ -119,6 +122,7 @@ def picture(entries: Sequence[dict[str, Any]]) -> bytes:
 
 def define_flags() -> None:
     flags.DEFINE_bool("verify", False, "Checks the programs too, as jaxopt verify does.")
+    common.define_max_bytes()
     flags.DEFINE_string("picture", "", "A file for a picture of where the bytes are, as PNG.")
 
 
@@ -127,8 +131,8 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) not in (2, 3):
         sys.exit("error: pass the artifact: jaxopt list FILE, or two to compare them")
     with common.plain_errors():
-        files = [run(path) for path in argv[1:]]
-        checks = verify.sentences(verify.run(argv[1])) if flag.verify else []
+        files = [run(path, flag.max_bytes) for path in argv[1:]]
+        checks = verify.sentences(verify.run(argv[1], max_bytes=flag.max_bytes)) if flag.verify else []
         if flag.picture:
             write_file(Path(flag.picture).absolute(), picture(files[0]))
     if len(files) == 2:

@@ -42,12 +42,13 @@ ROWS = 4
 TOLERANCE = 0.05
 
 
-def run(artifact: str, code: bool = False) -> dict[str, Any]:
+def run(artifact: str, code: bool = False, max_bytes: int | None = None) -> dict[str, Any]:
     """Verifies an artifact.
 
     Args:
       artifact: the file that ``jaxopt_nn.save``, ``save_file`` or ``compress`` wrote, or the folder of ``save_artifact``.
       code: whether the program for this platform is compared with the model's code.
+      max_bytes: most memory that its arrays may take, as for ``load_file``.
 
     Returns:
       ``artifact``; ``bytes`` on disk and ``files``, their number; ``leaves``, each with ``path``, ``shape``, ``format`` and
@@ -58,7 +59,7 @@ def run(artifact: str, code: bool = False) -> dict[str, Any]:
       FileNotFoundError: no such file.
     """
     common.check_no_run(artifact)
-    tree, manifest = read_artifact(artifact)
+    tree, manifest = read_artifact(artifact, max_bytes=max_bytes)
     variables, states = parts(tree, manifest)
     programs = of_files(artifact_files(artifact, manifest))
     network, said = checked_programs(programs, variables, states)
@@ -173,6 +174,7 @@ def sentences(checks: Mapping[str, Any]) -> list[str]:
 
 def define_flags() -> None:
     flags.DEFINE_bool("code", False, "Compare the program with the model's code, which is imported.")
+    common.define_max_bytes()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -180,7 +182,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
         sys.exit("error: pass the artifact: jaxopt verify FILE")
     with common.plain_errors():
-        checks = run(argv[1], flag.code)
+        checks = run(argv[1], flag.code, flag.max_bytes)
     lines = [[leaf["path"], str(leaf["shape"]), leaf["format"], f"{leaf['bytes']:,}"] for leaf in checks["leaves"]]
     common.show(["leaf", "shape", "format", "bytes"], lines, left=3)
     print("\n".join(sentences(checks)))

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from jaxopt_nn.core.files import place_of, replacing_folder
 from jaxopt_nn.tensors.base import PyTree
 
 SCHEMA = 2
+#: Names inside the folder that are its own.
+RESERVED = ("arrays", "manifest.json")
 #: What to do with a damaged artifact.
 AGAIN = "copy the artifact again, or write it anew"
 
@@ -80,7 +82,7 @@ def save_artifact(
     """
     target = place_of(directory)
     _check_target(target, overwrite)
-    _check_names(files or {})
+    check_names(files or {}, RESERVED)
     writer = Buffers()
     structure = describe(variables, "", writer)
     head = {"schema": SCHEMA, "versions": versions(), "recipe": recipe, "extra": extra, "structure": structure}
@@ -147,14 +149,14 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def _check_names(files: Mapping[str, bytes]) -> None:
+def check_names(files: Iterable[str], taken: Sequence[str] = ()) -> None:
+    """Raises ValueError for a name that leads out of the artifact, or into what is ``taken`` by its own files."""
     for name in files:
         parts = name.split("/")
-        if not set(parts).isdisjoint({"", ".", ".."}) or "\\" in name or parts[0] in ("arrays", "manifest.json"):
-            raise ValueError(
-                f"files: {name!r} is no name inside the artifact that is free; allowed are relative ones with '/', not in "
-                "'arrays/', not 'manifest.json'"
-            )
+        if not set(parts).isdisjoint({"", ".", ".."}) or "\\" in name or parts[0] in taken:
+            own = "".join(f", not in {part!r}" for part in taken)
+            allowed = f"allowed are relative ones with '/'{own}"
+            raise ValueError(f"files: {name!r} is no name inside the artifact that is free; {allowed}")
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

@@ -13,6 +13,10 @@ MAGIC = b"\x8fjnn"
 VERSION = 1
 #: Bytes of the header as JSON, at most: a header is small, and what it makes of memory is a multiple of its text.
 HEADER_BYTES = 16 * 2**20
+#: Chunks that a file may have been coded in, in symbols.
+CHUNKS = (8, 2**26)
+#: Values inside each other in what a user adds to the header: few enough that every version of Python reads them again.
+LEVELS = 100
 #: What to do with a damaged file.
 AGAIN = "copy the file again, or write it anew"
 
@@ -21,10 +25,15 @@ def written(head: dict[str, Any]) -> bytes:
     """Magic, version, header and their checksum.
 
     Raises:
-      TypeError: what JSON can't hold. ValueError: a header above ``HEADER_BYTES``.
+      TypeError: what JSON can't hold, or would give back with a key twice. ValueError: a header above ``HEADER_BYTES``, or
+        values more than ``LEVELS`` deep.
     """
+    for name in ("recipe", "extra"):
+        if _deeper(head.get(name), LEVELS):
+            raise ValueError(f"{name}: more than {LEVELS} values inside each other; flatten it")
     try:
         text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
+        json.loads(text, object_pairs_hook=_once)
     except (TypeError, ValueError) as error:
         raise TypeError(f"recipe and extra are kept as JSON: {error}; pass dicts, lists, numbers and strings") from error
     if len(text) > HEADER_BYTES:
@@ -44,8 +53,10 @@ def read(stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     start = stream.read(len(MAGIC) + 1)
     if start[: len(MAGIC)] != MAGIC:
         raise ValueError("its first bytes are others than those that jaxopt_nn.save writes; pass such a file, or copy it again")
-    if start[len(MAGIC) :] != bytes([VERSION]):
-        raise ValueError(f"version {list(start[len(MAGIC):])} of the format, this library reads {VERSION}; use a newer one")
+    if len(start) == len(MAGIC):
+        raise ValueError(f"truncated: it ends after its first {len(MAGIC)} bytes; {AGAIN}")
+    if start[-1] != VERSION:
+        raise ValueError(f"version {start[-1]} of the format, this library reads {VERSION}; use a newer one")
     length, prefix = read_varint(stream, size)
     body = exactly(stream, length, size)
     checksum = int.from_bytes(exactly(stream, 4, size), "little")
@@ -71,10 +82,17 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return head
 
 
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether values lie in each other more than so many levels deep, also where one is inside itself."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return bool(inner) and (levels == 0 or any(_deeper(each, levels - 1) for each in inner))
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a key stands twice in one object")
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
     return found
 
 

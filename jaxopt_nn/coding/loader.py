@@ -13,15 +13,29 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from jaxopt_nn.coding import header, nodes, streams
-from jaxopt_nn.coding.places import Place, abstract, named_shardings
+from jaxopt_nn.coding.places import Place, abstract, check_shardings, named_shardings
 from jaxopt_nn.coding.targets import fitted, shardings_of
 from jaxopt_nn.coding.writer import THREADS
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.files import place_of
 from jaxopt_nn.core.paths import matches, require_match
 from jaxopt_nn.tensors.base import PyTree
 
 #: What a file may make of memory unless it is told otherwise: so much, or so many times its own size.
 LIMIT, TIMES = 2**30, 64
+
+
+class Sizes(NamedTuple):
+    """Where the bytes of a file are, with their lengths and checksums; together they are the file.
+
+    Attributes:
+      leaves: by path. A stream that several leaves share is split by their entries; what equals an earlier array takes none.
+      header: magic and version included. files: the further ones, by name.
+    """
+
+    leaves: dict[str, int]
+    header: int
+    files: dict[str, int]
 
 
 class Contents(NamedTuple):
@@ -68,6 +82,7 @@ def load_file(
 
     Raises:
       FileNotFoundError: no such file.
+      TypeError: an argument of another kind.
       ValueError: damage, no file of this format, more than ``max_bytes``, or it doesn't fit ``target``, ``sharding``, ``only``.
 
     Example:
@@ -93,6 +108,8 @@ def read_tree(
     max_bytes: int | None = None,
 ) -> tuple[PyTree, dict[str, Any]]:
     """``load_file``, its arguments being about the part of the tree under the keys ``root``; what is beside is read whole."""
+    if only is not None and not isinstance(only, str):
+        raise TypeError(f"only is {in_words(only)}; pass a pattern over paths: only='**/kernel'")
     with opened(path) as file:
         contents, inside = file.contents, "".join(f"{key}/" for key in root)
         whole = nodes.put_together(contents.structure, lambda i: _abstract(contents.entries[i]))
@@ -104,6 +121,7 @@ def read_tree(
             sharding = shardings_of(target) if sharding is None else sharding
         own = named_shardings(sharding, like)
         placed = lambda path, leaf: own(path[len(inside) :], leaf[len(inside) :]) if path.startswith(inside) else None
+        check_shardings({entry.path: (entry.shape, placed(entry.path, entry.leaf)) for entry in contents.entries})
         tree = nodes.put_together(contents.structure, file.arrays(wanted, placed))
     if target is not None and not root:
         return fitted(tree, target), contents.manifest
@@ -138,19 +156,14 @@ def _wanted(entries: Sequence[nodes.Entry], only: str | None, inside: str) -> se
     return {i for i in range(len(entries)) if i not in leaves or matches(only, leaves[i])}
 
 
-def read_sizes(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any], dict[str, int]]:
-    """The tree and the manifest of one file, and where its bytes are.
-
-    Returns:
-      of each leaf's path the bytes that its arrays take in the file, with their lengths and checksums: a stream that several
-      share is split by their entries, and an array that equals an earlier one takes none; ``""`` is the header, and the name of
-      each further file its own. They add up to the file.
-    """
+def read_sizes(path: str | os.PathLike[str], max_bytes: int | None = None) -> tuple[PyTree, dict[str, Any], Sizes]:
+    """The tree and the manifest of one file, and where its bytes are; ``max_bytes`` as for ``load_file``."""
     with opened(path) as file:
-        entries = file.contents.entries
+        entries, manifest = file.contents.entries, file.contents.manifest
+        file.check_memory(max_bytes, set(range(len(entries))))
         given = file.arrays(set(range(len(entries))), lambda path, leaf: None)
         tree = nodes.put_together(file.contents.structure, given)
-        sizes = {"": file.contents.manifest["header_bytes"], **dict.fromkeys((entry.leaf for entry in entries), 0)}
+        sizes = dict.fromkeys((entry.leaf for entry in entries), 0)
         for stream, size in zip(streams.streams(entries, file.contents.chunk), file.sizes):
             left, rest = size, sum(math.prod(entries[i].shape) for i in stream.entries)
             for i in stream.entries:
@@ -158,9 +171,8 @@ def read_sizes(path: str | os.PathLike[str]) -> tuple[PyTree, dict[str, Any], di
                 own = left * n // rest
                 sizes[entries[i].leaf] += own
                 left, rest = left - own, rest - n
-        for name, length in file.contents.manifest["files"].items():
-            sizes[name] = len(header.varint(length)) + length + 4
-    return tree, file.contents.manifest, sizes
+    files = {name: len(header.varint(length)) + length + 4 for name, length in manifest["files"].items()}
+    return tree, manifest, Sizes(sizes, manifest["header_bytes"], files)
 
 
 def read_file(path: str | os.PathLike[str], names: Callable[[str], bool] = lambda name: True) -> dict[str, bytes]:
@@ -209,7 +221,9 @@ class OpenFile:
         self.sizes: list[int] = []
 
     def check_memory(self, max_bytes: int | None, wanted: set[int]) -> None:
-        """Raises ValueError where the arrays would take more than ``max_bytes``."""
+        """Raises ValueError where the arrays would take more than ``max_bytes``, TypeError where that is no number."""
+        if max_bytes is not None and (isinstance(max_bytes, bool) or not isinstance(max_bytes, int)):
+            raise TypeError(f"max_bytes is {in_words(max_bytes)}; pass a number of bytes, such as 2**32")
         most = max(LIMIT, TIMES * self.size) if max_bytes is None else max_bytes
         own = sum(entry.nbytes for i, entry in enumerate(self.contents.entries) if i in wanted)
         if own > most:
@@ -343,8 +357,9 @@ def _contents(head: Mapping[str, Any], size: int) -> Contents:
         raise ValueError(f"its header has {', '.join(sorted(unknown)) or 'no tree'}, which version {header.VERSION} has not")
     structure, entries = nodes.lengthened(head["tree"])
     chunk, files = head.get("chunk", streams.CHUNK), head.get("files", [])
-    if type(chunk) is not int or not 8 <= chunk <= 2**26:
-        raise ValueError(f"its header says chunk={chunk}; allowed are 8 to {2**26}")
+    least, most = header.CHUNKS
+    if type(chunk) is not int or not least <= chunk <= most:
+        raise ValueError(f"its header says chunk={chunk}; allowed are {least} to {most}")
     if not isinstance(files, list) or not all(_is_file(each) for each in files) or len(dict(files)) != len(files):
         raise ValueError("its header's list of files is malformed")
     manifest = {

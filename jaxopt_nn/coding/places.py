@@ -156,11 +156,39 @@ def _by_path(tree: PyTree) -> dict[str, Any]:
 
 def _of_children(leaf: Any, own: NamedSharding) -> dict[str, NamedSharding]:
     """How a compressed tensor's children lie where its weight is split so; whole on each device where it can't be split."""
-    specs = leaf.spec(own.spec, own.mesh)
+    whole = jax.sharding.PartitionSpec()
+    specs = _specs(leaf, own)
     if specs is NotImplemented:
-        specs = jax.tree.map(lambda x: jax.sharding.PartitionSpec(), leaf)
+        specs = jax.tree.map(lambda x: whole, leaf)
     flat, _ = jax.tree_util.tree_flatten_with_path(specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
-    return {path_of(keys): NamedSharding(own.mesh, spec) for keys, spec in flat}
+    shapes = {path_of(keys): x.shape for keys, x in jax.tree_util.tree_flatten_with_path(leaf)[0]}
+    made = {path_of(keys): NamedSharding(own.mesh, spec) for keys, spec in flat}
+    return {path: one if _splits(one, shapes[path]) else NamedSharding(own.mesh, whole) for path, one in made.items()}
+
+
+def _specs(leaf: Any, own: NamedSharding) -> Any:
+    """How the children are split as the weight is; ``NotImplemented`` also where the weight can't be split so."""
+    return leaf.spec(own.spec, own.mesh) if _splits(own, leaf.shape) else NotImplemented
+
+
+def _splits(sharding: Sharding, shape: Sequence[int]) -> bool:
+    """Whether arrays of this shape can be split so: they have the axes, of lengths that the devices divide."""
+    try:
+        sharding.shard_shape(tuple(shape))
+    except (IndexError, ValueError):
+        return False
+    return True
+
+
+def check_shardings(arrays: Mapping[str, tuple[Sequence[int], Sharding | None]]) -> None:
+    """Raises ValueError, with the path, where an array's shape can't be split as its sharding says."""
+    for path, (shape, sharding) in arrays.items():
+        if sharding is not None and not _splits(sharding, shape):
+            said = sharding.spec if isinstance(sharding, NamedSharding) else sharding
+            raise ValueError(
+                f"sharding of {path or 'the array'}: {list(shape)} can't be split by {said} over {len(sharding.device_set)} "
+                "devices; pass a sharding that divides its axes, or None"
+            )
 
 
 def _check_paths(found: Mapping[str, Any], leaves: Mapping[str, Any]) -> None:

@@ -107,7 +107,7 @@ def describe(node: PyTree, path: str, writer: Writer, level: int = 0) -> dict[st
     if type(node) in (list, tuple):
         return {"kind": type(node).__name__, "items": [child(i, value) for i, value in enumerate(node)]}
     if is_compressed(node):
-        return _describe_tensor(node, child)
+        return _describe_tensor(node, path, child)
     if isinstance(node, jax.Array | np.ndarray | np.generic):
         if jnp.issubdtype(node.dtype, jax.dtypes.prng_key):
             key = jnp.asarray(node)
@@ -123,8 +123,15 @@ def describe(node: PyTree, path: str, writer: Writer, level: int = 0) -> dict[st
     )
 
 
-def _describe_tensor(node: Any, child: Callable[[Any, Any], Any]) -> dict[str, Any]:
+def _is_frame(fields: Mapping[str, Any]) -> bool:
+    """Whether a tensor stands inside another one, which holds its codes: its parts alone are none."""
+    return "codes" in fields and fields["codes"] is None
+
+
+def _describe_tensor(node: Any, path: str, child: Callable[[Any, Any], Any]) -> dict[str, Any]:
     fields = {f.name: getattr(node, f.name) for f in dataclasses.fields(node)}
+    if not _is_frame(fields):
+        _checked(node, path)  # as the reader does: what can't be read again is not written
     static = {name: value for name, value in fields.items() if _is_static(value)}
     children = {name: child(name, value) for name, value in fields.items() if name not in static}
     return {"kind": type(node).__name__, "shape": _shape_of(node), "static": static, "children": children}
@@ -184,7 +191,7 @@ def rebuild(node: dict[str, Any], path: str, read: Reader, level: int = 0) -> An
     static = {name: _as_tuple(value) for name, value in node["static"].items()}
     fields = _absent(kinds[kind]) | static | {name: child(name, value) for name, value in node["children"].items()}
     tensor = kinds[kind](**fields)
-    frame = "codes" in fields and fields["codes"] is None
+    frame = _is_frame(fields)
     if not frame:
         _checked(tensor, path)  # before anything is computed of what the file says, its shape too
     shape = None if frame else list(tensor.shape)

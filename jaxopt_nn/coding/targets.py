@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Sharding
 
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.tensors.base import PyTree, is_compressed
 
@@ -15,12 +16,17 @@ def fitted(tree: PyTree, target: PyTree) -> PyTree:
     """``tree`` in the containers of ``target``.
 
     Raises:
-      ValueError: they have other paths, or a leaf of another shape or dtype.
+      TypeError: a leaf of ``target`` is no array. ValueError: they have other paths, or a leaf of another shape or dtype.
     """
     leaves, like = leaves_by_path(tree), leaves_by_path(target)
+    for path, leaf in like.items():
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            at = f" of {path}" if path else ""
+            raise TypeError(f"target{at} is {in_words(leaf)}; pass a tree of arrays or of jax.ShapeDtypeStruct")
     missing, extra = [p for p in like if p not in leaves], [p for p in leaves if p not in like]
     if missing or extra:
-        told = [f"{what} {', '.join(paths[:3])}" for what, paths in (("lacks", missing), ("has", extra)) if paths]
+        named = lambda paths: ", ".join(path or "an array alone" for path in paths[:3])
+        told = [f"{what} {named(paths)}" for what, paths in (("lacks", missing), ("has", extra)) if paths]
         raise ValueError(f"{' and '.join(told)}, where target is otherwise; pass a target of the network that was saved")
     for path, leaf in leaves.items():
         own, wanted = ((tuple(x.shape), x.dtype) for x in (leaf, like[path]))

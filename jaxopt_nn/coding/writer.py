@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from jaxopt_nn.coding import header, nodes, streams
-from jaxopt_nn.coding.artifact import Artifact, versions
+from jaxopt_nn.coding.artifact import Artifact, check_names, versions
 from jaxopt_nn.coding.places import Source
+from jaxopt_nn.core.arguments import in_words
 from jaxopt_nn.core.files import check_free, place_of, replacing
 from jaxopt_nn.tensors.base import PyTree
 
@@ -54,8 +55,9 @@ def save_file(
 
     Raises:
       FileExistsError: something stands at ``path``: a folder, or a file and ``overwrite`` is False.
-      TypeError: a node or leaf of another kind; named by its path.
-      ValueError: an array of which other hosts hold a part.
+      TypeError: a node or leaf of another kind, named by its path; further files that are no bytes.
+      ValueError: an array of which other hosts hold a part; a compressed tensor whose parts don't fit; a name among ``files``
+        that leads out of a folder; a chunk or an ``extra`` that the format can't hold.
       OSError: the disk is full, or the place can't be written; nothing is left behind.
 
     Example:
@@ -67,10 +69,11 @@ def save_file(
     """
     target = place_of(path, "path")
     check_free(target, overwrite)
-    files = dict(files or {})
+    files = _as_files(files or {})
     structure, entries, values = nodes.taken_apart(tree)
-    if type(chunk) is not int or chunk < 8:
-        raise ValueError(f"chunk={chunk}: pass a number of symbols, 8 or more")
+    least, most = header.CHUNKS
+    if type(chunk) is not int or not least <= chunk <= most:
+        raise ValueError(f"chunk={chunk}: pass a number of symbols, {least} or more and at most {most}")
     sources = [Source(entry.path, value) for entry, value in zip(entries, values)]
     entries = _deduplicated([_as_bytes(entry, source) for entry, source in zip(entries, sources)], values, sources)
     head = {
@@ -92,6 +95,24 @@ def save_file(
         stream.flush()
         os.fsync(stream.fileno())
     return Artifact(target, target.stat().st_size)
+
+
+def _as_files(files: Any) -> dict[str, bytes]:
+    """The further files, their content as bytes.
+
+    Raises:
+      TypeError: no dict of bytes by name. ValueError: a name that leads out of a folder.
+    """
+    if not isinstance(files, Mapping):
+        raise TypeError(f"files is {in_words(files)}; pass a dict of bytes by name: {{'notes.txt': b'...'}}")
+    for name, data in files.items():
+        if not isinstance(name, str):
+            raise TypeError(f"files: the name {name!r} is no string; pass a dict of bytes by name: {{'notes.txt': b'...'}}")
+        if not isinstance(data, bytes | bytearray | memoryview):
+            way = "such as array.tobytes()" if hasattr(data, "tobytes") else "such as text.encode()"
+            raise TypeError(f"files[{name!r}] is {in_words(data)}; pass bytes, {way}")
+    check_names(files)
+    return {name: bytes(data) for name, data in files.items()}
 
 
 def _as_bytes(entry: nodes.Entry, source: Source) -> nodes.Entry:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def place_of(name: Any, what: str = "directory") -> Path:
     if not isinstance(name, str | os.PathLike):
         raise TypeError(f"{what} is {in_words(name)}; pass the name of a file or folder")
     if not os.fspath(name):
-        raise ValueError(f"{what}='': pass the name of a directory; '.' is the current one")
+        raise ValueError(f"{what}='': pass the name of a file or folder; '.' is the current folder")
     return Path(name).absolute()
 
 
@@ -61,13 +62,21 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour for the block to write; then it is renamed to ``path``, or deleted if the block fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """A temporary neighbour for the block to write; then it is renamed to ``path``, or deleted if the block fails.
+
+    Of a link the file is replaced that it points to, and a file that stands there leaves its permissions to the new one.
+    Several threads and processes may write one file: each writes it whole, and the last stays.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(_fresh_name("writing"))
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         with open(temporary, "rb") as stream:
             os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -104,10 +113,14 @@ def _moved_aside(target: Path) -> Iterator[None]:
 
 
 def _fresh_sibling(target: Path, use: str) -> Path:
-    sibling = target.with_name(f".{target.name}.{use}-{os.getpid()}")
-    shutil.rmtree(sibling, ignore_errors=True)  # of a process of the same number that was killed
+    sibling = target.with_name(_fresh_name(use))
     sibling.mkdir()
     return sibling
+
+
+def _fresh_name(use: str) -> str:
+    """Of nobody else: not of another thread, nor of a process of the same number on another host of a shared disk."""
+    return f".{use}-{secrets.token_hex(8)}"
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -116,5 +129,7 @@ def check_free(path: Path, overwrite: bool) -> None:
         raise FileNotFoundError(f"{path.parent}: no such directory; make it first")
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder; pass the name of a file")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path} is a device or pipe and would be replaced; pass the name of a file")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; pass overwrite=True, or another name")

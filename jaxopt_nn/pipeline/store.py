@@ -13,6 +13,7 @@ import jax
 from jaxopt_nn.coding.artifact import Artifact
 from jaxopt_nn.coding.forms import artifact_files, read_artifact
 from jaxopt_nn.coding.writer import save_file
+from jaxopt_nn.core.arguments import require
 from jaxopt_nn.core.passes import Plan
 from jaxopt_nn.core.rule import Rule, described, rule_of
 from jaxopt_nn.core.transform import State
@@ -23,6 +24,7 @@ from jaxopt_nn.interpret.flow.shrunk import Shrunk
 from jaxopt_nn.interpret.network import Network, network_of
 
 PyTree = Any
+PROGRAMS = "what exported(network, inputs) gives"
 
 
 def save(
@@ -46,7 +48,7 @@ def save(
       recipe, extra, overwrite: as for ``save_file``; ``extra`` gets ``rules``, ``plans`` and ``still``.
 
     Raises:
-      TypeError: no ``Network``. Else as ``save_file``.
+      TypeError: no ``Network``, or an argument of another kind. Else as ``save_file``.
 
     Example:
       >>> method = jn.quantize(8)
@@ -58,6 +60,9 @@ def save(
       True
     """
     network = network_of(network)
+    require(extra or {}, Mapping, "extra", "a dict that JSON can hold: {'trained': 'by hand'}")
+    for platform, program in require(programs or {}, Mapping, "programs", PROGRAMS).items():
+        require(program, Programs, f"programs[{platform!r}]", PROGRAMS)
     states = {site: {"learnt": state.learnt, "carried": state.carried} for site, state in network.states.items()}
     still = sorted(network.still)
     rules = [{"pattern": pattern, "name": rule.name, "made": described(rule)} for pattern, rule in network.rules]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxopt_nn as jn
+from jaxopt_nn.coding import structure
 
 METHODS = {
     "quantize": lambda: jn.quantize(bits=4),
@@ -43,9 +44,14 @@ def test_a_prepared_network_comes_back_as_it_was(kind, platform, rng, tmp_path):
     np.testing.assert_array_equal(jn.densify(back)["kernel"], jn.densify(tree)["kernel"])
 
 
-def test_words_of_another_length_are_told(rng, tmp_path):
+def test_words_of_another_length_are_told(rng, tmp_path, monkeypatch):
     tensor = jn.prepare(packed("binarize", rng), activations=1)["kernel"]
     assert tensor.codes.dtype == jnp.uint32
-    jn.save_file(tmp_path / "tree.jn", {"kernel": dataclasses.replace(tensor, length=97)})
+    wrong = {"kernel": dataclasses.replace(tensor, length=97)}
+    with pytest.raises(ValueError, match="kernel: Binary: 97 codes of 1 bits"):
+        jn.save_file(tmp_path / "tree.jn", wrong)
+    with monkeypatch.context() as unchecked:  # as somebody else's writer may write it
+        unchecked.setattr(structure, "_checked", lambda tensor, path: None)
+        jn.save_file(tmp_path / "tree.jn", wrong)
     with pytest.raises(ValueError, match="97 codes of 1 bits"):
         jn.load_file(tmp_path / "tree.jn")

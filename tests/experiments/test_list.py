@@ -2,13 +2,16 @@
 
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxopt_nn as jn
 from experiments import __main__ as command
+from experiments import common
 from experiments import list as listing
+from jaxopt_nn.coding import loader
 
 
 def apply(v, x):
@@ -37,6 +40,41 @@ def test_the_lines_add_up_to_the_file(tmp_path):
     assert abs(entries["down"]["file"] - alone) < 60
     _, lines = listing.shown(list(entries.values()))
     assert lines[-1][0] == "all" and lines[-1][6] == f"{path.stat().st_size:,}" and lines[4][1:4] == ["", "", ""]
+
+
+ODD = {
+    "one leaf": (jnp.arange(9.0), {}),
+    "a key without letters": ({"": jnp.arange(9.0), "b": jnp.ones(3)}, {}),
+    "a leaf and a file of one name": ({"a": jnp.arange(9.0)}, {"a": b"123"}),
+    "a leaf and a file called header": ({"header": jnp.arange(9.0)}, {"header": b"123"}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_names_are_counted_once(tmp_path, name):
+    tree, files = ODD[name]
+    path = jn.save_file(tmp_path / "a", tree, files=files).path
+    entries = listing.run(str(path))
+    assert sum(entry["file"] for entry in entries) == path.stat().st_size
+    assert [entry["part"] for entry in entries].count("leaf") == len(jax.tree.leaves(tree))
+    other = jn.save_file(tmp_path / "b", jax.tree.map(lambda x: x + 1, tree), files=files).path
+    said = [line[-1] for line in listing.compared(entries, listing.run(str(other)))[1]]
+    assert said[:-1].count("values") == len(jax.tree.leaves(tree)) and len(said) == len(entries) + 1
+
+
+def test_a_file_that_declares_much_memory_is_not_decoded(tmp_path, monkeypatch):
+    path = str(jn.save_file(tmp_path / "a", {"w": np.zeros(10**6, np.uint8)}).path)
+    with pytest.raises(ValueError, match="its arrays take 1,000,000 bytes, allowed are 1,000; pass max_bytes=1000000"):
+        listing.run(path, 1000)
+    monkeypatch.setattr(loader, "LIMIT", 10)  # a thousand bytes of zeros declare 64 times as much and more
+    with pytest.raises(ValueError, match="allowed are"):
+        listing.run(path)
+    assert listing.run(path, 10**6)[0]["stored"] == 10**6
+
+
+def test_a_name_says_nothing_to_the_terminal(capsys):
+    common.show(["path"], [["a\x1b[31m\nb ü"]])
+    assert capsys.readouterr().out == "path\na\\x1b[31m\\nb ü\n"
 
 
 def test_two_files_are_compared_leaf_by_leaf(tmp_path):

@@ -39,6 +39,7 @@ def main(monkeypatch):
     """The command on its arguments, with the flags at their defaults."""
     values = absl.flags.FlagValues()
     absl.flags.DEFINE_bool("code", False, "", flag_values=values)
+    absl.flags.DEFINE_integer("max_bytes", None, "", flag_values=values)
     absl.flags.DEFINE_integer("verbosity", 0, "", flag_values=values)
     values.mark_as_parsed()
     monkeypatch.setattr(absl.flags, "FLAGS", values)

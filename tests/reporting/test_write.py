@@ -279,5 +279,5 @@ def test_what_stands_in_the_way_of_a_run_is_said_before_it(tmp_path, name, folde
     (tmp_path / name).mkdir() if folder else (tmp_path / name).write_text("mine")
     with pytest.raises(OSError, match=f"{name}: .*; move it away, or pass another --workdir"):
         files.open_workdir(tmp_path, reports.FOLDERS, reports.FILES)
-    with pytest.raises(ValueError, match="workdir='': pass the name of a directory"):
+    with pytest.raises(ValueError, match="workdir='': pass the name of a file or folder"):
         files.open_workdir("")
