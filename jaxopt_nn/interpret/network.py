@@ -30,12 +30,13 @@ Rules = tuple[tuple[str, Rule], ...]
     data_fields=["variables", "states"],
     meta_fields=["apply", "rules", "training", "still"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """A network: call it on its inputs, ``network(*inputs) -> outputs``.
 
     A pytree: ``variables`` and ``states`` are its data, so that ``jit``, ``device_put`` and ``grad`` take it whole; the rest is
-    static. What takes networks gives networks: passes, stages, ``compress``, ``load``.
+    static. What takes networks gives networks: passes, stages, ``compress``, ``load``. It equals itself alone, so that it is a
+    function like others: ``jax.jit(network)``, with its weights as constants, or the key of a dict.
 
     Attributes:
       apply: ``(variables, *inputs) -> outputs``, in evaluation mode, pure.

@@ -138,7 +138,7 @@ def form_of(leaf: Any, roles: Roles, info: ModelInfo, path: str, form: str, mult
         groups = (tuple(sorted((*features, window[0]))), tuple(sorted((*window[1:], *outputs))))
     elif window and form == "tucker":
         groups = (features, window, outputs)
-    return Form(tuple(leaf.shape), jnp.dtype(leaf.dtype).name, stack, groups, multiple)
+    return Form(tuple(leaf.shape), jax.dtypes.canonicalize_dtype(leaf.dtype).name, stack, groups, multiple)
 
 
 def sites_of(info: ModelInfo, path: str) -> Iterator[Site]:

@@ -18,6 +18,7 @@ from jaxopt_nn.core.model import Known, ModelInfo, Roles
 from jaxopt_nn.core.paths import leaves_by_path
 from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, as_info, why_not_float, why_not_matrix
 from jaxopt_nn.methods import clusters
+from jaxopt_nn.methods.binary import packed_bytes, worth
 from jaxopt_nn.methods.quantize import check_finite
 from jaxopt_nn.numerics import rate
 from jaxopt_nn.tensors.qtensor import QTensor
@@ -114,7 +115,7 @@ def rate_quantize(
 
     Returns:
       A ``Transform`` that packs into ``QTensor`` of the fewest bits that hold its codes. The file's entropy coder does the
-      rest.
+      rest. It takes leaves that weigh less in codes of ``bits`` and their steps.
 
     Raises:
       ValueError: a value outside the above; at ``init``, statistics of ``importance`` are missing; at ``pack``, NaN or Inf.
@@ -145,7 +146,7 @@ def rate_quantize(
         raise ValueError(f"rate_quantize(importance={importance!r}): allowed are None, 'inputs' and 'fisher'")
 
     each = leafwise(
-        partial(_takes, vectors), clusters.uninitialized, _view, update=partial(_updated, penalty), pack=_pack,
+        partial(_takes, vectors, bits), clusters.uninitialized, _view, update=partial(_updated, penalty), pack=_pack,
         taps=clusters.site_taps(importance), needs=frozenset({"roles"}), name="rate_quantize",
     )  # fmt: skip
     own = _RateQuantized(each, penalty, step, 2 ** (bits - 1) - 1, importance)
@@ -153,13 +154,15 @@ def rate_quantize(
     return each._replace(init=own.init, traits=traits)
 
 
-def _takes(vectors: bool, path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
+def _takes(vectors: bool, bits: int, path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
     reason = why_not_matrix(path, leaf, info)
     if reason is not None and vectors:
         reason = why_not_float(leaf)
-    if reason is None and leaf.size < 2:
-        reason = "is a single number"
-    return LeafTraits("codes") if reason is None else reason
+    if reason is not None:
+        return reason
+    stack = info.roles_of(path, leaf.ndim).stack
+    steps = 4 * math.prod(leaf.shape[a] for a in stack)  # codes may turn out narrower than ``bits``, a step never does
+    return worth(leaf, packed_bytes(leaf.shape, bits, stack), steps, keeps_zeros=True)
 
 
 def _updated(penalty: Any, leaf: Any, learnt: Any, carried: Priced, at: Any, grad: Any) -> Priced:

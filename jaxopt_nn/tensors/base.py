@@ -284,7 +284,8 @@ def nbytes(tree: PyTree) -> int:
     """True bytes of all arrays of a tree; sub-byte dtypes count their bits.
 
     Args:
-      tree: any pytree of arrays, ``jax.ShapeDtypeStruct`` and compressed tensors. A PRNG key counts its data.
+      tree: any pytree of arrays, ``jax.ShapeDtypeStruct`` and compressed tensors. A PRNG key counts its data, a Python number
+        as the array that JAX makes of it.
 
     Example:
       >>> jn.nbytes({"a": jnp.ones((3, 5)), "b": jnp.ones(7, jnp.bfloat16)})
@@ -297,6 +298,8 @@ def nbytes(tree: PyTree) -> int:
 
 def array_bytes(x: Any) -> int:
     """True bytes of one array or abstract array, rounded up; a typed PRNG key counts its data."""
+    if not hasattr(x, "dtype"):
+        x = jax.eval_shape(jnp.asarray, x)
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return array_bytes(jax.eval_shape(jax.random.key_data, x))
     return -(-math.prod(x.shape) * bits_of(x.dtype) // 8)

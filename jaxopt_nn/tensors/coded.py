@@ -18,7 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxopt_nn.numerics import affine, packing
 from jaxopt_nn.tensors import encode, layout
 from jaxopt_nn.tensors.base import Tensor, bits_of
-from jaxopt_nn.tensors.packed import Packed, is_count, is_float, is_order, require
+from jaxopt_nn.tensors.packed import Packed, float_of, is_count, is_float, is_order, require
 
 DATA = ["codes", "scale", "zero"]
 STATIC = ["bits", "signed", "float_dtype", "axis", "length", "order", "rounding", "platform"]
@@ -97,7 +97,7 @@ class Coded(Tensor):
 
     @property
     def dtype(self) -> np.dtype:
-        return jnp.dtype(self.float_dtype)
+        return float_of(self.float_dtype)
 
     @property
     def format(self) -> str:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxopt_nn.numerics import named
 from jaxopt_nn.tensors import kernels, layout, operations
 from jaxopt_nn.tensors.base import Tensor
-from jaxopt_nn.tensors.packed import are_counts, is_float, is_order, require
+from jaxopt_nn.tensors.packed import are_counts, float_of, is_float, is_order, require
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factors"], meta_fields=["axes", "order", "float_dtype"])
@@ -97,7 +97,7 @@ class LowRank(Tensor):
 
     @property
     def dtype(self) -> Any:
-        return jnp.dtype(self.float_dtype)
+        return float_of(self.float_dtype)
 
     @property
     def format(self) -> str:

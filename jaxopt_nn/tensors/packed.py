@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxopt_nn.numerics import packing
@@ -57,3 +58,8 @@ def is_float(name: Any) -> bool:
         return isinstance(name, str) and jnp.issubdtype(jnp.dtype(name), jnp.floating)
     except TypeError:
         return False
+
+
+def float_of(name: str) -> Any:
+    """The float dtype of that name as JAX computes with it: NumPy's float64 is float32 unless 64 bits are enabled."""
+    return jax.dtypes.canonicalize_dtype(name)

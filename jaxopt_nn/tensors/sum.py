@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxopt_nn.tensors import layout, operations
 from jaxopt_nn.tensors.base import Tensor
-from jaxopt_nn.tensors.packed import is_float, require
+from jaxopt_nn.tensors.packed import float_of, is_float, require
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b"], meta_fields=["float_dtype"])
@@ -43,7 +43,7 @@ class Sum(Tensor):
 
     @property
     def dtype(self) -> Any:
-        return jnp.dtype(self.float_dtype)
+        return float_of(self.float_dtype)
 
     @property
     def format(self) -> str:

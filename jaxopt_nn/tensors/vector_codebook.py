@@ -20,7 +20,7 @@ from jaxopt_nn.tensors import layout
 from jaxopt_nn.tensors.base import Tensor
 from jaxopt_nn.tensors.codebook import width
 from jaxopt_nn.tensors.decoded import Decoded
-from jaxopt_nn.tensors.packed import Packed, is_count, is_float, require
+from jaxopt_nn.tensors.packed import Packed, float_of, is_count, is_float, require
 
 
 @partial(
@@ -140,7 +140,7 @@ class VectorCodebook(Tensor):
 
     @property
     def dtype(self) -> np.dtype:
-        return jnp.dtype(self.float_dtype)
+        return float_of(self.float_dtype)
 
     @property
     def format(self) -> str:

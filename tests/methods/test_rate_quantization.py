@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxopt_nn.core.model import ModelInfo
 from jaxopt_nn.core.train import init_train_state, make_step
 from jaxopt_nn.core.transform import State
 from jaxopt_nn.interpret.inspect import inspect
@@ -190,6 +191,16 @@ def test_a_step_of_zeros_and_one_that_trains():
     for path, view in method.view(v, state).items():
         np.testing.assert_array_equal(view, v[path])
     np.testing.assert_array_equal(densify(method.pack(v, state))["kernel"], 0)
+
+
+def test_leaves_that_would_grow_are_left_alone():
+    """A step alone takes 4 bytes, as much as two numbers of 16 bits do."""
+    v = {"gain": jnp.ones(2, jnp.bfloat16), "bias": jnp.ones(5, jnp.bfloat16)}
+    method = rate_quantize(1e-4, vectors=True)
+    packed = method.pack(v, method.init(v))
+    assert packed["gain"] is v["gain"] and packed["bias"].nbytes < v["bias"].nbytes
+    assert "would take 6 bytes, no less than the 4" in method.traits.takes("gain", v["gain"], ModelInfo())
+    assert "would take 5 bytes, no less than the 4" in method.traits.takes("gain", jnp.ones(1), ModelInfo())
 
 
 def test_nan_and_wrong_arguments_are_errors():

@@ -36,6 +36,15 @@ def shipped(tmp_path_factory):
     return jn.compress(jn.Network(apply, WEIGHTS), recipe, TASK, workdir=workdir, latency=False, export=["cpu"]), workdir
 
 
+def test_a_network_that_is_loaded_is_compiled_as_a_function(tmp_path):
+    method = jn.chain(jn.prune(sparsity=0.5), jn.cluster(4))
+    network = jn.Network(lambda v, x: x @ v["up"], method.pack(WEIGHTS, method.init(WEIGHTS)))
+    jn.save(tmp_path / "x.jn", network)
+    loaded = jn.load(tmp_path / "x.jn", network.apply)
+    np.testing.assert_allclose(jax.jit(loaded)(X), network(X), rtol=1e-6)
+    assert loaded == loaded != network and {loaded: 1}[loaded] == 1
+
+
 def test_three_lines_in_another_process_without_the_models_code(shipped, tmp_path):
     result, workdir = shipped
     np.save(tmp_path / "x.npy", X)

@@ -152,6 +152,7 @@ def test_is_a_compressed_tensor_and_no_array():
         jnp.ones((2, 6)) @ q
     tree = {"a": q, "b": jnp.ones(3, jnp.bfloat16), "c": jax.random.key(0)}
     assert nbytes(tree) == q.nbytes + 6 + 8
+    assert nbytes({**tree, "step": 3, "rate": 0.5}) == nbytes(tree) + 4 + 4  # Python's numbers become arrays of 32 bits
     same(densify(tree)["a"], q.densify())
     assert densify(tree)["b"] is tree["b"]
 
