@@ -11,7 +11,7 @@ About 2 minutes on 2 cores (AMD EPYC) that had other work as well.
 Expected, JAX 0.10.2, seeds 0 to 2, test data: float 89.68 % (standard deviation 0.18), then 89.96 % (0.19): 90.16, 89.78 and
 89.95 %, in files of 23,715, 23,530 and 23,664 bytes for 1,066,440: 45 times smaller.
 
-Beside the paper's LeNet-300-100 on MNIST (table 4); ours seed 0. Bits a weight that stays are those of the file, its place
+Beside the paper's table of LeNet-300-100 on MNIST; ours seed 0. Bits a weight that stays are those of the file, its place
 included.
 
     layer    weights    theirs stay    ours stay    ours, bits    ours, bytes

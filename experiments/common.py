@@ -25,6 +25,7 @@ from .config import imported
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+MAX_BYTES = "Most memory that the file's arrays may take: for large files that you trust."
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
@@ -87,10 +88,6 @@ def picture(draw: Callable[[Figure], None], width: float, height: float) -> byte
         out = io.BytesIO()
         figure.savefig(out, format="png")
         return out.getvalue()
-
-
-def define_max_bytes() -> None:
-    flags.DEFINE_integer("max_bytes", None, "Most memory that the file's arrays may take: for large files that you trust.")
 
 
 def check_no_run(artifact: str | os.PathLike[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
-from ml_collections.config_flags import config_path
+from ml_collections.config_flags import config_flags, config_path
 
 from jaxopt_nn.core.paths import near_misses
 from jaxopt_nn.export.exported import check_platforms
@@ -73,6 +73,19 @@ def with_files(argv: Sequence[str]) -> list[str]:
         named = flag in ("-config", "--config") and equals
         out.append(f"--config={config_file(value)}" if named else argument)
     return out
+
+
+class _ConfigFile(config_flags.ConfigFileFlagParser):  # type: ignore[misc]  # the library has no types
+    """A config's file, with what it leaves out and a flag can set: the fields of ``DEFAULTS`` whose value says their type."""
+
+    def parse(self, path: str) -> Any:
+        config = super().parse(path)
+        if isinstance(config, ConfigDict):
+            with config.unlocked():
+                for field, value in DEFAULTS.items():
+                    if field not in config and isinstance(value, bool | float | str):
+                        config[field] = value
+        return config
 
 
 def plain(value: Any) -> Any:
@@ -146,6 +159,8 @@ def _known(given: Mapping[str, Any], known: Sequence[str], where: str, needed: S
 def parsed(argv: Sequence[str]) -> list[str]:
     """Command-line flags; a wrong file or a mistyped config field ends the program without a traceback."""
     flag = flags.FLAGS["config"] if "config" in flags.FLAGS else None
+    if flag is not None:
+        flag.parser = _ConfigFile("config")
     try:
         argv = with_files(argv)
         left: list[str] = flags.FLAGS(argv)

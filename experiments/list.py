@@ -122,7 +122,7 @@ def picture(entries: Sequence[dict[str, Any]]) -> bytes:
 
 def define_flags() -> None:
     flags.DEFINE_bool("verify", False, "Checks the programs too, as jaxopt verify does.")
-    common.define_max_bytes()
+    flags.DEFINE_integer("max_bytes", None, common.MAX_BYTES)
     flags.DEFINE_string("picture", "", "A file for a picture of where the bytes are, as PNG.")
 
 

@@ -174,7 +174,7 @@ def sentences(checks: Mapping[str, Any]) -> list[str]:
 
 def define_flags() -> None:
     flags.DEFINE_bool("code", False, "Compare the program with the model's code, which is imported.")
-    common.define_max_bytes()
+    flags.DEFINE_integer("max_bytes", None, common.MAX_BYTES)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -197,6 +197,20 @@ def test_a_wrong_flag_ends_with_one_line(monkeypatch, flags, said):
     assert said in ended.value.code and "\n" not in ended.value.code
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+def test_flags_set_what_a_config_leaves_out(monkeypatch, tmp_path):
+    """Shipped configs name few of the optional fields, and the report advises ``--config.control=True``."""
+    file = tmp_path / "few.py"
+    file.write_text("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'seed': 1})\n")
+    argv = ["compress", f"--config={file}", "--config.control=True", "--config.checkpoint_seconds=3"]
+    values = absl.flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    monkeypatch.setattr(absl.flags, "FLAGS", values)
+    configs.parsed(argv)
+    given = values["config"].value
+    assert (given.seed, given.control, given.checkpoint_seconds, given.checkpoint) == (1, True, 3.0, "")
+
+
 def test_an_interrupt_ends_with_one_line(capsys):
     with pytest.raises(SystemExit) as ended, common.plain_errors("stopped; so it goes on"):
         raise KeyboardInterrupt
