@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
             "stages": [
                 ConfigDict({
                     "name": "rate", "method": "rate_quantize", "where": "params/**", "vectors": True, "every": 25,
-                    "penalty": {"schedule": "linear", "init_value": 0.0, "end_value": 4.6e-6, "transition_steps": 0.3},
+                    "penalty": {"schedule": "linear", "init_value": 0.0, "end_value": 3.6e-6, "transition_steps": 0.3},
                     "epochs": 60, "learning_rate": {"schedule": "constant", "value": 1e-3}, "ema": 0.999,
                     "distill": {"temperature": 2.0, "hard_weight": 0.3},
                 }),
