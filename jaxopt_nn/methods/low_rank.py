@@ -357,7 +357,7 @@ class _LowRank:
         form, ranks = carried.form, None if carried.ranks is None else np.asarray(carried.ranks)
         _check_finite(path, learnt)
         if ranks is not None and not ranks[0]:
-            return leaf
+            return jnp.asarray(leaf)  # as the view shows it: of NumPy's float64 what JAX makes of it
         made = self.inner.pack(*self.inside(learnt, carried))
         parts = [factoring.stored(made[name], form) for name in form.names]
         for k, r in enumerate(() if ranks is None else ranks):
