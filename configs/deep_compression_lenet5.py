@@ -9,8 +9,8 @@ train on with the sum of their members' gradients. The file's coder takes the pl
 
 About 13 minutes on 2 cores (AMD EPYC) that had other work as well; one epoch takes half a minute or more.
 Expected, JAX 0.10.2, seeds 0 to 2, test data: float 90.88 % (standard deviation 0.21), then 91.46 % (0.17): 91.57, 91.55 and
-91.26 %, in files of 39,988, 40,136 and 40,217 bytes for 1,724,320: 43 times smaller. Float is trained for 6 epochs and the recipe
-for 8 more: seed 0's control, trained as long in float, has 91.95 %.
+91.26 %, in files of 39,988, 40,136 and 40,217 bytes for 1,724,320: 43 times smaller. Float is trained for 6 epochs and the
+recipe for 8 more: seed 0's control, trained as long in float, has 91.95 %.
 
 Beside the paper's table of LeNet-5 on MNIST; ours seed 0. Bits a weight that stays are those of the file, its place
 included.

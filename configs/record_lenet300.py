@@ -7,7 +7,7 @@
 Weights and biases are whole numbers of a learnt step, and each bit that the coder takes for them adds 3.6e-6 to the loss
 (``rate_quantize``; entropy-penalised training, Oktay et al. 2020). The price rises over the first third of 60 epochs at a
 constant rate, which end with the moving average of the weights. A small residual network, trained for 8 epochs on the same
-images, is the teacher of the float network and of the compressed one. ``--config.stages[0].penalty.end_value=`` is the one knob.
+images, is the teacher of the float network and of the compressed one. ``--config.stages[0].penalty.end_value=`` is the knob.
 
 About 9 minutes on 2 cores (AMD EPYC) that had other work as well, 5 of them the teacher's.
 Expected, JAX 0.10.2, seeds 0 to 2, test data; the mean and its standard deviation:
@@ -19,9 +19,9 @@ Expected, JAX 0.10.2, seeds 0 to 2, test data; the mean and its standard deviati
     float, none       89.68 (0.18)    1,066,440                 1
     2.1e-6, none      89.77 (0.24)    10,258, 10,102, 10,152    105
 
-Without a teacher float is trained for 15 epochs, and the loss is the labels'. The teacher has 91.16, 91.71 and 91.11 %. That a
-teacher pays was seen on 10,000 training images that were held out (89.67 % in 10,489 bytes without, 90.17 % in 8,827 with one of
-12 epochs); 3.6e-6 was taken after 4.6e-6 on the test data. Oktay et al. report 124 times on MNIST.
+Without a teacher float is trained for 15 epochs, and the loss is the labels'. The teacher has 91.16, 91.71 and 91.11 %. That
+a teacher pays was seen on 10,000 training images that were held out (89.67 % in 10,489 bytes without, 90.17 % in 8,827 with one
+of 12 epochs); 3.6e-6 was taken after 4.6e-6 on the test data. Oktay et al. report 124 times on MNIST.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -42,6 +44,32 @@ def require(value: Any, kind: Any, what: str, example: str, verb: str = "is") ->
             f"{what} {verb} the function {value.__name__} itself; call it, {value.__name__}({_needed(value)}): pass {example}"
         )
     raise TypeError(f"{what} {verb} {in_words(value)}; pass {example}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one real number, of Python or NumPy, and no truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_whole(what: str, name: str, value: Any, least: int, most: int | None = None) -> None:
+    """Raises ValueError where the argument ``name`` of ``what`` is no whole number within the bounds."""
+    bounds = f"from {least}" if most is None else f"{least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        raise ValueError(f"{what}({name}={in_words(value)}): allowed are the whole numbers {bounds}")
+
+
+def check_flag(what: str, name: str, value: Any) -> None:
+    """Raises ValueError where the argument ``name`` of ``what`` is neither True nor False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{what}({name}={in_words(value)}): allowed are True and False")
+
+
+def check_choice(what: str, name: str, value: Any, allowed: Iterable[str | None]) -> None:
+    """Raises ValueError where the argument ``name`` of ``what`` is none of the names that are allowed."""
+    names = list(allowed)
+    if not (value is None or isinstance(value, str)) or value not in names:
+        *others, last = map(repr, names)
+        raise ValueError(f"{what}({name}={in_words(value)}): allowed are {', '.join(others)} and {last}")
 
 
 def as_key(key: Any, what: str) -> jax.Array:

@@ -98,6 +98,8 @@ def between(start: int, stop: int, method: Transform) -> Transform:
 def later(steps: int, method: Transform) -> Transform:
     """``method`` whose ``update`` counts from ``steps`` on: a training that goes on where another one of that length ended.
 
+    Its state is that of the training before. ``init`` gives that of ``method``, at its own step 0, until the first ``update``.
+
     Args:
       steps: of the training before, 0 or more; at step ``t`` ``method`` is told ``steps + t``.
       method: any transform.

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import check_choice, in_words, is_number
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
@@ -140,13 +141,11 @@ def binarize(
 
 def _checked(scale: Any, gradient: Any) -> float | None:
     """The constant scale, or None: a mean magnitude."""
-    if gradient not in GRADIENTS:
-        raise ValueError(f"binarize(gradient={gradient!r}): allowed are 'clip' and 'scaled'")
+    check_choice("binarize", "gradient", gradient, GRADIENTS)
     if isinstance(scale, str) and scale in GRANULARITY:
         return None
-    number = isinstance(scale, int | float) and not isinstance(scale, bool) and 0 < scale < math.inf
-    if not (scale is None or number):
-        raise ValueError(f"binarize(scale={scale!r}): allowed are 'channel', 'layer', a number above 0, and None for 1")
+    if not (scale is None or (is_number(scale) and 0 < scale < math.inf)):
+        raise ValueError(f"binarize(scale={in_words(scale)}): allowed are 'channel', 'layer', a number above 0, and None for 1")
     if gradient == "scaled":
         raise ValueError(
             f"binarize(scale={scale!r}, gradient='scaled'): that gradient is the one of a mean magnitude; pass "

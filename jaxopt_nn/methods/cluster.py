@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
+from jaxopt_nn.core.arguments import check_choice, check_flag, check_whole, in_words
 from jaxopt_nn.core.cuts import Cut, Cuts
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
@@ -88,7 +89,8 @@ def cluster(
     The values are ``learnt``, float32: the gradient of one is the sum of its members' gradients (eq. 3). Which value a weight
     has is ``carried``, and stays, unless ``reassign``.
 
-    Where no more than ``k`` weights of a table differ, nothing changes. Of two equally near values a weight gets the smaller.
+    Where no more than ``k`` values differ in a table, zero counted among them (unless ``zero=False``) also where no weight is
+    zero, nothing changes. Of two equally near values a weight gets the smaller.
 
     Args:
       k: number of values, 2 to 256, zero among them where that is kept. bits: 1 to 8, in its place: ``2 ** bits``.
@@ -128,11 +130,12 @@ def cluster(
       >>> method.pack(v, state)["kernel"].nbytes, v["kernel"].nbytes  # 2 bits each, and two floats
       (72, 1024)
     """
-    count = _count(k, bits, zero)
-    _check(scope, group, start, exact, iterations, ste)
-    clusters.check_weights(weights, "cluster")
-    root = clusters.root_key(key, "cluster", start in ("random", "kmeans++"), f"start={start!r}", idle=bool(exact))
-    formed = partial(_formed, count, bool(zero), ste, scope, group)
+    count = _count(k, bits)
+    for name, flag in {"zero": zero, "exact": exact, "reassign": reassign, "biases": biases}.items():
+        check_flag("cluster", name, flag)
+    _check(scope, group, start, weights, iterations, ste)
+    root = clusters.root_key(key, "cluster", start in ("random", "kmeans++"), f"start={start!r}", idle=exact)
+    formed = partial(_formed, count, zero, ste, scope, group)
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
         if (reason := clusters.why_not(path, leaf, info, biases)) is not None:
@@ -146,36 +149,39 @@ def cluster(
         taps=clusters.site_taps(weights), follows=_followed, name=f"cluster({count})",
     )  # fmt: skip
     each = lift(init=clusters.uninitialized)
-    search = Search(start, iterations, bool(exact))
+    search = Search(start, iterations, exact)
     own = (_Together if scope == "all" else _Apart)(each, lift, formed, group, weights, root, search)
     traits = clusters.with_probes(each.traits, weights)._replace(follows=own.follows, leaf_local=scope != "all")
     return Transform(own.init, own.update, own.view, each.project, own.pack, traits)
 
 
-def _count(k: Any, bits: Any, zero: Any) -> int:
+def _count(k: Any, bits: Any) -> int:
     if (k is None) == (bits is None):
-        raise ValueError(f"cluster(k={k!r}, bits={bits!r}): how many values? pass one of k, 2 to 256, and bits, 1 to 8")
+        raise ValueError(
+            f"cluster(k={in_words(k)}, bits={in_words(bits)}): how many values? pass one of k, 2 to 256, and bits, 1 to 8"
+        )
     if bits is not None:
-        clusters.check_whole("cluster", "bits", bits, 1, 8)
+        check_whole("cluster", "bits", bits, 1, 8)
         return 2**bits
-    clusters.check_whole("cluster", "k", k, 2, 256)
+    check_whole("cluster", "k", k, 2, 256)
     return k
 
 
-def _check(scope: Any, group: Any, start: Any, exact: Any, iterations: Any, ste: Any) -> None:
+def _check(scope: Any, group: Any, start: Any, weights: Any, iterations: Any, ste: Any) -> None:
     """Raises ValueError where an argument of ``cluster`` is not allowed."""
-    allowed = {"scope": (scope, SCOPES), "start": (start, kmeans.STARTS), "ste": (ste, ("none", "pass"))}
-    for name, (value, names) in allowed.items():
-        if value not in names:
-            raise ValueError(f"cluster({name}={value!r}): allowed are {', '.join(map(repr, names))}")
-    clusters.check_whole("cluster", "iterations", iterations, 1)
+    for name, value, names in (
+        ("scope", scope, SCOPES), ("start", start, kmeans.STARTS), ("weights", weights, clusters.WEIGHTS),
+        ("ste", ste, ("none", "pass")),
+    ):  # fmt: skip
+        check_choice("cluster", name, value, names)
+    check_whole("cluster", "iterations", iterations, 1)
     if (group is not None) != (scope == "group"):
         raise ValueError(
-            f"cluster(scope={scope!r}, group={group!r}): pass group, the outputs that share a table, with scope='group', and "
-            "with no other"
+            f"cluster(scope={scope!r}, group={in_words(group)}): pass group, the outputs that share a table, with "
+            "scope='group', and with no other"
         )
     if group is not None:
-        clusters.check_whole("cluster", "group", group, 1)
+        check_whole("cluster", "group", group, 1)
 
 
 def _formed(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from jaxopt_nn.core.arguments import as_key
+from jaxopt_nn.core.arguments import as_key, check_choice, check_whole
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
@@ -103,10 +103,9 @@ def cluster_vectors(
         ("k", k, 2, 256), ("dim", dim, 1, None), ("stages", stages, 1, None), ("sweeps", sweeps, 0, None),
         ("iterations", iterations, 1, None),
     ):  # fmt: skip
-        clusters.check_whole("cluster_vectors", name, value, least, most)
-    if ste not in ("none", "pass"):
-        raise ValueError(f"cluster_vectors(ste={ste!r}): allowed are 'none' and 'pass'")
-    clusters.check_weights(weights, "cluster_vectors")
+        check_whole("cluster_vectors", name, value, least, most)
+    check_choice("cluster_vectors", "ste", ste, ("none", "pass"))
+    check_choice("cluster_vectors", "weights", weights, clusters.WEIGHTS)
     root = as_key(key, "cluster_vectors")
     formed, fit = partial(_formed, k, dim, stages, ste), partial(_fitted, (sweeps, iterations), weights)
 

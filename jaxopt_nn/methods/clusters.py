@@ -28,19 +28,6 @@ WEIGHTS = (None, "inputs", "fisher")
 LEAST = 1e-6
 
 
-def check_weights(weights: Any, what: str) -> None:
-    """Raises ValueError where ``weights`` is none of those that there are."""
-    if weights not in WEIGHTS:
-        raise ValueError(f"{what}(weights={weights!r}): allowed are None, 'inputs' and 'fisher'")
-
-
-def check_whole(what: str, name: str, value: Any, least: int, most: int | None = None) -> None:
-    """Raises ValueError where ``value`` is no whole number within the bounds."""
-    bounds = f"from {least}" if most is None else f"{least} to {most}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        raise ValueError(f"{what}({name}={value!r}): allowed are the whole numbers {bounds}")
-
-
 def site_taps(weights: str | None) -> Any:
     """What must be seen of a site, for ``leafwise``."""
     return _squares if weights == "inputs" else no_taps

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.arguments import in_words
+from jaxopt_nn.core.arguments import check_choice, check_whole, in_words, is_number
 from jaxopt_nn.core.cuts import Cut, Cuts
 from jaxopt_nn.core.leafwise import known_of, leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Site
@@ -173,23 +173,22 @@ def _check(kind: str, amount: Any, whiten: Any, form: Any, multiple: Any, dampin
                 f"low_rank({kind}={amount!r}): allowed are whole numbers from 1"
                 + (", with form='tucker' also two of them" if kind == "rank" else ", and shares between 0.0 and 1.0")
             )
-    elif isinstance(amount, bool) or not isinstance(amount, int | float | np.number):
+    elif not is_number(amount):
         raise TypeError(f"low_rank: {kind} is {in_words(amount)}; pass a number, e.g. {kind}=0.5")
     elif not 0 < amount <= 1:
         raise ValueError(f"low_rank({kind}={amount}): allowed are shares of what there is, above 0 and up to 1")
-    if form not in FORMS:
-        raise ValueError(f"low_rank(form={form!r}): allowed are {', '.join(map(repr, FORMS))}")
-    if whiten is not None and whiten not in STATISTICS:
-        raise ValueError(f"low_rank(whiten={whiten!r}): allowed are None, {', '.join(map(repr, STATISTICS))}")
+    check_choice("low_rank", "form", form, FORMS)
+    check_choice("low_rank", "whiten", whiten, (None, *STATISTICS))
     if whiten is not None and form != "channel":
         raise ValueError(
             f"low_rank(whiten={whiten!r}, form={form!r}): of whitened inputs the whole window is factored against the outputs; "
             "pass form='channel', or whiten=None"
         )
-    if not whole(multiple) or multiple < 1:
-        raise ValueError(f"low_rank(multiple={multiple!r}): allowed are whole numbers from 1")
-    if isinstance(damping, bool) or not isinstance(damping, int | float) or not 0 <= damping < math.inf:
-        raise ValueError(f"low_rank(damping={damping!r}): allowed are shares of the diagonal's mean, 0 or more, e.g. 1e-6")
+    check_whole("low_rank", "multiple", multiple, 1)
+    if not (is_number(damping) and 0 <= damping < math.inf):
+        raise ValueError(
+            f"low_rank(damping={in_words(damping)}): allowed are shares of the diagonal's mean, 0 or more, e.g. 1e-6"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -358,7 +357,7 @@ class _LowRank:
         form, ranks = carried.form, None if carried.ranks is None else np.asarray(carried.ranks)
         _check_finite(path, learnt)
         if ranks is not None and not ranks[0]:
-            return leaf
+            return jnp.asarray(leaf)  # as the view shows it: of NumPy's float64 what JAX makes of it
         made = self.inner.pack(*self.inside(learnt, carried))
         parts = [factoring.stored(made[name], form) for name in form.names]
         for k, r in enumerate(() if ranks is None else ranks):

@@ -22,8 +22,9 @@ from jaxopt_nn.methods.allocations.base import Allocation
 from jaxopt_nn.methods.allocations.per_leaf import per_leaf
 from jaxopt_nn.methods.criteria.base import Asked, Criterion, asked
 from jaxopt_nn.methods.criteria.magnitude import magnitude
-from jaxopt_nn.methods.prune_checks import check_parts, pending
+from jaxopt_nn.methods.prune_checks import check_parts
 from jaxopt_nn.methods.regrowth import Regrowth, regrown
+from jaxopt_nn.methods.schedules import pending
 from jaxopt_nn.methods.structures.base import Structure, single_weights
 from jaxopt_nn.tensors.base import is_compressed
 
@@ -109,8 +110,8 @@ def prune(
     alone = allocation is per_leaf or getattr(allocation, "leaf_local", False)
     local = structure.select is not None or threshold is not None or alone
     traits = each.traits._replace(
-        leaf_local=local, pending=partial(pending, sparsity, threshold), follows=own.follows, taps=own.lacking,
-        passes=1 if wants.probes else each.traits.passes,
+        leaf_local=local, pending=partial(pending, "sparsity" if threshold is None else "threshold", amount),
+        follows=own.follows, taps=own.lacking, passes=1 if wants.probes else each.traits.passes,
     )  # fmt: skip
     return each._replace(init=own.init, update=own.update, project=own.project if growth else each.project, traits=traits)
 

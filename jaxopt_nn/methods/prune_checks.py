@@ -16,10 +16,8 @@ from jaxopt_nn.methods.allocations.per_output import per_output
 from jaxopt_nn.methods.criteria.base import Criterion, asked
 from jaxopt_nn.methods.criteria.saliency import SCHEDULE
 from jaxopt_nn.methods.regrowth import Regrowth
+from jaxopt_nn.methods.schedules import LAST
 from jaxopt_nn.methods.structures.base import Structure
-
-#: A step after the end of any schedule.
-LAST = 2**30
 
 
 def check_parts(
@@ -135,12 +133,3 @@ def _check_regrowth(
             f"{call}: what returns lies where its score is highest in the layer, so that outputs keep unequally many; pass "
             "allocation=per_leaf"
         )
-
-
-def pending(sparsity: Any, threshold: Any, step: int) -> str | None:
-    """What a schedule has yet to do after ``step``, as ``Traits.pending``."""
-    name, amount = ("threshold", threshold) if sparsity is None else ("sparsity", sparsity)
-    if not callable(amount):
-        return None
-    now, final = float(amount(step)), float(amount(LAST))
-    return None if abs(now - final) <= 1e-6 else f"{name} is at {now:.6g} and ends at {final:.6g}"

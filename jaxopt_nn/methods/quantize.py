@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxopt_nn.core.arguments import as_key
+from jaxopt_nn.core.arguments import as_key, check_choice, check_flag, check_whole, in_words
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
@@ -164,7 +164,7 @@ def quantize(
       >>> stored["kernel"].bits, jn.nbytes(v), jn.nbytes(stored)
       (4, 1024, 160)
     """
-    _check(bits, granularity, group, ste)
+    _check(bits, signed, symmetric, granularity, group, ste)
     root, generator = random_root(rounding, key, "quantize")
 
     def takes(path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
@@ -195,25 +195,23 @@ def quantize(
     )  # fmt: skip
 
 
-def _check(bits: Any, granularity: str, group: int, ste: str) -> None:
+def _check(bits: Any, signed: Any, symmetric: Any, granularity: Any, group: Any, ste: Any) -> None:
     """Raises ValueError where an argument of ``quantize`` is not allowed."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-        raise ValueError(f"quantize(bits={bits!r}): allowed are the whole numbers 1 to 8")
-    if granularity not in ("channel", "tensor"):
-        raise ValueError(f"quantize(granularity={granularity!r}): allowed are 'channel' and 'tensor'")
-    if ste not in ("clip", "pass", "none"):
-        raise ValueError(f"quantize(ste={ste!r}): allowed are 'clip', 'pass' and 'none'")
+    check_whole("quantize", "bits", bits, 1, 8)
+    check_flag("quantize", "signed", signed)
+    check_flag("quantize", "symmetric", symmetric)
+    check_choice("quantize", "granularity", granularity, ("channel", "tensor"))
+    check_choice("quantize", "ste", ste, ("clip", "pass", "none"))
     whole = isinstance(group, int) and not isinstance(group, bool)
     if not whole or (group != -1 and (group < 1 or granularity != "channel")):
         raise ValueError(
-            f"quantize(group={group!r}): allowed are whole numbers from 1, with granularity='channel', and -1 for none"
+            f"quantize(group={in_words(group)}): allowed are whole numbers from 1, with granularity='channel', and -1 for none"
         )
 
 
 def random_root(rounding: str, key: jax.Array | int | None, what: str) -> tuple[jax.Array | None, str | None]:
     """The key of stochastic rounding and the name of its generator; (None, None) for nearest."""
-    if rounding not in ("nearest", "stochastic"):
-        raise ValueError(f"{what}(rounding={rounding!r}): allowed are 'nearest' and 'stochastic'")
+    check_choice(what, "rounding", rounding, ("nearest", "stochastic"))
     if (key is None) == (rounding == "stochastic"):
         raise ValueError(
             f"{what}(rounding={rounding!r}, key={key}): stochastic rounding needs a key, e.g. key=jax.random.key(0), and "

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import check_choice, check_flag, check_whole, in_words, is_number
 from jaxopt_nn.core.cuts import Cuts
 from jaxopt_nn.core.leafwise import known_of, leafwise
 from jaxopt_nn.core.matrix import Matrix
@@ -20,7 +21,8 @@ from jaxopt_nn.core.transform import LeafTraits, PyTree, State, Transform, as_in
 from jaxopt_nn.methods import clusters
 from jaxopt_nn.methods.binary import packed_bytes, worth
 from jaxopt_nn.methods.quantize import check_finite
-from jaxopt_nn.numerics import rate
+from jaxopt_nn.methods.schedules import pending
+from jaxopt_nn.numerics import affine, rate
 from jaxopt_nn.tensors.qtensor import QTensor
 
 #: Codes and statistics are chosen in turn so often before training.
@@ -28,6 +30,8 @@ ROUNDS = 5
 #: The first step of a leaf without a matrix: so many steps up to its largest entry.
 FINE = 32
 TINY = 1e-30
+#: A step above it is taken to be it where codes are chosen: its square is finite, and a bit is worth nothing beside it.
+WIDEST = 1e18
 
 
 @partial(
@@ -118,7 +122,9 @@ def rate_quantize(
       rest. It takes leaves that weigh less in codes of ``bits`` and their steps.
 
     Raises:
-      ValueError: a value outside the above; at ``init``, statistics of ``importance`` are missing; at ``pack``, NaN or Inf.
+      TypeError, ValueError: an argument that is none of the above, or a schedule that gives none at step 0.
+      ValueError: at ``init``, statistics of ``importance`` are missing; at ``pack``, NaN or Inf,
+        also in a step.
 
     Example:
       >>> v = {"kernel": jnp.array([[2.0, -1.1], [0.1, 0.7]]), "bias": jnp.array([0.5, 0.25])}
@@ -134,24 +140,39 @@ def rate_quantize(
       Array([[ True, False],
              [ True,  True]], dtype=bool)
     """
-    if not callable(penalty) and not 0 <= penalty < math.inf:
-        raise ValueError(
-            f"rate_quantize(penalty={penalty}): what a bit adds to the loss, a number from 0, e.g. 3e-6, or a schedule"
-        )
-    if not 0 < step < math.inf:
-        raise ValueError(f"rate_quantize(step={step}): the first step in root mean squares, above 0, e.g. 1.0")
-    if isinstance(bits, bool) or bits not in range(2, 9):
-        raise ValueError(f"rate_quantize(bits={bits!r}): allowed are the whole numbers 2 to 8")
-    if importance not in clusters.WEIGHTS:
-        raise ValueError(f"rate_quantize(importance={importance!r}): allowed are None, 'inputs' and 'fisher'")
+    first = _first_price(penalty)
+    if not (is_number(step) and 0 < step < math.inf):
+        raise ValueError(f"rate_quantize(step={in_words(step)}): the first step in root mean squares, above 0, e.g. 1.0")
+    check_whole("rate_quantize", "bits", bits, 2, 8)
+    check_choice("rate_quantize", "importance", importance, clusters.WEIGHTS)
+    check_flag("rate_quantize", "vectors", vectors)
 
     each = leafwise(
         partial(_takes, vectors, bits), clusters.uninitialized, _view, update=partial(_updated, penalty), pack=_pack,
         taps=clusters.site_taps(importance), needs=frozenset({"roles"}), name="rate_quantize",
     )  # fmt: skip
-    own = _RateQuantized(each, penalty, step, 2 ** (bits - 1) - 1, importance)
-    traits = clusters.with_probes(each.traits, importance)._replace(follows=own.follows)
+    own = _RateQuantized(each, first, step, 2 ** (bits - 1) - 1, importance)
+    traits = clusters.with_probes(each.traits, importance)
+    traits = traits._replace(follows=own.follows, pending=partial(pending, "penalty", penalty))
     return each._replace(init=own.init, traits=traits)
+
+
+def _first_price(penalty: Any) -> float:
+    """The penalty at step 0.
+
+    Raises:
+      ValueError: it is no finite number from 0. TypeError: it is no schedule either.
+    """
+    allowed = "what a bit adds to the loss, a number from 0, e.g. 3e-6, or a schedule of the step that gives one"
+    if not (callable(penalty) or is_number(penalty)):
+        raise TypeError(f"rate_quantize(penalty={in_words(penalty)}): {allowed}")
+    with jax.ensure_compile_time_eval():
+        price = penalty(0) if callable(penalty) else penalty
+        number = is_number(price) or (isinstance(price, jax.Array | np.ndarray) and price.ndim == 0)
+        price = float(price) if number else price
+    if not (number and 0 <= price < math.inf):
+        raise ValueError(f"rate_quantize(penalty={in_words(price)}{' at step 0' if callable(penalty) else ''}): {allowed}")
+    return price
 
 
 def _takes(vectors: bool, bits: int, path: str, leaf: Any, info: ModelInfo) -> LeafTraits | str:
@@ -173,10 +194,13 @@ def _updated(penalty: Any, leaf: Any, learnt: Any, carried: Priced, at: Any, gra
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _RateQuantized:
-    """How the state begins, and how it follows a cut; fields as in ``rate_quantize``, with the method on single leaves."""
+    """How the state begins, and how it follows a cut.
+
+    Fields as in ``rate_quantize``, with the method on single leaves, the penalty at step 0, and the largest code.
+    """
 
     each: Transform
-    penalty: Any
+    penalty: float
     step: float
     most: int
     importance: str | None
@@ -214,7 +238,7 @@ class _RateQuantized:
 
     def _begun(self, path: str, leaf: Any, known: Known, learnt: Any = None, price: Any = None) -> tuple[Any, Any]:
         if price is None:
-            price = jnp.float32(self.penalty(0) if callable(self.penalty) else self.penalty)
+            price = jnp.float32(self.penalty)
         begin = partial(_started, known=known, step=self.step, most=self.most)
         abstract = isinstance(leaf, jax.ShapeDtypeStruct)
         return jax.eval_shape(begin, leaf, learnt, price) if abstract else begin(leaf, learnt, price)
@@ -241,7 +265,8 @@ def _first_step(wide: Any, known: Known, step: float) -> Any:
     if known.matrix is None and len(axes) < 2:
         width = jnp.max(jnp.abs(wide), axis=axes, keepdims=True) / FINE
     else:
-        width = step * jnp.sqrt(jnp.mean(jnp.square(wide), axis=axes, keepdims=True))
+        unit = affine.power_below(jnp.max(jnp.abs(wide), axis=axes, keepdims=True))  # squares overflow, or vanish
+        width = step * (unit * jnp.sqrt(jnp.mean(jnp.square(wide / unit), axis=axes, keepdims=True)))
     return jnp.log(jnp.where(width > 0, width, 1.0))
 
 
@@ -259,7 +284,7 @@ def _codes(wide: Any, learnt: Any, carried: Priced) -> Any:
     values = carried.rows(wide / width)
     if carried.importance is None:
         return jnp.clip(jnp.round(values), -carried.most, carried.most)
-    squared = jnp.square(carried.rows(jnp.broadcast_to(width, wide.shape)))
+    squared = jnp.square(carried.rows(jnp.broadcast_to(jnp.minimum(width, WIDEST), wide.shape)))
     exchange = carried.penalty / jnp.maximum(carried.importance * squared, TINY)
     return rate.choose(values, carried.costs, exchange, carried.most)
 
@@ -321,6 +346,7 @@ def _stored(leaf: Any, learnt: Any, carried: Priced) -> tuple[Any, Any, Any]:
 def _pack(path: str, leaf: Any, learnt: Any, carried: Priced) -> QTensor:
     codes, width, extent = _stored(leaf, learnt, carried)
     check_finite(path, extent)
+    clusters.check_finite(path, width, "steps")
     codes = np.asarray(codes)
     bits = max(2, 1 + int(np.abs(codes.astype(np.int16)).max()).bit_length())
     dtype = np.dtype(leaf.dtype).name

@@ -5,6 +5,7 @@ A schedule is any callable ``step -> value``; optax's are schedules too. These t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 
 #: ``step`` (an integer, static or traced) ``-> float32 scalar``.
 Schedule = Callable[[Any], jax.Array]
+#: A step after the end of any schedule.
+LAST = 2**30
 
 
 def cubic(final: float, end: int, begin: int = 0, initial: float = 0.0) -> Schedule:
@@ -90,6 +93,14 @@ def staircase(final: float, rounds: int, end: int, initial: float = 0.0) -> Sche
         return jnp.asarray(levels)[jnp.maximum(begun, 0)]
 
     return schedule
+
+
+def pending(name: str, value: Any, step: int) -> str | None:
+    """What a schedule has yet to do after ``step``, as ``Traits.pending``; ``value`` may be a number, which does not move."""
+    if not callable(value):
+        return None
+    now, final = float(value(step)), float(value(LAST))
+    return None if math.isclose(now, final, rel_tol=1e-6) else f"{name} is at {now:.6g} and ends at {final:.6g}"
 
 
 def check_shares(name: str, **shares: float) -> None:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxopt_nn.core.arguments import check_choice, in_words, is_number
 from jaxopt_nn.core.cuts import Cut
 from jaxopt_nn.core.leafwise import leafwise
 from jaxopt_nn.core.model import Known, ModelInfo, Roles
@@ -118,17 +119,15 @@ def ternarize(kind: str = "twn", *, threshold: float | None = None, scale: str =
 
 def _checked(kind: Any, threshold: Any, scale: Any) -> float:
     """The threshold as a share."""
-    if kind not in THRESHOLDS:
-        raise ValueError(f"ternarize(kind={kind!r}): allowed are 'twn' and 'ttq'")
-    if scale not in GRANULARITY:
-        raise ValueError(f"ternarize(scale={scale!r}): allowed are 'layer' and 'channel'")
+    check_choice("ternarize", "kind", kind, THRESHOLDS)
+    check_choice("ternarize", "scale", scale, GRANULARITY)
     share = THRESHOLDS[kind] if threshold is None else threshold
     most, of = (math.inf, "mean") if kind == "twn" else (1.0, "largest")
-    number = isinstance(share, int | float) and not isinstance(share, bool)
-    if not (number and 0 <= share < most):
+    if not (is_number(share) and 0 <= share < most):
         bounds = "0 or more" if kind == "twn" else "from 0 to below 1"
         raise ValueError(
-            f"ternarize({kind!r}, threshold={threshold!r}): over the {of} magnitude, a number {bounds}, e.g. {THRESHOLDS[kind]}"
+            f"ternarize({kind!r}, threshold={in_words(threshold)}): over the {of} magnitude, a number {bounds}, e.g. "
+            f"{THRESHOLDS[kind]}"
         )
     return float(share)
 

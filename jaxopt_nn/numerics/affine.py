@@ -99,6 +99,16 @@ def binary_params(x: Array, scale_shape: Sequence[int]) -> tuple[Array, Array]:
 STEPS = 256
 
 
+def power_below(extent: Array) -> Array:
+    """The largest power of two that is no more than ``extent``, float32; 1 for 0, subnormal numbers, NaN and Inf.
+
+    What is divided by it keeps all its digits, so that squares and sums of very large or small numbers can be taken.
+    """
+    bits = jax.lax.bitcast_convert_type(extent.astype(jnp.float32), jnp.int32)
+    power = jax.lax.bitcast_convert_type(bits & np.int32(0x7F800000), jnp.float32)
+    return jnp.where((power > 0) & jnp.isfinite(power), power, 1.0)
+
+
 def mean_magnitude(x: Array, scale_shape: Sequence[int]) -> Array:
     """The mean of ``|x|`` of each group of entries, float32 of ``scale_shape``; equal bits in every program."""
     axes, groups = _reduced(x.shape, scale_shape)

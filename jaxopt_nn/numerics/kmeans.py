@@ -5,8 +5,8 @@ A prefix sum is held as that of runs of ``RUN`` values, in two floats (Dekker 19
 a cell of few values keeps its digits beside ten million others.
 
 Defined for every input: to a value that lies halfway the smaller centre is the nearest; a cell without mass keeps its centre;
-where no more than ``k`` values differ each is a centre of its own. Under ``origin`` 0.0 is one of the centres: it stays where
-it is and takes every value that is exactly zero, and these have no mass.
+where no more than ``k`` values differ each is a centre of its own. Under ``origin`` 0.0 is one of the ``k`` centres, also
+where no value is zero: it stays where it is and takes every value that is exactly zero, and these have no mass.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+
+from jaxopt_nn.numerics import affine
 
 #: Values that are added up by themselves.
 RUN = 128
@@ -65,12 +67,14 @@ def fit(
       origin: 0.0 is one of the centres.
       iterations: at most so many; it stops where none moves.
     """
-    runs = _runs(values.astype(jnp.float32), None if mass is None else mass.astype(jnp.float32), origin)
+    values = values.astype(jnp.float32)
+    unit = affine.power_below(jnp.max(jnp.abs(values), initial=0))  # sums of the largest floats would overflow
+    runs = _runs(values / unit, None if mass is None else mass.astype(jnp.float32), origin)
     free = k - origin
     begin = _start(runs, free, start, key, origin)
     few, all_of_them = _distinct(runs, free, origin)
     begin = jnp.where(all_of_them, few, begin)
-    return lloyd(runs, begin, origin, iterations)
+    return lloyd(runs, begin, origin, iterations) * unit
 
 
 def lloyd(runs: Runs, begin: Array, origin: bool = False, iterations: int = 100) -> Array:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxopt_nn.numerics import affine
+
 #: Rows that are compared with all centres at a time.
 ROWS = 4096
 #: Rows among which starts are drawn.
@@ -41,6 +43,8 @@ def fit(
       tables float32 ``[stages, k, d]`` and codes uint8 ``[n, stages]``.
     """
     rows = rows.astype(jnp.float32)
+    unit = affine.power_below(jnp.max(jnp.abs(rows), initial=0))  # squares of large floats would overflow, of small ones vanish
+    rows = rows / unit
     mass = jnp.ones_like(rows) if mass is None else mass.astype(jnp.float32)
     left, tables, codes = rows, [], []
     for stage in range(stages):
@@ -55,7 +59,7 @@ def fit(
         return lax.fori_loop(0, stages, lambda s, held: _refitted(rows, mass, held, s), state), None
 
     (found, chosen), _ = lax.scan(sweep, both, None, length=sweeps if stages > 1 else 0)
-    return found, chosen.T.astype(jnp.uint8)
+    return found * unit, chosen.T.astype(jnp.uint8)
 
 
 def _refitted(rows: Array, mass: Array, state: tuple[Array, Array], stage: Any) -> tuple[Array, Array]:

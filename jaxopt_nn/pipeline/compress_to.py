@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxopt_nn.core.arguments import in_words
+from jaxopt_nn.core.arguments import check_whole, in_words, is_number
 from jaxopt_nn.interpret.network import Network
 from jaxopt_nn.pipeline.compress import Result, compress
 from jaxopt_nn.pipeline.recipe import Recipe
@@ -61,11 +61,13 @@ def compress_to(
       knob: two values above 0 between which the right one lies.
       tolerance: relative; the first trial within it is the result.
       trials: the most that are run.
-      workdir: each trial has a folder of its own below it, ``trial_0`` and so on, from which an interrupted run goes on.
+      workdir: each trial has a folder of its own below it, called by its knob, ``knob_2e-06``. From there an interrupted run
+        goes on, and a run for another size takes the trials that it has in common with this one.
       arguments: further ones of ``compress``.
 
     Returns:
-      The ``Result`` of the last trial; ``report["trials"]`` has all of them, as ``Trial``.
+      The ``Result`` of the last trial; ``report["trials"]`` has all of them, each a dict with the fields of
+      ``Trial``.
 
     Raises:
       TypeError, ValueError: as ``compress``; ``bytes`` is no whole number from 1; two knobs that are no numbers above 0, or are
@@ -86,7 +88,7 @@ def compress_to(
     done: list[Trial] = []
 
     def run(value: float) -> Result:
-        folder = None if workdir is None else _folder(Path(workdir), len(done))
+        folder = None if workdir is None else _folder(Path(workdir), value)
         result = compress(network, recipe(value), task, workdir=folder, **arguments)
         size = file_bytes(result.network) if folder is None else result.report["artifact"]["bytes"]
         done.append(Trial(value, size, result.stages[-1]["metrics"][task.headline]))
@@ -139,9 +141,10 @@ def _between(done: list[Trial], low: Trial, high: Trial, bytes: int) -> float:
     return math.exp(sum(ends) / 2)
 
 
-def _folder(workdir: Path, number: int) -> Path:
+def _folder(workdir: Path, knob: float) -> Path:
+    """By the knob, and not by the number of the trial: that has another knob where another size is asked for."""
     workdir.mkdir(parents=True, exist_ok=True)
-    return workdir / f"trial_{number}"
+    return workdir / f"knob_{float(knob)!r}"
 
 
 def _told(done: list[Trial]) -> str:
@@ -149,12 +152,10 @@ def _told(done: list[Trial]) -> str:
 
 
 def _check(bytes: Any, knob: Any, tolerance: Any, trials: Any) -> None:
-    if isinstance(bytes, bool) or not isinstance(bytes, int) or bytes < 1:
-        raise ValueError(f"compress_to(bytes={in_words(bytes)}): the size of the file, a whole number from 1")
+    check_whole("compress_to", "bytes", bytes, 1)
     pair = isinstance(knob, tuple | list) and len(knob) == 2
-    if not (pair and all(isinstance(v, int | float) and 0 < v < math.inf for v in knob) and knob[0] != knob[1]):
+    if not (pair and all(is_number(v) and 0 < v < math.inf for v in knob) and knob[0] != knob[1]):
         raise ValueError(f"compress_to(knob={knob!r}): two different values above 0, e.g. knob=(1e-6, 1e-4)")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"compress_to(tolerance={tolerance!r}): a share of the size, above 0 and below 1, e.g. 0.02")
-    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 2:
-        raise ValueError(f"compress_to(trials={trials!r}): a whole number from 2")
+    if not (is_number(tolerance) and 0 < tolerance < 1):
+        raise ValueError(f"compress_to(tolerance={in_words(tolerance)}): a share of the size, above 0 and below 1, e.g. 0.02")
+    check_whole("compress_to", "trials", trials, 2)

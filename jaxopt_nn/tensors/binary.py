@@ -9,13 +9,14 @@ from typing import Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from jaxopt_nn.numerics import packing, signs
 from jaxopt_nn.tensors import encode, layout
 from jaxopt_nn.tensors.coded import DATA, STATIC, Coded
-from jaxopt_nn.tensors.packed import Packed
+from jaxopt_nn.tensors.packed import Packed, float_name
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=DATA, meta_fields=STATIC)
@@ -65,7 +66,8 @@ class Binary(Coded):
           name: what messages call the tensor, such as its path.
 
         Raises:
-          ValueError: no entries, a scale that does not fit, a packed stack axis.
+          ValueError: no entries, a scale that does not fit or is not finite, an axis that the weight has not, a packed stack
+            axis, a dtype of no floats.
           TypeError: ``positive`` is not bool.
         """
         if positive.dtype != jnp.bool_:
@@ -73,7 +75,9 @@ class Binary(Coded):
         scale = jnp.asarray(scale, jnp.float32)
         scale = scale.reshape([1] * positive.ndim) if scale.ndim == 0 else scale
         scale, _, axis = encode.checked(positive.shape, scale, None, 1, True, stack, axis, name)
-        made = cls(signs.signs(positive), scale, None, 1, True, jnp.dtype(dtype).name)
+        if not isinstance(scale, jax.core.Tracer) and not np.all(np.isfinite(scale)):
+            raise ValueError(f"{name}: NaN or Inf among the scales; pass finite ones, such as mean magnitudes of the weight")
+        made = cls(signs.signs(positive), scale, None, 1, True, float_name(dtype, name))
         return made if axis is None else made.packed_along(axis)
 
     @property

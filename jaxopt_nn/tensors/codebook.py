@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from jaxopt_nn.numerics import affine
 from jaxopt_nn.tensors import encode, layout
 from jaxopt_nn.tensors.coded import STATIC, Coded
-from jaxopt_nn.tensors.packed import Packed, require
+from jaxopt_nn.tensors.packed import Packed, float_name, require
 
 #: Entries of a table up to which a value is picked by comparisons, which fuse; from a longer one it is gathered.
 SELECTED = 16
@@ -79,20 +79,20 @@ class Codebook(Coded):
           name: what messages call the tensor, such as its path.
 
         Raises:
-          ValueError: no entries, more than 256 values, a table that does not fit, a code without a value, a packed stack axis.
+          ValueError: no entries, more than 256 values, a table that does not fit, a code without a value, an axis that the
+            weight has not, a packed stack axis, a dtype of no floats.
+          TypeError: codes that are not whole.
         """
-        shape, table, dtype = tuple(codes.shape), jnp.asarray(table), jnp.dtype(dtype)
+        shape, table, dtype = tuple(codes.shape), jnp.asarray(table), jnp.dtype(float_name(dtype, name))
         values = table.shape[-1] + origin if table.ndim else 0
         if not 1 <= values <= 256:
             raise ValueError(
                 f"{name}: a table of shape {table.shape} has {values} values; allowed are 1 to 256, along its last axis"
             )
-        largest = jnp.max(codes, initial=0)
-        if not isinstance(largest, jax.core.Tracer) and int(largest) >= values:
-            raise ValueError(f"{name}: the code {int(largest)} has no value in a table of {values}; give each code one")
         bits = width(values)
         ones = jnp.ones(table.shape[:-1], jnp.float32)
         full, _, axis = encode.checked(shape, ones, None, bits, False, stack, axis, name)
+        encode.check_codes(codes, 0, values - 1, f"a table of {values}", name)
         table = affine.expand_groups(table, (*full.shape, table.shape[-1]))
         narrow = dtype if dtype.itemsize < 4 else jnp.float32
         place = (None, None) if axis is None else (axis - len(shape), shape[axis])

@@ -34,8 +34,9 @@ def checked(
         raise ValueError(f"{name}: bits={bits}; codes have 1 to 8 bits")
     if 0 in shape:
         raise ValueError(f"{name}: shape {shape} holds no entry; leave the leaf as it is")
-    stack = [a % len(shape) for a in stack]
-    axis = layout.packing_axis(shape, bits, stack) if axis is None else axis % len(shape)
+    stack = layout.axes_from_start(stack, len(shape), f"{name}: stack")
+    given = () if axis is None else layout.axes_from_start((axis,), len(shape), f"{name}: axis")
+    axis = given[0] if given else layout.packing_axis(shape, bits, stack)
     if axis in stack:
         raise ValueError(f"{name}: axis {axis} is a stack axis, which scan or vmap slices; pack along another")
 
@@ -48,6 +49,31 @@ def checked(
     scale = fitted(scale if scale.dtype == jnp.bfloat16 else scale.astype(jnp.float32), "scale")
     zero = None if zero is None else fitted(_compact(jnp.asarray(zero), bits, signed), "zero")
     return scale, zero, None if bits == 8 else axis
+
+
+def check_codes(codes: Array, least: int, most: int, where: str, name: str) -> None:
+    """Raises TypeError where codes are not whole, ValueError where one is not within the bounds; a trace hides them.
+
+    Such a code would change those that are packed with it.
+    """
+    low, high, whole = _measured(codes)
+    if isinstance(low, jax.core.Tracer):
+        return
+    if not whole:
+        raise TypeError(f"{name}: the codes are {codes.dtype}, not all of them whole; pass integers from {least} to {most}")
+    if low < least or high > most:
+        raise ValueError(
+            f"{name}: the code {int(low if low < least else high)} has no value in {where}; allowed are {least} to {most}: "
+            "give each code one"
+        )
+
+
+@jax.jit
+def _measured(codes: Array) -> tuple[Array, Array, Array]:
+    """The least and the largest code, and whether all are whole numbers."""
+    real = jnp.issubdtype(codes.dtype, jnp.floating)
+    whole = jnp.all(jnp.isfinite(codes) & (codes == jnp.round(codes))) if real else jnp.array(True)
+    return jnp.min(codes), jnp.max(codes), whole
 
 
 def _compact(zero: Array, bits: int, signed: bool) -> Array:

@@ -55,6 +55,18 @@ def _runs(groups: Sequence[int], sizes: Sequence[int]) -> int | None:
     return math.prod(groups) if all(d == 1 for d, _ in pairs[1:]) else None
 
 
+def axes_from_start(axes: Sequence[int], ndim: int, what: str) -> list[int]:
+    """The axes of a weight of ``ndim``, counted from the start; ``what`` is what messages call them.
+
+    Raises:
+      ValueError: one that it has not.
+    """
+    for axis in axes:
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"{what}: {axis} is no axis of a weight of {ndim} axes; allowed are {-ndim} to {ndim - 1}")
+    return [axis % ndim for axis in axes]
+
+
 def packing_axis(shape: Sequence[int], bits: int, stack: Sequence[int] = ()) -> int | None:
     """The axis outside ``stack`` along which codes pack into the fewest bytes, the first of equals; None if none is.
 

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxopt_nn.numerics import named
 from jaxopt_nn.tensors import kernels, layout, operations
 from jaxopt_nn.tensors.base import Tensor
-from jaxopt_nn.tensors.packed import are_counts, float_of, is_float, is_order, require
+from jaxopt_nn.tensors.packed import are_counts, float_name, float_of, is_float, is_order, require
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["factors"], meta_fields=["axes", "order", "float_dtype"])
@@ -53,6 +53,12 @@ class LowRank(Tensor):
     axes: tuple[int, ...] = (1, 1)
     order: tuple[int, ...] | None = None
     float_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where ``float_dtype`` is no float: no file would hold such a tensor."""
+        object.__setattr__(self, "float_dtype", float_name(self.float_dtype, type(self).__name__))
+        if isinstance(self.factors, list):
+            object.__setattr__(self, "factors", tuple(self.factors))
 
     # -- what it is ----------------------------------------------------------------------------------------------------
 

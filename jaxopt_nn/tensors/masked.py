@@ -74,13 +74,15 @@ class Masked(Tensor):
           block: lengths of the blocks in which the mask is the same, along each axis, 1 along stack axes; stored once a block.
 
         Raises:
-          ValueError: a mask of another shape, no entries.
+          TypeError: a mask that is not bool, an inner tensor without codes.
+          ValueError: a mask of another shape, no entries, a stack axis that the weight has not.
         """
+        check_inside("Masked", mask, inner)
         if tuple(mask.shape) != tuple(inner.shape):
             raise ValueError(f"Masked: a mask of shape {tuple(mask.shape)} for a weight of shape {tuple(inner.shape)}")
         if 0 in mask.shape:
             raise ValueError(f"Masked: shape {tuple(mask.shape)} holds no entry; leave the leaf as it is")
-        leading = sorted(a % mask.ndim for a in stack)
+        leading = sorted(layout.axes_from_start(stack, mask.ndim, "Masked: stack"))
         order = [*leading, *(a for a in range(mask.ndim) if a not in leading)]
         trimmed, n = layout.trimmed(order, mask.ndim), len(leading)
         if is_compressed(inner) and inner.zero_code() is None:
@@ -323,6 +325,17 @@ class Masked(Tensor):
             own, first = keep // blocks[axis], np.arange(len(keep)) // blocks[axis] * blocks[axis]
             blocks[axis] = blocks[axis] if np.array_equal(own, own[first]) else 1
         return Masked.pack(np.take(np.asarray(mask), keep, axis=axis), wide, self.stack, blocks)
+
+
+def check_inside(what: str, mask: Any, inner: Any) -> None:
+    """Raises TypeError where a mask is not bool, or a tensor can't stand under one."""
+    if mask.dtype != np.bool_:
+        raise TypeError(f"{what}: the mask is {mask.dtype}; pass bool, True for what is kept, e.g. mask != 0")
+    if is_compressed(inner) and not hasattr(inner, "zero_code"):
+        raise TypeError(
+            f"{what}: {inner.format} has no codes of single weights, of which a mask could keep some; pass an array, "
+            "jaxopt_nn.densify(tensor), or a tensor with codes such as QTensor"
+        )
 
 
 @jax.jit

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxopt_nn.numerics import affine, packing
 from jaxopt_nn.tensors import layout
 from jaxopt_nn.tensors.base import Tensor, is_compressed
-from jaxopt_nn.tensors.masked import Masked
+from jaxopt_nn.tensors.masked import Masked, check_inside
 from jaxopt_nn.tensors.packed import Packed, is_count, require
 
 
@@ -66,9 +66,11 @@ class NofM(Tensor):
           stack: the stack axes, for a ``Masked``.
 
         Raises:
-          ValueError: a mask of another shape, an axis that ``m`` does not divide.
+          TypeError: a mask that is not bool, an inner tensor without codes.
+          ValueError: a mask of another shape, an axis that the weight has not, or that ``m`` does not divide.
         """
-        axis = axis % mask.ndim
+        check_inside("NofM", mask, inner)
+        (axis,) = layout.axes_from_start((axis,), mask.ndim, "NofM: axis")
         if tuple(mask.shape) != tuple(inner.shape) or mask.shape[axis] % m:
             raise ValueError(
                 f"NofM: a mask of shape {tuple(mask.shape)} for a weight of shape {tuple(inner.shape)}, in groups of {m} along "

@@ -38,6 +38,21 @@ def require(condition: bool, tensor: Any, text: str) -> None:
         raise ValueError(f"{type(tensor).__name__}: {text}")
 
 
+def float_name(dtype: Any, what: str) -> str:
+    """The name of a float dtype, as ``float_dtype`` holds it; ``what`` is what messages call the tensor.
+
+    Raises:
+      ValueError: it is the dtype of other numbers, or of nothing.
+    """
+    try:
+        name = "None" if dtype is None else jnp.dtype(dtype).name  # None is float64 to NumPy
+    except TypeError:
+        name = f"{dtype!r:.60}"
+    if not is_float(name):
+        raise ValueError(f"{what}: dtype {name} is no float; pass what densify shall give, such as float32 or bfloat16")
+    return name
+
+
 def is_count(value: Any, least: int = 0) -> bool:
     """Whether a static field is an integer that can be a length."""
     return type(value) is int and least <= value < 2**48

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from jaxopt_nn.numerics import affine
 from jaxopt_nn.tensors import encode
 from jaxopt_nn.tensors.coded import DATA, STATIC, Coded
+from jaxopt_nn.tensors.packed import float_name
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=DATA, meta_fields=STATIC)
@@ -72,11 +74,13 @@ class QTensor(Coded):
           name: what messages call the tensor, such as its path.
 
         Raises:
-          ValueError: bits outside 1 to 8, no entries, a scale or zero that does not fit, a packed stack axis.
+          ValueError: bits outside 1 to 8, no entries, a scale or zero that does not fit, an axis that the weight has not, a
+            packed stack axis, a dtype of no floats.
         """
         scale, zero, axis = encode.checked(x.shape, scale, zero, bits, signed, stack, axis, name)
+        dtype = float_name(x.dtype if dtype is None else dtype, name)
         codes = encode.rounded(x, scale, zero, bits, signed, narrow, axis)
-        return cls._made(codes, scale, zero, bits, signed, dtype or x.dtype, axis, x.shape)
+        return cls._made(codes, scale, zero, bits, signed, dtype, axis, x.shape)
 
     @classmethod
     def from_codes(
@@ -92,8 +96,15 @@ class QTensor(Coded):
         axis: int | None = None,
         name: str = "weight",
     ) -> QTensor:
-        """The stored form of codes that were found elsewhere: integers (of any dtype) within the range of ``bits``."""
+        """The stored form of codes that were found elsewhere: whole numbers (of any dtype) within the range of ``bits``.
+
+        Raises:
+          TypeError: codes that are not whole. ValueError: a code outside the range, or as ``quantize``.
+        """
         scale, zero, axis = encode.checked(codes.shape, scale, zero, bits, signed, stack, axis, name)
+        low, high = affine.code_range(bits, signed)
+        encode.check_codes(codes, low, high, f"{bits} {'signed' if signed else 'unsigned'} bits", name)
+        dtype = float_name(dtype, name)
         return cls._made(encode.stored(codes, bits, signed, axis), scale, zero, bits, signed, dtype, axis, codes.shape)
 
     @classmethod
@@ -104,12 +115,12 @@ class QTensor(Coded):
         zero: Array | None,
         bits: int,
         signed: bool,
-        dtype: DTypeLike,
+        dtype: str,
         axis: int | None,
         shape: tuple[int, ...],
     ) -> QTensor:
         place = (None, None) if axis is None else (axis - len(shape), shape[axis])
-        return cls(codes, scale, zero, bits, signed, jnp.dtype(dtype).name, *place)
+        return cls(codes, scale, zero, bits, signed, dtype, *place)
 
     def levels(self, codes: Array) -> Array:
         return codes

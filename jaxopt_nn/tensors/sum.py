@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxopt_nn.tensors import layout, operations
 from jaxopt_nn.tensors.base import Tensor
-from jaxopt_nn.tensors.packed import float_of, is_float, require
+from jaxopt_nn.tensors.packed import float_name, float_of, is_float, require
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["a", "b"], meta_fields=["float_dtype"])
@@ -36,6 +36,10 @@ class Sum(Tensor):
     a: Any
     b: Any
     float_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where ``float_dtype`` is no float: no file would hold such a tensor."""
+        object.__setattr__(self, "float_dtype", float_name(self.float_dtype, type(self).__name__))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
 from jaxopt_nn.numerics import affine, packing
-from jaxopt_nn.tensors import layout
+from jaxopt_nn.tensors import encode, layout
 from jaxopt_nn.tensors.base import Tensor
 from jaxopt_nn.tensors.codebook import width
 from jaxopt_nn.tensors.decoded import Decoded
-from jaxopt_nn.tensors.packed import Packed, float_of, is_count, is_float, require
+from jaxopt_nn.tensors.packed import Packed, float_name, float_of, is_count, is_float, require
 
 
 @partial(
@@ -79,10 +79,13 @@ class VectorCodebook(Tensor):
           name: what messages call the tensor, such as its path.
 
         Raises:
-          ValueError: no codes, more than 256 vectors, a table that does not fit.
+          ValueError: no codes, more than 256 vectors, a table that does not fit, a code without a vector, an axis that the
+            weight has not, a dtype of no floats.
+          TypeError: codes that are not whole.
         """
-        ndim = codes.ndim - 1
-        stack, along = [a % ndim for a in stack], along % ndim
+        ndim, dtype = codes.ndim - 1, jnp.dtype(float_name(dtype, name))
+        stack = layout.axes_from_start(stack, ndim, f"{name}: stack")
+        (along,) = layout.axes_from_start((along,), ndim, f"{name}: along")
         groups, shape = table.shape[:-3], codes.shape[:-1]
         fits = len(groups) == ndim and all(d in (1, n) for d, n in zip(groups, shape))
         if 0 in shape or not fits or along in stack or table.shape[-3] != codes.shape[-1] or not 1 <= table.shape[-2] <= 256:
@@ -91,8 +94,10 @@ class VectorCodebook(Tensor):
                 f"{along}; needed are codes [..., M], M tables [groups..., M, K, d] with 1 to 256 vectors, 1 or all groups "
                 "along each axis, and an axis of runs that is no stack axis"
             )
+        k = table.shape[-2]
+        encode.check_codes(codes, 0, k - 1, f"a table of {k}", name)
         full = [n if a in stack else d for a, (d, n) in enumerate(zip(groups, shape))]
-        bits, dtype = width(table.shape[-2]), jnp.dtype(dtype)
+        bits = width(k)
         axis = None if bits == 8 else layout.packing_axis(shape, bits, stack)
         packed = codes.astype(jnp.uint8) if axis is None else packing.pack_bits(codes, bits, axis)
         place = (None, None) if axis is None else (axis - ndim, shape[axis])

@@ -129,6 +129,22 @@ def test_edges(method):
         method.pack(bad, state)
 
 
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: jn.ternarize(["twn"]), r"ternarize\(kind=a list\): allowed are 'twn' and 'ttq'"),
+        (lambda: jn.ternarize(scale=["layer"]), r"ternarize\(scale=a list\): allowed are 'channel' and 'layer'"),
+        (lambda: jn.ternarize(threshold=np.ones(3)), r"ternarize\('twn', threshold=an array float64\[3\]\): over the mean"),
+        (lambda: jn.binarize(["layer"]), r"binarize\(scale=a list\): allowed are 'channel', 'layer', a number above 0"),
+        (lambda: jn.binarize(gradient=["clip"]), r"binarize\(gradient=a list\): allowed are 'clip' and 'scaled'"),
+        (lambda: jn.binarize(rounding=np.ones(3)), r"binarize\(rounding=an array float64\[3\]\): allowed are 'nearest' and"),
+    ],
+)
+def test_wrong_arguments_are_errors(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
 def test_nothing_pruned_comes_back_as_a_sign():
     with pytest.raises(ValueError, match="does not keep zeros"):
         jn.chain(jn.prune(sparsity=0.5), jn.binarize()).init({"w": jnp.asarray(W)})

@@ -247,6 +247,50 @@ def test_leaves_of_few_values_lose_nothing(name):
         assert stored.dtype == v["w"].dtype and stored.nbytes < v["w"].nbytes
 
 
+def test_zero_is_one_of_the_values_also_where_no_weight_is_zero():
+    v = {"w": jnp.asarray(np.resize([0.75, -0.5, 1.25], (6, 8)), jnp.float32)}
+    for method in (jn.cluster(4), jn.cluster(3, zero=False)):
+        np.testing.assert_array_equal(viewed(method, v)[0]["w"], v["w"])
+    _, state = viewed(jn.cluster(3), v)
+    np.testing.assert_array_equal(table_of(state), [-0.5, 1.0])
+
+
+METHODS = {
+    "linear": jn.cluster(6), "density": jn.cluster(6, start="density", zero=False),
+    "kmeans++": jn.cluster(6, start="kmeans++", key=0),
+    "exact": jn.cluster(6, exact=True), "all": jn.cluster(6, scope="all"), "vectors": jn.cluster_vectors(6, dim=2, stages=2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("power", [124, -73])  # 2e37 and 1e-22
+@pytest.mark.parametrize("name", METHODS)
+def test_values_go_with_the_weights_at_any_scale(name, power):
+    """Of weights times a power of two the values are those of the weights times that, and finite."""
+    v, method, large = {"w": normal(32, 16)}, METHODS[name], np.float32(2.0) ** power
+    (seen, _), (wide, state) = viewed(method, v), viewed(method, {"w": v["w"] * large})
+    np.testing.assert_allclose(wide["w"], np.asarray(seen["w"]) * large, rtol=1e-6)
+    np.testing.assert_array_equal(method.pack({"w": v["w"] * large}, state)["w"].densify(), wide["w"])
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        *[({name: "no"}, f"{name}='no'.: allowed are True and False") for name in ("zero", "exact", "reassign", "biases")],
+        ({"exact": 1}, "exact=1.: allowed are True and False"),
+        ({"weights": np.ones(3)}, r"weights=an array float64\[3\].: allowed are None, 'inputs' and 'fisher'"),
+        ({"scope": ["leaf"]}, "scope=a list.: allowed are 'leaf', 'group' and 'all'"),
+        ({"start": None}, "start=None.: allowed are 'linear', 'density', 'random' and 'kmeans..'"),
+        ({"ste": "clip"}, "ste='clip'.: allowed are 'none' and 'pass'"),
+        ({"k": 4.0}, "k=4.0.: allowed are the whole numbers 2 to 256"),
+        ({"k": np.ones(3)}, r"k=an array float64\[3\].: allowed are the whole numbers"),
+        ({"scope": "group", "group": True}, "group=True.: allowed are the whole numbers from 1"),
+    ],
+)
+def test_wrong_arguments_are_errors(arguments, said):
+    with pytest.raises(ValueError, match=rf"^cluster\({said}"):
+        jn.cluster(**{"k": 4, **arguments})
+
+
 def test_what_is_not_taken_has_a_reason_and_bad_numbers_are_told():
     v = {"one": jnp.ones((1, 1)), "w": normal(16, 8), "b": normal(64), "i": jnp.zeros((8, 8), jnp.int32)}
     report = {m.path: m.reason for m in jn.explain(jn.cluster(16), v).of("skipped")}

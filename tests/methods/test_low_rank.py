@@ -254,6 +254,17 @@ def test_packed_factors_of_bfloat16_are_rounded_as_those_seen(inner):
     np.testing.assert_array_equal(packed.densify().astype(np.float32), method.view(v, state)["w"].astype(np.float32))
 
 
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+def test_a_leaf_of_64_bits_that_is_left_alone_packs_as_it_is_seen():
+    v = {"w": np.random.default_rng(0).standard_normal((12, 10))}
+    method = low_rank(energy=0.999999)
+    state = method.init(v)
+    packed = method.pack(v, state)["w"]
+    assert not is_compressed(packed)
+    np.testing.assert_array_equal(packed, method.view(v, state)["w"])
+    np.testing.assert_array_equal(packed, v["w"].astype(np.float32))
+
+
 def test_nan_is_an_error():
     v = {"w": f32(8, 8).at[1, 2].set(jnp.nan)}
     for method in (low_rank(2), low_rank(energy=0.5), low_rank(nbytes=0.5)):

@@ -208,9 +208,61 @@ def test_nan_and_wrong_arguments_are_errors():
     method = rate_quantize(1e-3)
     with pytest.raises(ValueError, match="kernel: NaN or Inf among the weights"):
         method.pack({"kernel": v["kernel"].at[0, 0].set(jnp.nan)}, method.init(v))
-    for arguments, said in (
-        ({"penalty": -1.0}, "a number from 0"), ({"penalty": 1e-6, "bits": 1}, "2 to 8"),
-        ({"penalty": 1e-6, "step": 0.0}, "above 0"), ({"penalty": 1e-6, "importance": "rows"}, "None, 'inputs' and 'fisher'"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=said):
-            rate_quantize(**arguments)
+    state = method.init(v)
+    broken = State({"kernel": state.learnt["kernel"] * jnp.nan}, state.carried)
+    with pytest.raises(ValueError, match="kernel: NaN or Inf among the steps; find the step that diverged"):
+        method.pack(v, broken)
+
+
+@pytest.mark.parametrize(
+    "arguments, error, said",
+    [
+        ({"penalty": -1.0}, ValueError, "penalty=-1.0.: what a bit adds to the loss, a number from 0"),
+        ({"penalty": "x"}, TypeError, "penalty='x'.: what a bit adds to the loss"),
+        ({"penalty": None}, TypeError, "penalty=None"),
+        ({"penalty": True}, TypeError, "penalty=True"),
+        ({"penalty": np.ones(3)}, TypeError, r"penalty=an array float64\[3\]"),
+        ({"penalty": np.nan}, ValueError, "penalty=nan"),
+        ({"penalty": lambda step: -1.0}, ValueError, "penalty=-1.0 at step 0.: what a bit adds to the loss, a number from 0"),
+        ({"penalty": lambda step: jnp.ones(3)}, ValueError, r"penalty=an array float32\[3\] at step 0"),
+        ({"penalty": lambda step: None}, ValueError, "penalty=None at step 0"),
+        ({"step": 0.0}, ValueError, "step=0.0.: the first step in root mean squares, above 0"),
+        ({"step": "x"}, ValueError, "step='x'.: the first step in root mean squares"),
+        ({"step": True}, ValueError, "step=True"),
+        ({"bits": 1}, ValueError, "bits=1.: allowed are the whole numbers 2 to 8"),
+        ({"bits": 4.0}, ValueError, "bits=4.0.: allowed are the whole numbers 2 to 8"),
+        ({"importance": "rows"}, ValueError, "importance='rows'.: allowed are None, 'inputs' and 'fisher'"),
+        ({"importance": np.ones(3)}, ValueError, r"importance=an array float64\[3\]"),
+        ({"vectors": "no"}, ValueError, "vectors='no'.: allowed are True and False"),
+    ],
+)
+def test_wrong_arguments_are_errors(arguments, error, said):
+    with pytest.raises(error, match=rf"^rate_quantize\({said}"):
+        rate_quantize(**{"penalty": 1e-6, **arguments})
+
+
+@pytest.mark.parametrize("importance", [None, "inputs"])
+@pytest.mark.parametrize("power", [66, -73, 120])  # 1e20, 1e-22 and 1e36
+def test_codes_are_those_of_the_weights_at_any_scale(power, importance):
+    """The step goes with the weights: of weights times a power of two it is the step times that, and codes are equal."""
+    v, large = weights(11), np.float32(2.0) ** power
+    network = lambda v: Network(lambda v, x: x @ v["kernel"], v)
+    x = np.random.default_rng(12).standard_normal((64, 24), np.float32)
+    x[:, 3] = 0  # of no importance
+    method = rate_quantize(0.0, step=0.4, importance=importance)
+    codes = []
+    for own in (v, {"kernel": v["kernel"] * large}):
+        info = calibrate(network(own), method, [x]) if importance else inspect(network(own).apply, own, x)
+        state = method.init(own, info)
+        stored = method.pack(own, state)["kernel"]
+        np.testing.assert_array_equal(stored.densify(), method.view(own, state)["kernel"])
+        codes.append((np.asarray(stored.elementwise()), float(stored.scale.squeeze())))
+    np.testing.assert_array_equal(codes[0][0], codes[1][0])
+    assert np.abs(codes[0][0]).max() > 2
+    np.testing.assert_allclose(codes[1][1], codes[0][1] * float(large), rtol=1e-4)
+
+
+def test_a_price_that_is_still_rising_is_pending():
+    traits = rate_quantize(optax.linear_schedule(0.0, 2e-6, 10)).traits
+    assert traits.pending(5) == "penalty is at 1e-06 and ends at 2e-06"
+    assert traits.pending(10) is None and rate_quantize(1e-6).traits.pending(0) is None

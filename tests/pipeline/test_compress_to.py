@@ -27,10 +27,10 @@ def test_the_file_has_the_size(tmp_path):
     trials = result.report["trials"]
     last = trials[-1]
     assert abs(last["bytes"] - 4000) <= 80 and len(trials) <= 7
-    file = tmp_path / "run" / f"trial_{len(trials) - 1}" / "network.jn"
+    file = tmp_path / "run" / f"knob_{last['knob']!r}" / "network.jn"
     assert file.stat().st_size == last["bytes"] > file_bytes(result.network)
     assert last["metric"] == result.stages[-1]["metrics"][TASK.headline]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [f"trial_{k}" for k in range(len(trials))]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(f"knob_{trial['knob']!r}" for trial in trials)
     ordered = sorted(trials, key=lambda trial: trial["knob"])
     assert [t["bytes"] for t in ordered] == sorted((t["bytes"] for t in trials), reverse=True)
 
@@ -43,10 +43,34 @@ def test_what_the_knob_cannot_give_is_said():
         compress_to(NETWORK, jumps, TASK, bytes=4000, knob=(0.5, 2.0), trials=4, latency=False)
 
 
+def test_another_size_goes_on_from_the_trials_that_it_has_in_common(tmp_path):
+    """A trial of one knob is never taken for one of another, which another size asks for at the same place."""
+
+    def recipe(step):
+        return [Stage("codes", where("**", rate_quantize(0.0, step=step)), epochs=1, learning_rate=1e-4 * step)]
+
+    options = {"knob": (0.02, 4), "workdir": tmp_path / "run", "latency": False, "tolerance": 0.3}
+    one = compress_to(NETWORK, recipe, TASK, bytes=4000, **options)
+    other = compress_to(NETWORK, recipe, TASK, bytes=2500, **options)
+    assert one.report["trials"][:2] == other.report["trials"][:2] and len(other.report["trials"]) > 2
+    for result, size in ((one, 4000), (other, 2500)):
+        last = result.report["trials"][-1]
+        assert abs(last["bytes"] - size) <= 0.3 * size
+        assert (tmp_path / "run" / f"knob_{last['knob']!r}" / "network.jn").stat().st_size == last["bytes"]
+    knobs = {float(trial["knob"]) for result in (one, other) for trial in result.report["trials"]}
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(f"knob_{knob!r}" for knob in knobs)
+
+
 @pytest.mark.parametrize(
-    "arguments",
-    [{"bytes": 0}, {"bytes": 2.5}, {"knob": (1.0, 1.0)}, {"knob": (0.0, 1.0)}, {"knob": 3.0}, {"tolerance": 0}, {"trials": 1}],
-)
-def test_wrong_arguments_are_errors(arguments):
-    with pytest.raises(ValueError, match=next(iter(arguments))):
+    "arguments, said",
+    [
+        ({"bytes": 0}, "bytes=0.: allowed are the whole numbers from 1"), ({"bytes": 2.5}, "bytes=2.5"),
+        ({"knob": (1.0, 1.0)}, "knob=.1.0, 1.0..: two different values above 0"), ({"knob": (0.0, 1.0)}, "knob"),
+        ({"knob": 3.0}, "knob"), ({"knob": (True, 2)}, "knob=.True, 2..: two different values above 0"),
+        ({"tolerance": 0}, "tolerance=0.: a share of the size"), ({"tolerance": "x"}, "tolerance='x'.: a share of the size"),
+        ({"trials": 1}, "trials=1.: allowed are the whole numbers from 2"), ({"trials": True}, "trials=True"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_errors(arguments, said):
+    with pytest.raises(ValueError, match=rf"^compress_to\({said}"):
         compress_to(NETWORK, by_step, TASK, **{"bytes": 4000, "knob": (0.02, 4.0), **arguments})

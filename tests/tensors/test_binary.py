@@ -127,10 +127,16 @@ def test_a_mask_around_signs_holds_floats():
         ((jnp.ones((2, 3)),), TypeError, "the signs are float32; pass bool, True for"),
         ((jnp.ones((2, 3), bool), jnp.ones((4, 1))), ValueError, "scale"),
         ((jnp.ones((0, 3), bool),), ValueError, "holds no entry"),
+        ((jnp.ones((2, 3), bool), jnp.nan), ValueError, "weight: NaN or Inf among the scales; pass finite ones"),
+        ((jnp.ones((2, 3), bool), jnp.array([[1.0], [jnp.inf]])), ValueError, "weight: NaN or Inf among the scales"),
     ],
 )
 def test_mistakes(arguments, error, said):
     with pytest.raises(error, match=said):
         Binary.from_signs(*arguments)
+    with pytest.raises(ValueError, match="weight: dtype int32 is no float; pass what densify shall give"):
+        Binary.from_signs(jnp.ones((2, 3), bool), dtype=jnp.int32)
+    with pytest.raises(ValueError, match="weight: stack: 5 is no axis of a weight of 2 axes"):
+        Binary.from_signs(jnp.ones((2, 3), bool), stack=(5,))
     with pytest.raises(ValueError, match="name one"):
         make().expand().words()

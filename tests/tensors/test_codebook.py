@@ -77,6 +77,18 @@ def test_bad_arguments_name_the_tensor():
         make(codes, 1, 1, 3, stack=(0,), axis=0)
     with pytest.raises(ValueError, match="holds no entry"):
         make(jnp.zeros((0, 8), int), 1, 1, 3)
+    with pytest.raises(ValueError, match=r"params/k: the code -1 has no value in a table of 3; allowed are 0 to 2: give each"):
+        make(codes.at[0, 3].set(-1), 1, 1, 3)
+    with pytest.raises(TypeError, match="params/k: the codes are float32, not all of them whole; pass integers from 0 to 2"):
+        make(codes + 0.5, 1, 1, 3)
+    for wrong in ((5,), (0, -3)):
+        with pytest.raises(ValueError, match=rf"params/k: stack: {wrong[-1]} is no axis of a weight of 2 axes; .* -2 to 1"):
+            make(codes, 1, 1, 3, stack=wrong)
+    with pytest.raises(ValueError, match="params/k: axis: 2 is no axis of a weight of 2 axes"):
+        make(codes, 1, 1, 3, axis=2)
+    for dtype, said in ((jnp.int8, "int8"), (bool, "bool"), (jnp.complex64, "complex64"), ("half a float", "'half a float'")):
+        with pytest.raises(ValueError, match=f"params/k: dtype {said} is no float; pass what densify shall give"):
+            make(codes, 1, 1, 3, dtype=dtype)
 
 
 FORMS = {
@@ -299,6 +311,23 @@ def test_a_vector_codebook_says_what_it_is():
     assert vectors(k=16, stages=2)[0].describe() == "2 x 4 bits a run of 2, 16 shared vectors"
     with pytest.raises(ValueError, match=r"weight: codes of shape \(6, 4, 1\) and a table of shape \(1, 2, 5, 2\)"):
         jn.VectorCodebook.from_codes(jnp.zeros((6, 4, 1), int), jnp.ones((1, 2, 5, 2)), along=1)
+
+
+def test_bad_vectors_name_the_tensor():
+    codes, table = jnp.zeros((6, 4, 1), int), jnp.ones((1, 1, 1, 5, 2))
+    make = lambda codes=codes, **kw: jn.VectorCodebook.from_codes(codes, table, **{"along": 1, "name": "params/k", **kw})
+    with pytest.raises(ValueError, match="params/k: the code 5 has no value in a table of 5; allowed are 0 to 4"):
+        make(codes + 5)
+    with pytest.raises(ValueError, match="params/k: the code -1 has no value"):
+        make(codes - 1)
+    with pytest.raises(TypeError, match="params/k: the codes are float32, not all of them whole"):
+        make(codes + 0.5)
+    with pytest.raises(ValueError, match="params/k: along: 2 is no axis"):
+        make(along=2)
+    with pytest.raises(ValueError, match="params/k: stack: -3 is no axis"):
+        make(stack=(-3,))
+    with pytest.raises(ValueError, match="params/k: dtype int8 is no float"):
+        make(dtype=jnp.int8)
 
 
 @pytest.mark.parametrize("made", [lambda: drawn((6, 8), (1, 4), 5, True), lambda: vectors(stages=2)], ids=["values", "vectors"])

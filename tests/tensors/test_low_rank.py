@@ -46,6 +46,22 @@ CASES = {
 }
 
 
+def test_a_list_of_factors_is_a_tuple():
+    left, right = f32(8, 3), f32(3, 6)
+    made = LowRank([left, right])
+    assert made.factors == (left, right) and jax.tree.structure(made) == jax.tree.structure(LowRank((left, right)))
+    made.check()
+
+
+@pytest.mark.parametrize("wrong", ["int32", "complex64", "flaot32", None, 3])
+def test_what_densify_gives_is_a_float(wrong):
+    """As the file has it: what it would refuse can't be made."""
+    for make in (lambda name: Sum(f32(2, 2), f32(2, 2), name), lambda name: LowRank((f32(2, 1), f32(1, 2)), float_dtype=name)):
+        with pytest.raises(ValueError, match=rf"(Sum|LowRank): dtype '?{wrong}'? is no float; pass what densify shall give"):
+            make(wrong)
+        assert make(jnp.bfloat16).float_dtype == "bfloat16"
+
+
 def values(tensor, equation):
     factors = [np.asarray(x.densify() if is_compressed(x) else x, np.float64) for x in tensor.factors]
     return np.einsum(equation, *factors)

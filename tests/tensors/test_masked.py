@@ -15,8 +15,11 @@ from jaxopt_nn.formulations import products
 from jaxopt_nn.formulations.prepare import prepare
 from jaxopt_nn.numerics import affine, topk
 from jaxopt_nn.tensors.base import CompressedTensor
+from jaxopt_nn.tensors.low_rank import LowRank
 from jaxopt_nn.tensors.masked import Masked
+from jaxopt_nn.tensors.n_of_m import NofM
 from jaxopt_nn.tensors.qtensor import QTensor
+from jaxopt_nn.tensors.sum import Sum
 
 
 def normal(shape, seed=0, dtype=jnp.float32):
@@ -259,3 +262,16 @@ def test_bad_arguments():
         Masked.pack(np.ones((2, 3), bool), jnp.ones((3, 2)))
     with pytest.raises(ValueError, match="holds no entry"):
         Masked.pack(np.ones((0, 3), bool), jnp.ones((0, 3)))
+    with pytest.raises(ValueError, match="Masked: stack: 5 is no axis of a weight of 2 axes; allowed are -2 to 1"):
+        Masked.pack(np.ones((2, 3), bool), jnp.ones((2, 3)), stack=(5,))
+
+
+@pytest.mark.parametrize("pack", [Masked.pack, lambda mask, inner: NofM.pack(mask, inner, 2, 1)], ids=["Masked", "NofM"])
+def test_what_can_stand_under_a_mask(pack):
+    mask, low_rank = np.eye(2, dtype=bool), LowRank((jnp.ones((2, 1)), jnp.ones((1, 2))))
+    with pytest.raises(TypeError, match=r"the mask is float64; pass bool, True for what is kept, e.g. mask != 0"):
+        pack(mask * 0.5, jnp.ones((2, 2)))
+    for inner in (low_rank, Sum(low_rank, low_rank), Masked.pack(mask, jnp.ones((2, 2)))):
+        with pytest.raises(TypeError, match=r"no codes of single weights, .* pass an array, jaxopt_nn.densify\(tensor\), or"):
+            pack(mask, inner)
+    same(pack(mask, low_rank.densify()).densify(), mask.astype(np.float32))

@@ -141,6 +141,17 @@ def test_bad_arguments_name_the_tensor():
         QTensor.quantize(jnp.ones((0, 8)), s, bits=4)
     with pytest.raises(ValueError, match="stack axis"):
         QTensor.quantize(x, s, bits=4, stack=(0,), axis=0)
+    with pytest.raises(ValueError, match="params/k: stack: 5 is no axis of a weight of 2 axes; allowed are -2 to 1"):
+        QTensor.quantize(x, s, bits=4, stack=(5,), name="params/k")
+    with pytest.raises(ValueError, match="params/k: dtype int32 is no float"):
+        QTensor.quantize(x, s, bits=4, dtype=jnp.int32, name="params/k")
+    codes = jnp.zeros((6, 8), int)
+    with pytest.raises(ValueError, match="params/k: the code 8 has no value in 4 signed bits; allowed are -8 to 7"):
+        QTensor.from_codes(codes + 8, s, bits=4, name="params/k")
+    with pytest.raises(ValueError, match="params/k: the code -1 has no value in 4 unsigned bits; allowed are 0 to 15"):
+        QTensor.from_codes(codes - 1, s, bits=4, signed=False, name="params/k")
+    with pytest.raises(TypeError, match="params/k: the codes are float32, not all of them whole; pass integers from -8 to 7"):
+        QTensor.from_codes(codes + 0.5, s, bits=4, name="params/k")
 
 
 def test_is_a_compressed_tensor_and_no_array():
