@@ -9,9 +9,9 @@ images (``--config.data.validation=10000``): 91.12 % float, 91.01 % in 6,491 byt
 
 About 13 minutes on 2 cores (AMD EPYC); one epoch takes half a minute.
 Expected, JAX 0.10.2, seeds 0 to 2, test data: float 90.88 % (standard deviation 0.21), then 90.81 % (0.06): 90.78, 90.78 and
-90.88 %, in files of 6,409, 6,430 and 6,635 bytes for 1,724,320: 266 times smaller. Float was trained for 6 epochs and the recipe
-for 20 more; ``--config.control=True`` says what the same training gives without a price: 8 more epochs gave seed 0 91.95 %
-(``deep_compression_lenet5``). Oktay et al. (2020) report 606 times on MNIST.
+90.88 %, in files of 6,409, 6,430 and 6,635 bytes for 1,724,320: 266 times smaller. Float was trained for 6 epochs and the
+recipe for 20 more; ``--config.control=True`` says what the same training gives without a price: 8 more epochs gave seed 0
+91.95 % (``deep_compression_lenet5``). Oktay et al. (2020) report 606 times on MNIST.
 """
 
 from ml_collections import ConfigDict
