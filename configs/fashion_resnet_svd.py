@@ -8,11 +8,11 @@ channels, 3 x 3, 1 x 1 back. Ranks are multiples of 8 and share one budget of mu
 factors. The control trains the whole network for these 4 epochs as well.
 
 About 4 minutes on 2 cores (AMD EPYC). Expected, JAX 0.10.2, seed 0, test data; times over the dense network's, of networks
-that take turns, with 95 % intervals, on a busy machine:
+that take turns, with 95 % intervals:
 
     network     MACs        bytes     accuracy, %   time at a batch of 256    at a batch of 1
     dense       3,151,744   447,272   90.90         1                         1
-    factored    1,575,936   271,912   91.58         0.60 (0.41 to 0.68)       1.25 (1.19 to 1.28)
+    factored    1,575,936   271,912   91.58         0.63 (0.60 to 0.65)       1.26 (1.20 to 1.31)
     control     3,151,744   447,272   91.53         1                         1
 
 Ranks are 24 and 24 of 48 in the first block, and 40 and 40 of 64 in the last convolution; the one from 48 to 64 channels stays
